@@ -1,0 +1,1 @@
+"""fedkd: federated learning that shares knowledge instead of data."""

@@ -1,0 +1,106 @@
+"""The vocabulary of fedkd: every other file speaks in these words. Read this first.
+
+Letters in shape comments: B batch, C classes, D features of the embedding, K clients, S local steps, N examples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+"""Named tensors: the parameters and buffers of one network, or any other part of a state."""
+
+State = dict[str, Tensors]
+"""``{part: {key: tensor}}``: what is on the wire is what is in memory is what is in the checkpoint."""
+
+Metrics = dict[str, Tensor]
+"""Named tensors of any fixed shape that a loss gives besides its value; the training loop sums them over steps."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learnt: images of one ``shape`` (channels, height, width) into ``num_classes`` classes."""
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+
+
+class Output(NamedTuple):
+    """What a classifier says of a batch: logits [B, C], the embedding that its head reads [B, D], and the maps of its stages."""
+
+    logits: Tensor
+    embedding: Tensor
+    stages: tuple[Tensor, ...] = ()
+
+
+Loss = Callable[[Output, Output, Tensor], Tensor]
+"""``(student, teacher, y [B]) -> [B]``: a loss never reduces; means stand in strategies and distillers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled images, kept as they are stored; they become floats batch by batch.
+
+    Args:
+        x: images [N, channels, height, width], unsigned bytes.
+        y: labels [N], int64, in 0..C-1.
+        scale: the byte that counts as 1.0 (255 for ordinary images, 16 for scikit-learn's digits).
+        mean: per channel, subtracted after scaling.
+        std: per channel, divided by.
+        digest: hash of the decoded content, so that a run is known by its data and not by a path.
+    """
+
+    x: Tensor
+    y: Tensor
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str = ""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The images at ``index`` (any shape) as floats: ``(x / scale - mean) / std``."""
+        x = self.x[index].to(dtype)
+        factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
+        return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
+
+    def subset(self, index: np.ndarray | Tensor) -> "Examples":
+        """The examples at ``index`` [n], copied."""
+        index = torch.as_tensor(index, dtype=torch.int64)
+        return Examples(self.x[index], self.y[index], self.scale, self.mean, self.std)
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same examples on ``device``; itself if they are there already."""
+        if self.x.device == torch.device(device):
+            return self
+        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who holds what: ``train[k]`` and ``test[k]`` are the indices, ascending, of client k's own examples."""
+
+    train: list[np.ndarray]
+    test: list[np.ndarray]
+    num_draws: int = 1
+    """How many random splits were drawn until one obeyed the rules; 1 if the first did."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the server sees of a client, and all it sees."""
+
+    client: int
+    num_examples: int
+    architecture: str
+    state: State
+    metrics: dict[str, float] = field(default_factory=dict)
