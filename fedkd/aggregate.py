@@ -1,0 +1,56 @@
+"""Means over clients: of tensors, of BatchNorm statistics, of scores. Floats are summed in the order given."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedkd.train import load
+from fedkd.types import State, Tensors
+
+
+def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """The weighted mean, floats summed in the order given; integer buffers (batch counts) take the largest."""
+    mean: Tensors = {}
+    for key, first in models[0].items():
+        values = torch.stack([model[key] for model in models])
+        if not first.is_floating_point():
+            mean[key] = values.amax(0)
+            continue
+        total = values[0] * weights[0]
+        for value, weight in zip(values[1:], weights[1:]):
+            total = total + value * weight
+        mean[key] = total
+    return mean
+
+
+def mean_statistics(memories: Sequence[State]) -> Tensors:
+    """The example-weighted mean of the BatchNorm statistics that clients keep, over those that have trained; {} if none."""
+    trained = [m for m in memories if "statistics" in m and int(m["client"]["last_round"]) > 0]
+    sizes = [int(m["client"]["num_examples"]) for m in trained]
+    return average([m["statistics"] for m in trained], [size / sum(sizes) for size in sizes]) if trained else {}
+
+
+def assemble(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:
+    """A copy of ``module`` in eval mode that holds ``tensors``, and ``initial`` where they are silent."""
+    model = copy.deepcopy(module)
+    load(model, {**initial, **{key: value.to(initial[key].device) for key, value in tensors.items()}})
+    return model.eval()
+
+
+def own_labels(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
+    """Metrics of clients on their own test shards, from ``(examples, correct)`` of each; clients without examples do not count.
+
+    The worst tenth is the mean accuracy of the lowest tenth of clients (at least one), the spread the population standard
+    deviation over clients; both give every client the same weight.
+    """
+    counts = [(n, c) for n, c in counts if n > 0]
+    if not counts:
+        return None
+    each = torch.tensor([c / n for n, c in counts], dtype=torch.float64).sort().values
+    return {
+        "accuracy_own_labels": sum(c for _, c in counts) / sum(n for n, _ in counts),
+        "accuracy_worst_tenth": each[: max(1, len(each) // 10)].mean().item(),
+        "accuracy_spread": each.std(correction=0).item(),
+    }

@@ -1,0 +1,73 @@
+"""State on disk: safetensors, written atomically, known by a header of its own."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from fedkd.types import State
+from fedkd.wire import flatten, unflatten
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after ``round`` rounds: the server's state and every client's memory."""
+
+    round: int
+    config: str
+    state: State
+    memories: Mapping[int, State]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """``path`` holds all of ``content`` or what it held before, whatever happens in between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
+    """Write ``checkpoint.safetensors``, which says in its header what it is, and ``checkpoint.json``, the same for people."""
+    tensors = {f"server|{name}": value for name, value in flatten(checkpoint.state).items()}
+    for client, memory in checkpoint.memories.items():
+        tensors |= {f"{client}|{name}": value for name, value in flatten(memory).items()}
+    header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "finished": checkpoint.round == rounds}
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"fedkd": json.dumps(header)})
+    write_atomically(folder / "checkpoint.safetensors", content)
+    write_atomically(folder / "checkpoint.json", (json.dumps(header, indent=1) + "\n").encode())
+
+
+def read_header(folder: Path) -> dict[str, object] | None:
+    """What the checkpoint in ``folder`` says of itself; None where there is none.
+
+    Raises:
+        ValueError: the file is there and is not a checkpoint of fedkd.
+    """
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["fedkd"])
+    except Exception as error:
+        raise ValueError(f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it anew") from error
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``, which must have one."""
+    header = read_header(folder)
+    assert header is not None, f"no checkpoint in {folder}"
+    parts: dict[str, dict] = {}
+    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        for name in file.keys():
+            owner, _, rest = name.partition("|")
+            parts.setdefault(owner, {})[rest] = file.get_tensor(name)
+    state = unflatten(parts.pop("server", {}))
+    return Checkpoint(int(header["round"]), str(header["config"]), state, {int(k): unflatten(v) for k, v in sorted(parts.items(), key=lambda kv: int(kv[0]))})

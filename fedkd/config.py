@@ -1,0 +1,178 @@
+"""The run's schema, and parts built from their own signatures. (The only Hydra import in fedkd.)
+
+There are two schemas and no third place: the run is the dataclass below; a part (strategy, data, model, ...) is described by
+the signature that its ``_target_`` names. Defaults stand in conf/ alone.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from fedkd.check import require
+
+
+@dataclass
+class Evaluation:
+    """When and how models are scored: every so many rounds, in batches of this size."""
+
+    every: int
+    batch_size: int
+
+
+@dataclass
+class Run:
+    """One experiment. Keys that cannot change a result are left out of its hash (see :func:`identity`).
+
+    Args:
+        name: folder under ``output`` that groups runs.
+        seed: root of all randomness.
+        rounds: federated rounds.
+        num_clients: the population.
+        clients_per_round: how many of it train in a round.
+        local_steps: optimizer steps of a client in a round; null with ``local_epochs``.
+        local_epochs: passes over a client's data in a round; null with ``local_steps``.
+        batch_size: of local training.
+        precision: ``float32`` or ``float64``, of weights and images.
+        device: ``cpu`` or ``cuda``.
+        on_client_failure: ``raise``, ``retry`` or ``drop``.
+        retries: attempts after the first, for ``retry``.
+        timeout: seconds that a phase of a round may take.
+        checkpoint_every: rounds between checkpoints; the last round always makes one.
+        output: where run folders go.
+        progress: show a progress bar.
+        choices: names of the yaml files that were chosen, filled in by the command.
+    """
+
+    name: str
+    seed: int
+    rounds: int
+    num_clients: int
+    clients_per_round: int
+    local_steps: int | None
+    local_epochs: int | None
+    batch_size: int
+    precision: str
+    device: str
+    on_client_failure: str
+    retries: int
+    timeout: float
+    checkpoint_every: int
+    output: str
+    progress: bool
+    evaluation: Evaluation
+    data: dict[str, Any]
+    partition: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    strategy: dict[str, Any]
+    engine: dict[str, Any]
+    choices: dict[str, str] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(name="schema", node=Run)
+
+PARTS = ("data", "partition", "model", "optimizer", "strategy", "engine")
+WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "choices")
+PLACES = ("root", "path", "cache", "download")
+
+
+def check(config: DictConfig) -> None:
+    """Everything that the run's own keys must obey, before any work.
+
+    Raises:
+        ValueError: naming the key, the rule and the value.
+    """
+    for key in ("rounds", "num_clients", "clients_per_round", "batch_size", "checkpoint_every", "evaluation.every", "evaluation.batch_size"):
+        value = OmegaConf.select(config, key)
+        require(value is not None and value >= 1, key, "must be >= 1", value)
+    population = f"must be at most num_clients ({config.num_clients})"
+    require(config.clients_per_round <= config.num_clients, "clients_per_round", population, config.clients_per_round)
+    steps, epochs = config.local_steps, config.local_epochs
+    require((steps is None) != (epochs is None), "local_steps", f"or local_epochs must be set, and not both (local_epochs={epochs})", steps)
+    require((steps or epochs or 0) >= 1, "local_steps" if epochs is None else "local_epochs", "must be >= 1", steps if epochs is None else epochs)
+    choices = {"precision": ("float32", "float64"), "on_client_failure": ("raise", "retry", "drop")}
+    for key, allowed in choices.items():
+        require(config[key] in allowed, key, f"must be one of {', '.join(allowed)}", config[key])
+    require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
+    require(config.retries >= 0, "retries", "must be >= 0", config.retries)
+    require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
+    require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
+    for part in PARTS:
+        check_types(OmegaConf.to_container(config[part], resolve=True), part)
+
+
+def check_types(node: Mapping[str, Any], key: str) -> None:
+    """Compare a part's values with the annotations of the signature that its ``_target_`` names, and its parts' likewise.
+
+    Raises:
+        ValueError: naming the key, the rule and the value.
+    """
+    require("_target_" in node, f"{key}._target_", "must name a class or function", node)
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise ValueError(f"{key}._target_ must be importable, got {node['_target_']!r}: {error}") from error
+    signature = inspect.signature(target)
+    known = {name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    open_ended = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
+    hints = {name: p.annotation for name, p in signature.parameters.items()}
+    for name, value in node.items():
+        if name in ("_target_", "_partial_"):
+            continue
+        require(name in known or open_ended, f"{key}.{name}", f"must be a parameter of {target.__name__} ({', '.join(sorted(known))})", value)
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_types(value, f"{key}.{name}")
+        elif name in hints:
+            check_type(hints[name], value, f"{key}.{name}")
+
+
+def check_type(hint: Any, value: Any, key: str) -> None:
+    """Refuse ``value`` where it is not what ``hint`` says; lists pass for tuples, integers for floats."""
+    if hint is inspect.Parameter.empty or isinstance(hint, str):
+        return
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return
+    try:
+        adapter.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise ValueError(f"{key} must be {rule}, got {value!r}") from None
+
+
+def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
+    """The object that ``config[part]`` describes; ``args`` and ``kwargs`` are handed to its ``_target_``.
+
+    Raises:
+        ValueError: as raised by the object, with the path to the part in front of it.
+    """
+    try:
+        return instantiate(config[part], *args, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        where = re.search(r"full_key: (\S+)", str(error))
+        raise ValueError(f"{where.group(1) if where else part}.{error.__cause__}") from error.__cause__
+
+
+def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
+    """Twelve hexadecimal digits that stand for everything that can change the result.
+
+    Left out: engine, output, progress, failure policy and paths. Data counts by the content of ``digests``.
+    """
+    node = OmegaConf.to_container(config, resolve=True)
+    kept = {key: value for key, value in node.items() if key not in WITHOUT_EFFECT}
+    for part in ("data", "partition"):
+        kept[part] = {key: value for key, value in kept[part].items() if key not in PLACES}
+    return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]

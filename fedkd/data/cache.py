@@ -1,0 +1,189 @@
+"""Images are decoded once, then shared: a checked cache of memory-mapped arrays.
+
+An entry is a directory ``<name>-<hash of the key>`` with one ``.npy`` per array and ``meta.json``: each file's size and checksum,
+and the content's digest. It is written beside its place and renamed into it, by one process at a time. An entry that was
+truncated, tampered with or left half-written is noticed when it is opened, and built anew.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fedkd.data.digest import content_digest, file_digest, json_digest
+
+log = logging.getLogger("fedkd")
+
+FORMAT = 1
+"""Counts the layouts of an entry; part of every key, so that a new layout never meets an old entry."""
+
+Allocate = Callable[[str, tuple[int, ...], str], np.ndarray]
+"""``(name, shape, dtype) -> array`` on disk, to be filled."""
+
+Decode = Callable[[Allocate], tuple[str, ...]]
+"""Allocates and fills the arrays, and gives the names of the classes."""
+
+_verified: set[tuple] = set()
+"""Entries that this process has checked, by path and by the stat of every file: a changed file is checked again."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """Decoded data: arrays by name, the classes' names, and a digest of the arrays that knows of no path."""
+
+    arrays: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+    digest: str
+
+
+class _Damaged(Exception):
+    """Why an entry cannot be trusted."""
+
+
+def directory(cache: str | None) -> Path:
+    """Where entries stand: ``cache``, or ``$XDG_CACHE_HOME/fedkd``, or ``~/.cache/fedkd``. Created if it is missing.
+
+    Raises:
+        ValueError: naming ``cache``, when the directory cannot be created.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
+    path = Path(cache).expanduser().absolute() if cache else home
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write at ``path`` into the error of a user who chose the wrong directory."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cache must be a directory that can be written and has room, got {str(path)!r} ({error}); set data.cache to another"
+        ) from error
+
+
+@contextmanager
+def lock(directory: Path, name: str) -> Iterator[None]:
+    """Let one process of this machine into the block at a time."""
+    guard = FileLock(directory / f"{name}.lock")
+    with writing(directory):
+        try:
+            guard.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for the process that holds %s", guard.lock_file)
+            guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def load(cache: str | None, name: str, key: Mapping[str, object], decode: Decode) -> Content:
+    """The content that ``key`` stands for: read from the cache, decoded into it first if need be.
+
+    Args:
+        cache: the directory of entries; None is the user's cache directory.
+        name: what the entry is called, for people.
+        key: everything that determines the decoded content, of types that JSON knows.
+        decode: fills the arrays; it is called by at most one process at a time.
+
+    Raises:
+        ValueError: naming ``cache`` when it cannot be written; and what ``decode`` raises.
+    """
+    root = directory(cache)
+    entry = root / f"{name}-{json_digest({'format': FORMAT, **key})}"
+    content = _attempt(entry)
+    if content is None:
+        with lock(root, entry.name):
+            content = _attempt(entry)  # another process may have built it while this one waited
+            if content is None:
+                _build(entry, decode)
+                content = _read(entry)
+    return content
+
+
+def _attempt(entry: Path) -> Content | None:
+    """The entry's content; None if there is none that can be trusted."""
+    try:
+        return _read(entry) if entry.exists() else None
+    except _Damaged as error:
+        log.warning("cache entry %s is damaged (%s): decoding anew", entry, error)
+        return None
+
+
+def _read(entry: Path) -> Content:
+    """Open an entry, checking every file's size and checksum once per process."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text())
+        _verify(entry, meta)
+        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="c") for name in meta["content"]["files"]}
+        return Content(arrays, tuple(meta["content"]["class_names"]), meta["content"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(str(error)) from error
+
+
+def _verify(entry: Path, meta: dict) -> None:
+    """Compare the entry's files with ``meta``, and ``meta`` with its own checksum."""
+    content = meta["content"]
+    paths = [entry / f"{name}.npy" for name in content["files"]]
+    stats = [path.stat() for path in (entry / "meta.json", *paths)]
+    mark = (str(entry), *((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
+    if mark in _verified:
+        return
+    if meta["checksum"] != json_digest(content):
+        raise _Damaged("meta.json does not match its own checksum")
+    for path, expected in zip(paths, content["files"].values()):
+        if path.stat().st_size != expected["size"]:
+            raise _Damaged(f"{path.name} holds {path.stat().st_size} bytes instead of {expected['size']}")
+        if file_digest(path) != expected["checksum"]:
+            raise _Damaged(f"{path.name} does not match its checksum")
+    _verified.add(mark)
+
+
+def _build(entry: Path, decode: Decode) -> None:
+    """Decode into a directory beside ``entry``, then rename it; whoever calls holds the entry's lock."""
+    log.info("decoding images into %s", entry)
+    for orphan in entry.parent.glob(f".{entry.name}.*"):  # of builders that were killed: the lock says that none is alive
+        shutil.rmtree(orphan, ignore_errors=True)
+    temporary = entry.parent / f".{entry.name}.{os.getpid()}"
+    try:
+        with writing(entry.parent):
+            temporary.mkdir()
+        arrays: dict[str, np.ndarray] = {}
+        class_names = decode(lambda name, shape, dtype: arrays.setdefault(name, _allocate(temporary / f"{name}.npy", shape, dtype)))
+        with writing(entry.parent):
+            _finish(temporary, arrays, class_names)
+            shutil.rmtree(entry, ignore_errors=True)  # a damaged one; whoever has it open keeps its pages
+            temporary.rename(entry)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A new array on disk whose blocks are reserved: a full disk is an error here instead of a crash on writing."""
+    with writing(path.parent):
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _finish(folder: Path, arrays: Mapping[str, np.memmap], class_names: tuple[str, ...]) -> None:
+    """Flush the arrays and describe them in ``meta.json``."""
+    files = {}
+    for name, array in arrays.items():
+        array.flush()
+        path = folder / f"{name}.npy"
+        files[name] = {"size": path.stat().st_size, "shape": list(array.shape), "checksum": file_digest(path)}
+    content = {"files": files, "class_names": list(class_names), "digest": content_digest(arrays)}
+    (folder / "meta.json").write_text(json.dumps({"content": content, "checksum": json_digest(content)}, indent=1))

@@ -1,0 +1,30 @@
+"""CIFAR-10 and CIFAR-100 in the original files: pickled batches of which torchvision knows the MD5."""
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torchvision.datasets
+from torchvision.datasets import VisionDataset
+
+from fedkd.data.vision import Vision
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR10(Vision):
+    """50,000 and 10,000 colour images of 32x32 pixels, 10 classes."""
+
+    dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.CIFAR10
+    channels: ClassVar[int] = 3
+
+    def required(self, train: bool) -> dict[str, str | None]:
+        published = dict(self.dataset.train_list if train else self.dataset.test_list)
+        published[self.dataset.meta["filename"]] = self.dataset.meta["md5"]
+        return {os.path.join(self.dataset.base_folder, name): md5 for name, md5 in published.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR100(CIFAR10):
+    """50,000 and 10,000 colour images of 32x32 pixels, 100 fine classes."""
+
+    dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.CIFAR100

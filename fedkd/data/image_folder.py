@@ -1,0 +1,74 @@
+"""Images in folders named after their classes: ``root/train/<class>/*.png`` and ``root/test/<class>/*.png``."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fedkd.check import require
+from fedkd.data.cache import Allocate
+from fedkd.data.images import check_channels, check_size, fill, pixels, reading
+from fedkd.data.source import Source
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Source):
+    """Classes are the folders in ``root/train``, in alphabetical order; files of other kinds and hidden ones are passed over.
+
+    Args:
+        size: (height, width) in pixels to resize to, bicubic; null where all images have one size already.
+        channels: 1 (grey) or 3 (colour).
+    """
+
+    size: Sequence[int] | None
+    channels: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.size)
+        check_channels(self.channels)
+
+    @property
+    def name(self) -> str:
+        return "image_folder"
+
+    def recipe(self) -> dict[str, object]:
+        return {"size": None if self.size is None else list(self.size), "channels": self.channels}
+
+    def files(self) -> list[Path]:
+        return [path for part in ("train", "test") for paths in self._by_class(part).values() for path in paths]
+
+    def decode(self, new: Allocate) -> tuple[str, ...]:
+        class_names = tuple(self._by_class("train"))
+        for part in ("train", "test"):
+            by_class = self._by_class(part)
+            num_examples = sum(map(len, by_class.values()))
+            fill(new, part, num_examples, self._examples_of(by_class, class_names), len(class_names), str(self.folder / part))
+        return class_names
+
+    def _by_class(self, part: str) -> dict[str, list[Path]]:
+        """The images of each class, in alphabetical order."""
+        folder = self.folder / part
+        if not folder.is_dir():
+            raise self.missing(folder, "point data.root to a folder with train/<class>/ and test/<class>/")
+        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        by_class = {path.name: sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".") for path in classes}
+        require(len(classes) > 0, str(folder), "must hold one folder of images per class", 0)
+        if part == "train":
+            empty = [name for name, paths in by_class.items() if not paths]
+            require(not empty, str(folder), f"must hold at least one image ({', '.join(SUFFIXES)}) of every class; empty ones", empty)
+        else:
+            unknown = sorted(set(by_class) - set(self._by_class("train")))
+            require(not unknown, str(folder), "must hold classes of the training folder only", unknown)
+        return by_class
+
+    def _examples_of(self, by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
+        for name, paths in by_class.items():
+            for path in paths:
+                with reading(str(path)), Image.open(path) as image:
+                    image.load()
+                yield pixels(image, self.channels, self.size, str(path)), class_names.index(name)

@@ -1,0 +1,114 @@
+"""Images in Parquet files: ``root/train.parquet`` and ``root/test.parquet``, one row an image."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fedkd.check import require
+from fedkd.data.cache import Allocate
+from fedkd.data.images import check_channels, check_size, damaged, fill, pixels, reading
+from fedkd.data.source import Source
+
+BATCH_ROWS = 1024
+"""Rows read at a time: memory stays small however large the file is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(Source):
+    """A column of encoded images (PNG, JPEG, ...) and a column of whole-numbered labels.
+
+    Args:
+        image_column: bytes, or a struct with a field ``bytes``.
+        label_column: integers 0..C-1.
+        names_key: key of the schema's metadata that holds the C class names, separated by spaces; null, or a key that is not there,
+            means classes without names, as many as the largest training label demands.
+        size: (height, width) in pixels to resize to, bicubic; null where all images have one size already.
+        channels: 1 (grey) or 3 (colour).
+    """
+
+    image_column: str
+    label_column: str
+    names_key: str | None
+    size: Sequence[int] | None
+    channels: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.size)
+        check_channels(self.channels)
+
+    @property
+    def name(self) -> str:
+        return "parquet"
+
+    def recipe(self) -> dict[str, object]:
+        size = None if self.size is None else list(self.size)
+        columns = [self.image_column, self.label_column, self.names_key]
+        return {"size": size, "channels": self.channels, "columns": columns}
+
+    def files(self) -> list[Path]:
+        paths = [self.folder / "train.parquet", self.folder / "test.parquet"]
+        for path in paths:
+            if not path.is_file():
+                raise self.missing(path, "point data.root to the folder that holds train.parquet and test.parquet")
+        return paths
+
+    def decode(self, new: Allocate) -> tuple[str, ...]:
+        train, test = self.files()
+        with self._open(train) as file:
+            names = self._class_names(file.schema_arrow)
+            labels = fill(new, "train", file.metadata.num_rows, self._rows(file, train), len(names) or None, str(train))
+        with self._open(test) as file:
+            fill(new, "test", file.metadata.num_rows, self._rows(file, test), len(names) or int(labels.max()) + 1, str(test))
+        return names
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        """A file of which the schema has the columns that are asked for."""
+        with reading(str(path)):
+            file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        for parameter, column in (("image_column", self.image_column), ("label_column", self.label_column)):
+            require(column in schema.names, parameter, f"must be a column of {path} ({', '.join(schema.names)})", column)
+        kind = schema.field(self.label_column).type
+        require(pa.types.is_integer(kind), "label_column", f"must hold integers in {path}", str(kind))
+        kind = _bytes_type(schema.field(self.image_column).type)
+        require(pa.types.is_binary(kind) or pa.types.is_large_binary(kind), "image_column", f"must hold bytes in {path}", str(kind))
+        return file
+
+    def _class_names(self, schema: pa.Schema) -> tuple[str, ...]:
+        stored = (schema.metadata or {}).get((self.names_key or "").encode(), b"")
+        return tuple(stored.decode().split())
+
+    def _rows(self, file: pq.ParquetFile, path: Path) -> Iterator[tuple[np.ndarray, int]]:
+        row = 0
+        with reading(str(path)):
+            batches = file.iter_batches(BATCH_ROWS, columns=[self.image_column, self.label_column])
+        while True:
+            with reading(str(path)):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            images, labels = batch.column(self.image_column), batch.column(self.label_column)
+            images = images.field("bytes") if pa.types.is_struct(images.type) else images
+            for encoded, label in zip(images, labels):
+                where = f"{path}, row {row}"
+                if not encoded.is_valid or not label.is_valid:
+                    raise damaged(where, "the image or the label is null")
+                yield self._decode(encoded.as_py(), where), label.as_py()
+                row += 1
+
+    def _decode(self, encoded: bytes, where: str) -> np.ndarray:
+        with reading(where):
+            image = Image.open(io.BytesIO(encoded))
+        return pixels(image, self.channels, self.size, where)
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the bytes themselves, in a column or in the field ``bytes`` of a struct."""
+    return kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind

@@ -1,0 +1,31 @@
+"""A weighted mean of teachers is a teacher."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fedkd.types import Output
+
+Teacher = Callable[[Tensor], Output]
+
+
+class Ensemble:
+    """``logits(x) = sum_k weights_k logits_k(x)``; the embedding is the members' side by side.
+
+    Args:
+        members: functions from images [B, channels, height, width] to an Output, in eval mode.
+        weights: one a member; uniform, summing to one, if None.
+    """
+
+    def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
+        if not members:
+            raise ValueError("members must hold at least one teacher, got none")
+        self.members = list(members)
+        self.weights = [1 / len(self.members)] * len(self.members) if weights is None else list(weights)
+        assert len(self.weights) == len(self.members), "as many weights as members"
+
+    def __call__(self, x: Tensor) -> Output:
+        outputs = [member(x) for member in self.members]
+        logits = torch.stack([weight * output.logits for weight, output in zip(self.weights, outputs)]).sum(0)
+        return Output(logits, torch.cat([output.embedding for output in outputs], dim=-1))

@@ -1,0 +1,16 @@
+"""The divergence that distillation of logits is made of (Hinton et al. 2015)."""
+
+from torch import Tensor
+
+
+def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:  # [B, C], [B, C] -> [B]
+    """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` per example, in log space.
+
+    Args:
+        teacher: logits of the target distribution; detach them where the teacher is not to learn.
+        student: logits of the distribution that is to follow.
+        temperature: T > 0; the factor T^2 keeps the gradient's scale.
+    """
+    log_p = (teacher / temperature).log_softmax(-1)
+    log_q = (student / temperature).log_softmax(-1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -1,0 +1,138 @@
+"""Strategy: the hooks of an algorithm, both halves.
+
+A subclass is one file that reads like the paper. It overrides what it changes and nothing else; the hooks know tensors and
+never a Flower type. The switches that belong to every algorithm are fields here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.aggregate import assemble, average, mean_statistics
+from fedkd.check import require
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.rounds import Federation, Rounds
+from fedkd.site import Client, Server, statistics
+from fedkd.train import Batch, Batches, Bound, Score, evaluate, fit, load
+from fedkd.types import Metrics, State, Tensors, Update
+
+
+@dataclass(kw_only=True)
+class Strategy(Rounds):
+    """Federated averaging with hooks.
+
+    Args:
+        batchnorm: ``local``: BatchNorm statistics stay with each client and are never sent (FedGen's public code);
+            ``averaged``: they travel and are averaged like parameters.
+        aggregation: weights of clients in the mean: by number of training ``examples``, or ``uniform``.
+        lr_schedule: ``constant``; ``round``: ``lr * lr_decay**(r - 1)`` in round r; ``last_participation``: the same with r
+            the round in which the client last trained, and ``lr`` the first time (FedGen's public code).
+        lr_decay: in (0, 1].
+    """
+
+    shares: ClassVar[tuple[str, ...]] = ("model",)
+    """Which parts of the state travel to the clients."""
+
+    batchnorm: Literal["local", "averaged"]
+    aggregation: Literal["examples", "uniform"]
+    lr_schedule: Literal["constant", "round", "last_participation"]
+    lr_decay: float
+
+    federation: Federation | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if choices := [c for c in get_args(hint) if isinstance(c, str)]:
+                require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}", getattr(self, name))
+        require(0 < self.lr_decay <= 1, "lr_decay", "must be in (0, 1] (1 keeps the learning rate)", self.lr_decay)
+
+    # ------------------------------------------------------------------------------------------- hooks: the client's half
+    def memory(self, client: Client) -> State:
+        """The algorithm's own state of a client before its first round: same keys and shapes for every client."""
+        return {}
+
+    def begin(self, client: Client, shared: State, own: State) -> Tensors:
+        """The weights to begin from: what was broadcast, with the client's own BatchNorm statistics laid over it."""
+        return {**shared["model"], **own.get("statistics", {})}
+
+    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+        """Everything random or scheduled, for all steps at once: tensors [S, ...] that appear on each ``batch``."""
+        return {}
+
+    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        """A scalar to minimise and metrics to sum over steps. Pure: no draws, nothing written, no branch on a tensor's value."""
+        return cross_entropy(model(batch.x).logits, batch.y).mean(), {}
+
+    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
+        """What is sent to the server (and counted), and the memory that the client keeps."""
+        return {"model": self.travelling(client.model, trained)}, own
+
+    # ------------------------------------------------------------------------------------------- hooks: the server's half
+    def init(self, server: Server) -> State:
+        """The state before the first round."""
+        return {"model": self.travelling(server.model, server.initial)}
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """The state after a round, from updates in the order of clients."""
+        return {**state, "model": average([u.state["model"] for u in updates], self.weights(updates))}, {}
+
+    def predict(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+        """What the balanced test measures, in eval mode; None where there is no global model.
+
+        Clients that keep their BatchNorm statistics leave the aggregated model without any: it takes the mean of those of
+        the clients that have trained, weighted by examples, which only a simulator can read.
+        """
+        return assemble(server.model, server.initial, {**state["model"], **mean_statistics(list(server.memories.values()))})
+
+    def ensemble(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+        """What is measured on the clients' own test shards where ``clients_evaluate`` is False."""
+        return None
+
+    # ------------------------------------------------------------------------------------------- helpers for the hooks
+    def travelling(self, model: nn.Module, tensors: Tensors) -> Tensors:
+        """``tensors`` without what stays with the client."""
+        stays = statistics(model) if self.batchnorm == "local" else frozenset()
+        return {key: value for key, value in tensors.items() if key not in stays}
+
+    def weights(self, updates: Sequence[Update]) -> list[float]:
+        """The weight of each update in a mean; they sum to one."""
+        sizes = [u.num_examples if self.aggregation == "examples" else 1 for u in updates]
+        return [size / sum(sizes) for size in sizes]
+
+    # ------------------------------------------------------------------------------------------- the client's half, run
+    def fresh_memory(self, client: Client) -> State:
+        """A client's whole memory before its first round: the algorithm's, and what the switches of every strategy keep."""
+        counts = {"last_round": torch.tensor(0), "num_examples": torch.tensor(0)}
+        stays = statistics(client.model) if self.batchnorm == "local" else frozenset()
+        kept = {key: value.clone() for key, value in client.initial.items() if key in stays}
+        return {**self.memory(client), **({"statistics": kept} if kept else {}), "client": counts}
+
+    def lr_factor(self, own: State, server_round: int) -> float:
+        """What the schedule multiplies the client's learning rate by."""
+        rounds = {"constant": 1, "round": server_round, "last_participation": int(own["client"]["last_round"])}
+        return self.lr_decay ** max(rounds[self.lr_schedule] - 1, 0)
+
+    def train(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Update, State]:
+        """One client's round: what it sends, and the memory it keeps."""
+        own = self.fresh_memory(client) if own is None else own
+        client = replace(client, lr=client.lr * self.lr_factor(own, server_round))
+        batches = client.batches()
+        batches = batches.with_drawn(self.draw(client, batches, shared, own, server_round))
+        fitted = fit(
+            client.model, self.begin(client, shared, own), batches, self.loss,
+            lambda parameters: client.optimizer(parameters, lr=client.lr), shared=shared, own=own,
+        )  # fmt: skip
+        sent, kept = self.report(client, fitted.tensors, fitted.sums, shared, own)
+        if "statistics" in own:
+            kept = {**kept, "statistics": {key: fitted.tensors[key] for key in own["statistics"]}}
+        kept = {**kept, "client": {"last_round": torch.tensor(server_round), "num_examples": torch.tensor(len(client.data))}}
+        metrics = {"loss": fitted.sums["loss"].item() / len(batches)}
+        return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
+
+    def evaluate(self, client: Client, shared: State, own: State | None, batch_size: int) -> Score:
+        """Score the model that this client would begin from, on ``client.data``."""
+        load(client.model, self.begin(client, shared, self.fresh_memory(client) if own is None else own))
+        return evaluate(client.model.eval(), client.data, batch_size, client.task.num_classes, client.dtype)

@@ -1,0 +1,142 @@
+"""The ServerApp and the ClientApp, free of configuration: the same two run in every engine and under ``flwr run``.
+
+A ClientApp is asked for one client, or by a grid of :mod:`simulations.grids` for a cohort: then a record ``cohort`` names the
+clients and carries the configuration, each client's memory travels in a record of its own, and the answers come back the
+same way.
+"""
+
+import shlex
+import traceback
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd import wire
+from fedkd.strategy import Strategy
+from fedkd.train import Score
+from fedkd.types import State
+from simulations.world import World, world
+from strategies.fedavg import FedAvg
+from strategies.fedprox import FedProx
+
+CLIENT_RAISED, WORKER_LOST, TIMED_OUT = 2, 0, 3
+"""Codes of error replies; the first two are Flower's own."""
+
+client_app = ClientApp()
+server_app = ServerApp()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the client, or every client of the cohort, that ``message`` is for."""
+    return answer(message, context, train_client)
+
+
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the broadcast model on the own test shard of every client that ``message`` is for."""
+    return answer(message, context, evaluate_client)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that ``overrides`` describe on the nodes that Flower provides."""
+    from simulations.grids import CohortGrid
+    from simulations.run import compose, execute
+
+    config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
+    execute(config, lambda num_clients, text: CohortGrid(num_clients, text, grid))
+
+
+def answer(message: Message, context: Context, work) -> Message:
+    """One client's answer as it is, or a cohort's answers with the client's number before each record's name."""
+    content = message.content
+    if "cohort" not in content:
+        home, own = single_world(context), context.state.get(wire.OWN)
+        reply = work(home, content, broadcast(home, content), own, int(context.node_config["partition-id"]))
+        if wire.OWN in reply:
+            context.state[wire.OWN] = reply.pop(wire.OWN)
+        return Message(reply, reply_to=message)
+    home, answers = world(str(content["cohort"]["config"])), RecordDict()
+    shared = broadcast(home, content)
+    for client in content["cohort"]["clients"]:
+        try:
+            reply = work(home, content, shared, content.get(f"{client}/{wire.OWN}"), client)
+        except Exception:  # whatever a client's code raises is that client's failure, and the run's policy decides
+            reply = {"error": ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})}
+        answers.update({f"{client}/{name}": record for name, record in reply.items()})
+    return Message(answers, reply_to=message)
+
+
+def single_world(context: Context) -> World:
+    """The world of a node that is one client: composed from the run's overrides."""
+    from omegaconf import OmegaConf
+
+    from simulations.run import compose
+
+    return world(OmegaConf.to_yaml(compose(shlex.split(str(context.run_config.get("overrides", "")))), resolve=True))
+
+
+def broadcast(home: World, content: RecordDict) -> State | None:
+    """What every client of a message shares, decoded once; None where the message is not in fedkd's dialect."""
+    return wire.from_record(content[wire.SHARED], home.config.device) if wire.SHARED in content else None
+
+
+def train_client(home: World, content: RecordDict, shared: State | None, own: ArrayRecord | None, client: int) -> RecordDict:
+    """One client's training: its update, its metrics, its memory."""
+    server_round = int(content["config"]["server-round"])
+    site = home.client(client, server_round)
+    if shared is None:
+        name, shared, half = foreign(home, content)
+        update, _ = half.train(site, shared, None, server_round)
+        metrics = MetricRecord({"num-examples": update.num_examples, **update.metrics})
+        return RecordDict({name: ArrayRecord(update.state["model"]), wire.METRICS: metrics})
+    update, kept = home.strategy.train(site, shared, remembered(own, site.device), server_round)
+    return RecordDict({
+        wire.UPDATE: wire.to_record(update.state),
+        wire.METRICS: MetricRecord({"num-examples": update.num_examples, **update.metrics}),
+        wire.ABOUT: ConfigRecord({"architecture": update.architecture}),
+        wire.OWN: wire.to_record(kept),
+    })  # fmt: skip
+
+
+def evaluate_client(home: World, content: RecordDict, shared: State | None, own: ArrayRecord | None, client: int) -> RecordDict:
+    """One client's scores on its own test shard."""
+    server_round = int(content["config"]["server-round"])
+    site, half = home.client(client, server_round, testing=True), home.strategy
+    if shared is None:
+        _, shared, half = foreign(home, content)
+    score = half.evaluate(site, shared, remembered(own, site.device), home.config.evaluation.batch_size)
+    return RecordDict({wire.METRICS: MetricRecord(scores(score))})
+
+
+def remembered(own: ArrayRecord | None, device: torch.device) -> State | None:
+    """A client's memory as it travelled; None before its first round."""
+    return None if own is None else wire.from_record(own, device)
+
+
+def scores(score: Score) -> dict[str, int | float]:
+    """A score as Flower's strategies expect it: the loss is a mean, ``num-examples`` its weight."""
+    total = int(score.total.sum())
+    return {
+        "num-examples": total,
+        "num-correct": int(score.correct.sum()),
+        "loss": score.loss / max(total, 1),
+        "accuracy": score.accuracy if total else 0.0,
+    }
+
+
+def foreign(home: World, content: RecordDict) -> tuple[str, State, Strategy]:
+    """The dialect of Flower's own strategies: one ArrayRecord that is the whole model. The client's half is FedAvg's, or
+    FedProx's where the server asks for its proximal term. Arrays are cast to the model's types (Flower averages integers to floats)."""
+    (name, record), *rest = content.array_records.items()
+    if rest:
+        raise ValueError(f"a message of a strategy that is not fedkd's must carry one ArrayRecord, got {[name, *dict(rest)]}")
+    arrays = record.to_torch_state_dict()
+    model = {key: arrays[key].to(value.device, value.dtype) for key, value in home.initial.items()}
+    switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0}
+    mu = content["config"].get("proximal-mu")
+    half = FedAvg(**switches) if mu is None else FedProx(**switches, mu=float(mu), weight_decay=0.0)
+    return name, {"model": model}, half

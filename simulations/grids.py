@@ -1,0 +1,271 @@
+"""Where clients run, as Flower Grids that address logical clients: node ids 0..N-1 are clients, and no strategy knows of workers.
+
+``LocalGrid`` runs them in this process, ``RayGrid`` in supervised Ray actors, ``CohortGrid`` on the nodes of another grid:
+those of Flower's own simulation runtime, or SuperNodes that each host one client or many. All three send the same message to
+the same ClientApp, so they give the same bits.
+"""
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd import wire
+from fedkd.check import require
+from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST, client_app
+from simulations.compat import identify
+
+Answers = dict[int, RecordDict | Error]
+
+
+class ClientGrid(Grid):
+    """A grid of logical clients; subclasses say how a cohort is asked.
+
+    A client's memory is its own. In a simulation the grid carries it: out with each request, back with each answer, in a
+    record of its own that is not counted as traffic; it holds from ``commit`` on, so a round that failed leaves no trace.
+
+    Args:
+        num_clients: N.
+        config: the resolved configuration as YAML, from which workers build their world.
+    """
+
+    num_workers = 1
+
+    def __init__(self, num_clients: int, config: str) -> None:
+        identify()
+        self.num_clients, self.config = num_clients, config
+        self.memory: dict[int, ArrayRecord] = {}
+        self.traffic: dict[str, tuple[int, int]] = {}
+        self._pending: dict[int, ArrayRecord] = {}
+        self._inbox: dict[str, Message] = {}
+        self._numbers = count()
+
+    @abstractmethod
+    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+        """Every client's answer or error; ``shares`` are cut for the workers, one each, and ``kind`` is train or evaluate."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Ask all clients that ``messages`` address; one reply each, sorted by client, errors among them."""
+        messages = sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        groups: dict[tuple[int, str], list[Message]] = {}
+        for message in messages:
+            groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
+        replies = []
+        for (_, kind), group in groups.items():
+            ids = [m.metadata.dst_node_id for m in group]
+            answers = self.ask(kind, group[0].content, split(ids, self.num_workers), timeout)
+            replies += [Message(self._keep(m.metadata.dst_node_id, answers), reply_to=m) for m in group]
+        for kind in {kind for _, kind in groups}:
+            self.traffic[kind] = (wire.payload(messages), wire.payload(replies))
+        return sorted(replies, key=lambda r: r.metadata.src_node_id)
+
+    def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
+        """The answer of ``client`` without its memory, which stays here until ``commit``."""
+        answer = answers.get(client, Error(code=WORKER_LOST, reason="no answer came back"))
+        if isinstance(answer, RecordDict) and wire.OWN in answer:
+            self._pending[client] = answer.pop(wire.OWN)
+        return answer
+
+    def commit(self) -> None:
+        """The round stands: so do the memories that came back with it."""
+        self.memory.update(self._pending)
+        self._pending.clear()
+
+    def request(self, content: RecordDict, clients: Sequence[int]) -> RecordDict:
+        """What a worker is sent beside ``content``: whom to ask, of which world, and their memories."""
+        cohort = ConfigRecord({"clients": list(clients), "config": self.config})
+        owns = {f"{client}/{wire.OWN}": self.memory[client] for client in clients if client in self.memory}
+        return RecordDict({"cohort": cohort, **(owns if wire.SHARED in content else {})})
+
+    def get_node_ids(self) -> list[int]:
+        """0..N-1."""
+        return list(range(self.num_clients))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Ask at once; the replies wait for :meth:`pull_messages`."""
+        ids = []
+        for reply in self.send_and_receive(messages):
+            ids.append(str(next(self._numbers)))
+            self._inbox[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies to pushed messages, each once."""
+        return [self._inbox.pop(i) for i in message_ids if i in self._inbox]
+
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+        """A message as Flower's own constructor makes it."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def set_run(self, run: Any) -> None:
+        """Flower's runtime calls this; there is nothing to know of a run here."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """What :meth:`set_run` was given."""
+        return self._run
+
+    def close(self) -> None:
+        """Give back what the grid holds."""
+
+
+class LocalGrid(ClientGrid):
+    """Clients run in this process, one after the other."""
+
+    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+        return {client: answer for share in shares for client, answer in unpack(work(kind, content, self.request(content, share))).items()}
+
+
+class RayGrid(ClientGrid):
+    """Clients run in Ray actors. An actor that dies is started again and its share is asked once more, then client by client.
+
+    Args:
+        num_clients: N.
+        config: the resolved configuration as YAML.
+        workers: how many actors; None is one a core.
+        num_gpus: of each actor; fractions allowed.
+        address: of an existing cluster; None starts Ray on this machine.
+    """
+
+    def __init__(self, num_clients: int, config: str, *, workers: int | None, num_gpus: float, address: str | None) -> None:
+        super().__init__(num_clients, config)
+        require(workers is None or workers > 0, "workers", "must be > 0, or null for one a core", workers)
+        require(num_gpus >= 0, "num_gpus", "must be >= 0", num_gpus)
+        self.num_workers = min(workers or os.cpu_count() or 1, num_clients)
+        ray = start_ray(self.num_workers, address)
+        actor = ray.remote(max_restarts=-1, max_task_retries=1, num_cpus=1, num_gpus=num_gpus)(Worker)
+        self._ray, self._actors = ray, [actor.remote() for _ in range(self.num_workers)]
+
+    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+        ray, answers = self._ray, {}
+        deadline = None if timeout is None else time.monotonic() + timeout
+        broadcast = ray.put(content)
+
+        def send(number: int, share: list[int]) -> Any:
+            return self._actors[number].work.remote(kind, broadcast, self.request(content, share))
+
+        running = {send(number, share): (number, share) for number, share in enumerate(shares)}
+        while running:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(running), timeout=left)
+            if not done:
+                return answers | self._give_up(running, timeout)
+            number, share = running.pop(done[0])
+            try:
+                answers |= unpack(ray.get(done[0]))
+            except ray.exceptions.RayError as error:
+                if len(share) > 1:  # whoever takes the actor down shall not take its neighbours along
+                    running |= {send(number, [client]): (number, [client]) for client in share}
+                else:
+                    answers[share[0]] = Error(code=WORKER_LOST, reason=f"its worker was lost: {error}")
+        return answers
+
+    def _give_up(self, running: dict[Any, tuple[int, list[int]]], timeout: float | None) -> Answers:
+        """Past the deadline: end the work that still runs, with its actors, which come back fresh."""
+        for number in {number for number, _ in running.values()}:
+            self._ray.kill(self._actors[number], no_restart=False)
+        reason = f"no answer within {timeout} seconds (timeout)"
+        return {client: Error(code=TIMED_OUT, reason=reason) for _, share in running.values() for client in share}
+
+    def close(self) -> None:
+        """End the actors; Ray itself stays for the next run of this process, and ends with it."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+
+class CohortGrid(ClientGrid):
+    """Clients run on the nodes of another grid, whatever their number: each is sent one message a phase.
+
+    Args:
+        num_clients: N.
+        config: the resolved configuration as YAML.
+        inner: Flower's grid.
+        patience: seconds to wait for the first node.
+    """
+
+    def __init__(self, num_clients: int, config: str, inner: Grid, patience: float = 120.0) -> None:
+        super().__init__(num_clients, config)
+        self._inner = inner
+        deadline = time.monotonic() + patience
+        while not list(inner.get_node_ids()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no node has connected within {patience} seconds")
+            time.sleep(0.1)
+
+    @property
+    def num_workers(self) -> int:
+        """The nodes there are now."""
+        return max(1, len(list(self._inner.get_node_ids())))
+
+    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+        nodes = sorted(self._inner.get_node_ids())
+        asked = dict(zip(nodes, shares))
+        messages = [
+            Message(RecordDict({**content, **self.request(content, share)}), dst_node_id=node, message_type=kind)
+            for node, share in asked.items()
+        ]
+        answers: Answers = {}
+        for reply in self._inner.send_and_receive(messages, timeout=timeout):
+            share = asked[reply.metadata.src_node_id]
+            answers |= {client: reply.error for client in share} if reply.has_error() else unpack(reply.content)
+        return answers
+
+
+class Worker:
+    """What a Ray actor is: a process that answers requests."""
+
+    def __init__(self) -> None:
+        identify()
+
+    def work(self, kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
+        """The ClientApp's answers for a cohort."""
+        return work(kind, content, request)
+
+
+def work(kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
+    """Hand a request to the ClientApp in this process."""
+    message = Message(RecordDict({**content, **request}), dst_node_id=0, message_type=kind)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    return client_app(message, context).content
+
+
+def unpack(answers: RecordDict) -> Answers:
+    """``{"7/update": record}`` to ``{7: {"update": record}}``, and error records to errors."""
+    clients: dict[int, RecordDict] = {}
+    for name, record in answers.items():
+        client, _, rest = name.partition("/")
+        clients.setdefault(int(client), RecordDict())[rest] = record
+    return {client: failure(records["error"]) if "error" in records else records for client, records in clients.items()}
+
+
+def failure(record: ConfigRecord) -> Error:
+    """An error record as Flower's error."""
+    return Error(code=int(record.get("code", CLIENT_RAISED)), reason=str(record["reason"]))
+
+
+def split(ids: Sequence[int], parts: int) -> list[list[int]]:
+    """``ids`` in order, cut into at most ``parts`` shares of nearly equal length."""
+    parts = min(parts, len(ids))
+    cuts = [len(ids) * i // parts for i in range(parts + 1)]
+    return [list(ids[a:b]) for a, b in zip(cuts, cuts[1:])]
+
+
+def start_ray(num_workers: int, address: str | None) -> Any:
+    """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized() and address is None and ray.cluster_resources().get("CPU", 0) < num_workers:
+        ray.shutdown()
+    if not ray.is_initialized():
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address=address, **quiet, **({} if address else {"num_cpus": max(num_workers, os.cpu_count() or 1)}))
+    return ray

@@ -1,0 +1,51 @@
+"""Progress of a run on the terminal, and its result in a line."""
+
+import csv
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """One line on standard error: round, accuracy, time left. Where that is no terminal: a plain line every tenth of the run."""
+
+    def __init__(self, config: DictConfig, first: int) -> None:
+        self._rounds, self._shown = config.rounds, config.progress
+        self._label = f"{config.choices.get('strategy', 'run')} on {config.choices.get('data', 'data')}, seed {config.seed}"
+        console = Console(stderr=True)
+        self._live = console.is_terminal and self._shown
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[score]}"), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=console, disable=not self._live)
+        self._task = self._bar.add_task(self._label, total=config.rounds, completed=first - 1, score="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self, row: dict[str, float]) -> None:
+        """Show a finished round."""
+        shown = [f"{name} {row[key]:.3f}" for name, key in (("accuracy", "accuracy"), ("own labels", "accuracy_own_labels")) if key in row]
+        number = int(row["round"])
+        self._bar.update(self._task, completed=number, **({"score": ", ".join(shown)} if shown else {}))
+        if self._shown and not self._live and (number % max(1, self._rounds // 10) == 0 or number == self._rounds):
+            print(f"{self._label}: round {number}/{self._rounds} {', '.join(shown)}", file=sys.stderr, flush=True)
+
+
+def summarise(folder: Path) -> str:
+    """The headline of a run: its last round and the mean of the last ten evaluated rounds, on both metrics."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    words = []
+    for title, column in (("accuracy", "accuracy"), ("on own labels", "accuracy_own_labels")):
+        values = [float(row[column]) for row in rows if row[column] != ""][-10:]
+        if values:
+            words.append(f"{title} {values[-1]:.4f} (mean of the last {len(values)}: {sum(values) / len(values):.4f})")
+    return f"round {rows[-1]['round']}: {', '.join(words)}"

@@ -1,0 +1,110 @@
+"""What a configuration stands for: data, partition, network, strategy. Built once in every process that needs it."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from fedkd.check import require
+from fedkd.config import build, check, identity
+from fedkd.models.classifier import Classifier
+from fedkd.rounds import Federation
+from fedkd.seed import Seed
+from fedkd.site import Client, Server
+from fedkd.train import snapshot
+from fedkd.types import Examples, Partition, Task
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything of a run that follows from its configuration alone, the same in every process."""
+
+    config: DictConfig
+    task: Task
+    train: Examples
+    test: Examples
+    partition: Partition
+    model: Classifier
+    initial: dict[str, torch.Tensor]
+    strategy: FlowerStrategy
+    optimizer: Any
+
+    @property
+    def seed(self) -> Seed:
+        """The root of the run's randomness."""
+        return Seed(self.config.seed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and images."""
+        return getattr(torch, self.config.precision)
+
+    @cached_property
+    def hash(self) -> str:
+        """Identity of the run: see :func:`fedkd.config.identity`."""
+        parts = hashlib.sha256()
+        for index in (*self.partition.train, *self.partition.test):
+            parts.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
+        return identity(self.config, {"train": self.train.digest, "test": self.test.digest, "partition": parts.hexdigest()})
+
+    def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
+        """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
+        config, index = self.config, (self.partition.test if testing else self.partition.train)[number]
+        data = (self.test if testing else self.train).subset(index)
+        batch = min(config.batch_size, max(len(data), 1))
+        lr, momentum = (self.optimizer.keywords.get(name, 0.0) for name in ("lr", "momentum"))
+        return Client(
+            id=number,
+            task=self.task,
+            seed=self.seed / "round" / server_round / "client" / number,
+            model=self.model,
+            initial=self.initial,
+            architecture=self.config.choices.get("model", "model"),
+            data=data,
+            num_steps=config.local_steps or config.local_epochs * (len(data) // batch),
+            batch_size=config.batch_size,
+            optimizer=self.optimizer,
+            lr=lr,
+            momentum=momentum,
+            dtype=self.dtype,
+        )
+
+    def federation(self) -> Federation:
+        """What the strategy must know of the run."""
+        config = self.config
+        server = Server(self.task, self.seed, self.model, self.initial, config.num_clients, config.evaluation.batch_size, self.dtype)
+        return Federation(server, config.clients_per_round, config.on_client_failure, config.retries, config.evaluation.every)
+
+
+@lru_cache(maxsize=2)
+def world(text: str) -> World:
+    """The world of a configuration given as YAML; built at the first call in this process.
+
+    Raises:
+        ValueError: naming the key that is wrong, its rule and its value.
+    """
+    config = OmegaConf.create(text)
+    check(config)
+    device = config.device
+    require(device == "cpu" or torch.cuda.is_available(), "device", "must be one that this machine has (no GPU is visible here)", device)
+    torch.set_num_threads(1)
+    strategy = build(config, "strategy")
+    known = isinstance(strategy, FlowerStrategy)
+    require(known, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
+    task, train, test = build(config, "data")()
+    seed = Seed(config.seed)
+    enough = f"must be at most the number of training examples ({len(train)})"
+    require(config.num_clients <= len(train), "num_clients", enough, config.num_clients)
+    split = build(config, "partition")
+    try:
+        partition = split(train.y.numpy(), test.y.numpy(), config.num_clients, (seed / "partition").numpy())
+    except ValueError as error:
+        raise ValueError(f"partition.{error}") from error
+    with (seed / "model").globally():
+        model = build(config, "model")(task).to(device, getattr(torch, config.precision))
+    optimizer = build(config, "optimizer")
+    return World(config, task, train.to(device), test.to(device), partition, model, snapshot(model), strategy, optimizer)

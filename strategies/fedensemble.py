@@ -1,0 +1,44 @@
+"""FedEnsemble: FedAvg whose prediction is the sum of all clients' models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedkd.aggregate import assemble
+from fedkd.ensemble import Ensemble
+from fedkd.site import Server
+from fedkd.strategy import Strategy
+from fedkd.types import Metrics, State, Update
+
+
+@dataclass(kw_only=True)
+class FedEnsemble(Strategy):
+    """``argmax sum_k z_k(x)`` over all clients' models, which are trained by FedAvg (baseline of Zhu et al., ICML 2021).
+
+    As in the public code the ensemble is read after local training and before the next broadcast: the clients of the round
+    hold the models they have just trained, all others the model broadcast at the round's beginning, each with its own
+    BatchNorm statistics. It is measured on the pooled own test shards (``accuracy_own_labels``); the balanced test
+    measures the averaged model, so that it can be compared with FedAvg's.
+
+    Deviations: none known. The members' models are kept by the server for the evaluation; they cost no further bytes.
+    """
+
+    clients_evaluate: ClassVar[bool] = False
+
+    def init(self, server: Server) -> State:
+        state = super().init(server)
+        return {**state, "broadcast": state["model"]}
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().update(server, {"model": state["model"]}, updates, server_round)
+        members = {f"member-{u.client}": u.state["model"] for u in updates}
+        return {**after, "broadcast": state["model"], **members}, metrics
+
+    def ensemble(self, server: Server, state: State) -> Ensemble:
+        """All clients' models as they stand between local training and the next broadcast."""
+        models = []
+        for client in range(server.num_clients):
+            tensors = state.get(f"member-{client}", state["broadcast"])
+            own = server.memories.get(client, {}).get("statistics", {})
+            models.append(assemble(server.model, server.initial, {**tensors, **own}))
+        return Ensemble(models, [1.0] * len(models))

@@ -1,0 +1,205 @@
+"""FedGen: a generator of embeddings, trained on the server from the clients' heads, steadies the clients' training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedkd.check import require
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.diversity import diversity
+from fedkd.losses.kl import kl_divergence
+from fedkd.seed import Seed
+from fedkd.site import Client, Server
+from fedkd.strategy import Strategy
+from fedkd.train import Batch, Batches, Bound, OptimizerFactory, fit, part, scaled, snapshot
+from fedkd.types import Metrics, State, Task, Tensors, Update
+
+
+@dataclass(kw_only=True)
+class FedGen(Strategy):
+    """Client: ``CE + a_r CE(h(G(y~)), y~) + b_r KL(h(G(y)) || h(f(x)))``. Server: ``sum_k W_k CE(h_k(G(y)), y) + eta L_div``.
+
+    Zhu, Hong, Zhou: Data-free knowledge distillation for heterogeneous federated learning, ICML 2021 (Algorithm 1,
+    equations 4 and 5). ``strategy=fedgen`` is what its public code optimises, ``strategy=fedgen_paper`` the paper's text;
+    every switch between them that changes numbers is a knob. alpha = beta = 0 is FedAvg.
+
+    Deviations from the public code: labels that no client has reported so far are left out of the draws from the second
+    round on (there: labels that no client owns, known beforehand); the floor of the decaying coefficients applies only
+    where the coefficient is > 0, so that 0 switches a term off. Not implemented: sharing of the head alone.
+
+    Args:
+        generator: ``(task, embedding_size) -> module(noise, y)``.
+        generator_optimizer: ``parameters -> optimizer``; its state is part of the run's state.
+        generator_lr_decay: (0, 1], of its learning rate, per round.
+        generator_steps: >= 0, optimizer steps a round.
+        generator_batch_size: > 1, labels a step on the server.
+        client_batch_size: > 0, generated embeddings a local step; its share of the configured batch size scales alpha.
+        alpha: >= 0, weight of the generated embeddings in local training; 0 and beta 0: FedAvg.
+        beta: >= 0, weight of the latent divergence; 0 is the paper's equation 5.
+        decay: (0, 1], of both per round.
+        floor: >= 0, below which neither falls.
+        regularised_steps: local steps of a round that have the extra terms; null is all.
+        first_round: have them in the first round too, when the generator has learnt nothing.
+        eta: >= 0, weight of the diversity term.
+        weighting: of clients' heads: by their share of each label (``per_sample``), by the batch's mean share (``scalar``:
+            what the public code's broadcasting amounts to), or equally (``none``).
+        ensemble_loss: the ``sum_of_losses`` of the heads (public code) or the ``loss_of_mean`` logits (equation 4).
+        noise: ``uniform`` in [0, 1) (public code) or ``normal`` (paper).
+        server_labels: labels to train the generator on: ``uniform`` over those seen this round, or by ``counts``.
+        client_labels: labels that clients draw: ``uniform`` over those reported so far, or by the last round's ``counts``.
+    """
+
+    shares: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")
+
+    generator: Callable[..., nn.Module]
+    generator_optimizer: OptimizerFactory
+    generator_lr_decay: float
+    generator_steps: int
+    generator_batch_size: int
+    client_batch_size: int
+    alpha: float
+    beta: float
+    decay: float
+    floor: float
+    regularised_steps: int | None
+    first_round: bool
+    eta: float
+    weighting: Literal["per_sample", "scalar", "none"]
+    ensemble_loss: Literal["sum_of_losses", "loss_of_mean"]
+    noise: Literal["uniform", "normal"]
+    server_labels: Literal["uniform", "counts"]
+    client_labels: Literal["uniform", "counts"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta", "floor", "eta", "generator_steps"):
+            require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
+        for name in ("decay", "generator_lr_decay"):
+            require(0 < getattr(self, name) <= 1, name, "must be in (0, 1] (1 is no decay)", getattr(self, name))
+        require(self.generator_batch_size > 1, "generator_batch_size", "must be > 1 (BatchNorm needs two)", self.generator_batch_size)
+        require(self.client_batch_size > 0, "client_batch_size", "must be > 0 (alpha=0 switches the term off)", self.client_batch_size)
+        steps = self.regularised_steps
+        require(steps is None or steps >= 0, "regularised_steps", "must be >= 0, or null for all", steps)
+
+    # ------------------------------------------------------------------------------------------- the client's half
+    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+        steps, size = batches.y.shape
+        module = build(self.generator, client.task, client.model.embedding_size)
+        frozen = Bound(module.to(client.device, client.dtype)).at(shared["generator"])
+        chances = shared["labels"]["probabilities"].cpu().expand(steps, -1)
+        y = torch.multinomial(chances, self.client_batch_size, True, generator=(client.seed / "labels").torch()).to(client.device)
+        with torch.no_grad():  # the generator of a round is frozen: all its embeddings in one pass
+            generated = frozen(self.draw_noise(client.seed / "noise", y, module.noise_size, client.dtype), y.flatten())
+            latent = frozen(self.draw_noise(client.seed / "latent", batches.y, module.noise_size, client.dtype), batches.y.flatten())
+        active = torch.arange(steps, device=client.device) < (steps if self.regularised_steps is None else self.regularised_steps)
+        active = active.to(client.dtype) * float(self.first_round or server_round > 1)
+        share = self.client_batch_size / client.batch_size
+        return {
+            "generated_y": y,
+            "generated": generated.view(steps, self.client_batch_size, -1),
+            "latent": latent.view(steps, size, -1),
+            "alpha": active * share * self.coefficient(self.alpha, server_round),
+            "beta": active * self.coefficient(self.beta, server_round),
+        }
+
+    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        logits = model(batch.x).logits
+        generated = cross_entropy(model.head(batch.generated), batch.generated_y).mean()
+        latent = kl_divergence(model.head(batch.latent).detach(), logits).mean()
+        value = cross_entropy(logits, batch.y).mean() + batch.alpha * generated + batch.beta * latent
+        return value, {"labels": F.one_hot(batch.y, logits.shape[-1]).sum(0)}
+
+    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
+        sent, kept = super().report(client, trained, sums, shared, own)
+        return {**sent, "labels": {"counts": sums["labels"]}}, kept
+
+    # ------------------------------------------------------------------------------------------- the server's half
+    def init(self, server: Server) -> State:
+        with (server.seed / "generator").globally():
+            module = build.__wrapped__(self.generator, server.task, server.model.embedding_size)
+        classes = server.task.num_classes
+        uniform = torch.full((classes,), 1 / classes, dtype=server.dtype, device=server.device)
+        return {
+            **super().init(server),
+            "generator": snapshot(module.to(server.device, server.dtype)),
+            "labels": {"probabilities": uniform},
+            "seen": {"counts": torch.zeros(classes, dtype=torch.int64, device=server.device)},
+        }
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().update(server, state, updates, server_round)
+        counts = torch.stack([u.state["labels"]["counts"] for u in updates])  # [K, C]
+        seen = state["seen"]["counts"] + counts.sum(0)
+        labels = {"probabilities": distribution(seen if self.client_labels == "uniform" else counts.sum(0), self.client_labels, server.dtype)}
+        after = {**after, "labels": labels, "seen": {"counts": seen}}
+        if self.generator_steps == 0:
+            return after, metrics
+        heads = [part(u.state["model"], "head") for u in updates]
+        trained, sums = self.train_generator(server, state, heads, counts, server_round)
+        return {**after, **trained}, {**metrics, **{name: value / self.generator_steps for name, value in sums.items()}}
+
+    def train_generator(
+        self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int
+    ) -> tuple[State, Metrics]:
+        """The generator after this round's steps, from the heads that clients have just trained and their counts [K, C]."""
+        module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
+        chances = distribution(counts.sum(0), self.server_labels, torch.float64).cpu().expand(self.generator_steps, -1)
+        y = torch.multinomial(chances, self.generator_batch_size, True, generator=(server.seed / "labels").torch()).to(server.device)
+        noise = self.draw_noise(server.seed / "noise", y, module.noise_size, server.dtype).view(*y.shape, -1)
+        shares = (1 + counts.to(server.dtype)) / (1 + counts.to(server.dtype)).sum(0)  # the public code's counts begin at one
+        stacked = {key: torch.stack([head[key] for head in heads]) for key in heads[0]}
+        optimizer = scaled(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
+        fitted = fit(
+            module, state["generator"], Batches(y, drawn={"noise": noise}), partial(self.generator_loss, head=server.model.head),
+            optimizer, shared={"heads": stacked, "labels": {"shares": shares}}, optimizer_state=state.get("generator_optimizer"),
+        )  # fmt: skip
+        sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
+        return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, sums
+
+    def generator_loss(self, model: Bound, batch: Batch, shared: State, own: State, *, head: nn.Module) -> tuple[Tensor, Metrics]:
+        """``sum_k W_k CE(h_k(G(noise, y)), y) + eta L_div``, or ``CE(sum_k W_k h_k(...), y) + eta L_div``."""
+        z = model(batch.noise, batch.y)
+        logits = torch.vmap(lambda tensors: functional_call(head, tensors, (z,)))(shared["heads"])  # [K, B, C]
+        weights = self.head_weights(shared["labels"]["shares"][:, batch.y])  # [K, B]
+        if self.ensemble_loss == "sum_of_losses":
+            teacher = (weights * cross_entropy(logits, batch.y.expand(len(logits), -1))).sum(0).mean()
+        else:
+            teacher = cross_entropy((weights[..., None] * logits).sum(0), batch.y).mean()
+        spread = diversity(batch.noise, z)
+        return teacher + self.eta * spread, {"teacher_loss": teacher, "diversity_loss": spread}
+
+    def head_weights(self, shares: Tensor) -> Tensor:  # [K, B] -> [K, B]
+        """Weights of the heads for each label of a batch; they sum to one over clients."""
+        if self.weighting == "per_sample":
+            return shares
+        if self.weighting == "scalar":
+            return shares.mean(1, keepdim=True).expand_as(shares)
+        return torch.full_like(shares, 1 / len(shares))
+
+    # ------------------------------------------------------------------------------------------- both halves
+    def coefficient(self, initial: float, server_round: int) -> float:
+        """``max(floor, initial * decay^(r-1))``, and 0 where it begins at 0."""
+        return max(self.floor, initial * self.decay ** (server_round - 1)) if initial > 0 else 0.0
+
+    def draw_noise(self, seed: Seed, y: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        """One noise vector for every entry of ``y``, flattened: [y.numel(), size]."""
+        draw = torch.rand if self.noise == "uniform" else torch.randn
+        return draw(y.numel(), size, generator=seed.torch(), dtype=dtype).to(y.device)
+
+
+@lru_cache(maxsize=8)
+def build(generator: Callable[..., nn.Module], task: Task, embedding_size: int) -> nn.Module:
+    """A workspace for generators of one kind: its values are always overwritten before use."""
+    return generator(task, embedding_size)
+
+
+def distribution(counts: Tensor, kind: str, dtype: torch.dtype) -> Tensor:  # [C] -> [C]
+    """Label probabilities: ``uniform`` over the labels with a count, or in proportion to ``counts``."""
+    weights = (counts > 0).to(dtype) if kind == "uniform" else counts.to(dtype)
+    return weights / weights.sum()

@@ -1,0 +1,251 @@
+"""The report: figures and tables from run folders with known numbers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from omegaconf import OmegaConf
+from scipy.stats import t as student
+
+from simulations import figures
+from simulations.report import main
+from simulations.runs import find, group, read
+
+COUNTS = np.array([[5, 0, 3], [0, 20, 1]])
+
+
+def write(folder: Path, strategy: str = "fedavg", seed: int = 0, accuracy: Sequence[float | None] = (0.5, 0.6), every: int = 1,
+          finished: bool = True, alpha: float = 0.1, global_model: bool = True,
+          knobs: dict[str, Any] | None = None, **config: Any) -> Path:
+    """A run folder with these accuracies in its evaluated rounds; on the clients' own labels they are 0.1 higher."""
+    rounds = len(accuracy)
+    folder.mkdir(parents=True)
+    target = {"fedavg": "strategies.fedavg.FedAvg", "fedgen": "strategies.fedgen.FedGen"}.get(strategy, f"strategies.{strategy}.X")
+    defaults = {
+        "name": "digits", "seed": seed, "rounds": rounds, "num_clients": 2, "output": str(folder), "local_steps": 20,
+        "strategy": {"_target_": target, **(knobs or {})},
+        "data": {"_target_": "fedkd.data.digits.Digits", "root": str(folder)},
+        "partition": {"_target_": "fedkd.partition.dirichlet.Dirichlet", "alpha": alpha}, "engine": {"_target_": "x.Local"},
+        "choices": {"strategy": strategy, "data": "digits", "partition": "dirichlet", "engine": f"engine{seed}"},
+    }
+    OmegaConf.save(OmegaConf.merge(defaults, config), folder / "config.yaml")
+    values = pd.Series(accuracy, dtype=float).where([r % every == 0 for r in range(1, rounds + 1)])
+    own = (values + 0.1).round(10)
+    pd.DataFrame({
+        "round": range(1, rounds + 1), "accuracy": values if global_model else None, "loss": 1.0, "accuracy_own_labels": own,
+        "accuracy_worst_tenth": (values / 2), "accuracy_spread": 0.1, "bytes_up": 1000, "bytes_down": 2000,
+        "seconds_local": [9.0] + [1.0 + seed] * (rounds - 1), "seconds_server": 0.5, "seconds_evaluate": 0.25, "num_failures": 0,
+    }).to_csv(folder / "metrics.csv", index=False)
+    np.savez(folder / "partition.npz", counts=COUNTS, test_counts=COUNTS)
+    state = {"round": rounds if finished else 1, "rounds": rounds, "config": "0" * 12, "finished": finished}
+    (folder / "checkpoint.json").write_text(json.dumps(state))
+    return folder
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "report" / "results.csv").set_index("label")
+
+
+def half_width(values: Sequence[float]) -> float:
+    """The 95 % t interval by SciPy's own distribution object."""
+    low, high = student.interval(0.95, len(values) - 1, loc=np.mean(values), scale=np.std(values, ddof=1) / len(values) ** 0.5)
+    return (high - low) / 2
+
+
+def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Means, extremes and intervals are those computed by hand; the best round is no headline."""
+    for seed, last in enumerate((0.5, 0.6, 0.8)):
+        write(tmp_path / f"r{seed}", seed=seed, accuracy=[0.1, 0.9] + [0.2] * 9 + [last])
+    assert main([str(tmp_path)]) == 0
+    row = table(tmp_path).loc["fedavg"]
+    assert (row.num_seeds, row.seeds, row.rounds, row.last_evaluated_round) == (3, "0 1 2", 12, 12)
+    last, ten = [0.5, 0.6, 0.8], [(0.2 * 9 + x) / 10 for x in (0.5, 0.6, 0.8)]
+    for name, values in {
+        "accuracy_last": last, "accuracy_last_ten": ten, "accuracy_own_labels_last": [x + 0.1 for x in last],
+        "accuracy_own_labels_last_ten": [x + 0.1 for x in ten], "accuracy_worst_tenth_last": [x / 2 for x in last],
+        "top5_rounds": [(1.0 + x + 0.1 + 0.3 * 3) / 5 for x in last], "bytes_up_total": [12e3] * 3, "bytes_down_total": [24e3] * 3,
+        "seconds_local_median": [1.0, 2.0, 3.0], "seconds_server_median": [0.5] * 3, "seconds_evaluate_median": [0.25] * 3,
+    }.items():
+        found = [row[f"{name}_{what}"] for what in ("mean", "lowest", "highest", "half_width")]
+        wanted = [np.mean(values), min(values), max(values), 0.0 if len(set(values)) == 1 else half_width(values)]
+        assert found == pytest.approx(wanted, abs=1e-9), name
+    text = capsys.readouterr().out
+    assert f"63.33 ± {100 * half_width(last):.2f}" in text and "MB up" in text
+    assert (tmp_path / "report" / "results.md").read_text(encoding="utf-8") in text
+    for path in text.splitlines()[-6:]:
+        assert Path(path).stat().st_size > 0, path
+
+
+def test_evaluated_rounds_only(tmp_path: Path) -> None:
+    """Rounds that were not evaluated are passed over: the last is the last evaluated one, and is named."""
+    write(tmp_path / "a", accuracy=[r / 100 for r in range(1, 26)], every=2)
+    assert main([str(tmp_path / "a")]) == 0  # a run folder itself
+    row = table(tmp_path).loc["fedavg"]
+    assert (row.last_evaluated_round, row.accuracy_last_mean) == (24, 0.24)
+    assert row.accuracy_last_ten_mean == pytest.approx(np.mean([r / 100 for r in range(6, 25, 2)]))
+
+
+def test_one_seed_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a")
+    assert main([str(tmp_path)]) == 0
+    assert np.isnan(table(tmp_path).loc["fedavg"].accuracy_last_half_width)
+    assert "60.00 |" in capsys.readouterr().out
+
+
+def test_no_global_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a global model there is a dash, never a zero."""
+    write(tmp_path / "a", global_model=False)
+    assert main([str(tmp_path)]) == 0
+    row = table(tmp_path).loc["fedavg"]
+    assert np.isnan(row.accuracy_last_mean) and row.accuracy_own_labels_last_mean == 0.7
+    assert " - |" in capsys.readouterr().out
+
+
+def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs that are unfinished, corrupt, unlike the rest, or there twice are listed with the reason, and count nowhere."""
+    for seed in range(2):
+        write(tmp_path / f"good{seed}", seed=seed, accuracy=[0.5, 0.6])
+    write(tmp_path / "unfinished", seed=2, finished=False)
+    (write(tmp_path / "unstarted", seed=2) / "checkpoint.json").unlink()
+    whole = (tmp_path / "good0/metrics.csv").read_text()
+    broken = {"empty": "", "rowless": whole.splitlines()[0] + "\n", "columns": "round,accuracy\n1,0.5\n2,0.6\n",
+              "words": whole.replace("0.5,", "oops,"), "percent": whole.replace("0.6,", "60.0,")}
+    for name, text in broken.items():
+        (write(tmp_path / name, seed=3) / "metrics.csv").write_text(text)
+    (write(tmp_path / "yaml", seed=6) / "config.yaml").write_text("a: [1\n")
+    write(tmp_path / "longer", seed=7, accuracy=[0.5, 0.6, 0.7])
+    write(tmp_path / "seldom", seed=8, every=2)
+    write(tmp_path / "judged", seed=8, evaluation={"split": "validation"})
+    write(tmp_path / "twice", seed=1, accuracy=[0.5, 0.61])
+    assert main([str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    notes = {Path(line.split(": ")[1]).name: line for line in lines}
+    for name, reason in {
+        "unfinished": "1 of 2 rounds", "unstarted": "no checkpoint.json", "empty": "unreadable", "rowless": "got 0 rows",
+        "columns": "lacks the columns accuracy_own_labels", "words": "numbers", "percent": "0..1", "yaml": "unreadable",
+        "longer": "3 rounds", "seldom": "2 rounds, 1 of them evaluated", "judged": "unlike", "twice": "BUT NOT the same accuracies",
+    }.items():
+        assert reason in notes.pop(name), name
+    assert not notes
+    assert table(tmp_path).seeds.tolist() == ["0 1"]
+
+
+@pytest.mark.parametrize("case", ["nothing", "missing", "unfinished", "unwritable"])
+def test_failures(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is nothing to report, or nowhere to write it, the message says so and the exit code is 2."""
+    runs = tmp_path / "runs"
+    if case != "missing":
+        runs.mkdir()
+    if case in ("unfinished", "unwritable"):
+        write(runs / "a", finished=case == "unwritable")
+    (tmp_path / "file").touch()
+    assert main([str(runs), "--output", str(tmp_path / "file" / "report")]) == 2
+    message = {"nothing": "config.yaml and metrics.csv", "missing": "config.yaml and metrics.csv", "unfinished": "no finished run"}
+    assert message.get(case, "--output must be a folder") in capsys.readouterr().err
+
+
+def labels(tmp_path: Path) -> list[str]:
+    return [one.label for one in group([read(folder) for folder in find([tmp_path])])]
+
+
+def test_labels(tmp_path: Path) -> None:
+    """A label names the strategy and what else differs, and nothing that does not."""
+    for seed in range(2):
+        for strategy in ("fedgen", "fedavg"):
+            write(tmp_path / f"{strategy}{seed}", strategy, seed, partition={"path": None})
+    assert labels(tmp_path) == ["fedavg", "fedgen"]
+    write(tmp_path / "half", "fedgen", alpha=1.0)
+    assert labels(tmp_path) == ["fedavg, alpha 0.1", "fedgen, alpha 0.1", "fedgen, alpha 1.0"]
+    write(tmp_path / "beta", "fedgen", knobs={"beta": 5.0})
+    fedgen = ["fedgen, alpha 0.1, beta 5.0", "fedgen, alpha 0.1, no beta", "fedgen, alpha 1.0, no beta"]
+    assert labels(tmp_path) == ["fedavg, alpha 0.1", *fedgen]
+
+
+def test_labels_of_options(tmp_path: Path) -> None:
+    """Where parts differ their options name them; a knob that two keys hold stands once; equal names are written out."""
+    write(tmp_path / "a", "fedgen", optimizer={"local_steps": 20}, generator={"_target_": "g.Mlp", "width": 8})
+    write(tmp_path / "b", "fedavg", local_steps=5, optimizer={"local_steps": 5})
+    write(tmp_path / "c", "fedavg", local_steps=20, optimizer={"local_steps": 20})
+    shards = write(tmp_path / "d", "fedavg", local_steps=20, optimizer={"local_steps": 20})
+    config = OmegaConf.load(shards / "config.yaml")
+    config.partition, config.choices.partition = {"_target_": "fedkd.partition.shards.Shards", "per_client": 2}, "shards"
+    OmegaConf.save(config, shards / "config.yaml")
+    assert labels(tmp_path)[0].startswith("fedavg, dirichlet, local_steps 5")
+    assert labels(tmp_path)[-1].startswith("fedavg, shards, local_steps 20") and "per_client" not in labels(tmp_path)[-1]
+    assert all(label.count("local_steps") <= 1 and "width" not in label for label in labels(tmp_path))
+
+
+def test_labels_write_equal_names_out(tmp_path: Path) -> None:
+    for i, (mine, split) in enumerate([(1.0, 0.1), (2.0, 0.1), (1.0, 0.5), (2.0, 0.5)]):
+        write(tmp_path / str(i), "fedgen", alpha=split, knobs={"alpha": mine})
+    assert labels(tmp_path)[0] == "fedgen, partition.alpha 0.1, strategy.alpha 1.0"
+
+
+def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each setting has its figures, a column wide at 300 dpi, with fonts that can be edited."""
+    for alpha in (0.1, 1.0):
+        for strategy in ("fedavg", "fedgen"):
+            write(tmp_path / f"{strategy}{alpha}", strategy, alpha=alpha)
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    stems = [f"{kind}_alpha-{alpha}" for kind in ("convergence", "partition") for alpha in ("0.1", "1.0")]
+    assert {path.name for path in (tmp_path / "out").glob("*_alpha*")} == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")}
+    for stem in stems:
+        pdf = (tmp_path / "out" / f"{stem}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"/CIDFontType2" in pdf and b"/Type3" not in pdf
+        assert imread(tmp_path / "out" / f"{stem}.png").shape[1] == 1020
+    assert (tmp_path / "out" / f"{stems[0]}.png").name in capsys.readouterr().out
+
+
+def test_missing_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run without its partition keeps its numbers; the missing figure is named."""
+    (write(tmp_path / "a") / "partition.npz").write_bytes(b"PK\x03\x04broken")
+    assert main([str(tmp_path)]) == 0
+    assert "partition.npz" in capsys.readouterr().err and not list((tmp_path / "report").glob("partition*"))
+
+
+def test_same_numbers_same_files(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "a")
+    for name in ("one", "two"):
+        assert main([str(tmp_path / "runs"), "--output", str(tmp_path / name)]) == 0
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("counts", [np.zeros((2, 2), int), np.array([1, 2]), np.array([[1, -1]])])
+def test_partition_wants_counts(tmp_path: Path, counts: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="counts must be"):
+        figures.partition(counts, tmp_path / "partition")
+
+
+def test_partition_returns_its_paths(tmp_path: Path) -> None:
+    assert figures.partition(COUNTS, tmp_path / "alpha-0.1") == (tmp_path / "alpha-0.1.pdf", tmp_path / "alpha-0.1.png")
+
+
+def test_paired_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Strategies are paired with FedAvg by seed, in the same setting, and only where both have the same seeds."""
+    ours, base = (0.70, 0.72, 0.80), (0.60, 0.65, 0.69)
+    for seed in range(3):
+        write(tmp_path / f"avg{seed}", "fedavg", seed, [0.5, base[seed]])
+        write(tmp_path / f"gen{seed}", "fedgen", seed, [0.5, ours[seed]])
+        write(tmp_path / f"prox{seed}", "fedprox", seed + 1, [0.5, 0.9])
+        write(tmp_path / f"other{seed}", "fedgen", seed, [0.5, 0.9], alpha=1.0)
+    assert main([str(tmp_path)]) == 0
+    paired = pd.read_csv(tmp_path / "report" / "differences.csv")
+    assert paired.label.tolist() == ["fedgen, alpha 0.1"] and paired.reference.tolist() == ["fedavg, alpha 0.1"]
+    gains = np.subtract(ours, base)
+    assert paired.accuracy_last_mean[0] == pytest.approx(gains.mean())
+    assert paired.accuracy_last_half_width[0] == pytest.approx(half_width(gains))
+    assert f"+{100 * gains.mean():.2f} ± {100 * half_width(gains):.2f}" in capsys.readouterr().out
+
+
+def test_starts_fast() -> None:
+    """The report needs none of the heavy packages."""
+    code = "import sys, simulations.report; print({'torch', 'flwr', 'ray', 'simulations.run', 'matplotlib.pyplot'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
