@@ -42,6 +42,9 @@ class CelebA(Vision):
     def open(self, train: bool, download: bool) -> VisionDataset:
         return self.dataset(self.folder, split="train" if train else "test", target_type="attr", download=download)
 
+    def origin(self, dataset: VisionDataset, i: int) -> str:
+        return os.path.join(dataset.root, dataset.base_folder, "img_align_celeba", dataset.filename[i])
+
     def label(self, dataset: VisionDataset, target: Any) -> int:
         return int(target[dataset.attr_names.index(self.attribute)])
 

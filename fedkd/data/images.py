@@ -66,7 +66,7 @@ def fill(
         part: ``train`` or ``test``.
         num_examples: how many examples follow, N.
         examples: images [channels, height, width], bytes, and their labels.
-        num_classes: labels must be below it; None takes any that are >= 0.
+        num_classes: labels must be below it; None takes what is below N.
         where: the file or folder they come from, for errors.
 
     Raises:
@@ -74,17 +74,15 @@ def fill(
     """
     require(num_examples > 0, where, f"must hold at least one {part} example", num_examples)
     x, y = None, new(f"{part}_y", (num_examples,), "int64")
+    limit = num_examples if num_classes is None else num_classes
     for i, (image, label) in enumerate(examples):
         if x is None:
             x = new(f"{part}_x", (num_examples, *image.shape), "uint8")
         if image.shape != x.shape[1:]:
             raise ValueError(f"{where}: images must have one shape, {x.shape[1:]} as the first, got {image.shape} at {i}; set data.size")
+        if not 0 <= label < limit:
+            raise damaged(where, f"labels must be in 0..{limit - 1}, got {label} at position {i}")
         x[i], y[i] = image, label
-    limit = np.iinfo(np.int64).max if num_classes is None else num_classes
-    wrong = np.flatnonzero((y < 0) | (y >= limit))
-    if len(wrong):
-        rule = "must be >= 0" if num_classes is None else f"must be in 0..{num_classes - 1}"
-        raise damaged(where, f"labels {rule}, got {y[wrong[0]]} at position {wrong[0]}")
     return y
 
 

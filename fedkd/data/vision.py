@@ -57,6 +57,10 @@ class Vision(Source):
         """The image as it should be seen."""
         return image
 
+    def origin(self, dataset: VisionDataset, i: int) -> str:
+        """The file of image ``i``, for errors; empty if it has none of its own."""
+        return ""
+
     def inspect(self, path: Path) -> None:
         """Raise ``ValueError`` if a file without a published MD5 cannot be intact."""
 
@@ -87,9 +91,10 @@ class Vision(Source):
 
     def _examples_of(self, dataset: VisionDataset, where: str) -> Iterator[tuple[np.ndarray, int]]:
         for i in range(len(dataset)):
-            with reading(where):
+            origin = self.origin(dataset, i) or where
+            with reading(origin):
                 image, target = dataset[i]
-            yield pixels(self.upright(image), self.channels, self.size, getattr(image, "filename", where)), self.label(dataset, target)
+            yield pixels(self.upright(image), self.channels, self.size, origin), self.label(dataset, target)
 
     def _fetch(self) -> None:
         """Let torchvision download both parts, one process at a time."""

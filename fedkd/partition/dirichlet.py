@@ -16,7 +16,8 @@ class Dirichlet:
     """For each class, proportions over clients ~ Dirichlet(alpha, ..., alpha); all training examples are given away.
 
     The proportions of all classes are drawn again, from the same stream, until every client holds ``min_size`` examples; the
-    classes are shuffled once, after that. Test shards: ``shards.owned``.
+    classes are shuffled once, after that. Fractions of examples are rounded at random, so that no client is favoured.
+    Test shards: ``shards.owned``.
 
     Args:
         alpha: > 0; towards 0 a class belongs to one client, towards infinity all clients are alike.
@@ -42,7 +43,7 @@ class Dirichlet:
 
         def draw() -> np.ndarray:  # [C, K]
             proportions = rng.dirichlet([self.alpha] * num_clients, len(classes))
-            return np.stack([cut(p, len(pool), np.rint) for p, pool in zip(proportions, classes)])
+            return np.stack([cut(p, len(pool), rng.random()) for p, pool in zip(proportions, classes)])
 
         sizes, num_draws = redraw(draw, self.min_size, self.max_draws)
         if num_draws > 1:

@@ -70,5 +70,5 @@ class FedGen:
             proportions = rng.dirichlet([self.alpha] * num_clients) * (sizes.sum(axis=0) < cap)
             if not proportions.sum() > 0:
                 return None
-            sizes[label] = cut(proportions, kept[label], np.floor)
+            sizes[label] = cut(proportions, kept[label], offset=0)
         return sizes

@@ -50,18 +50,18 @@ def pools(labels: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1]) if num_classes else []
 
 
-def cut(proportions: np.ndarray, num_examples: int, rounding: np.ufunc) -> np.ndarray:
-    """How many of ``num_examples`` each client gets: the proportions [K], >= 0, are summed up, and the sums are rounded.
+def cut(proportions: np.ndarray, num_examples: int, offset: float) -> np.ndarray:  # [K]
+    """How many of ``num_examples`` each client gets: the proportions are summed up, and the sums plus ``offset`` are rounded down.
 
     The sums are divided by the last of them, so that rounding leaves nothing to a client whose proportion is zero.
 
     Args:
-        proportions: [K], need not sum to 1.
+        proportions: [K], >= 0, not all 0; need not sum to 1.
         num_examples: how many there are to give away; all are.
-        rounding: ``np.rint`` favours no one; ``np.floor`` leaves every remainder to the last client.
+        offset: in [0, 1). Drawn uniformly, it gives each client its proportion on average; 0 leaves remainders to the last client.
     """
     total = np.cumsum(proportions)
-    return np.diff(rounding(total / total[-1] * num_examples).astype(np.int64), prepend=0)
+    return np.diff(np.floor(total / total[-1] * num_examples + offset).astype(np.int64), prepend=0)
 
 
 def redraw(draw: Callable[[], np.ndarray | None], min_size: int, max_draws: int) -> tuple[np.ndarray, int]:

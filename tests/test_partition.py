@@ -1,0 +1,352 @@
+"""Partitions: what every split keeps, what each of them promises, and what they refuse."""
+
+import logging
+import os
+from inspect import signature
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from fedkd.data.digits import Digits
+from fedkd.data.mnist import MNIST
+from fedkd.partition import shards
+from fedkd.partition.dirichlet import Dirichlet
+from fedkd.partition.fedgen import FedGen
+from fedkd.partition.file import File
+from fedkd.partition.iid import IID
+
+ROOT = Path(__file__).parents[1]
+YAMLS = sorted((ROOT / "conf" / "partition").glob("*.yaml"))
+REAL_MNIST = Path(os.environ.get("FEDKD_MNIST") or ROOT.parent / "shared" / "data" / "mnist")
+
+_, DIGITS_TRAIN, DIGITS_TEST = Digits()()
+DIGITS = DIGITS_TRAIN.y.numpy(), DIGITS_TEST.y.numpy()
+MNIST_SIZES = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949], [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+LIKE_MNIST = tuple(np.random.default_rng(0).permutation(np.repeat(np.arange(10), sizes)) for sizes in MNIST_SIZES)
+
+
+def dirichlet(**changes) -> Dirichlet:
+    return Dirichlet(**{"alpha": 0.1, "min_size": 2, "max_draws": 1000, **changes})
+
+
+def fedgen(**changes) -> FedGen:
+    return FedGen(**{"alpha": 0.1, "ratio": 0.5, "min_size": 10, "max_draws": 1000, **changes})
+
+
+def split(how, labels=DIGITS, num_clients=10, seed=0):
+    return how(*labels, num_clients, np.random.default_rng(seed))
+
+
+SPLITS = [IID(), dirichlet(), dirichlet(alpha=100.0), fedgen(min_size=2), fedgen(ratio=1.0), fedgen(alpha=10.0, ratio=0.3, min_size=2)]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_a_yaml_holds_exactly_the_parameters_of_its_split(path):
+    conf = OmegaConf.to_container(OmegaConf.load(path))
+    cls = get_class(conf.pop("_target_"))
+    assert set(conf) == set(signature(cls).parameters)
+    assert all(p.default is p.empty for p in signature(cls).parameters.values()), "defaults live in yaml only"
+    cls(**conf)
+
+
+# ---------------------------------------------------------------------------------------------------------- laws of every split
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 10, 20])
+@pytest.mark.parametrize("how", SPLITS, ids=repr)
+def test_shards_are_ascending_disjoint_and_owned(how, num_clients):
+    partition = split(how, num_clients=num_clients)
+    assert len(partition.train) == len(partition.test) == num_clients
+    for part, labels in zip((partition.train, partition.test), DIGITS):
+        assert all(index.dtype == np.int64 and (np.diff(index) > 0).all() for index in part)
+        everyone = np.concatenate(part)
+        assert len(np.unique(everyone)) == len(everyone) and everyone.min() >= 0 and everyone.max() < len(labels)
+    for train, test in zip(partition.train, partition.test):
+        assert len(train) > 0 and set(DIGITS[1][test]) == set(DIGITS[0][train])
+
+
+@pytest.mark.parametrize("how", [IID(), dirichlet(), dirichlet(alpha=100.0), dirichlet(alpha=1e-3, min_size=1)], ids=repr)
+def test_all_training_examples_are_given_away(how):
+    assert sorted(np.concatenate(split(how).train)) == list(range(len(DIGITS[0])))
+
+
+@pytest.mark.parametrize("how", SPLITS, ids=repr)
+def test_the_stream_alone_decides(how):
+    same, again, other = split(how), split(how), split(how, seed=1)
+    assert same.num_draws == again.num_draws
+    assert all(np.array_equal(a, b) for a, b in zip(same.train + same.test, again.train + again.test))
+    assert not all(np.array_equal(a, b) for a, b in zip(same.train, other.train))
+
+
+@pytest.mark.parametrize("how", SPLITS, ids=repr)
+def test_impossible_demands_are_refused(how):
+    with pytest.raises(ValueError, match="num_clients must be a whole number >= 1, got 0"):
+        split(how, num_clients=0)
+    with pytest.raises(ValueError, match="num_clients must be a whole number >= 1, got 2.5"):
+        split(how, num_clients=2.5)
+    with pytest.raises(ValueError, match="num_clients must be at most the number of training examples, 1442, got 1443"):
+        split(how, num_clients=1443)
+    with pytest.raises(ValueError, match="train_labels must be a vector of integers >= 0, got 'float64"):
+        split(how, labels=(DIGITS[0].astype(float), DIGITS[1]))
+
+
+@pytest.mark.parametrize("how", SPLITS, ids=repr)
+def test_labels_are_left_as_they_were(how):
+    before = [labels.copy() for labels in DIGITS]
+    split(how)
+    assert all(np.array_equal(a, b) for a, b in zip(before, DIGITS))
+
+
+# ----------------------------------------------------------------------------------------------------------------- test shards
+
+
+def test_a_client_gets_its_share_of_the_classes_that_it_owns():
+    train_labels, test_labels = np.array([0, 0, 1, 1, 2]), np.array([1, 0, 0, 1, 0, 0, 1, 0, 2])
+    train = [np.array([0, 2]), np.array([1]), np.array([3, 4])]  # own {0, 1}, {0}, {1, 2}
+    test = shards.owned(train, train_labels, test_labels)
+    # Pools: class 0 is [1, 2, 4, 5, 7], a share is 5 // 3 = 1; class 1 is [0, 3, 6], a share is 1; class 2 is [8], a share is at least 1.
+    assert [index.tolist() for index in test] == [[0, 1], [2], [3, 8]]
+    assert shards.owned(train, train_labels, test_labels, at_least=0)[2].tolist() == [3]
+
+
+def test_a_pool_that_is_used_up_leaves_nothing_to_later_clients():
+    train_labels, test_labels = np.zeros(4, int), np.zeros(2, int)
+    test = shards.owned([np.array([k]) for k in range(4)], train_labels, test_labels)
+    assert [index.tolist() for index in test] == [[0], [1], [], []]
+
+
+def test_a_class_without_test_examples_is_no_matter():
+    test = shards.owned([np.array([0]), np.array([1])], np.array([0, 3]), np.array([1, 1]))
+    assert [len(index) for index in test] == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- iid
+
+
+@pytest.mark.parametrize("num_clients", [1, 7, 10, 1442])
+def test_iid_shards_have_equal_sizes(num_clients):
+    sizes = [len(index) for index in split(IID(), num_clients=num_clients).train]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_iid_shards_resemble_the_whole():
+    counts = shards.counts(split(IID(), LIKE_MNIST, 10).train, LIKE_MNIST[0], 10)
+    expected = np.array(MNIST_SIZES[0]) / 10
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+# ------------------------------------------------------------------------------------------------------------------- dirichlet
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_shares_have_the_moments_of_a_dirichlet(alpha):
+    num_clients, num_classes, size = 5, 400, 2000
+    labels = np.repeat(np.arange(num_classes), size)
+    train = split(dirichlet(alpha=alpha), (labels, labels[:1]), num_clients).train
+    shares = shards.counts(train, labels, num_classes) / size  # [K, C]
+    mean, variance = 1 / num_clients, (1 / num_clients) * (1 - 1 / num_clients) / (num_clients * alpha + 1)
+    assert np.allclose(shares.mean(axis=1), mean, atol=5 * np.sqrt(variance / num_classes))
+    assert np.allclose(shares.var(), variance, rtol=0.15)
+    theirs = np.random.default_rng(1).dirichlet([alpha] * num_clients, num_classes)
+    assert np.allclose(np.quantile(shares, [0.25, 0.5, 0.75, 0.9]), np.quantile(theirs, [0.25, 0.5, 0.75, 0.9]), atol=0.05)
+
+
+def test_rounding_favours_no_client():
+    labels = np.repeat(np.arange(2000), 3)
+    per_client = shards.counts(split(dirichlet(alpha=1.0), (labels, labels), 6).train, labels, 2000).sum(axis=1)
+    assert (np.abs(per_client - 1000) < 150).all(), per_client  # rounding down would give the last client about 2,000 more
+
+
+def test_many_clients_of_like_proportions_all_get_some():
+    partition = split(dirichlet(alpha=1e6), num_clients=200)  # fewer than one example of a class for each: 144 / 200
+    assert partition.num_draws < 10
+
+
+@pytest.mark.parametrize("offset", [0, 0.5, 0.999999])
+def test_a_cut_gives_all_away_and_nothing_for_nothing(offset):
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        proportions = generator.dirichlet([0.1] * 7) * (generator.random(7) < 0.5)
+        if proportions.sum() > 0:
+            sizes = shards.cut(proportions, 1009, offset)
+            assert sizes.sum() == 1009 and (sizes >= 0).all() and (sizes[proportions == 0] == 0).all()
+
+
+def test_draws_are_repeated_until_all_have_enough_and_this_is_told(caplog):
+    with caplog.at_level(logging.INFO, "fedkd"):
+        easy = split(dirichlet(alpha=100.0))
+    assert easy.num_draws == 1 and not caplog.records
+    with caplog.at_level(logging.INFO, "fedkd"):
+        hard = split(dirichlet(min_size=40))
+    assert hard.num_draws > 1 and min(map(len, hard.train)) >= 40
+    assert f"the split of draw {hard.num_draws} is the first with at least 40 examples" in caplog.text
+    assert split(dirichlet(min_size=40, max_draws=hard.num_draws)).num_draws == hard.num_draws
+    said = f"max_draws={hard.num_draws - 1} draws, got 40, where the best draw left a client with .*larger alpha"
+    with pytest.raises(ValueError, match=said):
+        split(dirichlet(min_size=40, max_draws=hard.num_draws - 1))
+
+
+def test_more_than_there_is_is_refused_at_once():
+    with pytest.raises(ValueError, match="min_size must be at most 144, as 1442 training examples are shared by 10 clients, got 145"):
+        split(dirichlet(min_size=145, max_draws=10**9))
+
+
+@pytest.mark.parametrize("make", [dirichlet, fedgen])
+@pytest.mark.parametrize("wrong, rule", [
+    ({"alpha": 0}, "alpha must be > 0 .*, got 0"), ({"alpha": -1.0}, "alpha must be > 0"), ({"alpha": float("nan")}, "alpha must be > 0"),
+    ({"alpha": float("inf")}, "alpha must be > 0 .* finite"), ({"min_size": 0}, "min_size must be a whole number >= 1, got 0"),
+    ({"min_size": 1.5}, "min_size must be a whole"), ({"max_draws": 0}, "max_draws must be a whole number >= 1, got 0"),
+])
+def test_parameters_out_of_range_are_refused(make, wrong, rule):
+    with pytest.raises(ValueError, match=rule):
+        make(**wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- fedgen
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 1.0, 10.0])
+def test_fedgen_on_mnist_keeps_1500_of_each_class(alpha):
+    partition = split(fedgen(alpha=alpha), LIKE_MNIST, 20)
+    counts, test_counts = (shards.counts(part, labels, 10) for part, labels in zip((partition.train, partition.test), LIKE_MNIST))
+    assert counts.sum(axis=0).tolist() == [1500] * 10
+    assert counts.sum(axis=1).min() >= 10
+    share = np.array(MNIST_SIZES[1]) // 20
+    assert np.array_equal(test_counts, (counts > 0) * share)
+
+
+def test_fedgen_clients_at_the_cap_get_no_more():
+    at_cap = 0
+    for seed in range(30):
+        counts = shards.counts(split(fedgen(alpha=0.02, min_size=1), LIKE_MNIST, 20, seed).train, LIKE_MNIST[0], 10)
+        # Whatever the order of classes: without its largest class, a client was below the cap when it got its last one.
+        at_cap += (counts.sum(axis=1) >= 1500).sum()
+        assert (counts.sum(axis=1) - counts.max(axis=1) < 1500).all()
+        assert counts.sum(axis=1).max() < 3000
+    assert at_cap > 30
+
+
+def test_fedgen_keeps_the_ratio_of_small_classes_and_all_at_one():
+    labels = np.repeat([0, 1], [100, 900]), np.repeat([0, 1], [10, 90])
+    for ratio, kept in ((0.5, [50, 250]), (1.0, [100, 900])):
+        train = split(fedgen(alpha=10.0, ratio=ratio, min_size=1), labels, 2).train
+        assert shards.counts(train, labels[0], 2).sum(axis=0).tolist() == kept
+
+
+def test_fedgen_chooses_whom_to_keep_at_random():
+    first, second = (np.concatenate(split(fedgen(), LIKE_MNIST, 20, seed).train) for seed in (0, 1))
+    overlap = len(np.intersect1d(first, second)) / 15000
+    assert 0.2 < overlap < 0.3  # a quarter of the data each
+
+
+def test_fedgen_gives_no_test_example_of_classes_smaller_than_the_number_of_clients():
+    partition = split(fedgen(min_size=1), num_clients=40)
+    assert all(len(index) == 0 for index in partition.test)
+
+
+@pytest.mark.parametrize("ratio", [0, 1.01, float("nan")])
+def test_fedgen_ratio_is_a_part(ratio):
+    with pytest.raises(ValueError, match=r"ratio must be in \(0, 1\]"):
+        fedgen(ratio=ratio)
+
+
+def test_fedgen_refuses_more_than_it_keeps():
+    with pytest.raises(ValueError, match=r"min_size \* 10 clients must be at most the 716 examples that ratio=0.5 keeps.*got 100"):
+        split(fedgen(min_size=100))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ file
+
+
+@pytest.mark.parametrize("how", SPLITS, ids=repr)
+def test_what_is_saved_is_read_back(tmp_path, how):
+    partition = split(how, num_clients=12)
+    shards.save(partition, tmp_path / "p.npz", *DIGITS, 10)
+    again = split(File(path=str(tmp_path / "p.npz")), num_clients=12)
+    assert all(np.array_equal(a, b) for a, b in zip(partition.train + partition.test, again.train + again.test))
+    with np.load(tmp_path / "p.npz") as file:
+        assert {"train_00", "train_11", "test_00", "counts", "test_counts"} < set(file.files) and len(file.files) == 26
+        assert file["counts"].dtype == np.int64 and file["counts"].shape == (12, 10)
+        for k in range(12):
+            for label in range(10):
+                assert file["counts"][k, label] == (DIGITS[0][partition.train[k]] == label).sum()
+                assert file["test_counts"][k, label] == (DIGITS[1][partition.test[k]] == label).sum()
+    before = (tmp_path / "p.npz").read_bytes()
+    shards.save(partition, tmp_path / "p.npz", *DIGITS, 10)
+    assert (tmp_path / "p.npz").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_numbers_are_padded_as_far_as_needed(tmp_path):
+    shards.save(split(IID(), num_clients=101), tmp_path / "p.npz", *DIGITS, 10)
+    with np.load(tmp_path / "p.npz") as file:
+        assert "train_007" in file.files and "test_100" in file.files
+    assert len(split(File(path=str(tmp_path / "p.npz")), num_clients=101).train) == 101
+
+
+def arrays(**changes):
+    good = {"train_00": np.array([3, 1]), "train_01": np.array([0]), "test_00": np.array([0, 1]), "test_01": np.array([1])}
+    return {key: value for key, value in {**good, **changes}.items() if value is not None}
+
+
+def test_unsorted_indices_overlapping_tests_and_other_keys_are_fine(tmp_path):
+    np.savez(tmp_path / "p.npz", **arrays(alpha=np.array(0.1), train_note=np.array("x"), test_01=np.array([], float)))
+    partition = split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+    assert partition.train[0].tolist() == [1, 3] and partition.test[1].dtype == np.int64 and len(partition.test[1]) == 0
+
+
+@pytest.mark.parametrize("changes, rule", [
+    ({"train_01": None}, "train_ arrays for num_clients=2 clients; missing are 1"), ({"test_00": None}, "test_ arrays .* missing are 0"),
+    ({"train_02": np.array([9])}, "train_ arrays for num_clients=2 clients; there are more: 2"),
+    ({"train_1": np.array([9])}, "some train_ keys stand for the same number"), ({"train_01": None, "train_x1": np.array([0])}, "missing are 1"),
+    ({"train_00": np.array([1442])}, r"indices in 0\.\.1441; the train_ array of client 0 has others"),
+    ({"test_01": np.array([-1])}, r"indices in 0\.\.354; the test_ array of client 1 has others"),
+    ({"train_00": np.array([3, 3])}, "every index once; the train_ array of client 0 repeats"),
+    ({"test_00": np.array([3, 3])}, "every index once; the test_ array of client 0 repeats"),
+    ({"train_01": np.array([3])}, "give a training example to one client; index 3 is given to several"),
+    ({"train_00": np.array([3.0, 1.0])}, "vectors of integers; the train_ array of client 0 is float64"),
+    ({"train_00": np.array([[3, 1]])}, r"vectors of integers; .* is int64\[1, 2\]"),
+    ({"train_01": np.array([], int)}, "give every client training examples; client 1 has none"),
+    ({"train_00": np.array(["a", None], object)}, "file of index arrays, got .*allow_pickle"),
+])
+def test_a_file_that_holds_no_partition_is_refused(tmp_path, changes, rule):
+    np.savez(tmp_path / "p.npz", **arrays(**changes))
+    with pytest.raises(ValueError, match=rf"^path must .*{rule}"):
+        split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"", lambda b: b"garbage", lambda b: b[:150] + b"\xff\xff" + b[152:]])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    np.savez(tmp_path / "p.npz", **arrays())
+    (tmp_path / "p.npz").write_bytes(damage((tmp_path / "p.npz").read_bytes()))
+    with pytest.raises(ValueError, match="path must be an npz file of index arrays, got '.*p.npz'"):
+        split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+
+
+def test_a_lone_array_is_no_npz(tmp_path):
+    with (tmp_path / "p.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+    with pytest.raises(ValueError, match="path must be an npz file of index arrays"):
+        split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="path must be an npz file .*there is no such file, got '.*none.npz'"):
+        split(File(path=str(tmp_path / "none.npz")))
+
+
+# ------------------------------------------------------------------------------------------------------------------ real files
+
+
+@pytest.mark.skipif(not (REAL_MNIST / "partition_fedgen_alpha0.1.npz").is_file(), reason="set FEDKD_MNIST to a folder with MNIST/raw")
+@pytest.mark.parametrize("alpha, num_test", [(0.1, 5307), (1.0, 9764)])
+def test_the_public_codes_split_of_mnist_obeys_our_rules(tmp_path_factory, alpha, num_test):
+    cache = tmp_path_factory.getbasetemp() / "mnist_cache"
+    source = MNIST(root=str(REAL_MNIST), cache=str(cache), download=False, size=None, scale=255, mean=[0.5], std=[0.5])
+    labels = tuple(examples.y.numpy() for examples in source()[1:])
+    theirs = split(File(path=str(REAL_MNIST / f"partition_fedgen_alpha{alpha}.npz")), labels, 20)
+    assert shards.counts(theirs.train, labels[0], 10).sum(axis=0).tolist() == [1500] * 10
+    ours = shards.owned(theirs.train, labels[0], labels[1], at_least=0)
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs.test)) and sum(map(len, ours)) == num_test
