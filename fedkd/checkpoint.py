@@ -24,8 +24,11 @@ class Checkpoint:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """``path`` holds all of ``content`` or what it held before, whatever happens in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """``path`` holds all of ``content`` or what it held before, whatever happens in between.
+
+    The temporary has a fixed name: a folder has one writer, and what a killed one left is overwritten.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
@@ -66,7 +69,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     assert header is not None, f"no checkpoint in {folder}"
     parts: dict[str, dict] = {}
     with safe_open(folder / "checkpoint.safetensors", "pt") as file:
-        for name in file.keys():
+        for name in sorted(file.keys()):
             owner, _, rest = name.partition("|")
             parts.setdefault(owner, {})[rest] = file.get_tensor(name)
     state = unflatten(parts.pop("server", {}))

@@ -7,11 +7,13 @@ the signature that its ``_target_`` names. Defaults stand in conf/ alone.
 import hashlib
 import inspect
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -80,6 +82,7 @@ class Run:
 
 
 ConfigStore.instance().store(name="schema", node=Run)
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 PARTS = ("data", "partition", "model", "optimizer", "strategy", "engine")
 WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "choices")
@@ -121,7 +124,8 @@ def check_types(node: Mapping[str, Any], key: str) -> None:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise ValueError(f"{key}._target_ must be importable, got {node['_target_']!r}: {error}") from error
+        raise ValueError(f"{key}._target_ must be importable, got {node['_target_']!r}: {' '.join(str(error).split())}") from error
+    require(callable(target), f"{key}._target_", "must name a class or function", node["_target_"])
     signature = inspect.signature(target)
     known = {name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
@@ -134,6 +138,19 @@ def check_types(node: Mapping[str, Any], key: str) -> None:
             check_types(value, f"{key}.{name}")
         elif name in hints:
             check_type(hints[name], value, f"{key}.{name}")
+    if not node.get("_partial_"):
+        needed = {name for name in known if signature.parameters[name].default is inspect.Parameter.empty}
+        require(needed <= set(node), key, f"must give all that {target.__name__} needs; missing are", sorted(needed - set(node)))
+    elif inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
+        check_optimizer(target, {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}, key)
+
+
+def check_optimizer(target: type[torch.optim.Optimizer], arguments: Mapping[str, Any], key: str) -> None:
+    """Refuse now what the optimizer would refuse at a client's first step."""
+    try:
+        target([torch.zeros(1, requires_grad=True)], **arguments)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{key} must be what {target.__name__} takes, got {dict(arguments)}: {error}") from error
 
 
 def check_type(hint: Any, value: Any, key: str) -> None:
@@ -164,6 +181,14 @@ def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
             raise
         where = re.search(r"full_key: (\S+)", str(error))
         raise ValueError(f"{where.group(1) if where else part}.{error.__cause__}") from error.__cause__
+
+
+def make(part: str, maker: Callable[..., Any], *args: Any) -> Any:
+    """``maker(*args)``; a ``ValueError`` of it is raised again with the path to the part in front."""
+    try:
+        return maker(*args)
+    except ValueError as error:
+        raise ValueError(f"{part}.{error}") from error
 
 
 def identity(config: DictConfig, digests: Mapping[str, str]) -> str:

@@ -141,7 +141,7 @@ class Rounds(FlowerStrategy):
             seconds: dict[str, float] = {}
             with clock(seconds, "local"):
                 messages = list(self.configure_train(number, arrays, train_config, grid))
-                trained, num_failures = self.collect(grid, messages, timeout, number)
+                trained, num_failures = collect(grid, messages, timeout, number, self.federation)
             with clock(seconds, "server"):
                 arrays, metrics = self.aggregate_train(number, trained)
                 if hasattr(grid, "commit"):
@@ -150,7 +150,7 @@ class Rounds(FlowerStrategy):
             with clock(seconds, "evaluate"):
                 if number % self.federation.evaluate_every == 0 or number == num_rounds:
                     messages_out = list(self.configure_evaluate(number, arrays, evaluate_config, grid))
-                    evaluated, lost = self.collect(grid, messages_out, timeout, number)
+                    evaluated, lost = collect(grid, messages_out, timeout, number, self.federation)
                     num_failures += lost
                     scores = MetricRecord({**(self.aggregate_evaluate(number, evaluated) or {})})
                     scores.update((evaluate_fn(number, arrays) if evaluate_fn else None) or {})
@@ -160,26 +160,30 @@ class Rounds(FlowerStrategy):
                 on_round(Round(number, arrays, {**metrics, **scores}, seconds, trained, evaluated, num_failures, wire.payload(trained), wire.payload(messages)))
         return result
 
-    def collect(self, grid: Grid, messages: list[Message], timeout: float, server_round: int) -> tuple[list[Message], int]:
-        """Send, receive, and deal with failures as the policy says: the good replies in the order of clients, and how many failed."""
-        policy, wanted = self.federation, messages
-        good, failures = [], 0
-        for attempt in range(1 + (policy.retries if policy.on_client_failure == "retry" else 0)):
-            replies = list(grid.send_and_receive(wanted, timeout=timeout)) if wanted else []
-            answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
-            good += [r for r in replies if not r.has_error()]
-            reasons = {r.metadata.src_node_id: r.error.reason for r in replies if r.has_error()}
-            wanted = [m for m in wanted if m.metadata.dst_node_id not in answered]
-            failures += len(wanted)
-            if not wanted:
-                break
-        if wanted and (policy.on_client_failure != "drop" or not good):
-            client = wanted[0].metadata.dst_node_id
-            raise ClientFailure(
-                f"{len(wanted)} of {len(messages)} clients failed in round {server_round} (on_client_failure={policy.on_client_failure}, "
-                f"after {attempt + 1} attempt(s)); client {client} said:\n{reasons.get(client, 'nothing before the timeout')}"
-            )
-        return sorted(good, key=lambda r: r.metadata.src_node_id), failures
+
+def collect(grid: Grid, messages: list[Message], timeout: float | None, server_round: int, policy: Federation) -> tuple[list[Message], int]:
+    """Send, receive, and deal with failures as the policy says: the good replies in the order of clients, and how many failed.
+
+    Raises:
+        ClientFailure: a client failed and the policy does not put up with it.
+    """
+    wanted, good, failures = messages, [], 0
+    for attempt in range(1 + (policy.retries if policy.on_client_failure == "retry" else 0)):
+        replies = list(grid.send_and_receive(wanted, timeout=timeout)) if wanted else []
+        answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
+        good += [r for r in replies if not r.has_error()]
+        reasons = {r.metadata.src_node_id: r.error.reason for r in replies if r.has_error()}
+        wanted = [m for m in wanted if m.metadata.dst_node_id not in answered]
+        failures += len(wanted)
+        if not wanted:
+            break
+    if wanted and (policy.on_client_failure != "drop" or not good):
+        client = wanted[0].metadata.dst_node_id
+        raise ClientFailure(
+            f"{len(wanted)} of {len(messages)} clients failed in round {server_round} (on_client_failure={policy.on_client_failure}, "
+            f"after {attempt + 1} attempt(s)); client {client} said:\n{reasons.get(client, 'nothing before the timeout')}"
+        )
+    return sorted(good, key=lambda r: r.metadata.src_node_id), failures
 
 
 @contextmanager

@@ -8,8 +8,9 @@ the same ClientApp, so they give the same bits.
 import os
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -40,7 +41,6 @@ class ClientGrid(Grid):
         identify()
         self.num_clients, self.config = num_clients, config
         self.memory: dict[int, ArrayRecord] = {}
-        self.traffic: dict[str, tuple[int, int]] = {}
         self._pending: dict[int, ArrayRecord] = {}
         self._inbox: dict[str, Message] = {}
         self._numbers = count()
@@ -60,8 +60,6 @@ class ClientGrid(Grid):
             ids = [m.metadata.dst_node_id for m in group]
             answers = self.ask(kind, group[0].content, split(ids, self.num_workers), timeout)
             replies += [Message(self._keep(m.metadata.dst_node_id, answers), reply_to=m) for m in group]
-        for kind in {kind for _, kind in groups}:
-            self.traffic[kind] = (wire.payload(messages), wire.payload(replies))
         return sorted(replies, key=lambda r: r.metadata.src_node_id)
 
     def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
@@ -123,7 +121,10 @@ class LocalGrid(ClientGrid):
 
 
 class RayGrid(ClientGrid):
-    """Clients run in Ray actors. An actor that dies is started again and its share is asked once more, then client by client.
+    """Clients run in Ray actors. Where an actor dies, another takes its place and is asked for its clients again, one by one, so
+    that whoever takes the actor down does not take its neighbours along; a client whose actor dies twice has failed.
+
+    Past the timeout, actors that still work are ended and replaced; all clients of their share have failed.
 
     Args:
         num_clients: N.
@@ -138,40 +139,58 @@ class RayGrid(ClientGrid):
         require(workers is None or workers > 0, "workers", "must be > 0, or null for one a core", workers)
         require(num_gpus >= 0, "num_gpus", "must be >= 0", num_gpus)
         self.num_workers = min(workers or os.cpu_count() or 1, num_clients)
-        ray = start_ray(self.num_workers, address)
-        actor = ray.remote(max_restarts=-1, max_task_retries=1, num_cpus=1, num_gpus=num_gpus)(Worker)
-        self._ray, self._actors = ray, [actor.remote() for _ in range(self.num_workers)]
+        self._ray = start_ray(self.num_workers, address)
+        if address is None:  # a cluster may grow, this machine does not
+            most = self._ray.cluster_resources().get("GPU", 0)
+            rule = f"must be at most {most / self.num_workers:g}, as {self.num_workers} workers share {most:g} GPUs"
+            require(num_gpus * self.num_workers <= most, "num_gpus", rule, num_gpus)
+        self._worker = self._ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
+        self._actors = [self._worker.remote() for _ in range(self.num_workers)]
 
     def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
         ray, answers = self._ray, {}
         deadline = None if timeout is None else time.monotonic() + timeout
         broadcast = ray.put(content)
+        queues = [deque([share]) for share in shares]
+        running: dict[Any, tuple[int, list[int]]] = {}
+        lost = dict.fromkeys((client for share in shares for client in share), 0)
 
-        def send(number: int, share: list[int]) -> Any:
-            return self._actors[number].work.remote(kind, broadcast, self.request(content, share))
+        def send(number: int) -> None:
+            if queues[number]:
+                share = queues[number].popleft()
+                running[self._actors[number].work.remote(kind, broadcast, self.request(content, share))] = (number, share)
 
-        running = {send(number, share): (number, share) for number, share in enumerate(shares)}
+        for number in range(len(queues)):
+            send(number)
         while running:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(running), timeout=left)
             if not done:
-                return answers | self._give_up(running, timeout)
+                return answers | self._give_up([number for number, _ in running.values()], lost.keys() - answers.keys(), timeout)
             number, share = running.pop(done[0])
             try:
                 answers |= unpack(ray.get(done[0]))
+            except ray.exceptions.RayTaskError as error:  # it raised outside any one client's work, and lives
+                answers |= {client: Error(code=CLIENT_RAISED, reason=str(error)) for client in share}
             except ray.exceptions.RayError as error:
-                if len(share) > 1:  # whoever takes the actor down shall not take its neighbours along
-                    running |= {send(number, [client]): (number, [client]) for client in share}
-                else:
-                    answers[share[0]] = Error(code=WORKER_LOST, reason=f"its worker was lost: {error}")
+                self._replace(number)
+                for client in share:
+                    lost[client] += 1
+                queues[number].extendleft([client] for client in reversed(share) if lost[client] < 2)
+                answers |= {c: Error(code=WORKER_LOST, reason=f"its worker was lost: {error}") for c in share if lost[c] == 2}
+            send(number)
         return answers
 
-    def _give_up(self, running: dict[Any, tuple[int, list[int]]], timeout: float | None) -> Answers:
-        """Past the deadline: end the work that still runs, with its actors, which come back fresh."""
-        for number in {number for number, _ in running.values()}:
-            self._ray.kill(self._actors[number], no_restart=False)
-        reason = f"no answer within {timeout} seconds (timeout)"
-        return {client: Error(code=TIMED_OUT, reason=reason) for _, share in running.values() for client in share}
+    def _replace(self, number: int) -> None:
+        """A fresh actor in the place of one that is dead or past its time."""
+        self._ray.kill(self._actors[number])
+        self._actors[number] = self._worker.remote()
+
+    def _give_up(self, numbers: Iterable[int], clients: Iterable[int], timeout: float | None) -> Answers:
+        """Past the deadline: end the work that still runs, with its actors."""
+        for number in numbers:
+            self._replace(number)
+        return {client: Error(code=TIMED_OUT, reason=f"no answer within {timeout} seconds (timeout)") for client in clients}
 
     def close(self) -> None:
         """End the actors; Ray itself stays for the next run of this process, and ends with it."""
@@ -253,7 +272,7 @@ def split(ids: Sequence[int], parts: int) -> list[list[int]]:
     """``ids`` in order, cut into at most ``parts`` shares of nearly equal length."""
     parts = min(parts, len(ids))
     cuts = [len(ids) * i // parts for i in range(parts + 1)]
-    return [list(ids[a:b]) for a, b in zip(cuts, cuts[1:])]
+    return [list(ids[a:b]) for a, b in pairwise(cuts)]
 
 
 def start_ray(num_workers: int, address: str | None) -> Any:

@@ -4,6 +4,7 @@ import csv
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -23,11 +24,11 @@ class Progress:
         self._bar = Bar(*columns, console=console, disable=not self._live)
         self._task = self._bar.add_task(self._label, total=config.rounds, completed=first - 1, score="")
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
     def advance(self, row: dict[str, float]) -> None:

@@ -164,8 +164,8 @@ def commit() -> tuple[str | None, bool]:
     if not (root / ".git").exists():
         return None, False
     ask = ["git", "-C", str(root)]
-    head = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True)
-    dirty = subprocess.run([*ask, "status", "--porcelain"], capture_output=True, text=True)
+    head = subprocess.run([*ask, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
+    dirty = subprocess.run([*ask, "status", "--porcelain"], check=False, capture_output=True, text=True)
     return head.stdout.strip() or None, bool(dirty.stdout.strip())
 
 

@@ -5,29 +5,33 @@ goes on from its last checkpoint. The last line on standard output is ``run: <fo
 round was done under the failure policy.
 """
 
+import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from flwr.app import ArrayRecord, MetricRecord
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from fedkd import wire
-from fedkd.aggregate import assemble, own_labels
-from fedkd.config import build, check
+from fedkd.config import build, check, make
 from fedkd.rounds import ClientFailure, Round
 from fedkd.strategy import Strategy
-from fedkd.train import evaluate
 from simulations.compat import quieten
+from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
 from simulations.progress import Progress, summarise
 from simulations.record import Folder, client_rows, metrics_row
+from simulations.scores import balanced, on_shards
 from simulations.world import World, world
 
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -52,7 +56,7 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
             note = folder.commit_note()
             print(f"finished already, skipped{f' ({note})' if note else ''}")
         else:
-            grid = (make_grid or build(config, "engine"))(config.num_clients, text)
+            grid = make("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
                 (start if isinstance(home.strategy, Strategy) else start_foreign)(home, folder, grid)
             finally:
@@ -107,62 +111,6 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> MetricRecord:
     return metrics
 
 
-def balanced(home: World, model: Callable) -> dict[str, float]:
-    """Accuracy, mean loss and accuracy by class on the whole test set."""
-    score = evaluate(model, home.test, home.config.evaluation.batch_size, home.task.num_classes, home.dtype)
-    classes = (score.correct / score.total).tolist()
-    named = {f"accuracy_class_{c:02d}": value for c, value in enumerate(classes) if value == value}
-    return {"accuracy": score.accuracy, "loss": score.loss / len(home.test), **named}
-
-
-def on_shards(home: World, model: Callable) -> dict[str, float | list[int]]:
-    """One model on every client's own test shard."""
-    batch, classes = home.config.evaluation.batch_size, home.task.num_classes
-    scores = [evaluate(model, home.test.subset(index).to(home.config.device), batch, classes, home.dtype) for index in home.partition.test]
-    examples, correct = [int(s.total.sum()) for s in scores], [int(s.correct.sum()) for s in scores]
-    return {**(own_labels(list(zip(examples, correct))) or {}), "own_examples": examples, "own_correct": correct}
-
-
-def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
-    """Run a strategy of Flower's own, whose state nobody can save: it is run whole or not at all.
-
-    Raises:
-        ValueError: an earlier run of it was interrupted; it cannot be resumed.
-    """
-    config, kind = home.config, type(home.strategy)
-    if (folder.path / "metrics.csv").exists():
-        raise ValueError(
-            f"strategy._target_ must be a strategy of fedkd for a run to be resumed, got {kind.__module__}.{kind.__name__}, whose state is "
-            f"its own and is not saved; remove {folder.path} to run it again from the beginning"
-        )
-    folder.begin()
-    began = time.perf_counter()
-    with Progress(config, 1) as progress, (home.seed / "foreign").globally():
-
-        def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-            nonlocal began
-            if number > 0:
-                down, up = grid.traffic.get("train", (0, 0))
-                model = assemble(home.model, home.initial, cast(home, arrays))
-                scores = {**balanced(home, model), **{k: v for k, v in on_shards(home, model).items() if not isinstance(v, list)}}
-                row = {"round": number, **scores, "bytes_up": up, "bytes_down": down, "num_failures": 0}
-                folder.row({**row, "seconds_local": round(time.perf_counter() - began, 4), "seconds_server": 0, "seconds_evaluate": 0})
-                progress.advance(row)
-            began = time.perf_counter()
-            return None
-
-        result = home.strategy.start(
-            grid, ArrayRecord(home.initial), num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn
-        )  # fmt: skip
-    folder.checkpoint(config.rounds, {"model": cast(home, result.arrays)}, {})
-
-
-def cast(home: World, arrays: ArrayRecord) -> dict:
-    """Arrays of a foreign strategy as tensors of the model's types."""
-    tensors = arrays.to_torch_state_dict()
-    return {key: tensors[key].to(value.device, value.dtype) for key, value in home.initial.items()}
-
-
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that the command line ``overrides`` describe."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -179,18 +127,43 @@ def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
     return config
 
 
-@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    """The command."""
+def explain(error: Exception) -> str:
+    """Hydra's errors in one line: what was given and what is wrong with it, without advice that does not apply here."""
+    lines = [line.strip() for part in (error, error.__cause__) if part is not None for line in str(part).splitlines()]
+    noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
+    return "; ".join(line for line in lines if line and not line.startswith(noise))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """One line and exit code 1 for what the user can mend; a traceback for what is ours, and for all if HYDRA_FULL_ERROR asked for it."""
     try:
-        execute(chosen(config, dict(HydraConfig.get().runtime.choices)))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except ClientFailure as error:
-        sys.exit(f"error: {error}\nEverything up to the last round is on disk; run the same command to go on from there.")
+        yield
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except ClientFailure as error:
+        sys.exit(f"error: {error}\nEverything up to the last round is on disk; run the same command to go on from there.")
+    except (ValueError, HydraException, OmegaConfBaseException, FileExistsError, NotADirectoryError, PermissionError) as error:
+        if FULL_ERROR:
+            raise
+        if isinstance(error, OSError):
+            sys.exit(f"error: output must be a folder that can be written, got {error.filename!r}: {error}")
+        sys.exit(f"error: {explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else error}")
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def command(config: DictConfig) -> None:
+    """The command, as Hydra runs it: once, or for every combination of a sweep."""
+    with explained():
+        execute(chosen(config, dict(HydraConfig.get().runtime.choices)))
+
+
+def main() -> None:
+    """The command."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, and not print and exit
+    with explained():
+        command()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.check import require
-from fedkd.config import build, check, identity
+from fedkd.config import build, check, identity, make
 from fedkd.models.classifier import Classifier
 from fedkd.rounds import Federation
 from fedkd.seed import Seed
@@ -95,16 +95,13 @@ def world(text: str) -> World:
     strategy = build(config, "strategy")
     known = isinstance(strategy, FlowerStrategy)
     require(known, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
-    task, train, test = build(config, "data")()
+    task, train, test = make("data", build(config, "data"))
     seed = Seed(config.seed)
     enough = f"must be at most the number of training examples ({len(train)})"
     require(config.num_clients <= len(train), "num_clients", enough, config.num_clients)
-    split = build(config, "partition")
-    try:
-        partition = split(train.y.numpy(), test.y.numpy(), config.num_clients, (seed / "partition").numpy())
-    except ValueError as error:
-        raise ValueError(f"partition.{error}") from error
+    labels, rng = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy()
+    partition = make("partition", build(config, "partition"), *labels, config.num_clients, rng)
     with (seed / "model").globally():
-        model = build(config, "model")(task).to(device, getattr(torch, config.precision))
+        model = make("model", build(config, "model"), task).to(device, getattr(torch, config.precision))
     optimizer = build(config, "optimizer")
     return World(config, task, train.to(device), test.to(device), partition, model, snapshot(model), strategy, optimizer)

@@ -446,6 +446,14 @@ def test_more_labels_than_names_are_refused(tmp_path):
         parquet_source(tmp_path)()
 
 
+def test_test_labels_beyond_the_training_labels_are_refused(tmp_path):
+    write_parquet(tmp_path / "other", labels=[3] * 30)
+    write_parquet(tmp_path / "data")
+    (tmp_path / "other/test.parquet").replace(tmp_path / "data/test.parquet")
+    with pytest.raises(ValueError, match=r"test.parquet .labels must be in 0\.\.2, got 3 at position 0"):
+        parquet_source(tmp_path)()
+
+
 def test_missing_and_unfit_columns_are_refused(tmp_path):
     write_parquet(tmp_path / "data")
     with pytest.raises(ValueError, match=r"label_column must be a column of .*train.parquet \(img, label\), got 'fine'"):

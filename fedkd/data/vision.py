@@ -81,12 +81,12 @@ class Vision(Source):
         return paths
 
     def decode(self, new: Allocate) -> tuple[str, ...]:
-        for part, train in (("train", True), ("test", False)):
-            where = self._intact(train)
+        sources = {train: self._intact(train) for train in (True, False)}  # before the hard work
+        for train, where in sources.items():
             with reading(where):
                 dataset = self.open(train, download=False)
             names = self.class_names(dataset)
-            fill(new, part, len(dataset), self._examples_of(dataset, where), len(names), where)
+            fill(new, "train" if train else "test", len(dataset), self._examples_of(dataset, where), len(names), where)
         return names
 
     def _examples_of(self, dataset: VisionDataset, where: str) -> Iterator[tuple[np.ndarray, int]]:

@@ -1,0 +1,73 @@
+"""What the tests of the algorithms have in common: a small federation, run in this process on scikit-learn's digits."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fedkd import wire
+from fedkd.types import State
+from simulations.compat import identify
+from simulations.grids import LocalGrid
+from simulations.run import compose
+from simulations.world import World, world
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+STRATEGIES = sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))
+SMALL = (
+    "engine=local", "partition=dirichlet", "partition.alpha=1.0", "num_clients=6", "clients_per_round=3", "rounds=3",
+    "local_steps=4", "batch_size=16", "evaluation.every=1000",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A federation after its last round."""
+
+    home: World
+    state: State
+    memories: dict[int, State]
+    metrics: dict[int, dict[str, float]]
+
+
+def options(name: str) -> list[str]:
+    """``["generator_steps=4"]`` where the strategy has it: what makes a tiny run of it tiny."""
+    return ["strategy.generator_steps=4"] if name.startswith("fedgen") else []
+
+
+def settle(*overrides: str) -> tuple[World, str]:
+    """The world of a small configuration, ready to train, and its configuration as YAML."""
+    identify()
+    text = OmegaConf.to_yaml(compose([*SMALL, *overrides]), resolve=True)
+    home = world(text)
+    home.strategy.federation = home.federation()
+    return home, text
+
+
+@lru_cache(maxsize=64)
+def run(*overrides: str) -> Ran:
+    """A small federation from its first round to its last; the same overrides run once."""
+    home, text = settle(*overrides)
+    grid = LocalGrid(home.config.num_clients, text)
+    result = home.strategy.start(grid, num_rounds=home.config.rounds)
+    memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
+    metrics = {number: dict(record) for number, record in result.train_metrics_clientapp.items()}
+    return Ran(home, wire.from_record(result.arrays), memories, metrics)
+
+
+def same(left: dict, right: dict) -> bool:
+    """Equal keys and, bit for bit, equal tensors, however deep."""
+    if left.keys() != right.keys():
+        return False
+    return all(same(left[key], right[key]) if isinstance(left[key], dict) else torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.fixture(params=["public", "paper"])
+def switches(request: pytest.FixtureRequest) -> str:
+    """The override that sets the switches of every strategy."""
+    return f"switches@strategy={request.param}"

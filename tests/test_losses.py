@@ -1,0 +1,82 @@
+"""Losses against their equations, value and gradient, and the laws they keep."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.diversity import diversity
+from fedkd.losses.kl import kl_divergence
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+A, B, Y = 3 * RNG.standard_normal((7, 5)), 3 * RNG.standard_normal((7, 5)), RNG.integers(0, 5, 7)
+CASES = {
+    "cross_entropy": (lambda z: cross_entropy(z, torch.from_numpy(Y)).mean(), lambda z: oracles.cross_entropy(z, Y).mean()),
+    "kl student T=1": (lambda z: kl_divergence(torch.from_numpy(B), z).mean(), lambda z: oracles.kl(B, z).mean()),
+    "kl student T=4": (lambda z: kl_divergence(torch.from_numpy(B), z, 4.0).mean(), lambda z: oracles.kl(B, z, 4.0).mean()),
+    "kl teacher T=2": (lambda z: kl_divergence(z, torch.from_numpy(B), 2.0).mean(), lambda z: oracles.kl(z, B, 2.0).mean()),
+    "diversity": (lambda z: diversity(torch.from_numpy(B[:, :2]), z), lambda z: oracles.diversity(B[:, :2], z)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradient_are_the_equations(case):
+    ours, oracle = CASES[case]
+    z = torch.from_numpy(A.copy()).requires_grad_()
+    value = ours(z)
+    value.backward()
+    assert value.item() == pytest.approx(oracle(A), rel=1e-12)
+    np.testing.assert_allclose(z.grad.numpy(), oracles.gradient(lambda at: oracle(at["z"]), {"z": A})["z"], atol=1e-8)
+
+
+def test_the_oracle_s_own_gradient_is_that_of_a_quadratic():
+    at = RNG.standard_normal((2, 3))
+    np.testing.assert_allclose(oracles.gradient(lambda a: (a["w"] ** 2).sum(), {"w": at})["w"], 2 * at, atol=1e-8)
+
+
+@pytest.mark.parametrize(("temperature", "value"), [(1.0, 0.0546175), (4.0, 0.3156777)])
+def test_kl_of_hinton_s_example(temperature, value):
+    student, teacher = torch.tensor([[1.0, 0, -1]], dtype=torch.float64), torch.tensor([[2.0, 1, -2]], dtype=torch.float64)
+    assert kl_divergence(teacher, student, temperature).item() == pytest.approx(value, abs=1e-7)
+
+
+def test_kl_is_zero_at_equality_positive_elsewhere_and_blind_to_a_constant():
+    a, b = torch.from_numpy(A), torch.from_numpy(B)
+    assert_close(kl_divergence(a, a), torch.zeros(7, dtype=torch.float64), atol=1e-14, rtol=0)
+    assert (kl_divergence(a, b) > 0).all()
+    assert_close(kl_divergence(a + 5, b - 3), kl_divergence(a, b), atol=1e-12, rtol=0)
+
+
+def test_losses_are_one_number_an_example_and_follow_a_permutation_of_the_batch():
+    a, b, y, order = torch.from_numpy(A), torch.from_numpy(B), torch.from_numpy(Y), torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    for loss in (lambda i: cross_entropy(a[i], y[i]), lambda i: kl_divergence(a[i], b[i])):
+        assert loss(torch.arange(7)).shape == (7,)
+        assert torch.equal(loss(order), loss(torch.arange(7))[order])
+    assert_close(diversity(a[order], b[order]), diversity(a, b), atol=1e-15, rtol=1e-12)
+
+
+def test_cross_entropy_takes_any_leading_shape():
+    logits, y = torch.from_numpy(A[:6]).view(2, 3, 5), torch.from_numpy(Y[:6]).view(2, 3)
+    assert torch.equal(cross_entropy(logits, y), cross_entropy(logits.view(6, 5), y.view(6)).view(2, 3))
+
+
+def test_losses_stay_finite_for_large_logits():
+    large = torch.tensor([[1e4, 0.0, -1e4]])
+    assert torch.isfinite(kl_divergence(large, -large)).all()
+    assert cross_entropy(large, torch.tensor([0])).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "value"), [([[0, 0, 0], [1, 2, 3]], 0.36787944), ([[1, 2, 3], [1, 2, 3]], 1.0)], ids=["two apart", "two the same"]
+)
+def test_diversity_of_two_examples(outputs, value):
+    noise = torch.tensor([[0.0, 0], [1, 1]], dtype=torch.float64)
+    assert diversity(noise, torch.tensor(outputs, dtype=torch.float64)).item() == pytest.approx(value, abs=1e-8)
+
+
+def test_diversity_falls_towards_zero_as_outputs_move_apart():
+    noise, output = torch.from_numpy(A), torch.from_numpy(B)
+    values = [diversity(noise, spread * output).item() for spread in (0, 0.1, 1, 10)]
+    assert values == sorted(values, reverse=True) and values[0] == 1 and 0 <= values[-1] < 1e-6

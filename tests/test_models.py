@@ -1,0 +1,91 @@
+"""Networks and generators: sizes of the papers, and what every classifier keeps."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+from torch.testing import assert_close
+
+from fedkd.generators.feature_mlp import FeatureMLP
+from fedkd.models.fedgen_cnn import FedGenCNN
+from fedkd.models.mlp import MLP
+from fedkd.site import statistics
+from fedkd.types import Task
+from tests.conftest import ROOT
+
+MNIST, LETTERS, CELEBA = Task("mnist", (1, 28, 28), 10), Task("letters", (1, 28, 28), 26), Task("celeba", (3, 84, 84), 2)
+MODELS = sorted((ROOT / "conf" / "model").glob("*.yaml"))
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def configured(kind: str, name: str, *args):
+    return instantiate(OmegaConf.load(ROOT / "conf" / kind / f"{name}.yaml"), _convert_="all")(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "parameters"),
+    [("fedgen_cnn", MNIST, 26_434), ("fedgen_cnn", LETTERS, 26_962), ("fedgen_cnn_celeba", CELEBA, 25_954)],
+)
+def test_networks_have_the_size_of_fedgen_s(name, task, parameters):
+    assert size(configured("model", name, task)) == parameters
+
+
+@pytest.mark.parametrize(("task", "hidden", "parameters"), [(MNIST, 256, 19_744), (LETTERS, 256, 23_840), (CELEBA, 128, 8_864)])
+def test_generators_have_the_size_of_fedgen_s(task, hidden, parameters):
+    assert size(FeatureMLP(task, 32, hidden=hidden, noise_size=32)) == parameters
+
+
+def test_the_configured_generator_is_mnist_s():
+    assert size(configured("generator", "feature_mlp", MNIST, 32)) == 19_744
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_classifier_s_output_is_consistent(path):
+    task = CELEBA if "celeba" in path.stem else MNIST
+    model = configured("model", path.stem, task).eval()
+    output = model(torch.rand(3, *task.shape))
+    assert output.logits.shape == (3, task.num_classes) and output.embedding.shape == (3, model.embedding_size)
+    assert torch.equal(model.head(output.embedding), output.logits)
+    assert len(output.stages) == len(model.stages) and all(len(stage) == 3 for stage in output.stages)
+    assert model.task == task
+
+
+def test_fedgen_s_embedding_has_no_activation():
+    torch.manual_seed(0)
+    assert (FedGenCNN(MNIST, widths=[6, 16], pool=False, embedding_size=32)(torch.rand(8, 1, 28, 28)).embedding < 0).any()
+
+
+def test_batchnorm_statistics_are_the_buffers_and_nothing_else():
+    model = FedGenCNN(MNIST, widths=[6, 16], pool=False, embedding_size=32)
+    assert statistics(model) == {name for name, _ in model.named_buffers()} and len(statistics(model)) == 6
+    assert statistics(MLP(MNIST, widths=[4])) == frozenset()
+    assert statistics(nn.BatchNorm1d(3)) == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_a_generator_makes_one_embedding_for_each_label_and_heeds_label_and_noise():
+    module = FeatureMLP(MNIST, 32, hidden=256, noise_size=32).eval()
+    noise, y = torch.rand(5, 32), torch.arange(5)
+    z = module(noise, y)
+    assert z.shape == (5, 32)
+    assert not torch.equal(module(noise, y + 1), z) and not torch.equal(module(noise + 1, y), z)
+    assert_close(module(noise[:2], y[:2]), module(noise, y)[:2])  # in eval mode, examples do not see each other
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FedGenCNN(Task("t", (3, 8, 8), 2), widths=[16, 32, 64], pool=True, embedding_size=32), "widths must leave"),
+        (lambda: FedGenCNN(MNIST, widths=[], pool=False, embedding_size=32), "widths must be"),
+        (lambda: FedGenCNN(MNIST, widths=[6], pool=False, embedding_size=0), "embedding_size must be > 0"),
+        (lambda: MLP(MNIST, widths=[0]), "widths must be"),
+        (lambda: FeatureMLP(MNIST, 32, hidden=0, noise_size=32), "hidden must be > 0"),
+        (lambda: FeatureMLP(MNIST, 32, hidden=8, noise_size=0), "noise_size must be > 0"),
+    ],
+)
+def test_impossible_sizes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

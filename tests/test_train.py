@@ -1,0 +1,212 @@
+"""The training loop and what it is fed: batches, draws, optimizers' state, and what it refuses."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from fedkd.seed import Seed
+from fedkd.site import Client
+from fedkd.train import Batch, Batches, Bound, evaluate, fit, flatten_optimizer, load, part, restore_optimizer, scaled, snapshot
+from fedkd.models.fedgen_cnn import FedGenCNN
+from fedkd.models.mlp import MLP
+from fedkd.types import Examples, Task
+from tests.conftest import same
+
+TASK = Task("toy", (1, 4, 4), 3)
+SGD = partial(torch.optim.SGD, lr=0.1)
+OPTIMIZERS = {
+    "sgd": SGD,
+    "sgd with momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "adam": partial(torch.optim.Adam, lr=1e-2, weight_decay=1e-2),
+}
+
+
+def examples(number: int, seed: int = 0) -> Examples:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (number, *TASK.shape), generator=random, dtype=torch.uint8)
+    return Examples(x, torch.randint(0, TASK.num_classes, (number,), generator=random), 255.0, (0.5,), (0.5,))
+
+
+def client(number: int, num_steps: int, batch_size: int = 8, model: nn.Module | None = None) -> Client:
+    torch.manual_seed(0)
+    model = model or MLP(TASK, widths=[5])
+    return Client(
+        id=0, task=TASK, seed=Seed(0) / "round" / 1, model=model, initial=snapshot(model), architecture="mlp", data=examples(number),
+        num_steps=num_steps, batch_size=batch_size, optimizer=SGD, lr=0.1, momentum=0.0, dtype=torch.float32,
+    )  # fmt: skip
+
+
+def cross_entropy(model, batch, shared, own):
+    return nn.functional.cross_entropy(model(batch.x).logits, batch.y), {"labels": torch.bincount(batch.y, minlength=TASK.num_classes)}
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+def test_batches_cover_an_epoch_without_repeats_and_each_epoch_in_an_order_of_its_own():
+    index = client(40, num_steps=10).batches().index
+    first, second = index[:5].flatten(), index[5:].flatten()
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
+    assert not torch.equal(first, second)
+
+
+def test_an_epoch_leaves_out_its_ragged_last_batch_and_stops_at_the_number_of_steps():
+    index = client(43, num_steps=7).batches().index
+    assert index.shape == (7, 8) and len(index[:5].unique()) == 40 and len(index[5:].unique()) == 16
+
+
+def test_a_client_with_fewer_examples_than_a_batch_trains_on_what_it_has():
+    batches = client(5, num_steps=3).batches()
+    assert batches.index.shape == (3, 5) and all(len(row.unique()) == 5 for row in batches.index)
+    fitted = fit(client(5, 3).model, client(5, 3).initial, batches, cross_entropy, SGD)
+    assert fitted.sums["labels"].sum() == 15
+
+
+def test_batches_are_the_images_and_labels_at_their_index():
+    site = client(40, num_steps=2)
+    batches = site.batches()
+    for row, batch in zip(batches.index, batches, strict=True):
+        assert torch.equal(batch.y, site.data.y[row])
+        torch.testing.assert_close(batch.x, (site.data.x[row].float() / 255 - 0.5) / 0.5)
+
+
+def test_orders_depend_on_the_client_s_seed_alone():
+    assert torch.equal(client(40, 5).batches().index, client(40, 5).batches().index)
+    other = client(40, 5)
+    object.__setattr__(other, "seed", Seed(0) / "round" / 2)
+    assert not torch.equal(other.batches().index, client(40, 5).batches().index)
+
+
+def test_draws_appear_on_their_step_and_an_unknown_one_is_named():
+    batches = client(40, 3).batches().with_drawn({"noise": torch.arange(6.0).view(3, 2)})
+    assert [batch.noise.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(AttributeError, match="no 'nose'.*noise"):
+        next(iter(batches)).nose
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_draws_of_another_length_than_the_training_s_are_refused(length):
+    with pytest.raises(AssertionError, match="draw 'noise' has"):
+        client(40, 3).batches().with_drawn({"noise": torch.zeros(length, 2)})
+
+
+# ----------------------------------------------------------------------------------------------------------------- fit
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_fit_is_the_plain_loop(optimizer):
+    site = client(40, 6, model=FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4))
+    fitted = fit(site.model, site.initial, site.batches(), cross_entropy, optimizer)
+    plain = FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4)
+    load(plain, site.initial)
+    stepper, total = optimizer(plain.parameters()), 0.0
+    for batch in site.batches():
+        stepper.zero_grad()
+        value = nn.functional.cross_entropy(plain(batch.x).logits, batch.y)
+        value.backward()
+        stepper.step()
+        total += value.detach()
+    assert same(fitted.tensors, plain.state_dict())
+    assert torch.equal(fitted.sums["loss"], total)
+    assert torch.equal(fitted.sums["labels"], torch.bincount(site.batches().y.flatten(), minlength=3))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_training_cut_in_two_is_one_training(optimizer):
+    site = client(40, 6)
+    whole, batches = fit(site.model, site.initial, site.batches(), cross_entropy, optimizer), site.batches()
+    halves = [Batches(batches.y[cut], batches.index[cut], site.data) for cut in (slice(3), slice(3, None))]
+    first = fit(site.model, site.initial, halves[0], cross_entropy, optimizer)
+    second = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer, optimizer_state=first.optimizer)
+    assert same(second.tensors, whole.tensors) and same(second.optimizer, whole.optimizer)
+    forgetful = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer)
+    assert same(forgetful.tensors, whole.tensors) == (not whole.optimizer)
+
+
+def test_an_optimizer_s_state_is_named_and_copied():
+    model = MLP(TASK, widths=[5])
+    optimizer, names = torch.optim.Adam(model.parameters()), [name for name, _ in model.named_parameters()]
+    model(torch.rand(2, *TASK.shape)).logits.sum().backward()
+    optimizer.step()
+    flat = flatten_optimizer(optimizer, names)
+    assert {key.partition("/")[0] for key in flat} == {"step", "exp_avg", "exp_avg_sq"}
+    assert flat["exp_avg/head.weight"].shape == model.head.weight.shape
+    fresh = torch.optim.Adam(model.parameters())
+    restore_optimizer(fresh, names, flat)
+    fresh.step()
+    assert flat["step/head.weight"] == 1 and optimizer.state[model.head.weight]["step"] == 1
+
+
+def test_scaled_multiplies_the_learning_rate_and_nothing_else():
+    model = MLP(TASK, widths=[5])
+    made = scaled(OPTIMIZERS["adam"], 0.5)(model.parameters())
+    assert made.param_groups[0]["lr"] == 0.005 and made.param_groups[0]["weight_decay"] == 1e-2
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_an_error(number):
+    def loss(model, batch, shared, own):
+        return cross_entropy(model, batch, shared, own)[0] * batch.factor, {}
+
+    site = client(40, 3)
+    batches = site.batches().with_drawn({"factor": torch.tensor([1.0, number, 1.0])})
+    with pytest.raises(FloatingPointError, match="no longer finite after 3 steps"):
+        fit(site.model, site.initial, batches, loss, SGD)
+
+
+def test_fit_begins_from_what_it_is_given_and_writes_into_no_argument():
+    site = client(40, 3)
+    start, before = snapshot(site.model), snapshot(site.model)
+    nn.init.zeros_(site.model.head.weight)
+    first = fit(site.model, start, site.batches(), cross_entropy, SGD).tensors
+    again = fit(site.model, start, site.batches(), cross_entropy, SGD).tensors
+    assert same(first, again) and same(start, before) and not same(first, before)
+
+
+def test_fit_refuses_a_start_that_lacks_a_tensor():
+    site = client(40, 3)
+    with pytest.raises(RuntimeError, match="head.bias"):
+        fit(site.model, {k: v for k, v in site.initial.items() if k != "head.bias"}, site.batches(), cross_entropy, SGD)
+
+
+# --------------------------------------------------------------------------------------------------------------- Bound
+@pytest.mark.parametrize("bound_to_tensors", [False, True])
+def test_a_bound_network_runs_its_head_and_another_s_weights(bound_to_tensors):
+    torch.manual_seed(1)
+    model, x = FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4), torch.rand(8, *TASK.shape)
+    tensors = snapshot(model)
+    bound = Bound(model, tensors) if bound_to_tensors else Bound(model)
+    other = {name: value + 1 for name, value in bound.parameters().items()}
+    assert set(bound.parameters()) == {name for name, _ in model.named_parameters()}
+    assert torch.equal(bound.head(torch.ones(2, 4)), model.head(torch.ones(2, 4)))
+    elsewhere, before = bound.at(other), snapshot(model)
+    output = elsewhere(x)
+    assert not output.logits.requires_grad
+    assert same(snapshot(model), before) and model.training  # eval mode: the statistics are read and not written
+    load(model, {**before, **{name: value.detach() for name, value in other.items()}})
+    torch.testing.assert_close(output.logits, model.eval()(x).logits.detach())
+
+
+def test_a_part_s_tensors_are_named_as_the_part_names_them():
+    model = MLP(TASK, widths=[5])
+    assert set(part(snapshot(model), "head")) == {"weight", "bias"}
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluate
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_evaluation_counts_by_class_and_does_not_depend_on_its_batches(batch_size):
+    data, model = examples(30), client(1, 1).model.eval()
+    score = evaluate(model, data, batch_size, 3)
+    logits = model(data.images(torch.arange(30))).logits
+    right = logits.argmax(1) == data.y
+    assert score.total.tolist() == data.y.bincount(minlength=3).tolist() and score.correct.tolist() == data.y[right].bincount(minlength=3).tolist()
+    assert score.accuracy == pytest.approx(right.float().mean().item())
+    assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, data.y, reduction="sum").item(), rel=1e-5)
+
+
+def test_evaluation_without_examples_has_no_accuracy():
+    assert math.isnan(evaluate(client(1, 1).model.eval(), examples(0), 4, 3).accuracy)
+
+
+def test_a_batch_can_be_without_images():
+    (batch,) = Batches(torch.zeros(1, 4, dtype=torch.int64), drawn={"noise": torch.ones(1, 4, 2)})
+    assert batch.x is None and batch.noise.shape == (4, 2) and isinstance(batch, Batch)
