@@ -72,12 +72,12 @@ class Run:
     output: str
     progress: bool
     evaluation: Evaluation
-    data: dict[str, Any]
-    partition: dict[str, Any]
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    strategy: dict[str, Any]
-    engine: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
 
 

@@ -64,7 +64,7 @@ def answer(message: Message, context: Context, work) -> Message:
     for client in content["cohort"]["clients"]:
         try:
             reply = work(home, content, shared, content.get(f"{client}/{wire.OWN}"), client)
-        except Exception:  # noqa: BLE001: whatever a client's code raises is that client's failure, and the run's policy decides
+        except Exception:  # noqa: BLE001 - whatever a client's code raises is that client's failure, and the run's policy decides
             reply = {"error": ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})}
         answers.update({f"{client}/{name}": record for name, record in reply.items()})
     return Message(answers, reply_to=message)

@@ -73,6 +73,46 @@ def convergence(lines: Mapping[str, Sequence[pd.DataFrame]], path_stem: Path | s
     return paths
 
 
+def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, order: Sequence[str] = ()) -> tuple[Path, Path]:
+    """Each seed's result by strategy, the runs of one seed joined by a grey line, beside the mean and its 95 % interval.
+
+    Args:
+        lines: by label, a frame with a row a seed (its index): ``accuracy`` and ``accuracy_own_labels`` in 0..1, or NaN.
+        path_stem: the file without suffix.
+        order: labels in the order of their colours, for figures that share them; by default that of ``lines``.
+
+    Returns:
+        The PDF and the PNG.
+    """
+    columns = [column for column in PANELS if any(frame[column].notna().any() for frame in lines.values())]
+    require(bool(columns), "lines", "must hold a result", list(lines))
+    styles = {label: i for i, label in enumerate(order or lines)}
+    with _figure(0.5 + 0.24 * len(lines), path_stem) as (figure, paths):
+        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axes, column in zip(panels, columns, strict=True):
+            values = pd.DataFrame({label: 100 * frame[column] for label, frame in lines.items()})
+            axes.plot(values.to_numpy().T, range(len(lines)), color="0.8", linewidth=0.5, zorder=1)
+            for y, (label, column_values) in enumerate(values.items()):
+                _spread(axes, column_values.dropna().to_numpy(), y, styles[label])
+            axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=f"Accuracy (%), {PANELS[column]}")
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            axes.grid(axis="x", linewidth=0.4, color="0.88")
+        panels[0].set_yticks(range(len(lines)), _legend_texts({label: list(frame.index) for label, frame in lines.items()}))
+    return paths
+
+
+def _spread(axes: Axes, values: np.ndarray, y: int, style: int) -> None:  # [n]
+    """The seeds of one label as small dots, the mean as its marker, the interval as a bar."""
+    if not len(values):
+        return
+    look = _look(style)
+    mean, half = interval(values)
+    axes.plot(values, np.full(len(values), y), ".", color=look["color"], markersize=2.5, alpha=0.6, zorder=2)
+    if len(values) > 1:
+        axes.plot([mean - half, mean + half], [y + 0.22] * 2, color=look["color"], linewidth=1.1, zorder=2)
+    axes.plot(mean, y + 0.22, color=look["color"], marker=look["marker"], markersize=3.2, markerfacecolor="white", zorder=3)
+
+
 def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  # [K, C]
     """How many training examples of each class each client holds: a circle's area is proportional to the count.
 

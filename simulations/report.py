@@ -130,6 +130,7 @@ def draw(groups: Sequence[Group], output: Path) -> tuple[list[Path], list[str]]:
         suffix = "_" + re.sub(r"[^\w.]+", "-", setting[0].setting).strip("-") if len(settings) > 1 else ""
         lines = {one.line: [run.metrics for run in one.runs] for one in setting}
         paths += figures.convergence(lines, output / f"convergence{suffix}", order)
+        paths += figures.spread({one.line: _finals(one) for one in setting}, output / f"spread{suffix}", order)
         first = min((run for one in setting for run in one.runs), key=lambda run: run.seed)
         try:
             paths += figures.partition(first.counts(), output / f"partition{suffix}")
@@ -138,8 +139,16 @@ def draw(groups: Sequence[Group], output: Path) -> tuple[list[Path], list[str]]:
     return paths, notes
 
 
-def collect(folders: Sequence[Path]) -> tuple[list[Group], list[str]]:
+def _finals(one: Group) -> pd.DataFrame:
+    """The mean of the last ten evaluated rounds of each run of a group, by seed."""
+    runs = [summarise(run.metrics) for run in one.runs]
+    return pd.DataFrame({column: [run[f"{column}_last_ten"] for run in runs] for column in figures.PANELS}, index=list(one.seeds))
+
+
+def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
     """The groups of comparable runs among and below ``folders``, and a note on each run left out.
+
+    With ``until``, every run counts as if it had ended after that round; runs that are shorter are left out.
 
     Raises:
         ValueError: if a folder holds no run.
@@ -147,7 +156,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Group], list[str]]:
     runs, notes = [], []
     for folder in find(folders):
         try:
-            runs.append(read(folder))
+            runs.append(read(folder, until))
         except ValueError as error:
             notes.append(f"{folder}: {error}")
     kept, unlike = comparable(runs)
@@ -159,9 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m simulations.report", description="Figures and tables from the folders of runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or parents of them")
     parser.add_argument("--output", type=Path, help="default: the folder 'report' beside the runs")
+    parser.add_argument("--until", type=int, metavar="ROUND", help="report the runs as they stood after this round")
     arguments = parser.parse_args(argv)
     try:
-        groups, notes = collect(arguments.folders)
+        groups, notes = collect(arguments.folders, arguments.until)
     except ValueError as error:
         return _fail(str(error))
     for note in notes:

@@ -112,8 +112,8 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return sorted(found.values(), key=lambda folder: natural(str(folder)))
 
 
-def read(folder: Path) -> Run:
-    """The run in ``folder``.
+def read(folder: Path, until: int | None = None) -> Run:
+    """The run in ``folder``, all of it or its rounds 1..``until``.
 
     Raises:
         ValueError: if it is unfinished, or a file of it is missing or cannot be understood.
@@ -132,7 +132,11 @@ def read(folder: Path) -> Run:
     if not (isinstance(seed, int) and isinstance(rounds, int)):
         raise ValueError(f"corrupt: seed and rounds must be whole numbers, got {seed!r} and {rounds!r}")
     _check(metrics, rounds)
-    return Run(folder, config, metrics)
+    if until is None:
+        return Run(folder, config, metrics)
+    if not 1 <= until <= rounds:
+        raise ValueError(f"--until must be a round of the run, 1..{rounds}, got {until}")
+    return Run(folder, config, metrics[:until])
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:

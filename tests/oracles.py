@@ -62,7 +62,7 @@ def linear(weights: Mapping[str, Array], name: str, x: Array) -> Array:
 
 def mlp(weights: Mapping[str, Array], x: Array) -> Array:
     """Logits of a perceptron with one hidden layer of rectified units."""
-    return linear(weights, "head", np.maximum(linear(weights, "stages.0.1.0", x.reshape(len(x), -1)), 0))
+    return linear(weights, "head", np.maximum(linear(weights, "stages.0.1", x.reshape(len(x), -1)), 0))
 
 
 def generator(weights: Mapping[str, Array], noise: Array, y: Array, num_classes: int) -> Array:

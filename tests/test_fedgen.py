@@ -1,7 +1,7 @@
 """FedGen against its equations (Zhu et al., ICML 2021) and against what its public code computes."""
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -26,10 +26,16 @@ RNG = np.random.default_rng(7)
 DOUBLE = torch.float64
 
 
-def fedgen(**changes) -> FedGen:
-    """The strategy as configured, with a generator of four hidden units and two noise entries."""
+@lru_cache
+def configured() -> FedGen:
+    """The strategy of conf/, with a generator of four hidden units and two noise entries."""
     config = compose([*SMALL, "strategy=fedgen", "strategy.generator.hidden=4", "strategy.generator.noise_size=2"])
-    return replace(instantiate(config.strategy, _convert_="all"), **changes)
+    return instantiate(config.strategy, _convert_="all")
+
+
+def fedgen(**changes) -> FedGen:
+    """A fresh one with other knobs."""
+    return replace(configured(), **changes)
 
 
 def numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -131,8 +137,11 @@ def test_heads_weigh_by_their_share_of_a_label_of_which_everybody_has_seen_one_a
     strategy, model = fedgen(generator_steps=1, eta=0.0), toy()
     state = strategy.init(server(model))
     counts, heads = torch.tensor([[3, 0, 0], [0, 1, 0]]), [snapshot(toy(k).head) for k in range(2)]
-    seen = {}
-    strategy.generator_loss = lambda model, batch, shared, own, head: (seen.update(shared), FedGen.generator_loss(strategy, model, batch, shared, own, head=head))[1]
+    seen, original = {}, strategy.generator_loss
+    strategy.generator_loss = lambda model, batch, shared, *args, **kwargs: (
+        seen.update(shared),
+        original(model, batch, shared, *args, **kwargs),
+    )[1]
     strategy.train_generator(server(model), state, heads, counts, 1)
     np.testing.assert_allclose(seen["labels"]["shares"].numpy(), [[4 / 5, 1 / 3, 1 / 2], [1 / 5, 2 / 3, 1 / 2]])
     assert torch.equal(seen["heads"]["weight"][1], heads[1]["weight"])

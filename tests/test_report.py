@@ -194,13 +194,22 @@ def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for strategy in ("fedavg", "fedgen"):
             write(tmp_path / f"{strategy}{alpha}", strategy, alpha=alpha)
     assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    stems = [f"{kind}_alpha-{alpha}" for kind in ("convergence", "partition") for alpha in ("0.1", "1.0")]
+    stems = [f"{kind}_alpha-{alpha}" for kind in ("convergence", "partition", "spread") for alpha in ("0.1", "1.0")]
     assert {path.name for path in (tmp_path / "out").glob("*_alpha*")} == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")}
     for stem in stems:
         pdf = (tmp_path / "out" / f"{stem}.pdf").read_bytes()
         assert pdf.startswith(b"%PDF") and b"/CIDFontType2" in pdf and b"/Type3" not in pdf
         assert imread(tmp_path / "out" / f"{stem}.png").shape[1] == 1020
     assert (tmp_path / "out" / f"{stems[0]}.png").name in capsys.readouterr().out
+
+
+def test_until_counts_a_run_as_if_it_had_ended_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "long", accuracy=[0.2, 0.4, 0.9])
+    write(tmp_path / "short", "fedgen", accuracy=[0.5])
+    assert main([str(tmp_path), "--until", "2"]) == 0
+    row = table(tmp_path).loc["fedavg"]
+    assert row["accuracy_last_mean"] == 0.4 and row["accuracy_last_ten_mean"] == pytest.approx(0.3) and row["bytes_up_total_mean"] == 2000
+    assert "--until must be a round of the run, 1..1, got 2" in capsys.readouterr().err
 
 
 def test_missing_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
