@@ -1,0 +1,44 @@
+"""The README says what is so: its commands, its choices, its twenty-line strategy."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_choices_are_those_of_conf() -> None:
+    """The table of choices names every yaml of its groups, and no other."""
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.MULTILINE))
+    assert set(rows) == {"strategy", "data", "partition", "model", "engine"}
+    for group, text in rows.items():
+        named = {word for word in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", text))}
+        assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
+
+
+def test_the_example_strategy_runs_as_written(tmp_path: Path) -> None:
+    """The block becomes the module that its first line names, and the command below it runs; at beta 0 it is FedAvg."""
+    block = re.search(r"```python\n# (\w+)\.py\n(.*?)```\n\n```\npython -m simulations\.run (.*?)\n```", README, re.DOTALL)
+    assert block is not None
+    name, code, overrides = block.groups()
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+    (tmp_path / f"{name}.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    accuracies = []
+    for extra in (overrides.split(), [*overrides.split()[:-1], "+strategy.beta=0.0"], ["strategy=fedavg"]):
+        command = [sys.executable, "-m", "simulations.run", *extra, "rounds=2", "engine=local", f"output={tmp_path}", "progress=false"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        folder = Path(done.stdout.splitlines()[-1].removeprefix("run: "))
+        accuracies.append([line.split(",")[1:4] for line in (folder / "metrics.csv").read_text().splitlines()[1:]])
+    assert accuracies[0] != accuracies[1] == accuracies[2]
+
+
+def test_files_and_modules_that_it_names_exist() -> None:
+    for path in re.findall(r"\b(?:fedkd|strategies|conf|simulations|tests)/[\w/]*(?:\.\w+)?", README):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m (simulations[\w.]*)", README):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
