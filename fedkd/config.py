@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -95,6 +95,9 @@ def check(config: DictConfig) -> None:
     Raises:
         ValueError: naming the key, the rule and the value.
     """
+    known = [one.name for one in fields(Run)]
+    for key in config:
+        require(key in known, str(key), f"must be a key of the run ({', '.join(known)})", config[key])
     for key in ("rounds", "num_clients", "clients_per_round", "batch_size", "checkpoint_every", "evaluation.every", "evaluation.batch_size"):
         value = OmegaConf.select(config, key)
         require(value is not None and value >= 1, key, "must be >= 1", value)

@@ -107,6 +107,11 @@ def part(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
 
 
+def one_hot(y: Tensor, num_classes: int) -> Tensor:  # [...] -> [..., C]
+    """Integers 0 and 1. ``F.one_hot`` looks at the values of ``y``, which a loss that trains many clients at once cannot."""
+    return (y[..., None] == torch.arange(num_classes, device=y.device)).long()
+
+
 def snapshot(module: nn.Module) -> Tensors:
     """Copies of all parameters and buffers."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
@@ -167,7 +172,9 @@ def fit(
         for name, metric in {"loss": value, **metrics}.items():
             sums[name] = sums[name] + metric.detach() if name in sums else metric.detach()
     if sums and not torch.isfinite(sums["loss"]):
-        raise FloatingPointError(f"the loss is no longer finite after {len(batches)} steps (sum {sums['loss'].item()}): lower the learning rate")
+        raise FloatingPointError(
+            f"the loss is no longer finite after {len(batches)} steps (sum {sums['loss'].item()}): lower the learning rate"
+        )
     return Fitted(snapshot(module), sums, flatten_optimizer(stepper, names))
 
 
@@ -218,7 +225,9 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: Callable[[Tensor], Any], examples: Examples, batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32) -> Score:
+def evaluate(
+    model: Callable[[Tensor], Any], examples: Examples, batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
+) -> Score:
     """Score ``model`` (images to :class:`~fedkd.types.Output`, in eval mode already) on all of ``examples``."""
     device = examples.y.device
     total = torch.zeros(num_classes, dtype=torch.int64, device=device)

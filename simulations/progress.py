@@ -17,7 +17,8 @@ class Progress:
 
     def __init__(self, config: DictConfig, first: int) -> None:
         self._rounds, self._shown = config.rounds, config.progress
-        self._label = f"{config.choices.get('strategy', 'run')} on {config.choices.get('data', 'data')}, seed {config.seed}"
+        strategy = config.choices.get("strategy", config.strategy["_target_"].rpartition(".")[2])
+        self._label = f"{strategy} on {config.choices.get('data', 'data')}, seed {config.seed}"
         console = Console(stderr=True)
         self._live = console.is_terminal and self._shown
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[score]}"), TimeRemainingColumn())

@@ -147,9 +147,11 @@ def explained() -> Iterator[None]:
     except (ValueError, HydraException, OmegaConfBaseException, FileExistsError, NotADirectoryError, PermissionError) as error:
         if FULL_ERROR:
             raise
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            sys.exit(f"error: {explain(error)}")
         if isinstance(error, OSError):
             sys.exit(f"error: output must be a folder that can be written, got {error.filename!r}: {error}")
-        sys.exit(f"error: {explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else error}")
+        sys.exit(f"error: {error}")
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

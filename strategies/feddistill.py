@@ -1,10 +1,10 @@
 """FedDistill: clients exchange their mean logits of each class."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.check import require
@@ -12,7 +12,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
-from fedkd.train import Batch, Batches, Bound
+from fedkd.train import Batch, Batches, Bound, one_hot
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -57,7 +57,8 @@ class FedDistill(Strategy):
 
     def memory(self, client: Client) -> State:
         classes = client.task.num_classes
-        sums = {"sum": torch.zeros(classes, classes, dtype=client.dtype), "count": torch.zeros(classes, dtype=client.dtype)}
+        like = {"dtype": client.dtype, "device": client.device}
+        sums = {"sum": torch.zeros(classes, classes, **like), "count": torch.zeros(classes, **like)}
         return {"logits": sums, **({} if self.share_model else {"model": self.travelling(client.model, client.initial)})}
 
     def begin(self, client: Client, shared: State, own: State) -> Tensors:
@@ -70,7 +71,7 @@ class FedDistill(Strategy):
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
         distance = kl_divergence(shared["logits"]["mean"][batch.y], logits).mean()
-        label = F.one_hot(batch.y, logits.shape[-1]).to(logits.dtype)  # [B, C]
+        label = one_hot(batch.y, logits.shape[-1]).to(logits.dtype)  # [B, C]
         value = cross_entropy(logits, batch.y).mean() + batch.gamma * distance
         return value, {"logits": label.T @ logits.detach(), "labels": label.sum(0)}
 

@@ -6,7 +6,6 @@ from functools import lru_cache, partial
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,7 +16,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
-from fedkd.train import Batch, Batches, Bound, OptimizerFactory, fit, part, scaled, snapshot
+from fedkd.train import Batch, Batches, Bound, OptimizerFactory, fit, one_hot, part, scaled, snapshot
 from fedkd.types import Metrics, State, Task, Tensors, Update
 
 
@@ -113,7 +112,7 @@ class FedGen(Strategy):
         generated = cross_entropy(model.head(batch.generated), batch.generated_y).mean()
         latent = kl_divergence(model.head(batch.latent).detach(), logits).mean()
         value = cross_entropy(logits, batch.y).mean() + batch.alpha * generated + batch.beta * latent
-        return value, {"labels": F.one_hot(batch.y, logits.shape[-1]).sum(0)}
+        return value, {"labels": one_hot(batch.y, logits.shape[-1]).sum(0)}
 
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
         sent, kept = super().report(client, trained, sums, shared, own)
@@ -136,7 +135,8 @@ class FedGen(Strategy):
         after, metrics = super().update(server, state, updates, server_round)
         counts = torch.stack([u.state["labels"]["counts"] for u in updates])  # [K, C]
         seen = state["seen"]["counts"] + counts.sum(0)
-        labels = {"probabilities": distribution(seen if self.client_labels == "uniform" else counts.sum(0), self.client_labels, server.dtype)}
+        reported = seen if self.client_labels == "uniform" else counts.sum(0)
+        labels = {"probabilities": distribution(reported, self.client_labels, server.dtype)}
         after = {**after, "labels": labels, "seen": {"counts": seen}}
         if self.generator_steps == 0:
             return after, metrics

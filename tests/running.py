@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,9 @@ MARK = "FEDKD_TEST_MARK"
 
 SERVER = """
 import json, os, sys, traceback
-import simulations.run
+import matplotlib.backends.backend_agg, matplotlib.backends.backend_pdf, matplotlib.figure, sklearn.datasets, torchvision
+import simulations.figures, simulations.run
+sklearn.datasets.load_digits()
 for line in sys.stdin:
     job = json.loads(line)
     if (child := os.fork()) == 0:
@@ -90,14 +93,19 @@ class Command:
 
     def alive(self) -> list[int]:
         """All processes that the command has started, however far removed, itself left out."""
-        mark, found = f"{MARK}={self.mark}".encode(), []
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and int(folder.name) != self.process.pid and mark in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-        return found
+        return [process for process in processes(f"{MARK}={self.mark}") if process != self.process.pid]
+
+
+def processes(mark: str) -> list[int]:
+    """Processes with ``mark``, an assignment, in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
 
 
 def run(where: Path, *arguments: str, **environment: str) -> Ended:
@@ -105,24 +113,19 @@ def run(where: Path, *arguments: str, **environment: str) -> Ended:
     return Command(arguments, where, environment).end()
 
 
-class Quick:
-    """Commands without the seconds of imports: each is a process forked off one that has imported everything."""
+@lru_cache(maxsize=1)
+def server() -> subprocess.Popen:
+    """A process that has imported everything, and forks for each command; it ends with this one."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", SERVER], env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __init__(self) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", SERVER]
-        self._server = subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __call__(self, where: Path, *arguments: str) -> Ended:
-        self._server.stdin.write(json.dumps({"folder": str(where), "arguments": arguments}) + "\n")
-        self._server.stdin.flush()
-        code = int(self._server.stdout.readline())
-        return Ended(code, (where / "out").read_text(), (where / "err").read_text())
-
-    def close(self) -> None:
-        """End the process that others are forked off."""
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
+def quick(where: Path, *arguments: str) -> Ended:
+    """One command from its beginning to its end, in a process of its own, without the seconds of imports."""
+    server().stdin.write(json.dumps({"folder": str(where), "arguments": arguments}) + "\n")
+    server().stdin.flush()
+    code = int(server().stdout.readline())
+    return Ended(code, (where / "out").read_text(), (where / "err").read_text())
 
 
 def until(holds: Callable[[], bool], timeout: float = 120, what: str = "it") -> None:

@@ -1,0 +1,82 @@
+"""The engine and the number of workers change no bit."""
+
+import shutil
+from functools import partial
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedkd.checkpoint import read_checkpoint
+from simulations.grids import LocalGrid, RayGrid, split
+from simulations.run import compose, execute
+from simulations.world import world
+from tests.conftest import same
+from tests.running import TINY, metrics
+
+ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None) for n in (1, 2, 3)}}
+RUNS = [(engine, "fedgen") for engine in ENGINES] + [(engine, "feddistill_logits") for engine in ("local", "ray3")]
+
+
+def small(strategy: str) -> list[str]:
+    return [o for o in TINY if strategy == "fedgen" or not o.startswith("strategy.")] + [f"strategy={strategy}", "rounds=3"]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A run folder for every engine and strategy."""
+    output = tmp_path_factory.mktemp("engines")
+    found = {}
+    for engine, strategy in RUNS:
+        found[engine, strategy] = execute(compose([*small(strategy), f"output={output / engine}"]), ENGINES[engine])
+    return found
+
+
+@pytest.mark.parametrize("engine, strategy", [run for run in RUNS if run[0] != "local"])
+def test_engines_agree_bit_for_bit(folders, engine, strategy):
+    ours, local = (read_checkpoint(folders[name, strategy]) for name in (engine, "local"))
+    assert ours.round == 3 and same(ours.state, local.state)
+    assert len(local.memories) >= 4 and same(ours.memories, local.memories)
+    assert metrics(folders[engine, strategy]).equals(metrics(folders["local", strategy]))
+    for name in ("clients.csv", "partition.npz", "checkpoint.safetensors", "checkpoint.json"):
+        assert (folders[engine, strategy] / name).read_bytes() == (folders["local", strategy] / name).read_bytes(), name
+
+
+def test_the_memory_of_feddistill_is_there_to_be_compared(folders):
+    memories = read_checkpoint(folders["local", "feddistill_logits"]).memories
+    assert all({"logits", "model", "statistics", "client"} <= set(memory) for memory in memories.values())
+    assert any(memory["logits"]["count"].sum() > 3 * 32 for memory in memories.values()), "somebody trained twice"
+
+
+def test_the_seed_changes_the_result(folders, tmp_path):
+    other = execute(compose([*small("fedgen"), "seed=1", "engine=local", f"output={tmp_path}"]))
+    assert not metrics(other).equals(metrics(folders["local", "fedgen"]))
+
+
+def test_the_engine_and_the_policy_do_not_enter_the_hash():
+    def key(*overrides: str) -> str:
+        return world(OmegaConf.to_yaml(compose([*TINY, *overrides]), resolve=True)).hash
+
+    for same_result in (["engine=local"], ["engine.workers=7"], ["output=/elsewhere"], ["name=other"], ["on_client_failure=drop"],
+                        ["checkpoint_every=5"], ["timeout=5"], ["progress=true"]):  # fmt: skip
+        assert key(*same_result) == key("engine=ray"), same_result
+    for other_result in (["seed=1"], ["rounds=7"], ["precision=float64"], ["strategy.alpha=1"], ["evaluation.every=2"], ["partition.alpha=2"]):
+        assert key(*other_result) != key("engine=ray"), other_result
+
+
+def test_workers_beyond_the_machine_and_beyond_the_clients(tmp_path):
+    grid = RayGrid(2, OmegaConf.to_yaml(compose([*TINY, "num_clients=2", "clients_per_round=2"]), resolve=True), workers=64, num_gpus=0.0, address=None)
+    assert grid.num_workers == 2
+    grid.close()
+
+
+def test_split_keeps_the_order():
+    assert split([3, 5, 8, 9, 11], 2) == [[3, 5], [8, 9, 11]]
+    assert split([1, 2], 5) == [[1], [2]]
+    assert [i for share in split(range(100), 7) for i in share] == list(range(100))
+
+
+def test_a_finished_run_of_one_engine_is_finished_for_the_other(folders, tmp_path, capsys):
+    shutil.copytree(folders["ray2", "fedgen"].parents[1], tmp_path / "runs")
+    folder = execute(compose([*small("fedgen"), "engine=local", f"output={tmp_path / 'runs'}"]))
+    assert "finished already, skipped" in capsys.readouterr().out
+    assert folder.name == folders["ray2", "fedgen"].name and folder != folders["ray2", "fedgen"]

@@ -1,0 +1,178 @@
+"""Clients that raise, die, are killed or sleep: what the policy says happens, and the bits stay the same."""
+
+import os
+import signal
+import threading
+
+import pytest
+from flwr.app import ConfigRecord
+from omegaconf import OmegaConf
+
+from fedkd import wire
+from fedkd.checkpoint import read_checkpoint
+from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
+from simulations.grids import LocalGrid, RayGrid
+from simulations.run import compose
+from simulations.world import world
+from tests.conftest import same
+from tests.mischief import plan
+from tests.running import metrics, quick, run, until
+
+GIVEN = ("num_clients=6", "clients_per_round=6", "rounds=4", "local_steps=2", "partition.alpha=1.0", "progress=false", "strategy=fedavg")
+
+
+def given(folder, *more: str) -> list[str]:
+    return [*GIVEN, "strategy._target_=tests.mischief.Mischief", f"+strategy.folder={folder}", *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run in which nobody fails."""
+    where = tmp_path_factory.mktemp("whole")
+    return quick(where, "engine=local", *given(where, "output=runs")).folder
+
+
+def equal_results(folder, whole) -> bool:
+    ours, theirs = read_checkpoint(folder), read_checkpoint(whole)
+    tables = [metrics(f).drop(columns="num_failures") for f in (folder, whole)]
+    return same(ours.state, theirs.state) and same(ours.memories, theirs.memories) and tables[0].equals(tables[1])
+
+
+# ---------------------------------------------------------------------------------------------------------- the run's policy
+def test_policy_raise_ends_the_run_and_it_can_go_on(whole, tmp_path):
+    plan(tmp_path, 3, "raise", 1)
+    options = given(tmp_path, "engine=local", "output=runs")
+    ended = quick(tmp_path, *options)
+    assert ended.code == 1 and ended.out == ""
+    assert all(words in ended.err for words in ("1 of 6 clients", "client 3", "round 2", "KeyError", "the dog ate my homework"))
+    (folder,) = (tmp_path / "runs" / "digits").iterdir()
+    assert list(metrics(folder)["round"]) == ["1"] and read_checkpoint(folder).round == 1
+    again = quick(tmp_path, *options)
+    assert again.code == 0 and again.folder == folder and equal_results(folder, whole)
+
+
+def test_policy_retry_gives_the_same_bits(whole, tmp_path):
+    plan(tmp_path, 3, "raise", 2)
+    ended = quick(tmp_path, *given(tmp_path, "engine=local", "output=runs", "on_client_failure=retry"))
+    assert ended.code == 0 and equal_results(ended.folder, whole)
+    assert list(metrics(ended.folder)["num_failures"]) == ["0", "2", "0", "0"]
+
+
+def test_policy_retry_ends_after_its_retries(tmp_path):
+    plan(tmp_path, 3, "raise", 99)
+    ended = quick(tmp_path, *given(tmp_path, "engine=local", "output=runs", "on_client_failure=retry", "retries=1"))
+    assert ended.code == 1 and "after 2 attempt(s)" in ended.err and (tmp_path / "3").read_text() == "raise 97"
+
+
+def test_policy_drop_goes_on_with_the_others(whole, tmp_path):
+    plan(tmp_path, 3, "raise", 99)
+    ended = quick(tmp_path, *given(tmp_path, "engine=local", "output=runs", "on_client_failure=drop"))
+    assert ended.code == 0 and list(metrics(ended.folder)["num_failures"]) == ["0", "1", "0", "0"]
+    assert not equal_results(ended.folder, whole)
+    trained = [line.split(",")[:3] for line in (ended.folder / "clients.csv").read_text().splitlines()]
+    assert [client for number, client, took_part in trained if number == "2" and took_part == "0"] == ["3"]
+
+
+def test_policy_drop_ends_when_nobody_is_left(tmp_path):
+    for client in range(6):
+        plan(tmp_path, client, "raise", 99)
+    ended = quick(tmp_path, *given(tmp_path, "engine=local", "output=runs", "on_client_failure=drop"))
+    assert ended.code == 1 and "6 of 6 clients failed in round 2" in ended.err
+
+
+def test_a_strategy_of_another_package_whose_client_takes_its_actor_down(whole, tmp_path):
+    """The whole way: a package found through PYTHONPATH, by the command and by Ray's workers."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.py").write_text("from tests.mischief import Mischief\n\n\nclass Mine(Mischief):\n    pass\n")
+    plan(tmp_path, 3, "exit", 1)
+    options = given(tmp_path, "output=runs", "strategy._target_=mine.Mine", "engine.workers=2")
+    ended = run(tmp_path, *options, PYTHONPATH=str(tmp_path / "elsewhere"))
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "3").read_text() == "exit 0" and equal_results(ended.folder, whole)
+    assert set(metrics(ended.folder)["num_failures"]) == {"0"}, "it was asked again by the engine, before any policy"
+
+
+# ---------------------------------------------------------------------------------------------------------- actors
+class Asked:
+    """Round 2 of a federation, asked for again and again: its grid keeps its actors."""
+
+    def __init__(self, folder) -> None:
+        self.folder, text = folder, OmegaConf.to_yaml(compose(given(folder)), resolve=True)
+        home = world(text)
+        home.strategy.federation = home.federation()
+        self.grid, local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
+        self.messages = list(home.strategy.configure_train(2, wire.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), local))
+        self.expected = self.updates(local.send_and_receive(self.messages))
+
+    def __call__(self, timeout: float | None = None) -> dict[int, object]:
+        return self.updates(self.grid.send_and_receive(self.messages, timeout=timeout))
+
+    @staticmethod
+    def updates(replies) -> dict[int, object]:
+        return {r.metadata.src_node_id: r.error if r.has_error() else wire.from_record(r.content[wire.UPDATE]) for r in replies}
+
+    def good(self, answers, but: tuple[int, ...] = ()) -> bool:
+        """All answers are there, in order, and bit for bit as expected, but for those of some clients."""
+        assert list(answers) == list(range(6))
+        return all(same(answers[c], self.expected[c]) for c in answers if c not in but)
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
+    asked = Asked(tmp_path_factory.mktemp("mischief"))
+    assert asked.good(asked())
+    yield asked
+    asked.grid.close()
+
+
+def test_a_client_that_raises_is_an_error_with_its_traceback(ask):
+    plan(ask.folder, 3, "raise", 1)
+    answers = ask()
+    assert answers[3].code == CLIENT_RAISED and "the dog ate my homework" in answers[3].reason and "mischief.py" in answers[3].reason
+    assert ask.good(answers, but=(3,)) and ask.good(ask())
+
+
+@pytest.mark.parametrize("client", [0, 4, 5])
+def test_a_client_that_takes_its_actor_down_once_is_asked_again(ask, client):
+    plan(ask.folder, client, "exit", 1)
+    assert ask.good(ask())
+
+
+def test_a_client_that_always_takes_its_actor_down_fails_alone(ask):
+    plan(ask.folder, 1, "exit", 99)
+    answers = ask()
+    plan(ask.folder, 1, "exit", 0)
+    assert answers[1].code == WORKER_LOST and ask.good(answers, but=(1,))
+    assert ask.good(ask()), "the next round has all its workers"
+
+
+def test_an_actor_that_is_killed_in_the_middle_of_a_round(ask):
+    pid = ask.folder / "2.pid"
+    plan(ask.folder, 2, "sleep", 1)
+
+    def kill() -> None:
+        until(lambda: pid.exists() and pid.read_text() != "")
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        pid.unlink()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    answers = ask()
+    killer.join()
+    assert ask.good(answers)
+
+
+def test_an_actor_that_is_killed_between_rounds(ask):
+    ray = ask.grid._ray
+    ray.kill(ask.grid._actors[0])
+    assert ask.good(ask())
+
+
+def test_past_the_timeout_a_client_fails_and_the_next_round_has_all_its_workers(ask):
+    assert ask.good(ask())
+    plan(ask.folder, 5, "sleep", 99)
+    answers = ask(timeout=3.0)
+    assert answers[5].code == TIMED_OUT and "3.0 seconds" in answers[5].reason
+    assert ask.good(answers, but=(3, 4, 5)), "those of the other worker have answered"
+    plan(ask.folder, 5, "sleep", 0)
+    assert ask.good(ask())
