@@ -130,13 +130,11 @@ def scores(score: Score) -> dict[str, int | float]:
 
 def foreign(home: World, content: RecordDict) -> tuple[str, State, Strategy]:
     """The dialect of Flower's own strategies: one ArrayRecord that is the whole model. The client's half is FedAvg's, or
-    FedProx's where the server asks for its proximal term. Arrays are cast to the model's types (Flower averages integers to floats)."""
+    FedProx's where the server asks for its proximal term."""
     (name, record), *rest = content.array_records.items()
     if rest:
         raise ValueError(f"a message of a strategy that is not fedkd's must carry one ArrayRecord, got {[name, *dict(rest)]}")
-    arrays = record.to_torch_state_dict()
-    model = {key: arrays[key].to(value.device, value.dtype) for key, value in home.initial.items()}
     switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0}
     mu = content["config"].get("proximal-mu")
     half = FedAvg(**switches) if mu is None else FedProx(**switches, mu=float(mu), weight_decay=0.0)
-    return name, {"model": model}, half
+    return name, {"model": home.receive(record)}, half

@@ -10,7 +10,6 @@ from flwr.serverapp import Grid
 from fedkd import wire
 from fedkd.aggregate import assemble
 from fedkd.rounds import Federation, collect
-from fedkd.types import Tensors
 from simulations.grids import ClientGrid
 from simulations.progress import Progress
 from simulations.record import Folder
@@ -99,7 +98,7 @@ def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
 
         initial = ArrayRecord(home.initial)
         result = home.strategy.start(watched, initial, num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn)
-    folder.checkpoint(config.rounds, {"model": cast(home, result.arrays)}, {})
+    folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {})
 
 
 def measure(home: World, number: int, arrays: ArrayRecord) -> dict[str, float]:
@@ -107,12 +106,6 @@ def measure(home: World, number: int, arrays: ArrayRecord) -> dict[str, float]:
     began = time.perf_counter()
     scores: dict[str, float] = {}
     if number % home.config.evaluation.every == 0 or number == home.config.rounds:
-        model = assemble(home.model, home.initial, cast(home, arrays))
+        model = assemble(home.model, home.initial, home.receive(arrays))
         scores = {**balanced(home, model), **{k: v for k, v in on_shards(home, model).items() if not isinstance(v, list)}}
     return {**scores, "seconds_server": 0, "seconds_evaluate": round(time.perf_counter() - began, 4)}
-
-
-def cast(home: World, arrays: ArrayRecord) -> Tensors:
-    """Arrays of a foreign strategy as tensors of the model's types."""
-    tensors = arrays.to_torch_state_dict()
-    return {key: tensors[key].to(value.device, value.dtype) for key, value in home.initial.items()}

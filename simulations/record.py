@@ -177,7 +177,7 @@ def environment(world: World) -> dict[str, object]:
         "commit": head,
         "uncommitted_changes": dirty,
         "python": sys.version.split()[0],
-        "versions": {name: installed(name) for name in packages},
+        "versions": {**{name: installed(name) for name in packages}, "torch": torch.__version__},
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads_per_worker": torch.get_num_threads(),

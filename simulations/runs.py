@@ -136,7 +136,7 @@ def read(folder: Path, until: int | None = None) -> Run:
         return Run(folder, config, metrics)
     if not 1 <= until <= rounds:
         raise ValueError(f"--until must be a round of the run, 1..{rounds}, got {until}")
-    return Run(folder, config, metrics[:until])
+    return Run(folder, config | {"rounds": until}, metrics[:until])
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:

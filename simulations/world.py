@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +17,7 @@ from fedkd.rounds import Federation
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.train import snapshot
-from fedkd.types import Examples, Partition, Task
+from fedkd.types import Examples, Partition, Task, Tensors
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ class World:
             momentum=momentum,
             dtype=self.dtype,
         )
+
+    def receive(self, arrays: ArrayRecord) -> Tensors:
+        """A model of a strategy that is not fedkd's, as tensors of this model's types: Flower averages integers to floats."""
+        tensors = arrays.to_torch_state_dict()
+        whole = {key: tensors[key] if value.is_floating_point() else tensors[key].round() for key, value in self.initial.items()}
+        return {key: whole[key].to(value.device, value.dtype) for key, value in self.initial.items()}
 
     def federation(self) -> Federation:
         """What the strategy must know of the run."""

@@ -209,6 +209,7 @@ def test_until_counts_a_run_as_if_it_had_ended_there(tmp_path: Path, capsys: pyt
     assert main([str(tmp_path), "--until", "2"]) == 0
     row = table(tmp_path).loc["fedavg"]
     assert row["accuracy_last_mean"] == 0.4 and row["accuracy_last_ten_mean"] == pytest.approx(0.3) and row["bytes_up_total_mean"] == 2000
+    assert main([str(tmp_path), "--until", "1"]) == 0 and list(table(tmp_path).index) == ["fedavg", "fedgen"]
     assert "--until must be a round of the run, 1..1, got 2" in capsys.readouterr().err
 
 

@@ -106,7 +106,7 @@ def update(client: int, value: float, num_examples: int, batches: int = 0) -> Up
 def test_models_are_averaged_by_examples_or_uniformly(aggregation, mean):
     """Clients with 10 and 30 examples at 2 and 4: (10 * 2 + 30 * 4) / 40, or (2 + 4) / 2."""
     home, _ = settle("strategy=fedavg", f"strategy.aggregation={aggregation}")
-    updates = [update(0, 2.0, 10, 7), update(1, 4.0, 30, 5)]
+    updates = [update(0, 2.0, 10, 5), update(1, 4.0, 30, 7)]
     state, _ = home.strategy.update(home.federation().server, {"other": {}}, updates, 1)
     assert state["model"]["w"].tolist() == [mean, -mean]
     assert state["model"]["n"] == 7 and state["model"]["n"].dtype == torch.int64

@@ -128,12 +128,15 @@ def test_an_optimizer_s_state_is_named_and_copied():
     model(torch.rand(2, *TASK.shape)).logits.sum().backward()
     optimizer.step()
     flat = flatten_optimizer(optimizer, names)
+    kept = {key: value.clone() for key, value in flat.items()}
     assert {key.partition("/")[0] for key in flat} == {"step", "exp_avg", "exp_avg_sq"}
     assert flat["exp_avg/head.weight"].shape == model.head.weight.shape
     fresh = torch.optim.Adam(model.parameters())
     restore_optimizer(fresh, names, flat)
     fresh.step()
     assert flat["step/head.weight"] == 1 and optimizer.state[model.head.weight]["step"] == 1
+    optimizer.step()
+    assert same(flat, kept)
 
 
 def test_scaled_multiplies_the_learning_rate_and_nothing_else():

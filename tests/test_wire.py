@@ -1,0 +1,104 @@
+"""What travels is what is in memory, and its bytes are counted."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+
+from fedkd import wire
+from simulations.compat import identify
+from tests.conftest import same, settle
+from tests.running import metrics, quick
+
+GIVEN = ("engine=local", "num_clients=6", "clients_per_round=4", "rounds=2", "local_steps=2", "partition.alpha=1.0", "progress=false", "output=runs")
+CLASSES, EMBEDDING, NOISE, HIDDEN = 10, 32, 32, 256
+
+STATES = {
+    "scalars": {"a": {"x": torch.tensor(3), "y": torch.tensor(0.1, dtype=torch.float64), "z": torch.tensor(True)}},
+    "types": {"a": {str(t): torch.arange(6).reshape(2, 3).to(t) for t in (torch.int64, torch.int32, torch.uint8, torch.float32, torch.float64)}},
+    "extremes": {"a": {"x": torch.tensor([float("inf"), -0.0, 1e-45]), "y": torch.tensor([2**63 - 1, -(2**63)])}},
+    "no elements": {"a": {"x": torch.empty(0, 3)}},
+    "two parts": {"model": {"fc.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}, "optimizer": {"exp_avg/fc.weight": torch.ones(1)}},
+    "colons": {"a": {"b:c": torch.ones(2)}},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_comes_back_bit_for_bit(name):
+    state = STATES[name]
+    back = wire.from_record(wire.to_record(state))
+    assert same(back, state)
+    for part, tensors in state.items():
+        for key, value in tensors.items():
+            assert back[part][key].dtype == value.dtype and back[part][key].shape == value.shape
+            assert back[part][key].numpy().tobytes() == value.numpy().tobytes(), "also the sign of zero"
+
+
+def test_a_view_travels_as_what_it_shows():
+    whole = torch.arange(12.0).view(3, 4)
+    state = {"a": {"column": whole[:, 1], "turned": whole.T}}
+    assert same(wire.from_record(wire.to_record(state)), state)
+
+
+def test_a_part_without_tensors_does_not_survive():
+    assert wire.unflatten(wire.flatten({"empty": {}, "full": {"x": torch.ones(1)}})) == {"full": {"x": torch.ones(1)}}
+
+
+def test_what_came_back_can_be_written_without_changing_the_record():
+    record = wire.to_record({"a": {"x": torch.zeros(3)}})
+    wire.from_record(record)["a"]["x"].add_(1)
+    assert same(wire.from_record(record), {"a": {"x": torch.zeros(3)}})
+
+
+def test_payload_counts_numbers_and_a_shared_content_once_a_client():
+    identify()
+    content = RecordDict({"a": ArrayRecord({"x": torch.zeros(3, 4), "n": torch.tensor(1)}), "b": ArrayRecord({"y": torch.zeros(5, dtype=torch.float64)})})
+    messages = [Message(content, dst_node_id=i, message_type="train") for i in range(3)]
+    assert wire.payload(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
+    assert wire.payload(messages) == 3 * wire.payload(messages[:1])
+    assert wire.payload([Message(Error(2, "no"), reply_to=messages[0])]) == 0 and wire.payload([]) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- bytes of a round
+def conv_net(size: int) -> int:
+    """Parameters of the default network for one channel: 3x3 convolutions of stride 2 to 6 and 16 channels, with BatchNorm."""
+    side = (size + 3) // 4
+    return (9 * 6 + 6) + 2 * 6 + (9 * 6 * 16 + 16) + 2 * 16 + (16 * side * side * EMBEDDING + EMBEDDING) + (EMBEDDING * CLASSES + CLASSES)
+
+
+MODEL = conv_net(8)
+STATISTICS = 2 * (6 + 16) * 4 + 2 * 8  # running means and variances, and two counts of batches in 64 bits
+GENERATOR = ((NOISE + CLASSES) * HIDDEN + HIDDEN) + 2 * HIDDEN + (HIDDEN * EMBEDDING + EMBEDDING)
+GENERATOR_STATISTICS = 2 * HIDDEN * 4 + 8
+MORE_DOWN = {"fedgen": GENERATOR * 4 + GENERATOR_STATISTICS + CLASSES * 4, "fedavg": 0, "fedprox": 0, "feddistill": CLASSES * CLASSES * 4}
+MORE_UP = {"fedgen": CLASSES * 8, "fedavg": 0, "fedprox": 0, "feddistill": CLASSES * CLASSES * 4}
+
+
+def traffic(where, *options: str) -> tuple[set[str], set[str]]:
+    ended = quick(where, *GIVEN, *options)
+    assert ended.code == 0, ended.err
+    table = metrics(ended.folder)
+    return set(table["bytes_down"]), set(table["bytes_up"])
+
+
+def test_the_network_is_as_counted():
+    home, _ = settle()
+    assert sum(p.numel() for p in home.model.parameters()) == MODEL
+
+
+@pytest.mark.parametrize("strategy", MORE_DOWN)
+def test_bytes_with_statistics_that_stay(tmp_path, strategy):
+    assert traffic(tmp_path, f"strategy={strategy}") == ({str(4 * (MODEL * 4 + MORE_DOWN[strategy]))}, {str(4 * (MODEL * 4 + MORE_UP[strategy]))})
+
+
+def test_bytes_with_statistics_that_travel(tmp_path):
+    each = 4 * (MODEL * 4 + STATISTICS)
+    assert traffic(tmp_path, "strategy=fedavg", "strategy.batchnorm=averaged") == ({str(each)}, {str(each)})
+
+
+def test_bytes_in_double_precision(tmp_path):
+    assert traffic(tmp_path, "strategy=fedavg", "precision=float64") == ({str(4 * MODEL * 8)}, {str(4 * MODEL * 8)})
+
+
+def test_bytes_of_logits_alone(tmp_path):
+    assert traffic(tmp_path, "strategy=feddistill_logits") == ({str(4 * CLASSES * CLASSES * 4)}, {str(4 * CLASSES * CLASSES * 4)})
