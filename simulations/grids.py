@@ -10,18 +10,17 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd import wire
 from fedkd.check import require
-from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST, client_app
+from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.compat import identify
-
-Answers = dict[int, RecordDict | Error]
+from simulations.workers import Answers, Worker, split, start_ray, unpack, work
 
 
 class ClientGrid(Grid):
@@ -234,57 +233,3 @@ class CohortGrid(ClientGrid):
             share = asked[reply.metadata.src_node_id]
             answers |= {client: reply.error for client in share} if reply.has_error() else unpack(reply.content)
         return answers
-
-
-class Worker:
-    """What a Ray actor is: a process that answers requests."""
-
-    def __init__(self) -> None:
-        identify()
-
-    def work(self, kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
-        """The ClientApp's answers for a cohort."""
-        return work(kind, content, request)
-
-
-def work(kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
-    """Hand a request to the ClientApp in this process."""
-    message = Message(RecordDict({**content, **request}), dst_node_id=0, message_type=kind)
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    return client_app(message, context).content
-
-
-def unpack(answers: RecordDict) -> Answers:
-    """``{"7/update": record}`` to ``{7: {"update": record}}``, and error records to errors."""
-    clients: dict[int, RecordDict] = {}
-    for name, record in answers.items():
-        client, _, rest = name.partition("/")
-        clients.setdefault(int(client), RecordDict())[rest] = record
-    return {client: failure(records["error"]) if "error" in records else records for client, records in clients.items()}
-
-
-def failure(record: ConfigRecord) -> Error:
-    """An error record as Flower's error."""
-    return Error(code=int(record.get("code", CLIENT_RAISED)), reason=str(record["reason"]))
-
-
-def split(ids: Sequence[int], parts: int) -> list[list[int]]:
-    """``ids`` in order, cut into at most ``parts`` shares of nearly equal length."""
-    parts = min(parts, len(ids))
-    cuts = [len(ids) * i // parts for i in range(parts + 1)]
-    return [list(ids[a:b]) for a, b in pairwise(cuts)]
-
-
-def start_ray(num_workers: int, address: str | None) -> Any:
-    """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    address = address or os.environ.get("RAY_ADDRESS")
-    if ray.is_initialized() and address is None and ray.cluster_resources().get("CPU", 0) < num_workers:
-        ray.shutdown()
-    if not ray.is_initialized():
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address=address, **quiet, **({} if address else {"num_cpus": max(num_workers, os.cpu_count() or 1)}))
-    return ray

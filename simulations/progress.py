@@ -1,6 +1,7 @@
 """Progress of a run on the terminal, and its result in a line."""
 
 import csv
+import logging
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+
+def narrate() -> None:
+    """Let the library say on standard error what takes time or was decided: images decoded, partitions drawn again."""
+    logger = logging.getLogger("fedkd")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 class Progress:

@@ -26,7 +26,7 @@ from fedkd.strategy import Strategy
 from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
-from simulations.progress import Progress, summarise
+from simulations.progress import Progress, narrate, summarise
 from simulations.record import Folder, client_rows, metrics_row
 from simulations.scores import balanced, on_shards
 from simulations.world import World, world
@@ -47,7 +47,9 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
         ClientFailure: a client failed and the policy does not put up with it; all rounds before it are on disk.
     """
     quieten()
+    narrate()
     check(config)
+    locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)
     home = world(text)
     folder = Folder(home)
@@ -125,6 +127,13 @@ def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
     """``config`` with the names of the files it was composed from."""
     config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
     return config
+
+
+def locate(config: DictConfig) -> None:
+    """Make the paths of data and partition absolute: workers may stand in other folders."""
+    for part, key in (("data", "root"), ("data", "cache"), ("partition", "path")):
+        if isinstance(config[part].get(key), str):
+            config[part][key] = str(Path(config[part][key]).expanduser().absolute())
 
 
 def explain(error: Exception) -> str:

@@ -238,7 +238,7 @@ def small_cifar(root: Path, ours, labels_key: str, num_classes: int, parts: dict
 ])
 def test_cifar_batches_are_decoded_and_checked(tmp_path, ours, key, num_classes, parts):
     source, x = small_cifar(tmp_path / "data", ours, key, num_classes, parts)
-    build = lambda: source(**common(tmp_path, **COLOUR), size=None, download=False)  # noqa: E731
+    build = lambda: source(**common(tmp_path, **COLOUR), size=None, download=False)
     task, train, test = build()()
     assert task.shape == (3, 32, 32) and task.class_names == tuple(f"c{i}" for i in range(num_classes))
     assert np.array_equal(train.x.numpy(), np.concatenate(x[:-1])) and np.array_equal(test.x.numpy(), x[-1])
@@ -291,7 +291,7 @@ def small_celeba(root: Path):
 def test_celeba_labels_are_one_attribute(tmp_path):
     source = small_celeba(tmp_path / "data")
     unnormalised = {"scale": 1, "mean": [0.0] * 3, "std": [1.0] * 3}
-    build = lambda name: source(**common(tmp_path, **unnormalised), size=[84, 84], download=False, attribute=name)  # noqa: E731
+    build = lambda name: source(**common(tmp_path, **unnormalised), size=[84, 84], download=False, attribute=name)
     task, train, test = build("Smiling")()
     assert task.shape == (3, 84, 84) and task.class_names == ("not Smiling", "Smiling")
     assert train.y.tolist() == [1, 0, 1] and test.y.tolist() == [0, 1]

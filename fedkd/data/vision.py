@@ -1,5 +1,6 @@
 """What torchvision's data sets have in common: its classes download, check and parse; we ask them for every example once."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,9 @@ class Vision(Source):
         check_size(self.size)
         require(isinstance(self.download, bool), "download", "must be true or false", self.download)
 
+    @abstractmethod
     def required(self, train: bool) -> dict[str, str | None]:
         """The files of one part, relative to ``root``, and the MD5 that torchvision wants of them."""
-        raise NotImplementedError
 
     def open(self, train: bool, download: bool) -> VisionDataset:
         """One part as torchvision reads it."""
