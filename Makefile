@@ -1,11 +1,15 @@
 # make run: from nothing to figures and a table. make test: from nothing to a tested checkout. Both make .venv first.
+# make mnist DATA=<folder>: FedGen's MNIST experiment; DATA holds MNIST/raw and the partitions partition_fedgen_alpha*.npz.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test clean
+MNIST = experiment=fedgen_mnist data.root=$(DATA) partition=file
+PARTITIONS = $(DATA)/partition_fedgen_alpha0.1.npz,$(DATA)/partition_fedgen_alpha1.0.npz
+
+.PHONY: run test mnist clean
 
 run: .venv/ready
-	$(BIN)/python -m simulations.run -m strategy=fedavg,fedgen seed=0,1,2
+	$(BIN)/python -m simulations.run -m rounds=50 strategy=fedavg,fedgen seed=0,1,2
 	$(BIN)/python -m simulations.report outputs/digits
 
 test: .venv/ready
@@ -16,6 +20,13 @@ test: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r pins.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch .venv/ready
+
+mnist: .venv/ready
+	$(BIN)/python -m simulations.run -m $(MNIST) partition.path=$(PARTITIONS) strategy=fedavg,fedgen seed=0,1,2
+	$(BIN)/python -m simulations.run -m $(MNIST) partition.path=$(DATA)/partition_fedgen_alpha0.1.npz rounds=100 \
+		strategy=fedprox,feddistill,fedensemble seed=0,1,2
+	$(BIN)/python -m simulations.report outputs/fedgen_mnist --until 100 --output outputs/fedgen_mnist/report100
+	$(BIN)/python -m simulations.report outputs/fedgen_mnist
 
 clean:
 	rm -rf .venv

@@ -73,4 +73,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             owner, _, rest = name.partition("|")
             parts.setdefault(owner, {})[rest] = file.get_tensor(name)
     state = unflatten(parts.pop("server", {}))
-    return Checkpoint(int(header["round"]), str(header["config"]), state, {int(k): unflatten(v) for k, v in sorted(parts.items(), key=lambda kv: int(kv[0]))})
+    return Checkpoint(
+        int(header["round"]),
+        str(header["config"]),
+        state,
+        {int(k): unflatten(v) for k, v in sorted(parts.items(), key=lambda kv: int(kv[0]))},
+    )

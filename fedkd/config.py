@@ -98,14 +98,27 @@ def check(config: DictConfig) -> None:
     known = [one.name for one in fields(Run)]
     for key in config:
         require(key in known, str(key), f"must be a key of the run ({', '.join(known)})", config[key])
-    for key in ("rounds", "num_clients", "clients_per_round", "batch_size", "checkpoint_every", "evaluation.every", "evaluation.batch_size"):
+    for key in (
+        "rounds",
+        "num_clients",
+        "clients_per_round",
+        "batch_size",
+        "checkpoint_every",
+        "evaluation.every",
+        "evaluation.batch_size",
+    ):
         value = OmegaConf.select(config, key)
         require(value is not None and value >= 1, key, "must be >= 1", value)
     population = f"must be at most num_clients ({config.num_clients})"
     require(config.clients_per_round <= config.num_clients, "clients_per_round", population, config.clients_per_round)
     steps, epochs = config.local_steps, config.local_epochs
     require((steps is None) != (epochs is None), "local_steps", f"or local_epochs must be set, and not both (local_epochs={epochs})", steps)
-    require((steps or epochs or 0) >= 1, "local_steps" if epochs is None else "local_epochs", "must be >= 1", steps if epochs is None else epochs)
+    require(
+        (steps or epochs or 0) >= 1,
+        "local_steps" if epochs is None else "local_epochs",
+        "must be >= 1",
+        steps if epochs is None else epochs,
+    )
     choices = {"precision": ("float32", "float64"), "on_client_failure": ("raise", "retry", "drop")}
     for key, allowed in choices.items():
         require(config[key] in allowed, key, f"must be one of {', '.join(allowed)}", config[key])
@@ -136,7 +149,9 @@ def check_types(node: Mapping[str, Any], key: str) -> None:
     for name, value in node.items():
         if name in ("_target_", "_partial_"):
             continue
-        require(name in known or open_ended, f"{key}.{name}", f"must be a parameter of {target.__name__} ({', '.join(sorted(known))})", value)
+        require(
+            name in known or open_ended, f"{key}.{name}", f"must be a parameter of {target.__name__} ({', '.join(sorted(known))})", value
+        )
         if isinstance(value, Mapping) and "_target_" in value:
             check_types(value, f"{key}.{name}")
         elif name in hints:
@@ -197,10 +212,13 @@ def make(part: str, maker: Callable[..., Any], *args: Any) -> Any:
 def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
     """Twelve hexadecimal digits that stand for everything that can change the result.
 
-    Left out: engine, output, progress, failure policy and paths. Data counts by the content of ``digests``.
+    Left out: engine, output, progress and paths. Data counts by the content of ``digests``, the failure policy only where it
+    may drop clients.
     """
     node = OmegaConf.to_container(config, resolve=True)
     kept = {key: value for key, value in node.items() if key not in WITHOUT_EFFECT}
+    if config.on_client_failure == "drop":
+        kept["on_client_failure"] = "drop"
     for part in ("data", "partition"):
         kept[part] = {key: value for key, value in kept[part].items() if key not in PLACES}
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]

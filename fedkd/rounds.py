@@ -157,7 +157,8 @@ class Rounds(FlowerStrategy):
             result.arrays, result.train_metrics_clientapp[number] = arrays, metrics
             result.evaluate_metrics_serverapp[number] = scores
             if on_round:
-                on_round(Round(number, arrays, {**metrics, **scores}, seconds, trained, evaluated, num_failures, wire.payload(trained), wire.payload(messages)))
+                up, down = wire.payload(trained), wire.payload(messages)
+                on_round(Round(number, arrays, {**metrics, **scores}, seconds, trained, evaluated, num_failures, up, down))
         return result
 
 

@@ -3,44 +3,19 @@
 They take plain arrays and data frames, and draw by Matplotlib's objects, so that nothing global is touched.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from scipy.special import stdtrit
 
 from fedkd.check import require
+from simulations.look import COLOURS, WIDTH, canvas, interval, legend, legend_shape, legend_texts, limits, look
 
-WIDTH = 3.4  # inches: a column
-DPI = 300
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito's, less the faint yellow
-DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANELS = {"accuracy": "balanced test", "accuracy_own_labels": "own labels"}
-STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 7, "axes.labelsize": 7.5, "legend.fontsize": 7, "legend.title_fontsize": 7,
-    "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.spines.top": False, "axes.spines.right": False,
-    "pdf.fonttype": 42, "savefig.bbox": None,
-}
-
-
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -> [...], [...]
-    """The mean over the first axis and the half-width of its 95 % interval by Student's t (NaN where n is 1)."""
-    n = len(values)
-    mean = np.mean(values, axis=0)
-    if n == 1:
-        return mean, np.full_like(mean, np.nan, dtype=float)
-    return mean, stdtrit(n - 1, 0.975) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
 
 
 def convergence(lines: Mapping[str, Sequence[pd.DataFrame]], path_stem: Path | str, order: Sequence[str] = ()) -> tuple[Path, Path]:
@@ -59,17 +34,17 @@ def convergence(lines: Mapping[str, Sequence[pd.DataFrame]], path_stem: Path | s
     columns = [c for c in PANELS if any(frame[c].notna().any() for frames in lines.values() for frame in frames)]
     require(bool(columns), "lines", "must hold an evaluated round", list(lines))
     styles = {label: i for i, label in enumerate(order or lines)}  # one look in all the figures of a report
-    with _figure(0.4 + 1.4 * len(columns) + 0.14 * (1 + _legend_shape(lines)[0]), path_stem) as (figure, paths):
+    with canvas(0.4 + 1.4 * len(columns) + 0.14 * (1 + legend_shape(lines)[0]), path_stem) as (figure, paths):
         panels = np.atleast_1d(figure.subplots(len(columns), 1, sharex=True))
         for axes, column in zip(panels, columns, strict=True):
             for label, frames in lines.items():
                 _line(axes, pd.concat([f.set_index("round")[column] for f in frames], axis=1).dropna(), styles[label])
-            _limits(axes)
+            limits(axes)
             axes.set_ylabel(f"Accuracy (%),\n{PANELS[column]}")
         figure.align_ylabels()
         panels[-1].set_xlabel("Communication round")
         panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        _legend(figure, lines, styles)
+        legend(figure, lines, styles)
     return paths
 
 
@@ -87,7 +62,7 @@ def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, order: Sequ
     columns = [column for column in PANELS if any(frame[column].notna().any() for frame in lines.values())]
     require(bool(columns), "lines", "must hold a result", list(lines))
     styles = {label: i for i, label in enumerate(order or lines)}
-    with _figure(0.5 + 0.24 * len(lines), path_stem) as (figure, paths):
+    with canvas(0.5 + 0.24 * len(lines), path_stem) as (figure, paths):
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for axes, column in zip(panels, columns, strict=True):
             values = pd.DataFrame({label: 100 * frame[column] for label, frame in lines.items()})
@@ -97,7 +72,7 @@ def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, order: Sequ
             axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=f"Accuracy (%), {PANELS[column]}")
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.grid(axis="x", linewidth=0.4, color="0.88")
-        panels[0].set_yticks(range(len(lines)), _legend_texts({label: list(frame.index) for label, frame in lines.items()}))
+        panels[0].set_yticks(range(len(lines)), legend_texts({label: list(frame.index) for label, frame in lines.items()}))
     return paths
 
 
@@ -105,12 +80,12 @@ def _spread(axes: Axes, values: np.ndarray, y: int, style: int) -> None:  # [n]
     """The seeds of one label as small dots, the mean as its marker, the interval as a bar."""
     if not len(values):
         return
-    look = _look(style)
+    style_of = look(style)
     mean, half = interval(values)
-    axes.plot(values, np.full(len(values), y), ".", color=look["color"], markersize=2.5, alpha=0.6, zorder=2)
+    axes.plot(values, np.full(len(values), y), ".", color=style_of["color"], markersize=2.5, alpha=0.6, zorder=2)
     if len(values) > 1:
-        axes.plot([mean - half, mean + half], [y + 0.22] * 2, color=look["color"], linewidth=1.1, zorder=2)
-    axes.plot(mean, y + 0.22, color=look["color"], marker=look["marker"], markersize=3.2, markerfacecolor="white", zorder=3)
+        axes.plot([mean - half, mean + half], [y + 0.22] * 2, color=style_of["color"], linewidth=1.1, zorder=2)
+    axes.plot(mean, y + 0.22, color=style_of["color"], marker=style_of["marker"], markersize=3.2, markerfacecolor="white", zorder=3)
 
 
 def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  # [K, C]
@@ -135,7 +110,7 @@ def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  
     height = float(np.clip(num_classes * min(width / num_clients, 0.17), 1.1, 6.5))
     total = height + top + bottom
     diameter = 72 * 0.96 * min(height / num_classes, max(width / num_clients, 0.07))  # points; crowded circles may overlap a little
-    with _figure(total, path_stem, layout="none") as (figure, paths):
+    with canvas(total, path_stem, layout="none") as (figure, paths):
         axes = figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
         axes.set(xlim=(-0.6, num_clients - 0.4), ylim=(-0.6, num_classes - 0.4), xlabel="Client", ylabel="Class")
         for axis, ticks in ((axes.xaxis, 12), (axes.yaxis, int(height / 0.13))):
@@ -152,21 +127,18 @@ def _circles(axes: Axes, x: np.ndarray, y: np.ndarray, counts: np.ndarray, diame
     axes.scatter(x, y, s=counts * area, **look)
     handles = [Line2D([], [], linestyle="none", label="Training examples:")]
     handles += [axes.scatter([], [], s=size * area, label=f"{size:,}", **look) for size in _round_sizes(int(counts.max()))]
-    axes.legend(handles=handles, ncols=len(handles), loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, borderpad=0.2,
-                borderaxespad=0.1, handletextpad=0.3, handlelength=1.2, columnspacing=0.8)
-
-
-@contextmanager
-def _figure(height: float, path_stem: Path | str, layout: str = "constrained") -> Iterator[tuple[Figure, tuple[Path, Path]]]:
-    """A figure of ``height`` inches to draw on; it is written, as PDF and PNG, where the block ends."""
-    stem = Path(path_stem)
-    paths = stem.with_name(stem.name + ".pdf"), stem.with_name(stem.name + ".png")  # with_suffix would cut "alpha-0.1" to "alpha-0"
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout=layout)
-        FigureCanvasAgg(figure)
-        yield figure, paths
-        figure.savefig(paths[0], metadata={"CreationDate": None})  # the same numbers give the same bytes
-        figure.savefig(paths[1], dpi=DPI)
+    axes.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+        borderpad=0.2,
+        borderaxespad=0.1,
+        handletextpad=0.3,
+        handlelength=1.2,
+        columnspacing=0.8,
+    )
 
 
 def _line(axes: Axes, values: pd.DataFrame, style: int) -> None:  # rounds x seeds
@@ -176,57 +148,10 @@ def _line(axes: Axes, values: pd.DataFrame, style: int) -> None:  # rounds x see
     mean, half = interval(100 * values.to_numpy().T)
     rounds = values.index.to_numpy()
     step = max(1, len(rounds) // 7)
-    axes.plot(rounds, mean, **_look(style), zorder=3, markevery=(int(style * 0.382 * step) % step, step))
+    axes.plot(rounds, mean, **look(style), zorder=3, markevery=(int(style * 0.382 * step) % step, step))
     if values.shape[1] > 1:
         low, high = np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100)
         axes.fill_between(rounds, low, high, color=COLOURS[style % len(COLOURS)], alpha=0.16, linewidth=0)
-
-
-def _look(style: int) -> dict[str, Any]:
-    """The ``style``-th line: a colour, and dashes and marker that tell it from the others in greyscale too."""
-    return {
-        "color": COLOURS[style % len(COLOURS)], "linestyle": DASHES[style % len(DASHES)], "linewidth": 1.1,
-        "marker": MARKERS[style % len(MARKERS)], "markersize": 3.2, "markerfacecolor": "white", "markeredgewidth": 0.8,
-    }
-
-
-def _limits(axes: Axes) -> None:
-    """Let the axis follow the means, with room for their bands, within 0..100 %."""
-    means = np.concatenate([line.get_ydata() for line in axes.lines])
-    low, high = means.min(), means.max()
-    room = max(0.08 * (high - low), 1.0)
-    axes.set_ylim(max(-1, low - room), min(102, high + room))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.grid(axis="y", linewidth=0.4, color="0.88")
-    axes.set_axisbelow(True)
-
-
-def _legend(figure: Figure, lines: Mapping[str, Sequence[pd.DataFrame]], styles: Mapping[str, int]) -> None:
-    """The labels below the panels, with n: once where it is the same for all, else by each label."""
-    numbers = {label: len(frames) for label, frames in lines.items()}
-    if set(numbers.values()) == {1}:
-        title = "One seed (n = 1), hence no interval"
-    elif len(set(numbers.values())) == 1:
-        title = f"Mean and 95 % interval over seeds (n = {max(numbers.values())})"
-    else:
-        title = "Mean and 95 % interval over seeds" + ("; none at n = 1" if 1 in numbers.values() else "")
-    handles = [Line2D([], [], **_look(styles[label]), label=text) for label, text in zip(lines, _legend_texts(lines), strict=True)]
-    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=_legend_shape(lines)[1], frameon=False, handlelength=3.2,
-                  handletextpad=0.6, columnspacing=1.2, labelspacing=0.3, borderpad=0.1)
-
-
-def _legend_texts(lines: Mapping[str, Sequence[pd.DataFrame]]) -> list[str]:
-    """The labels, each with its n where they differ in it."""
-    alike = len({len(frames) for frames in lines.values()}) == 1
-    return [label if alike else f"{label} (n = {len(frames)})" for label, frames in lines.items()]
-
-
-def _legend_shape(lines: Mapping[str, Sequence[pd.DataFrame]]) -> tuple[int, int]:
-    """Rows and columns: as many columns as texts of this length leave room for."""
-    longest = max(len(text) for text in _legend_texts(lines))
-    columns = max(1, min(len(lines), int(WIDTH / (0.48 + 0.058 * longest))))
-    rows = -(-len(lines) // columns)
-    return rows, -(-len(lines) // rows)  # no more columns than those rows fill
 
 
 def _round_sizes(largest: int) -> list[int]:

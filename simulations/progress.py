@@ -31,7 +31,13 @@ class Progress:
         self._label = f"{strategy} on {config.choices.get('data', 'data')}, seed {config.seed}"
         console = Console(stderr=True)
         self._live = console.is_terminal and self._shown
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[score]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[score]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Bar(*columns, console=console, disable=not self._live)
         self._task = self._bar.add_task(self._label, total=config.rounds, completed=first - 1, score="")
 

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from simulations import figures
-from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Group, Run, comparable, find, gather, group, natural, read
+from simulations.groups import Group, comparable, gather, group
+from simulations.look import interval
+from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Run, find, natural, read
 
 HEADLINES = {
     "accuracy_last": "test, last",
@@ -26,6 +28,7 @@ HEADLINES = {
 LEGEND = """Accuracy in %: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1).
 Test: the balanced test of the global model. Own: on the labels that each client holds. Worst tenth: of the clients, last round.
 Last: the last evaluated round. Last ten: mean of the last ten evaluated rounds, or of all where there are fewer.
+Top-5 rounds: own labels, the mean of each seed's five best rounds: FedGen's published figure, selected on the test set.
 MB: 10^6 bytes, all rounds and clients, mean over seeds."""
 
 
@@ -56,7 +59,7 @@ def results(groups: Sequence[Group]) -> pd.DataFrame:
         row = {"label": one.label, "num_seeds": len(one.runs), "seeds": " ".join(map(str, one.seeds)), "rounds": rounds}
         row["last_evaluated_round"] = evaluated[-1]
         for name, values in runs.items():
-            mean, half = figures.interval(values.to_numpy(float))
+            mean, half = interval(values.to_numpy(float))
             row |= {f"{name}_mean": mean, f"{name}_lowest": values.min(), f"{name}_highest": values.max(), f"{name}_half_width": half}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -67,11 +70,13 @@ def differences(groups: Sequence[Group]) -> pd.DataFrame:
     rows = []
     for one in groups:
         for reference in _references(one, groups):
-            pairs = [{k: summarise(run.metrics)[k] - summarise(base.metrics)[k] for k in HEADLINES}
-                     for run, base in zip(one.runs, reference.runs, strict=True)]
+            pairs = [
+                {k: summarise(run.metrics)[k] - summarise(base.metrics)[k] for k in HEADLINES}
+                for run, base in zip(one.runs, reference.runs, strict=True)
+            ]
             row = {"label": one.label, "reference": reference.label, "num_seeds": len(pairs)}
             for name in HEADLINES:
-                mean, half = figures.interval(np.array([pair[name] for pair in pairs], float))
+                mean, half = interval(np.array([pair[name] for pair in pairs], float))
                 row |= {f"{name}_mean": mean, f"{name}_half_width": half}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -96,6 +101,7 @@ def markdown(table: pd.DataFrame, paired: pd.DataFrame) -> str:
     """The headline columns as Markdown tables, aligned so that they read as plain text too."""
     columns: dict[str, Sequence[str]] = {"strategy": table["label"], "n": table["num_seeds"].astype(str)}
     columns |= {title: _cells(table, name, "") for name, title in HEADLINES.items()}
+    columns["top-5 rounds"] = _cells(table, "top5_rounds", "")
     columns |= {f"MB {way}": (table[f"bytes_{way}_total_mean"] / 1e6).map("{:.4g}".format) for way in ("up", "down")}
     text = f"{_table(columns)}\n\n{LEGEND}\n"
     if len(paired):

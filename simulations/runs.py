@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,7 +18,6 @@ from yaml import YAMLError
 Values = dict[str, Hashable]
 """A configuration laid flat: ``{"partition.alpha": 0.1}``."""
 
-Item = TypeVar("Item")
 ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
 COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
@@ -75,20 +73,6 @@ class Run:
         return len(self.metrics), tuple(self.evaluated["round"]), self.part(EVALUATION)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Runs that differ only in the seed, in its order; ``label`` = ``line`` (which strategy) with ``setting`` (on which data)."""
-
-    runs: tuple[Run, ...]
-    label: str
-    line: str
-    setting: str
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(run.seed for run in self.runs)
-
-
 def option(config: Mapping[str, Any], part: str) -> str | None:
     """The name of the option chosen for a part: ``fedgen`` for ``strategy``. None where there is no such part."""
     if not isinstance(config.get(part), Mapping):
@@ -106,8 +90,10 @@ def find(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         inside = [config.parent for config in sorted(folder.rglob("config.yaml")) if (config.parent / "metrics.csv").is_file()]
         if not inside:
-            raise ValueError(f"each folder must hold config.yaml and metrics.csv, or folders that do, got {str(folder)!r}: "
-                             "give run folders, or a parent of them such as outputs/")
+            raise ValueError(
+                f"each folder must hold config.yaml and metrics.csv, or folders that do, got {str(folder)!r}: "
+                "give run folders, or a parent of them such as outputs/"
+            )
         found |= {run.resolve(): run for run in inside if run.resolve() not in found}
     return sorted(found.values(), key=lambda folder: natural(str(folder)))
 
@@ -153,83 +139,6 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
         raise ValueError("nothing to report: no round was evaluated")
     if ((accuracies < 0) | (accuracies > 1)).any(axis=None) or metrics[["bytes_up", "bytes_down"]].isna().any(axis=None):
         raise ValueError("corrupt: metrics.csv must hold accuracies in 0..1, and bytes in every row")
-
-
-def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs that can stand side by side, and a note on each that is left out.
-
-    On one setting, the runs are kept that have the rounds and the evaluation of most of them (of the longest, where that is a tie);
-    of two runs that differ in nothing, the first.
-    """
-    kept: dict[Hashable, Run] = {}
-    notes = []
-    for setting in gather(runs, lambda run: run.part(SETTING)):
-        shapes = Counter(run.shape for run in setting)
-        usual = max(shapes, key=lambda shape: (shapes[shape], shape[:2], str(sorted(shape[2], key=str))))
-        for run in setting:
-            key = frozenset(run.values.items()), run.seed
-            if run.shape != usual:
-                got, most = (f"{shape[0]} rounds, {len(shape[1])} of them evaluated" for shape in (run.shape, usual))
-                notes.append(f"{run.folder}: {got}, unlike most runs of its setting or the longer ones ({most}); report it by itself")
-            elif key in kept:
-                same = "and" if run.metrics[list(ACCURACIES)].equals(kept[key].metrics[list(ACCURACIES)]) else "BUT NOT"
-                notes.append(f"{run.folder}: the same configuration and seed as {kept[key].folder}, {same} the same accuracies")
-            else:
-                kept[key] = run
-    return list(kept.values()), notes
-
-
-def group(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
-    groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: frozenset(run.values.items()))]
-    labelled = []
-    for same, terms in zip(groups, _terms([same[0] for same in groups]), strict=True):
-        setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
-        line = ", ".join(text for key, text in terms.items() if not SETTING.match(key))
-        labelled.append(Group(tuple(same), ", ".join(terms.values()), line, setting))
-    return sorted(labelled, key=lambda one: (natural(one.setting), one.runs[0].strategy != "fedavg", natural(one.line)))
-
-
-def _terms(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What tells each run from the others: ``{"strategy.": "fedgen", "partition.alpha": "alpha 0.1"}``.
-
-    The name of the option chosen for a part (its key ends in a dot) stands where the options differ, and ``key value`` where runs of the
-    same option differ in it. The parts of the strategy's side count only between runs of the same strategy.
-    """
-    keys = {key for run in runs for key in run.values}
-    keys |= {key.partition(".")[0] + "." for key in keys if "." in key}
-    columns: dict[str, list[Hashable]] = {}
-    terms: list[dict[str, Hashable]] = [{"strategy.": run.strategy} for run in runs]
-    for key in sorted(keys, key=lambda key: (not SETTING.match(key), key)):
-        head = key.partition(".")[0]
-        column = [option(run.config, head) if key.endswith(".") else run.values.get(key) for run in runs]
-        kin = [(run.strategy if STRATEGY.match(key) else "", None if key.endswith(".") else option(run.config, head)) for run in runs]
-        differs = [len({value for value, other in zip(column, kin, strict=True) if other == mine}) > 1 for mine in kin]
-        again = any(column == other and _leaf(key) == _leaf(shown) for shown, other in columns.items())  # one knob, interpolated
-        if any(differs) and key != "strategy." and not again:
-            columns[key] = column
-            for term, value, shown in zip(terms, column, differs, strict=True):
-                term |= {key: value} if shown else {}
-    leaves = Counter(map(_leaf, columns))
-    return [{key: _text(key, value, leaves[_leaf(key)] > 1) for key, value in term.items()} for term in terms]
-
-
-def _leaf(key: str) -> str:
-    return key if key.endswith(".") else key.rpartition(".")[2]
-
-
-def _text(key: str, value: Hashable, ambiguous: bool) -> str:
-    """``alpha 0.1``; ``partition.alpha 0.1`` where another ``alpha`` is shown too; the bare value for the name of an option."""
-    name = key if ambiguous or key.endswith(".") else _leaf(key)
-    return f"no {name.strip('.')}" if value is None else str(value) if key.endswith(".") else f"{name} {value}"
-
-
-def gather(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
-    """Items of equal key together, in the order in which the keys first occur."""
-    gathered: dict[Hashable, list[Item]] = {}
-    for item in items:
-        gathered.setdefault(key(item), []).append(item)
-    return list(gathered.values())
 
 
 def natural(text: str) -> list[tuple[float, str]]:

@@ -8,8 +8,14 @@ import torch
 from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_atomically, write_checkpoint
 from tests.conftest import same
 
-STATE = {"model": {"fc.weight": torch.randn(3, 4), "n": torch.tensor(7)}, "generator_optimizer": {"exp_avg/fc.weight": torch.ones(2, dtype=torch.float64)}}
-MEMORIES = {11: {"client": {"last_round": torch.tensor(3)}}, 2: {"statistics": {"bn.running_mean": torch.zeros(0)}, "client": {"last_round": torch.tensor(1)}}}
+STATE = {
+    "model": {"fc.weight": torch.randn(3, 4), "n": torch.tensor(7)},
+    "generator_optimizer": {"exp_avg/fc.weight": torch.ones(2, dtype=torch.float64)},
+}
+MEMORIES = {
+    11: {"client": {"last_round": torch.tensor(3)}},
+    2: {"statistics": {"bn.running_mean": torch.zeros(0)}, "client": {"last_round": torch.tensor(1)}},
+}
 
 
 def test_round_trip(tmp_path):

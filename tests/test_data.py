@@ -156,11 +156,18 @@ def test_images_and_labels_that_differ_in_number_are_refused(tmp_path):
         mnist_source(tmp_path)()
 
 
-@pytest.mark.parametrize("wrong, rule", [
-    ({"scale": 0}, "scale must be > 0"), ({"scale": float("nan")}, "scale must be > 0"), ({"std": [0.0]}, "std must hold one number > 0"),
-    ({"mean": [0.5, 0.5]}, "std must hold as many numbers as mean, 2"), ({"size": [28]}, "size must be null or two"),
-    ({"size": [28, 0]}, "size must be null or two"), ({"download": "yes"}, "download must be true or false"),
-])
+@pytest.mark.parametrize(
+    "wrong, rule",
+    [
+        ({"scale": 0}, "scale must be > 0"),
+        ({"scale": float("nan")}, "scale must be > 0"),
+        ({"std": [0.0]}, "std must hold one number > 0"),
+        ({"mean": [0.5, 0.5]}, "std must hold as many numbers as mean, 2"),
+        ({"size": [28]}, "size must be null or two"),
+        ({"size": [28, 0]}, "size must be null or two"),
+        ({"download": "yes"}, "download must be true or false"),
+    ],
+)
 def test_parameters_out_of_range_are_refused(tmp_path, wrong, rule):
     with pytest.raises(ValueError, match=rule):
         mnist_source(tmp_path, **wrong)
@@ -232,10 +239,13 @@ def small_cifar(root: Path, ours, labels_key: str, num_classes: int, parts: dict
     return type(ours.__name__, (ours,), {"dataset": reader}), x.reshape(len(parts), 30, 3, 32, 32)
 
 
-@pytest.mark.parametrize("ours, key, num_classes, parts", [
-    (cifar.CIFAR10, "labels", 10, {"data_batch_1": True, "data_batch_2": True, "test_batch": False}),
-    (cifar.CIFAR100, "fine_labels", 30, {"train": True, "test": False}),
-])
+@pytest.mark.parametrize(
+    "ours, key, num_classes, parts",
+    [
+        (cifar.CIFAR10, "labels", 10, {"data_batch_1": True, "data_batch_2": True, "test_batch": False}),
+        (cifar.CIFAR100, "fine_labels", 30, {"train": True, "test": False}),
+    ],
+)
 def test_cifar_batches_are_decoded_and_checked(tmp_path, ours, key, num_classes, parts):
     source, x = small_cifar(tmp_path / "data", ours, key, num_classes, parts)
     build = lambda: source(**common(tmp_path, **COLOUR), size=None, download=False)
@@ -419,21 +429,30 @@ def test_parquet_rows_are_decoded(tmp_path, struct):
     assert task.num_classes == 3 and task.class_names == ()
 
 
-@pytest.mark.parametrize("spoil, why", [
-    (lambda b: b[:60], "train.parquet, row 7"), (lambda b: b"", "train.parquet, row 7"),
-    (lambda b: None, "row 7 .the image or the label is null"),
-])
+@pytest.mark.parametrize(
+    "spoil, why",
+    [
+        (lambda b: b[:60], "train.parquet, row 7"),
+        (lambda b: b"", "train.parquet, row 7"),
+        (lambda b: None, "row 7 .the image or the label is null"),
+    ],
+)
 def test_a_broken_image_in_a_row_is_named(tmp_path, spoil, why):
     write_parquet(tmp_path / "data", spoil=spoil)
     with pytest.raises(ValueError, match=f"damaged one: .*{why}"):
         parquet_source(tmp_path)()
 
 
-@pytest.mark.parametrize("labels, why", [
-    ([0.5] * 30, "label_column must hold integers in .*train.parquet, got 'double'"), (["a"] * 30, "must hold integers.*got 'string'"),
-    ([0] * 29 + [-1], r"labels must be in 0\.\.29, got -1 at position 29"), ([0] * 29 + [None], "row 29 .the image or the label is null"),
-    ([2**64 - 1] * 30, r"train.parquet .labels must be in 0\.\.29"),
-])
+@pytest.mark.parametrize(
+    "labels, why",
+    [
+        ([0.5] * 30, "label_column must hold integers in .*train.parquet, got 'double'"),
+        (["a"] * 30, "must hold integers.*got 'string'"),
+        ([0] * 29 + [-1], r"labels must be in 0\.\.29, got -1 at position 29"),
+        ([0] * 29 + [None], "row 29 .the image or the label is null"),
+        ([2**64 - 1] * 30, r"train.parquet .labels must be in 0\.\.29"),
+    ],
+)
 def test_labels_that_are_no_labels_are_refused(tmp_path, labels, why):
     write_parquet(tmp_path / "data", labels=pa.array(labels, pa.uint64()) if labels[0] == 2**64 - 1 else labels)
     with pytest.raises(ValueError, match=why):
@@ -462,9 +481,15 @@ def test_missing_and_unfit_columns_are_refused(tmp_path):
         parquet_source(tmp_path, image_column="label")()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"PAR1 garbage PAR1", lambda b: b[:40] + b"\xff" * 900 + b[940:],
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"PAR1 garbage PAR1",
+        lambda b: b[:40] + b"\xff" * 900 + b[940:],
+    ],
+)
 def test_a_damaged_parquet_file_is_named(tmp_path, damage):
     write_parquet(tmp_path / "data")
     path = tmp_path / "data/test.parquet"
@@ -509,17 +534,21 @@ def test_arrays_are_memory_mapped_and_writing_to_them_spares_the_file(tmp_path):
     assert str(entry_of(tmp_path)) in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda entry: (entry / "train_x.npy").write_bytes((entry / "train_x.npy").read_bytes()[:-1]),
-    lambda entry: (entry / "test_y.npy").write_bytes((entry / "test_y.npy").read_bytes()[:-1] + b"\x01"),
-    lambda entry: (entry / "train_x.npy").write_bytes(b""),
-    lambda entry: (entry / "test_x.npy").unlink(),
-    lambda entry: (entry / "meta.json").unlink(),
-    lambda entry: (entry / "meta.json").write_text("{"),
-    lambda entry: (entry / "meta.json").write_text("[]"),
-    lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace('"cat"', '"cow"')),
-    lambda entry: [path.unlink() for path in entry.iterdir()],
-], ids=["truncated", "tampered", "emptied", "array missing", "meta missing", "meta half", "meta odd", "names tampered", "nothing left"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: (entry / "train_x.npy").write_bytes((entry / "train_x.npy").read_bytes()[:-1]),
+        lambda entry: (entry / "test_y.npy").write_bytes((entry / "test_y.npy").read_bytes()[:-1] + b"\x01"),
+        lambda entry: (entry / "train_x.npy").write_bytes(b""),
+        lambda entry: (entry / "test_x.npy").unlink(),
+        lambda entry: (entry / "meta.json").unlink(),
+        lambda entry: (entry / "meta.json").write_text("{"),
+        lambda entry: (entry / "meta.json").write_text("[]"),
+        lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace('"cat"', '"cow"')),
+        lambda entry: [path.unlink() for path in entry.iterdir()],
+    ],
+    ids=["truncated", "tampered", "emptied", "array missing", "meta missing", "meta half", "meta odd", "names tampered", "nothing left"],
+)
 def test_a_damaged_entry_is_noticed_and_built_anew(tmp_path, caplog, damage):
     write_folder(tmp_path / "data")
     task, train, _ = folder_source(tmp_path)()

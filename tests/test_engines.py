@@ -59,12 +59,21 @@ def test_the_engine_and_the_policy_do_not_enter_the_hash():
     for same_result in (["engine=local"], ["engine.workers=7"], ["output=/elsewhere"], ["name=other"], ["on_client_failure=drop"],
                         ["checkpoint_every=5"], ["timeout=5"], ["progress=true"]):  # fmt: skip
         assert key(*same_result) == key("engine=ray"), same_result
-    for other_result in (["seed=1"], ["rounds=7"], ["precision=float64"], ["strategy.alpha=1"], ["evaluation.every=2"], ["partition.alpha=2"]):
+    for other_result in (
+        ["seed=1"],
+        ["rounds=7"],
+        ["precision=float64"],
+        ["strategy.alpha=1"],
+        ["evaluation.every=2"],
+        ["partition.alpha=2"],
+    ):
         assert key(*other_result) != key("engine=ray"), other_result
 
 
 def test_workers_beyond_the_machine_and_beyond_the_clients(tmp_path):
-    grid = RayGrid(2, OmegaConf.to_yaml(compose([*TINY, "num_clients=2", "clients_per_round=2"]), resolve=True), workers=64, num_gpus=0.0, address=None)
+    grid = RayGrid(
+        2, OmegaConf.to_yaml(compose([*TINY, "num_clients=2", "clients_per_round=2"]), resolve=True), workers=64, num_gpus=0.0, address=None
+    )
     assert grid.num_workers == 2
     grid.close()
 

@@ -101,7 +101,9 @@ class Asked:
         home = world(text)
         home.strategy.federation = home.federation()
         self.grid, local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
-        self.messages = list(home.strategy.configure_train(2, wire.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), local))
+        self.messages = list(
+            home.strategy.configure_train(2, wire.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), local)
+        )
         self.expected = self.updates(local.send_and_receive(self.messages))
 
     def __call__(self, timeout: float | None = None) -> dict[int, object]:

@@ -109,7 +109,9 @@ def test_flwr_run_gives_the_same_accuracies(local, tmp_path):
         given = [*command, "--federation-config", "num-supernodes=2 client-resources-num-cpus=1"]
         ended = subprocess.run(given, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        until(lambda: any(json.loads(p.read_text())["finished"] for p in tmp_path.glob("runs/*/*/checkpoint.json")), 240, "the end of the run")
+        until(
+            lambda: any(json.loads(p.read_text())["finished"] for p in tmp_path.glob("runs/*/*/checkpoint.json")), 240, "the end of the run"
+        )
     finally:
         for process in processes(f"FLWR_HOME={tmp_path / 'home'}"):
             os.kill(process, signal.SIGKILL)

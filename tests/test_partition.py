@@ -195,11 +195,18 @@ def test_more_than_there_is_is_refused_at_once():
 
 
 @pytest.mark.parametrize("make", [dirichlet, fedgen])
-@pytest.mark.parametrize("wrong, rule", [
-    ({"alpha": 0}, "alpha must be > 0 .*, got 0"), ({"alpha": -1.0}, "alpha must be > 0"), ({"alpha": float("nan")}, "alpha must be > 0"),
-    ({"alpha": float("inf")}, "alpha must be > 0 .* finite"), ({"min_size": 0}, "min_size must be a whole number >= 1, got 0"),
-    ({"min_size": 1.5}, "min_size must be a whole"), ({"max_draws": 0}, "max_draws must be a whole number >= 1, got 0"),
-])
+@pytest.mark.parametrize(
+    "wrong, rule",
+    [
+        ({"alpha": 0}, "alpha must be > 0 .*, got 0"),
+        ({"alpha": -1.0}, "alpha must be > 0"),
+        ({"alpha": float("nan")}, "alpha must be > 0"),
+        ({"alpha": float("inf")}, "alpha must be > 0 .* finite"),
+        ({"min_size": 0}, "min_size must be a whole number >= 1, got 0"),
+        ({"min_size": 1.5}, "min_size must be a whole"),
+        ({"max_draws": 0}, "max_draws must be a whole number >= 1, got 0"),
+    ],
+)
 def test_parameters_out_of_range_are_refused(make, wrong, rule):
     with pytest.raises(ValueError, match=rule):
         make(**wrong)
@@ -297,21 +304,25 @@ def test_unsorted_indices_overlapping_tests_and_other_keys_are_fine(tmp_path):
     assert partition.train[0].tolist() == [1, 3] and partition.test[1].dtype == np.int64 and len(partition.test[1]) == 0
 
 
-@pytest.mark.parametrize("changes, rule", [
-    ({"train_01": None}, "train_ arrays for num_clients=2 clients; missing are 1"), ({"test_00": None}, "test_ arrays .* missing are 0"),
-    ({"train_02": np.array([9])}, "train_ arrays for num_clients=2 clients; there are more: 2"),
-    ({"train_1": np.array([9])}, "some train_ keys stand for the same number"),
-    ({"train_01": None, "train_x1": np.array([0])}, "missing are 1"),
-    ({"train_00": np.array([1442])}, r"indices in 0\.\.1441; the train_ array of client 0 has others"),
-    ({"test_01": np.array([-1])}, r"indices in 0\.\.354; the test_ array of client 1 has others"),
-    ({"train_00": np.array([3, 3])}, "every index once; the train_ array of client 0 repeats"),
-    ({"test_00": np.array([3, 3])}, "every index once; the test_ array of client 0 repeats"),
-    ({"train_01": np.array([3])}, "give a training example to one client; index 3 is given to several"),
-    ({"train_00": np.array([3.0, 1.0])}, "vectors of integers; the train_ array of client 0 is float64"),
-    ({"train_00": np.array([[3, 1]])}, r"vectors of integers; .* is int64\[1, 2\]"),
-    ({"train_01": np.array([], int)}, "give every client training examples; client 1 has none"),
-    ({"train_00": np.array(["a", None], object)}, "file of index arrays, got .*allow_pickle"),
-])
+@pytest.mark.parametrize(
+    "changes, rule",
+    [
+        ({"train_01": None}, "train_ arrays for num_clients=2 clients; missing are 1"),
+        ({"test_00": None}, "test_ arrays .* missing are 0"),
+        ({"train_02": np.array([9])}, "train_ arrays for num_clients=2 clients; there are more: 2"),
+        ({"train_1": np.array([9])}, "some train_ keys stand for the same number"),
+        ({"train_01": None, "train_x1": np.array([0])}, "missing are 1"),
+        ({"train_00": np.array([1442])}, r"indices in 0\.\.1441; the train_ array of client 0 has others"),
+        ({"test_01": np.array([-1])}, r"indices in 0\.\.354; the test_ array of client 1 has others"),
+        ({"train_00": np.array([3, 3])}, "every index once; the train_ array of client 0 repeats"),
+        ({"test_00": np.array([3, 3])}, "every index once; the test_ array of client 0 repeats"),
+        ({"train_01": np.array([3])}, "give a training example to one client; index 3 is given to several"),
+        ({"train_00": np.array([3.0, 1.0])}, "vectors of integers; the train_ array of client 0 is float64"),
+        ({"train_00": np.array([[3, 1]])}, r"vectors of integers; .* is int64\[1, 2\]"),
+        ({"train_01": np.array([], int)}, "give every client training examples; client 1 has none"),
+        ({"train_00": np.array(["a", None], object)}, "file of index arrays, got .*allow_pickle"),
+    ],
+)
 def test_a_file_that_holds_no_partition_is_refused(tmp_path, changes, rule):
     np.savez(tmp_path / "p.npz", **arrays(**changes))
     with pytest.raises(ValueError, match=rf"^path must .*{rule}"):

@@ -15,34 +15,61 @@ from omegaconf import OmegaConf
 from scipy.stats import t as student
 
 from simulations import figures
+from simulations.groups import group
 from simulations.report import main
-from simulations.runs import find, group, read
+from simulations.runs import find, read
 
 COUNTS = np.array([[5, 0, 3], [0, 20, 1]])
 
 
-def write(folder: Path, strategy: str = "fedavg", seed: int = 0, accuracy: Sequence[float | None] = (0.5, 0.6), every: int = 1,
-          finished: bool = True, alpha: float = 0.1, global_model: bool = True,
-          knobs: dict[str, Any] | None = None, **config: Any) -> Path:
+def write(
+    folder: Path,
+    strategy: str = "fedavg",
+    seed: int = 0,
+    accuracy: Sequence[float | None] = (0.5, 0.6),
+    every: int = 1,
+    finished: bool = True,
+    alpha: float = 0.1,
+    global_model: bool = True,
+    knobs: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
     """A run folder with these accuracies in its evaluated rounds; on the clients' own labels they are 0.1 higher."""
     rounds = len(accuracy)
     folder.mkdir(parents=True)
     target = {"fedavg": "strategies.fedavg.FedAvg", "fedgen": "strategies.fedgen.FedGen"}.get(strategy, f"strategies.{strategy}.X")
     defaults = {
-        "name": "digits", "seed": seed, "rounds": rounds, "num_clients": 2, "output": str(folder), "local_steps": 20,
+        "name": "digits",
+        "seed": seed,
+        "rounds": rounds,
+        "num_clients": 2,
+        "output": str(folder),
+        "local_steps": 20,
         "strategy": {"_target_": target, **(knobs or {})},
         "data": {"_target_": "fedkd.data.digits.Digits", "root": str(folder)},
-        "partition": {"_target_": "fedkd.partition.dirichlet.Dirichlet", "alpha": alpha}, "engine": {"_target_": "x.Local"},
+        "partition": {"_target_": "fedkd.partition.dirichlet.Dirichlet", "alpha": alpha},
+        "engine": {"_target_": "x.Local"},
         "choices": {"strategy": strategy, "data": "digits", "partition": "dirichlet", "engine": f"engine{seed}"},
     }
     OmegaConf.save(OmegaConf.merge(defaults, config), folder / "config.yaml")
     values = pd.Series(accuracy, dtype=float).where([r % every == 0 for r in range(1, rounds + 1)])
     own = (values + 0.1).round(10)
-    pd.DataFrame({
-        "round": range(1, rounds + 1), "accuracy": values if global_model else None, "loss": 1.0, "accuracy_own_labels": own,
-        "accuracy_worst_tenth": (values / 2), "accuracy_spread": 0.1, "bytes_up": 1000, "bytes_down": 2000,
-        "seconds_local": [9.0] + [1.0 + seed] * (rounds - 1), "seconds_server": 0.5, "seconds_evaluate": 0.25, "num_failures": 0,
-    }).to_csv(folder / "metrics.csv", index=False)
+    pd.DataFrame(
+        {
+            "round": range(1, rounds + 1),
+            "accuracy": values if global_model else None,
+            "loss": 1.0,
+            "accuracy_own_labels": own,
+            "accuracy_worst_tenth": (values / 2),
+            "accuracy_spread": 0.1,
+            "bytes_up": 1000,
+            "bytes_down": 2000,
+            "seconds_local": [9.0] + [1.0 + seed] * (rounds - 1),
+            "seconds_server": 0.5,
+            "seconds_evaluate": 0.25,
+            "num_failures": 0,
+        }
+    ).to_csv(folder / "metrics.csv", index=False)
     np.savez(folder / "partition.npz", counts=COUNTS, test_counts=COUNTS)
     state = {"round": rounds if finished else 1, "rounds": rounds, "config": "0" * 12, "finished": finished}
     (folder / "checkpoint.json").write_text(json.dumps(state))
@@ -68,10 +95,17 @@ def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (row.num_seeds, row.seeds, row.rounds, row.last_evaluated_round) == (3, "0 1 2", 12, 12)
     last, ten = [0.5, 0.6, 0.8], [(0.2 * 9 + x) / 10 for x in (0.5, 0.6, 0.8)]
     for name, values in {
-        "accuracy_last": last, "accuracy_last_ten": ten, "accuracy_own_labels_last": [x + 0.1 for x in last],
-        "accuracy_own_labels_last_ten": [x + 0.1 for x in ten], "accuracy_worst_tenth_last": [x / 2 for x in last],
-        "top5_rounds": [(1.0 + x + 0.1 + 0.3 * 3) / 5 for x in last], "bytes_up_total": [12e3] * 3, "bytes_down_total": [24e3] * 3,
-        "seconds_local_median": [1.0, 2.0, 3.0], "seconds_server_median": [0.5] * 3, "seconds_evaluate_median": [0.25] * 3,
+        "accuracy_last": last,
+        "accuracy_last_ten": ten,
+        "accuracy_own_labels_last": [x + 0.1 for x in last],
+        "accuracy_own_labels_last_ten": [x + 0.1 for x in ten],
+        "accuracy_worst_tenth_last": [x / 2 for x in last],
+        "top5_rounds": [(1.0 + x + 0.1 + 0.3 * 3) / 5 for x in last],
+        "bytes_up_total": [12e3] * 3,
+        "bytes_down_total": [24e3] * 3,
+        "seconds_local_median": [1.0, 2.0, 3.0],
+        "seconds_server_median": [0.5] * 3,
+        "seconds_evaluate_median": [0.25] * 3,
     }.items():
         found = [row[f"{name}_{what}"] for what in ("mean", "lowest", "highest", "half_width")]
         wanted = [np.mean(values), min(values), max(values), 0.0 if len(set(values)) == 1 else half_width(values)]
@@ -115,8 +149,13 @@ def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "unfinished", seed=2, finished=False)
     (write(tmp_path / "unstarted", seed=2) / "checkpoint.json").unlink()
     whole = (tmp_path / "good0/metrics.csv").read_text()
-    broken = {"empty": "", "rowless": whole.splitlines()[0] + "\n", "columns": "round,accuracy\n1,0.5\n2,0.6\n",
-              "words": whole.replace("0.5,", "oops,"), "percent": whole.replace("0.6,", "60.0,")}
+    broken = {
+        "empty": "",
+        "rowless": whole.splitlines()[0] + "\n",
+        "columns": "round,accuracy\n1,0.5\n2,0.6\n",
+        "words": whole.replace("0.5,", "oops,"),
+        "percent": whole.replace("0.6,", "60.0,"),
+    }
     for name, text in broken.items():
         (write(tmp_path / name, seed=3) / "metrics.csv").write_text(text)
     (write(tmp_path / "yaml", seed=6) / "config.yaml").write_text("a: [1\n")
@@ -128,9 +167,18 @@ def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
     notes = {Path(line.split(": ")[1]).name: line for line in lines}
     for name, reason in {
-        "unfinished": "1 of 2 rounds", "unstarted": "no checkpoint.json", "empty": "unreadable", "rowless": "got 0 rows",
-        "columns": "lacks the columns accuracy_own_labels", "words": "numbers", "percent": "0..1", "yaml": "unreadable",
-        "longer": "3 rounds", "seldom": "2 rounds, 1 of them evaluated", "judged": "unlike", "twice": "BUT NOT the same accuracies",
+        "unfinished": "1 of 2 rounds",
+        "unstarted": "no checkpoint.json",
+        "empty": "unreadable",
+        "rowless": "got 0 rows",
+        "columns": "lacks the columns accuracy_own_labels",
+        "words": "numbers",
+        "percent": "0..1",
+        "yaml": "unreadable",
+        "longer": "3 rounds",
+        "seldom": "2 rounds, 1 of them evaluated",
+        "judged": "unlike",
+        "twice": "BUT NOT the same accuracies",
     }.items():
         assert reason in notes.pop(name), name
     assert not notes

@@ -50,7 +50,10 @@ def test_rounds_that_are_not_evaluated_have_empty_cells(table):
     assert [row["round"] for row in table] == list("1234567")
     for row in table:
         evaluated = row["round"] in "367"
-        scores = [row[name] for name in ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "loss", "accuracy_class_00")]
+        scores = [
+            row[name]
+            for name in ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "loss", "accuracy_class_00")
+        ]
         assert all((cell != "") == evaluated for cell in scores), row
         assert float(row["train_loss"]) > 0 and int(row["bytes_up"]) > 0 and row["num_failures"] == "0"
 
@@ -74,7 +77,11 @@ def test_columns_agree_with_one_another(table, ended):
 
 def test_config_and_environment(ended):
     config = yaml.safe_load((ended.folder / "config.yaml").read_text())
-    assert config["rounds"] == 7 and config["strategy"]["_target_"] == "strategies.fedgen.FedGen" and config["strategy"]["generator_steps"] == 3
+    assert (
+        config["rounds"] == 7
+        and config["strategy"]["_target_"] == "strategies.fedgen.FedGen"
+        and config["strategy"]["generator_steps"] == 3
+    )
     assert config["choices"]["strategy"] == "fedgen" and config["choices"]["data"] == "digits" and config["name"] == "digits"
     assert "${" not in (ended.folder / "config.yaml").read_text(), "it is resolved"
     environment = json.loads((ended.folder / "environment.json").read_text())
@@ -100,7 +107,9 @@ def test_one_client_in_double_precision(tmp_path):
     given = ("num_clients=1", "clients_per_round=1", "rounds=1", "precision=float64", "local_steps=null", "local_epochs=1")
     ended = quick(tmp_path, *GIVEN, *given)
     assert ended.code == 0, ended.err
-    assert all(value.dtype == torch.float64 for key, value in read_checkpoint(ended.folder).state["model"].items() if "num_batches" not in key)
+    assert all(
+        value.dtype == torch.float64 for key, value in read_checkpoint(ended.folder).state["model"].items() if "num_batches" not in key
+    )
 
 
 def test_a_traceback_for_who_asks(tmp_path):

@@ -9,15 +9,29 @@ from simulations.compat import identify
 from tests.conftest import same, settle
 from tests.running import metrics, quick
 
-GIVEN = ("engine=local", "num_clients=6", "clients_per_round=4", "rounds=2", "local_steps=2", "partition.alpha=1.0", "progress=false", "output=runs")
+GIVEN = (
+    "engine=local",
+    "num_clients=6",
+    "clients_per_round=4",
+    "rounds=2",
+    "local_steps=2",
+    "partition.alpha=1.0",
+    "progress=false",
+    "output=runs",
+)
 CLASSES, EMBEDDING, NOISE, HIDDEN = 10, 32, 32, 256
 
 STATES = {
     "scalars": {"a": {"x": torch.tensor(3), "y": torch.tensor(0.1, dtype=torch.float64), "z": torch.tensor(True)}},
-    "types": {"a": {str(t): torch.arange(6).reshape(2, 3).to(t) for t in (torch.int64, torch.int32, torch.uint8, torch.float32, torch.float64)}},
+    "types": {
+        "a": {str(t): torch.arange(6).reshape(2, 3).to(t) for t in (torch.int64, torch.int32, torch.uint8, torch.float32, torch.float64)}
+    },
     "extremes": {"a": {"x": torch.tensor([float("inf"), -0.0, 1e-45]), "y": torch.tensor([2**63 - 1, -(2**63)])}},
     "no elements": {"a": {"x": torch.empty(0, 3)}},
-    "two parts": {"model": {"fc.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}, "optimizer": {"exp_avg/fc.weight": torch.ones(1)}},
+    "two parts": {
+        "model": {"fc.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))},
+        "optimizer": {"exp_avg/fc.weight": torch.ones(1)},
+    },
     "colons": {"a": {"b:c": torch.ones(2)}},
     "nothing": {},
 }
@@ -52,7 +66,9 @@ def test_what_came_back_can_be_written_without_changing_the_record():
 
 def test_payload_counts_numbers_and_a_shared_content_once_a_client():
     identify()
-    content = RecordDict({"a": ArrayRecord({"x": torch.zeros(3, 4), "n": torch.tensor(1)}), "b": ArrayRecord({"y": torch.zeros(5, dtype=torch.float64)})})
+    content = RecordDict(
+        {"a": ArrayRecord({"x": torch.zeros(3, 4), "n": torch.tensor(1)}), "b": ArrayRecord({"y": torch.zeros(5, dtype=torch.float64)})}
+    )
     messages = [Message(content, dst_node_id=i, message_type="train") for i in range(3)]
     assert wire.payload(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
     assert wire.payload(messages) == 3 * wire.payload(messages[:1])
@@ -88,7 +104,10 @@ def test_the_network_is_as_counted():
 
 @pytest.mark.parametrize("strategy", MORE_DOWN)
 def test_bytes_with_statistics_that_stay(tmp_path, strategy):
-    assert traffic(tmp_path, f"strategy={strategy}") == ({str(4 * (MODEL * 4 + MORE_DOWN[strategy]))}, {str(4 * (MODEL * 4 + MORE_UP[strategy]))})
+    assert traffic(tmp_path, f"strategy={strategy}") == (
+        {str(4 * (MODEL * 4 + MORE_DOWN[strategy]))},
+        {str(4 * (MODEL * 4 + MORE_UP[strategy]))},
+    )
 
 
 def test_bytes_with_statistics_that_travel(tmp_path):

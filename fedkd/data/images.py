@@ -20,8 +20,18 @@ DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
 DECODER_ERRORS = (
-    OSError, EOFError, ValueError, TypeError, LookupError, AssertionError, RuntimeError, SyntaxError,
-    struct.error, zlib.error, pickle.UnpicklingError, Image.DecompressionBombError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    pickle.UnpicklingError,
+    Image.DecompressionBombError,
 )
 """What Pillow, torchvision, SciPy and pickle raise on files that are damaged. Out of memory is not among them."""
 

@@ -69,8 +69,12 @@ class Source(ABC):
         """Task, training and test examples; decoded on the first call on a machine, memory-mapped on every later one."""
         content = cache.load(self.cache, self.name, self._key(), self.decode)
         train, test = self._examples(content, "train"), self._examples(content, "test")
-        require(train.x.shape[1:] == test.x.shape[1:], f"{self.folder}: test images",
-                f"must have the shape {tuple(train.x.shape[1:])} of the training images; set data.size", tuple(test.x.shape[1:]))
+        require(
+            train.x.shape[1:] == test.x.shape[1:],
+            f"{self.folder}: test images",
+            f"must have the shape {tuple(train.x.shape[1:])} of the training images; set data.size",
+            tuple(test.x.shape[1:]),
+        )
         channels, height, width = train.x.shape[1:]
         require(len(self.mean) == channels, "mean", f"must hold one number per channel, {channels}", self.mean)
         num_classes = len(content.class_names) or int(train.y.max()) + 1

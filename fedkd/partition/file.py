@@ -69,8 +69,10 @@ class File:
 
     def _checked(self, index: np.ndarray, name: str, num_examples: int) -> np.ndarray:
         """Distinct indices in 0..num_examples-1, ascending."""
-        self._require(index.ndim == 1 and (np.issubdtype(index.dtype, np.integer) or len(index) == 0),
-                      f"hold vectors of integers; the {name} is {index.dtype}{list(index.shape)}")
+        self._require(
+            index.ndim == 1 and (np.issubdtype(index.dtype, np.integer) or len(index) == 0),
+            f"hold vectors of integers; the {name} is {index.dtype}{list(index.shape)}",
+        )
         inside = len(index) == 0 or (index.min() >= 0 and index.max() < num_examples)
         self._require(inside, f"hold indices in 0..{num_examples - 1}; the {name} has others")
         distinct = np.unique(index).astype(np.int64)

@@ -1,0 +1,104 @@
+"""Run folders side by side: which can be compared, what they have in common, and how what they have not is called."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from simulations.runs import ACCURACIES, SETTING, STRATEGY, Run, natural, option
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ only in the seed, in its order; ``label`` = ``line`` (which strategy) with ``setting`` (on which data)."""
+
+    runs: tuple[Run, ...]
+    label: str
+    line: str
+    setting: str
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+
+def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that can stand side by side, and a note on each that is left out.
+
+    On one setting, the runs are kept that have the rounds and the evaluation of most of them (of the longest, where that is a tie);
+    of two runs that differ in nothing, the first.
+    """
+    kept: dict[Hashable, Run] = {}
+    notes = []
+    for setting in gather(runs, lambda run: run.part(SETTING)):
+        shapes = Counter(run.shape for run in setting)
+        usual = max(shapes, key=lambda shape: (shapes[shape], shape[:2], str(sorted(shape[2], key=str))))
+        for run in setting:
+            key = frozenset(run.values.items()), run.seed
+            if run.shape != usual:
+                got, most = (f"{shape[0]} rounds, {len(shape[1])} of them evaluated" for shape in (run.shape, usual))
+                notes.append(f"{run.folder}: {got}, unlike most runs of its setting or the longer ones ({most}); report it by itself")
+            elif key in kept:
+                same = "and" if run.metrics[list(ACCURACIES)].equals(kept[key].metrics[list(ACCURACIES)]) else "BUT NOT"
+                notes.append(f"{run.folder}: the same configuration and seed as {kept[key].folder}, {same} the same accuracies")
+            else:
+                kept[key] = run
+    return list(kept.values()), notes
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
+    groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: frozenset(run.values.items()))]
+    labelled = []
+    for same, terms in zip(groups, _terms([same[0] for same in groups]), strict=True):
+        setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
+        line = ", ".join(text for key, text in terms.items() if not SETTING.match(key))
+        labelled.append(Group(tuple(same), ", ".join(terms.values()), line, setting))
+    return sorted(labelled, key=lambda one: (natural(one.setting), one.runs[0].strategy != "fedavg", natural(one.line)))
+
+
+def _terms(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What tells each run from the others: ``{"strategy.": "fedgen", "partition.alpha": "alpha 0.1"}``.
+
+    The name of the option chosen for a part (its key ends in a dot) stands where the options differ, and ``key value`` where runs of the
+    same option differ in it. The parts of the strategy's side count only between runs of the same strategy.
+    """
+    keys = {key for run in runs for key in run.values}
+    keys |= {key.partition(".")[0] + "." for key in keys if "." in key}
+    columns: dict[str, list[Hashable]] = {}
+    terms: list[dict[str, Hashable]] = [{"strategy.": run.strategy} for run in runs]
+    for key in sorted(keys, key=lambda key: (not SETTING.match(key), key)):
+        head = key.partition(".")[0]
+        column = [option(run.config, head) if key.endswith(".") else run.values.get(key) for run in runs]
+        kin = [(run.strategy if STRATEGY.match(key) else "", None if key.endswith(".") else option(run.config, head)) for run in runs]
+        differs = [len({value for value, other in zip(column, kin, strict=True) if other == mine}) > 1 for mine in kin]
+        again = any(column == other and _leaf(key) == _leaf(shown) for shown, other in columns.items())  # one knob, interpolated
+        if any(differs) and key != "strategy." and not again:
+            columns[key] = column
+            for term, value, shown in zip(terms, column, differs, strict=True):
+                term |= {key: value} if shown else {}
+    leaves = Counter(map(_leaf, columns))
+    return [{key: _text(key, value, leaves[_leaf(key)] > 1) for key, value in term.items()} for term in terms]
+
+
+def _leaf(key: str) -> str:
+    return key if key.endswith(".") else key.rpartition(".")[2]
+
+
+def _text(key: str, value: Hashable, ambiguous: bool) -> str:
+    """``alpha 0.1``; ``partition.alpha 0.1`` where another ``alpha`` is shown too; the bare value for the name of an option."""
+    name = key if ambiguous or key.endswith(".") else _leaf(key)
+    if name == "path":
+        return Path(str(value)).stem
+    return f"no {name.strip('.')}" if value is None else str(value) if key.endswith(".") else f"{name} {value}"
+
+
+def gather(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Items of equal key together, in the order in which the keys first occur."""
+    gathered: dict[Hashable, list[Item]] = {}
+    for item in items:
+        gathered.setdefault(key(item), []).append(item)
+    return list(gathered.values())
