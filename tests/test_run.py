@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from fedkd.checkpoint import read_checkpoint
-from simulations.run import explain
+from simulations.run import compose, explain, locate
 from tests.running import TINY, quick, run
 
 GIVEN = ("engine=local", *TINY, "output=runs")
@@ -121,3 +121,11 @@ def test_explain_gives_one_line():
     error = ValueError("Could not override 'x'.\nTo append to your config use +x=1")
     error.__cause__ = ValueError("Key 'x' not in 'Run'\n    full_key: x\n    object_type=Run")
     assert explain(error) == "Could not override 'x'.; Key 'x' not in 'Run'"
+
+
+def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose(["data=mnist", "data.root=here", "partition=file", "partition.path=mine/x.npz"])
+    locate(config)
+    assert config.data.root == str(tmp_path / "here") and config.partition.path == str(tmp_path / "mine" / "x.npz")
+    assert config.data.cache is None
