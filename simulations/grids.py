@@ -20,7 +20,7 @@ from fedkd import wire
 from fedkd.check import require
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.compat import identify
-from simulations.workers import Answers, Worker, split, start_ray, unpack, work
+from simulations.workers import Answers, dismiss, hire, split, start_ray, unpack, work
 
 
 class ClientGrid(Grid):
@@ -143,8 +143,8 @@ class RayGrid(ClientGrid):
             most = self._ray.cluster_resources().get("GPU", 0)
             rule = f"must be at most {most / self.num_workers:g}, as {self.num_workers} workers share {most:g} GPUs"
             require(num_gpus * self.num_workers <= most, "num_gpus", rule, num_gpus)
-        self._worker = self._ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
-        self._actors = [self._worker.remote() for _ in range(self.num_workers)]
+        self._num_gpus = num_gpus
+        self._actors = [hire(self._ray, num_gpus) for _ in range(self.num_workers)]
 
     def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
         ray, answers = self._ray, {}
@@ -183,7 +183,7 @@ class RayGrid(ClientGrid):
     def _replace(self, number: int) -> None:
         """A fresh actor in the place of one that is dead or past its time."""
         self._ray.kill(self._actors[number])
-        self._actors[number] = self._worker.remote()
+        self._actors[number] = hire(self._ray, self._num_gpus)
 
     def _give_up(self, numbers: Iterable[int], clients: Iterable[int], timeout: float | None) -> Answers:
         """Past the deadline: end the work that still runs, with its actors."""
@@ -192,9 +192,9 @@ class RayGrid(ClientGrid):
         return {client: Error(code=TIMED_OUT, reason=f"no answer within {timeout} seconds (timeout)") for client in clients}
 
     def close(self) -> None:
-        """End the actors; Ray itself stays for the next run of this process, and ends with it."""
-        for actor in self._actors:
-            self._ray.kill(actor)
+        """Let the actors go; they and Ray stay for the next run of this process, and end with it."""
+        dismiss(self._ray, self._num_gpus, self._actors)
+        self._actors = []
 
 
 class CohortGrid(ClientGrid):

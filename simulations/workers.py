@@ -20,6 +20,9 @@ class Worker:
     def __init__(self) -> None:
         identify()
 
+    def ping(self) -> None:
+        """Answer."""
+
     def work(self, kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
         """The ClientApp's answers for a cohort."""
         return work(kind, content, request)
@@ -53,6 +56,40 @@ def split(ids: Sequence[int], parts: int) -> list[list[int]]:
     return [list(ids[a:b]) for a, b in pairwise(cuts)]
 
 
+_idle: dict[float, list[Any]] = {}
+"""Actors of earlier runs of this process, by their share of a GPU: a new one takes seconds to import what it needs."""
+
+
+def hire(ray: Any, num_gpus: float) -> Any:
+    """An actor: one that waits since an earlier run, or a new one in the place of those of another kind."""
+    for other in [share for share in _idle if share != num_gpus]:
+        for actor in _idle.pop(other):
+            ray.kill(actor)
+    if _idle.get(num_gpus):
+        return _idle[num_gpus].pop()
+    return ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker).remote()
+
+
+def dismiss(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
+    """Let ``actors`` wait for the next run; those that do not answer at once, dead or still at work, end."""
+    pings = [actor.ping.remote() for actor in actors]
+    answered = set(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) if pings else set()
+    for actor, ping in zip(actors, pings):
+        if ping in answered and alive(ray, ping):
+            _idle.setdefault(num_gpus, []).append(actor)
+        else:
+            ray.kill(actor)
+
+
+def alive(ray: Any, ping: Any) -> bool:
+    """The actor that was pinged answered, and not somebody for it that it is dead."""
+    try:
+        ray.get(ping)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
 def start_ray(num_workers: int, address: str | None) -> Any:
     """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -62,7 +99,9 @@ def start_ray(num_workers: int, address: str | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized() and address is None and ray.cluster_resources().get("CPU", 0) < num_workers:
         ray.shutdown()
+        _idle.clear()
     if not ray.is_initialized():
+        _idle.clear()
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         ray.init(address=address, **quiet, **({} if address else {"num_cpus": max(num_workers, os.cpu_count() or 1)}))
     return ray
