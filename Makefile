@@ -26,7 +26,7 @@ mnist: .venv/ready
 	$(BIN)/python -m simulations.run -m $(MNIST) partition.path=$(DATA)/partition_fedgen_alpha0.1.npz rounds=100 \
 		strategy=fedprox,feddistill,fedensemble seed=0,1,2
 	$(BIN)/python -m simulations.report outputs/fedgen_mnist --until 100 --output outputs/fedgen_mnist/report100
-	$(BIN)/python -m simulations.report outputs/fedgen_mnist
+	$(BIN)/python -m simulations.report outputs/fedgen_mnist --until 200
 
 clean:
 	rm -rf .venv
