@@ -38,7 +38,7 @@ def test_the_example_strategy_runs_as_written(tmp_path: Path) -> None:
 
 
 def test_files_and_modules_that_it_names_exist() -> None:
-    for path in re.findall(r"\b(?:fedkd|strategies|conf|simulations|tests)/[\w/]*(?:\.\w+)?", README):
-        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\b(?:fedkd|strategies|conf|simulations|tests)/[\w/.]*", README):
+        assert (ROOT / path.rstrip(".")).exists(), path
     for module in re.findall(r"python -m (simulations[\w.]*)", README):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
