@@ -187,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or Path(os.path.commonpath([run.folder.absolute().parent for one in groups for run in one.runs])) / "report"
     try:
         return _write(groups, output)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         return _fail(f"--output must be a folder that can be written, got {str(output)!r} ({error}); choose another")
 
@@ -199,6 +202,7 @@ def _write(groups: Sequence[Group], output: Path) -> int:
     table.to_csv(output / "results.csv", index=False)
     (output / "results.md").write_text(text, encoding="utf-8")
     paths = [output / "results.csv", output / "results.md", *([output / "differences.csv"] if len(paired) else [])]
+    (output / "differences.csv").unlink(missing_ok=True)  # of an earlier report
     if len(paired):
         paired.to_csv(paths[-1], index=False)
     drawn, notes = draw(groups, output)
