@@ -61,6 +61,11 @@ class Ended:
         return Path(last.removeprefix("run: "))
 
 
+def listen() -> None:
+    """Let Ctrl-C be heard: a shell that runs the tests in the background lets its children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Command:
     """A command that runs, in a session of its own; every process that it starts is known by a mark in its environment."""
@@ -75,7 +80,7 @@ class Command:
         env = {**os.environ, **self.environment, "PYTHONPATH": python_path, MARK: self.mark}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "simulations.run", *self.arguments], cwd=self.where, env=env, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,
         )  # fmt: skip
 
     def kill(self, number: int = signal.SIGKILL) -> None:
