@@ -44,6 +44,7 @@ class Run:
         local_steps: optimizer steps of a client in a round; null with ``local_epochs``.
         local_epochs: passes over a client's data in a round; null with ``local_steps``.
         batch_size: of local training.
+        cohort: how many clients a worker trains as one tensor program; 1 is one after the other. Another number changes rounding.
         precision: ``float32`` or ``float64``, of weights and images.
         device: ``cpu`` or ``cuda``.
         on_client_failure: ``raise``, ``retry`` or ``drop``.
@@ -63,6 +64,7 @@ class Run:
     local_steps: int | None
     local_epochs: int | None
     batch_size: int
+    cohort: int
     precision: str
     device: str
     on_client_failure: str

@@ -1,6 +1,6 @@
 """What code may see, by where it runs: a client sees its own data, the server sees no client's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,10 @@ class Client:
     def device(self) -> torch.device:
         """Where it trains."""
         return next(self.model.parameters()).device
+
+    def stepper(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimizer at this round's learning rate."""
+        return self.optimizer(parameters, lr=self.lr)
 
     def batches(self) -> Batches:
         """This round's steps: epochs in fresh orders, each without its ragged last batch, cut after ``num_steps``."""

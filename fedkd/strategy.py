@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fedkd.aggregate import assemble, average, mean_statistics
 from fedkd.check import require
+from fedkd.cohort import fit_cohort
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.rounds import Federation, Rounds
 from fedkd.site import Client, Server, statistics
-from fedkd.train import Batch, Batches, Bound, Score, evaluate, fit, load
+from fedkd.train import Batch, Batches, Bound, Fitted, Score, evaluate, fit, load
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -117,19 +118,40 @@ class Strategy(Rounds):
 
     def train(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Update, State]:
         """One client's round: what it sends, and the memory it keeps."""
+        client, batches, begin, own = self.prepare(client, shared, own, server_round)
+        fitted = fit(client.model, begin, batches, self.loss, client.stepper, shared=shared, own=own)
+        return self.conclude(client, len(batches), fitted, shared, own, server_round)
+
+    def train_cohort(
+        self, clients: Sequence[Client], shared: State, owns: Sequence[State | None], server_round: int
+    ) -> list[tuple[Update, State]]:
+        """The round of several clients of one architecture and batch size at once: the same numbers, but for rounding."""
+        ready = [self.prepare(client, shared, own, server_round) for client, own in zip(clients, owns)]
+        sites, batches, begins, memories = (list(column) for column in zip(*ready))
+        factors = [site.lr / sites[0].lr for site in sites]
+        fitted = fit_cohort(
+            sites[0].model, begins, batches, self.loss, sites[0].stepper, shared=shared, owns=memories, lr_factors=factors
+        )  # fmt: skip
+        done = zip(sites, batches, fitted, memories)
+        return [self.conclude(site, len(steps), left, shared, own, server_round) for site, steps, left, own in done]
+
+    def prepare(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Client, Batches, Tensors, State]:
+        """Before the loop: the client at this round's learning rate, its steps with their draws, its weights, its memory."""
         own = self.fresh_memory(client) if own is None else own
         client = replace(client, lr=client.lr * self.lr_factor(own, server_round))
         batches = client.batches()
         batches = batches.with_drawn(self.draw(client, batches, shared, own, server_round))
-        fitted = fit(
-            client.model, self.begin(client, shared, own), batches, self.loss,
-            lambda parameters: client.optimizer(parameters, lr=client.lr), shared=shared, own=own,
-        )  # fmt: skip
+        return client, batches, self.begin(client, shared, own), own
+
+    def conclude(
+        self, client: Client, num_steps: int, fitted: Fitted, shared: State, own: State, server_round: int
+    ) -> tuple[Update, State]:
+        """After the loop: what the client sends, and the memory it keeps."""
         sent, kept = self.report(client, fitted.tensors, fitted.sums, shared, own)
         if "statistics" in own:
             kept = {**kept, "statistics": {key: fitted.tensors[key] for key in own["statistics"]}}
         kept = {**kept, "client": {"last_round": torch.tensor(server_round), "num_examples": torch.tensor(len(client.data))}}
-        metrics = {"loss": fitted.sums["loss"].item() / len(batches)}
+        metrics = {"loss": fitted.sums["loss"].item() / num_steps}
         return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
 
     def evaluate(self, client: Client, shared: State, own: State | None, batch_size: int) -> Score:

@@ -161,8 +161,7 @@ def fit(
     module.train()
     model, names = Bound(module), [name for name, _ in module.named_parameters()]
     stepper = optimizer(module.parameters())
-    if optimizer_state:
-        restore_optimizer(stepper, names, optimizer_state)
+    restore_optimizer(stepper, names, optimizer_state or {})
     sums: Metrics = {}
     for batch in batches:
         value, metrics = loss(model, batch, shared or {}, own or {})
@@ -171,11 +170,16 @@ def fit(
         stepper.step()
         for name, metric in {"loss": value, **metrics}.items():
             sums[name] = sums[name] + metric.detach() if name in sums else metric.detach()
+    return Fitted(snapshot(module), finite(sums, len(batches)), flatten_optimizer(stepper, names))
+
+
+def finite(sums: Metrics, num_steps: int) -> Metrics:
+    """``sums`` again, if the sum of losses is a number."""
     if sums and not torch.isfinite(sums["loss"]):
         raise FloatingPointError(
-            f"the loss is no longer finite after {len(batches)} steps (sum {sums['loss'].item()}): lower the learning rate"
+            f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate"
         )
-    return Fitted(snapshot(module), sums, flatten_optimizer(stepper, names))
+    return sums
 
 
 def scaled(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
@@ -203,6 +207,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
     """Put what :func:`flatten_optimizer` gave back into a fresh optimizer of the same parameters."""
+    if not tensors:
+        return
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, parameter = key.partition("/")

@@ -67,8 +67,12 @@ class Examples:
         return len(self.y)
 
     def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The images at ``index`` (any shape) as floats: ``(x / scale - mean) / std``."""
-        x = self.x[index].to(dtype)
+        """The images at ``index`` (any shape) as floats."""
+        return self.normalise(self.x[index], dtype)
+
+    def normalise(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        """Images as they are stored, [..., channels, height, width], as floats: ``(x / scale - mean) / std``."""
+        x = stored.to(dtype)
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])

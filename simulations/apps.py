@@ -7,6 +7,8 @@ same way.
 
 import shlex
 import traceback
+from collections.abc import Callable
+from itertools import islice
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -14,15 +16,19 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import wire
+from fedkd.site import Client
 from fedkd.strategy import Strategy
 from fedkd.train import Score
-from fedkd.types import State
+from fedkd.types import State, Update
 from simulations.world import World, world
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 
 CLIENT_RAISED, WORKER_LOST, TIMED_OUT = 2, 0, 3
 """Codes of error replies; the first two are Flower's own."""
+
+Owns = list[ArrayRecord | None]
+Work = Callable[[World, RecordDict, State | None, Owns, list[int]], list[RecordDict]]
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -31,13 +37,13 @@ server_app = ServerApp()
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the client, or every client of the cohort, that ``message`` is for."""
-    return answer(message, context, train_client)
+    return answer(message, context, train_chunk)
 
 
 @client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the broadcast model on the own test shard of every client that ``message`` is for."""
-    return answer(message, context, evaluate_client)
+    return answer(message, context, evaluate_chunk)
 
 
 @server_app.main()
@@ -50,23 +56,25 @@ def main(grid: Grid, context: Context) -> None:
     execute(config, lambda num_clients, text: CohortGrid(num_clients, text, grid))
 
 
-def answer(message: Message, context: Context, work) -> Message:
+def answer(message: Message, context: Context, work: Work) -> Message:
     """One client's answer as it is, or a cohort's answers with the client's number before each record's name."""
     content = message.content
     if "cohort" not in content:
         home, own = single_world(context), context.state.get(wire.OWN)
-        reply = work(home, content, broadcast(home, content), own, int(context.node_config["partition-id"]))
+        (reply,) = work(home, content, broadcast(home, content), [own], [int(context.node_config["partition-id"])])
         if wire.OWN in reply:
             context.state[wire.OWN] = reply.pop(wire.OWN)
         return Message(reply, reply_to=message)
     home, answers = world(str(content["cohort"]["config"])), RecordDict()
-    shared = broadcast(home, content)
-    for client in content["cohort"]["clients"]:
+    shared, clients = broadcast(home, content), iter(content["cohort"]["clients"])
+    for chunk in [list(islice(clients, size)) for size in content["cohort"]["chunks"]]:
         try:
-            reply = work(home, content, shared, content.get(f"{client}/{wire.OWN}"), client)
-        except Exception:  # noqa: BLE001 - whatever a client's code raises is that client's failure, and the run's policy decides
-            reply = {"error": ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})}
-        answers.update({f"{client}/{name}": record for name, record in reply.items()})
+            replies = work(home, content, shared, [content.get(f"{client}/{wire.OWN}") for client in chunk], chunk)
+        except Exception:  # noqa: BLE001 - whatever a client's code raises is its chunk's failure, and the run's policy decides
+            failed = ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})
+            replies = [RecordDict({"error": failed})] * len(chunk)
+        for client, reply in zip(chunk, replies):
+            answers.update({f"{client}/{name}": record for name, record in reply.items()})
     return Message(answers, reply_to=message)
 
 
@@ -84,16 +92,28 @@ def broadcast(home: World, content: RecordDict) -> State | None:
     return wire.from_record(content[wire.SHARED], home.config.device) if wire.SHARED in content else None
 
 
-def train_client(home: World, content: RecordDict, shared: State | None, own: ArrayRecord | None, client: int) -> RecordDict:
-    """One client's training: its update, its metrics, its memory."""
+def train_chunk(home: World, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
+    """The training of clients that train at once: of each its update, its metrics, its memory."""
     server_round = int(content["config"]["server-round"])
-    site = home.client(client, server_round)
+    sites = [home.client(client, server_round) for client in clients]
     if shared is None:
-        name, shared, half = foreign(home, content)
-        update, _ = half.train(site, shared, None, server_round)
-        metrics = MetricRecord({"num-examples": update.num_examples, **update.metrics})
-        return RecordDict({name: ArrayRecord(update.state["model"]), wire.METRICS: metrics})
-    update, kept = home.strategy.train(site, shared, remembered(own, site.device), server_round)
+        return [train_foreign(home, content, site, server_round) for site in sites]
+    memories = [remembered(own, site.device) for own, site in zip(owns, sites)]
+    if len(sites) == 1:
+        return [records(*home.strategy.train(sites[0], shared, memories[0], server_round))]
+    return [records(*one) for one in home.strategy.train_cohort(sites, shared, memories, server_round)]
+
+
+def train_foreign(home: World, content: RecordDict, site: Client, server_round: int) -> RecordDict:
+    """One client's training in the dialect of Flower's own strategies."""
+    name, shared, half = foreign(home, content)
+    update, _ = half.train(site, shared, None, server_round)
+    metrics = MetricRecord({"num-examples": update.num_examples, **update.metrics})
+    return RecordDict({name: ArrayRecord(update.state["model"]), wire.METRICS: metrics})
+
+
+def records(update: Update, kept: State) -> RecordDict:
+    """A client's answer in records."""
     return RecordDict({
         wire.UPDATE: wire.to_record(update.state),
         wire.METRICS: MetricRecord({"num-examples": update.num_examples, **update.metrics}),
@@ -102,14 +122,16 @@ def train_client(home: World, content: RecordDict, shared: State | None, own: Ar
     })  # fmt: skip
 
 
-def evaluate_client(home: World, content: RecordDict, shared: State | None, own: ArrayRecord | None, client: int) -> RecordDict:
-    """One client's scores on its own test shard."""
-    server_round = int(content["config"]["server-round"])
-    site, half = home.client(client, server_round, testing=True), home.strategy
+def evaluate_chunk(home: World, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
+    """The scores of clients on their own test shards, one after the other."""
+    server_round, half, answers = int(content["config"]["server-round"]), home.strategy, []
     if shared is None:
         _, shared, half = foreign(home, content)
-    score = half.evaluate(site, shared, remembered(own, site.device), home.config.evaluation.batch_size)
-    return RecordDict({wire.METRICS: MetricRecord(scores(score))})
+    for own, client in zip(owns, clients):
+        site = home.client(client, server_round, testing=True)
+        score = half.evaluate(site, shared, remembered(own, site.device), home.config.evaluation.batch_size)
+        answers.append(RecordDict({wire.METRICS: MetricRecord(scores(score))}))
+    return answers
 
 
 def remembered(own: ArrayRecord | None, device: torch.device) -> State | None:

@@ -9,7 +9,7 @@ import os
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -20,7 +20,8 @@ from fedkd import wire
 from fedkd.check import require
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.compat import identify
-from simulations.workers import Answers, dismiss, hire, split, start_ray, unpack, work
+from simulations.workers import Answers, Share, dismiss, everyone, hire, split, start_ray, unpack, work
+from simulations.world import world
 
 
 class ClientGrid(Grid):
@@ -45,7 +46,7 @@ class ClientGrid(Grid):
         self._numbers = count()
 
     @abstractmethod
-    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
         """Every client's answer or error; ``shares`` are cut for the workers, one each, and ``kind`` is train or evaluate."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -57,7 +58,8 @@ class ClientGrid(Grid):
         replies = []
         for (_, kind), group in groups.items():
             ids = [m.metadata.dst_node_id for m in group]
-            answers = self.ask(kind, group[0].content, split(ids, self.num_workers), timeout)
+            chunks = world(self.config).chunks(ids) if kind == "train" and wire.SHARED in group[0].content else [[i] for i in ids]
+            answers = self.ask(kind, group[0].content, split(chunks, self.num_workers), timeout)
             replies += [Message(self._keep(m.metadata.dst_node_id, answers), reply_to=m) for m in group]
         return sorted(replies, key=lambda r: r.metadata.src_node_id)
 
@@ -73,9 +75,10 @@ class ClientGrid(Grid):
         self.memory.update(self._pending)
         self._pending.clear()
 
-    def request(self, content: RecordDict, clients: Sequence[int]) -> RecordDict:
-        """What a worker is sent beside ``content``: whom to ask, of which world, and their memories."""
-        cohort = ConfigRecord({"clients": list(clients), "config": self.config})
+    def request(self, content: RecordDict, share: Share) -> RecordDict:
+        """What a worker is sent beside ``content``: whom to ask, who of them at once, of which world, and their memories."""
+        clients = everyone(share)
+        cohort = ConfigRecord({"clients": clients, "chunks": [len(chunk) for chunk in share], "config": self.config})
         owns = {f"{client}/{wire.OWN}": self.memory[client] for client in clients if client in self.memory}
         return RecordDict({"cohort": cohort, **(owns if wire.SHARED in content else {})})
 
@@ -115,13 +118,13 @@ class ClientGrid(Grid):
 class LocalGrid(ClientGrid):
     """Clients run in this process, one after the other."""
 
-    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
         return {client: answer for share in shares for client, answer in unpack(work(kind, content, self.request(content, share))).items()}
 
 
 class RayGrid(ClientGrid):
-    """Clients run in Ray actors. Where an actor dies, another takes its place and is asked for its clients again, one by one, so
-    that whoever takes the actor down does not take its neighbours along; a client whose actor dies twice has failed.
+    """Clients run in Ray actors. Where an actor dies, another takes its place and is asked for its clients again, chunk by chunk,
+    so that whoever takes the actor down does not take other chunks along; a client whose actor dies twice has failed.
 
     Past the timeout, actors that still work are ended and replaced; all clients of their share have failed.
 
@@ -146,13 +149,13 @@ class RayGrid(ClientGrid):
         self._num_gpus = num_gpus
         self._actors = [hire(self._ray, num_gpus) for _ in range(self.num_workers)]
 
-    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
         ray, answers = self._ray, {}
         deadline = None if timeout is None else time.monotonic() + timeout
         broadcast = ray.put(content)
         queues = [deque([share]) for share in shares]
-        running: dict[Any, tuple[int, list[int]]] = {}
-        lost = dict.fromkeys((client for share in shares for client in share), 0)
+        running: dict[Any, tuple[int, Share]] = {}
+        lost = {client: 0 for share in shares for client in everyone(share)}
 
         def send(number: int) -> None:
             if queues[number]:
@@ -170,13 +173,13 @@ class RayGrid(ClientGrid):
             try:
                 answers |= unpack(ray.get(done[0]))
             except ray.exceptions.RayTaskError as error:  # it raised outside any one client's work, and lives
-                answers |= {client: Error(code=CLIENT_RAISED, reason=str(error)) for client in share}
+                answers |= {client: Error(code=CLIENT_RAISED, reason=str(error)) for client in everyone(share)}
             except ray.exceptions.RayError as error:
                 self._replace(number)
-                for client in share:
-                    lost[client] += 1
-                queues[number].extendleft([client] for client in reversed(share) if lost[client] < 2)
-                answers |= {c: Error(code=WORKER_LOST, reason=f"its worker was lost: {error}") for c in share if lost[c] == 2}
+                lost |= {client: lost[client] + 1 for client in everyone(share)}
+                queues[number].extendleft([chunk] for chunk in reversed(share) if lost[chunk[0]] < 2)
+                gone = [client for client in everyone(share) if lost[client] == 2]
+                answers |= {client: Error(code=WORKER_LOST, reason=f"its worker was lost: {error}") for client in gone}
             send(number)
         return answers
 
@@ -221,7 +224,7 @@ class CohortGrid(ClientGrid):
         """The nodes there are now."""
         return max(1, len(list(self._inner.get_node_ids())))
 
-    def ask(self, kind: str, content: RecordDict, shares: list[list[int]], timeout: float | None) -> Answers:
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
         nodes = sorted(self._inner.get_node_ids())
         asked = dict(zip(nodes, shares))
         messages = [
@@ -231,5 +234,5 @@ class CohortGrid(ClientGrid):
         answers: Answers = {}
         for reply in self._inner.send_and_receive(messages, timeout=timeout):
             share = asked[reply.metadata.src_node_id]
-            answers |= {client: reply.error for client in share} if reply.has_error() else unpack(reply.content)
+            answers |= {client: reply.error for client in everyone(share)} if reply.has_error() else unpack(reply.content)
         return answers

@@ -10,6 +10,9 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from simulations.apps import CLIENT_RAISED, client_app
 from simulations.compat import identify
 
+Share = list[list[int]]
+"""What one worker is asked for: chunks of clients, each chunk trained at once."""
+
 Answers = dict[int, RecordDict | Error]
 """By client: its records, or why there are none."""
 
@@ -49,11 +52,16 @@ def failure(record: ConfigRecord) -> Error:
     return Error(code=int(record.get("code", CLIENT_RAISED)), reason=str(record["reason"]))
 
 
-def split(ids: Sequence[int], parts: int) -> list[list[int]]:
-    """``ids`` in order, cut into at most ``parts`` shares of nearly equal length."""
-    parts = min(parts, len(ids))
-    cuts = [len(ids) * i // parts for i in range(parts + 1)]
-    return [list(ids[a:b]) for a, b in pairwise(cuts)]
+def split(chunks: Sequence[list[int]], parts: int) -> list[Share]:
+    """``chunks`` in order, cut into at most ``parts`` shares of nearly equal length."""
+    parts = min(parts, len(chunks))
+    cuts = [len(chunks) * i // parts for i in range(parts + 1)]
+    return [list(chunks[a:b]) for a, b in pairwise(cuts)]
+
+
+def everyone(share: Share) -> list[int]:
+    """The clients of all chunks."""
+    return [client for chunk in share for client in chunk]
 
 
 _idle: dict[float, list[Any]] = {}

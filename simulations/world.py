@@ -1,6 +1,7 @@
 """What a configuration stands for: data, partition, network, strategy. Built once in every process that needs it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.check import require
 from fedkd.config import build, check, identity, make
+from fedkd.folding import has_randomness
 from fedkd.models.classifier import Classifier
 from fedkd.rounds import Federation
 from fedkd.seed import Seed
@@ -56,7 +58,6 @@ class World:
         """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
         config, index = self.config, (self.partition.test if testing else self.partition.train)[number]
         data = (self.test if testing else self.train).subset(index)
-        batch = min(config.batch_size, max(len(data), 1))
         lr, momentum = (self.optimizer.keywords.get(name, 0.0) for name in ("lr", "momentum"))
         return Client(
             id=number,
@@ -66,13 +67,32 @@ class World:
             initial=self.initial,
             architecture=self.config.choices.get("model", "model"),
             data=data,
-            num_steps=config.local_steps or config.local_epochs * (len(data) // batch),
+            num_steps=self.shape(number)[1],
             batch_size=config.batch_size,
             optimizer=self.optimizer,
             lr=lr,
             momentum=momentum,
             dtype=self.dtype,
         )
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Batch size and number of steps of a client's round."""
+        examples = len(self.partition.train[number])
+        batch = min(self.config.batch_size, examples)
+        return batch, self.config.local_steps or self.config.local_epochs * (examples // batch)
+
+    def chunks(self, clients: Sequence[int]) -> list[list[int]]:
+        """A round's clients in groups that train at once: alike in batch size, by steps and number, ``cohort`` at most.
+
+        It depends on nothing else, so neither do the results: not on the number of workers, nor on who else is asked again.
+        """
+        if self.config.cohort == 1 or has_randomness(self.model):
+            return [[client] for client in clients]
+        alike: dict[int, list[int]] = {}
+        for client in sorted(clients, key=lambda number: (-self.shape(number)[1], number)):
+            alike.setdefault(self.shape(client)[0], []).append(client)
+        size = self.config.cohort
+        return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
 
     def receive(self, arrays: ArrayRecord) -> Tensors:
         """A model of a strategy that is not fedkd's, as tensors of this model's types: Flower averages integers to floats."""

@@ -80,7 +80,7 @@ class Command:
         env = {**os.environ, **self.environment, "PYTHONPATH": python_path, MARK: self.mark}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "simulations.run", *self.arguments], cwd=self.where, env=env, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,  # noqa: PLW1509 - no threads here
         )  # fmt: skip
 
     def kill(self, number: int = signal.SIGKILL) -> None:

@@ -23,6 +23,8 @@ LEVELS = [
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble"},
     {"fedkd.train"},
+    {"fedkd.folding"},
+    {"fedkd.cohort"},
     {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},
     {"fedkd.rounds"},
     {"fedkd.strategy"},

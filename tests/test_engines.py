@@ -9,16 +9,19 @@ from omegaconf import OmegaConf
 from fedkd.checkpoint import read_checkpoint
 from simulations.grids import LocalGrid, RayGrid, split
 from simulations.run import compose, execute
+from simulations.workers import everyone
 from simulations.world import world
 from tests.conftest import same
 from tests.running import TINY, metrics
 
 ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None) for n in (1, 2, 3)}}
-RUNS = [(engine, "fedgen") for engine in ENGINES] + [(engine, "feddistill_logits") for engine in ("local", "ray3")]
+RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen cohort=2")]
+RUNS += [(engine, "feddistill_logits") for engine in ("local", "ray3")]
 
 
-def small(strategy: str) -> list[str]:
-    return [o for o in TINY if strategy == "fedgen" or not o.startswith("strategy.")] + [f"strategy={strategy}", "rounds=3"]
+def small(name: str) -> list[str]:
+    strategy, *more = name.split()
+    return [o for o in TINY if strategy == "fedgen" or not o.startswith("strategy.")] + [f"strategy={strategy}", "rounds=3", *more]
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +70,7 @@ def test_what_cannot_change_the_result_does_not_enter_the_hash():
         ["evaluation.every=2"],
         ["partition.alpha=2"],
         ["on_client_failure=drop"],
+        ["cohort=2"],
     ):
         assert key(*other_result) != key("engine=ray"), other_result
 
@@ -80,9 +84,9 @@ def test_workers_beyond_the_machine_and_beyond_the_clients(tmp_path):
 
 
 def test_split_keeps_the_order():
-    assert split([3, 5, 8, 9, 11], 2) == [[3, 5], [8, 9, 11]]
-    assert split([1, 2], 5) == [[1], [2]]
-    assert [i for share in split(range(100), 7) for i in share] == list(range(100))
+    assert split([[3], [5], [8], [9], [11]], 2) == [[[3], [5]], [[8], [9], [11]]]
+    assert split([[1, 4], [2]], 5) == [[[1, 4]], [[2]]]
+    assert [i for share in split([[i] for i in range(100)], 7) for i in everyone(share)] == list(range(100))
 
 
 def test_a_finished_run_of_one_engine_is_finished_for_the_other(folders, tmp_path, capsys):

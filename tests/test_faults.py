@@ -58,6 +58,15 @@ def test_policy_retry_gives_the_same_bits(whole, tmp_path):
     assert list(metrics(ended.folder)["num_failures"]) == ["0", "2", "0", "0"]
 
 
+def test_a_chunk_that_failed_is_asked_again_as_a_chunk(tmp_path):
+    options = given(tmp_path, "engine=local", "on_client_failure=retry", "cohort=4")
+    whole = quick(tmp_path, *options, "output=whole")
+    plan(tmp_path, 3, "raise", 2)
+    ended = quick(tmp_path, *options, "output=runs")
+    assert ended.code == 0 and equal_results(ended.folder, whole.folder)
+    assert list(metrics(ended.folder)["num_failures"]) in (["0", "8", "0", "0"], ["0", "4", "0", "0"])
+
+
 def test_policy_retry_ends_after_its_retries(tmp_path):
     plan(tmp_path, 3, "raise", 99)
     ended = quick(tmp_path, *given(tmp_path, "engine=local", "output=runs", "on_client_failure=retry", "retries=1"))
