@@ -31,10 +31,15 @@ def naive(home: World, shared: dict) -> None:
     strategy, classes, batch = home.strategy, home.task.num_classes, home.config.batch_size
     generator = strategy.generator(home.task, home.model.embedding_size).eval()
     load(generator, shared["generator"])
+    random = (home.seed / "naive").torch()
+
+    def noise(y: torch.Tensor) -> torch.Tensor:
+        return torch.rand(len(y), generator.noise_size, generator=random)
+
     for client in range(CLIENTS):
         site, model = home.client(client, 2), copy.deepcopy(home.model).train()
         data = TensorDataset(site.data.images(torch.arange(len(site.data))), site.data.y)
-        batches = iter(loader := DataLoader(data, min(batch, len(data)), shuffle=True, drop_last=True))
+        batches = iter(loader := DataLoader(data, min(batch, len(data)), shuffle=True, drop_last=True, generator=random))
         optimizer = torch.optim.SGD(model.parameters(), lr=site.lr, foreach=False)
         for _ in range(site.num_steps):
             try:
@@ -43,9 +48,9 @@ def naive(home: World, shared: dict) -> None:
                 batches = iter(loader)
                 x, y = next(batches)
             logits = model(x).logits
-            latent = F.softmax(model.head(generator(torch.rand(len(y), generator.noise_size), y)), dim=1).detach()
-            drawn = torch.randint(classes, (strategy.client_batch_size,))
-            generated = model.head(generator(torch.rand(len(drawn), generator.noise_size), drawn))
+            latent = F.softmax(model.head(generator(noise(y), y)), dim=1).detach()
+            drawn = torch.randint(classes, (strategy.client_batch_size,), generator=random)
+            generated = model.head(generator(noise(drawn), drawn))
             kl = F.kl_div(F.log_softmax(logits, dim=1), latent, reduction="batchmean")
             loss = F.cross_entropy(logits, y) + 10.0 * F.cross_entropy(generated, drawn) + 10.0 * kl
             optimizer.zero_grad()
