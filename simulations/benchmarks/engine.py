@@ -75,7 +75,7 @@ def main(overrides: list[str]) -> None:
     def cohort() -> None:
         strategy.train_cohort([home.client(client, 2) for client in range(CLIENTS)], shared, [None] * CLIENTS, 2)
 
-    loop = lambda: naive(home, shared)  # noqa: E731
+    loop = lambda: naive(home, shared)
     for work in (cohort, loop):
         work()
     times = [(seconds(loop), seconds(cohort)) for _ in range(REPETITIONS)]
