@@ -34,7 +34,6 @@ class Federation:
             goes on with the others.
         retries: for ``retry``.
         evaluate_every: clients and server evaluate after every so many rounds, and after the last.
-        timeout: seconds that one phase of a round may take.
     """
 
     server: Server
@@ -42,7 +41,6 @@ class Federation:
     on_client_failure: Literal["raise", "retry", "drop"] = "raise"
     retries: int = 2
     evaluate_every: int = 1
-    timeout: float = 3600.0
 
 
 @dataclass(frozen=True)

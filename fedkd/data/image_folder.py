@@ -1,6 +1,6 @@
 """Images in folders named after their classes: ``root/train/<class>/*.png`` and ``root/test/<class>/*.png``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,35 +9,19 @@ from PIL import Image
 
 from fedkd.check import require
 from fedkd.data.cache import Allocate
-from fedkd.data.images import check_channels, check_size, fill, pixels, reading
-from fedkd.data.source import Source
+from fedkd.data.images import fill, pixels, reading
+from fedkd.data.source import Resized
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(Source):
-    """Classes are the folders in ``root/train``, in alphabetical order; files of other kinds and hidden ones are passed over.
-
-    Args:
-        size: (height, width) in pixels to resize to, bicubic; null where all images have one size already.
-        channels: 1 (grey) or 3 (colour).
-    """
-
-    size: Sequence[int] | None
-    channels: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size(self.size)
-        check_channels(self.channels)
+class ImageFolder(Resized):
+    """Classes are the folders in ``root/train``, in alphabetical order; files of other kinds and hidden ones are passed over."""
 
     @property
     def name(self) -> str:
         return "image_folder"
-
-    def recipe(self) -> dict[str, object]:
-        return {"size": None if self.size is None else list(self.size), "channels": self.channels}
 
     def files(self) -> list[Path]:
         return [path for part in ("train", "test") for paths in self._by_class(part).values() for path in paths]

@@ -1,7 +1,7 @@
 """Images in Parquet files: ``root/train.parquet`` and ``root/test.parquet``, one row an image."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from PIL import Image
 
 from fedkd.check import require
 from fedkd.data.cache import Allocate
-from fedkd.data.images import check_channels, check_size, damaged, fill, pixels, reading
-from fedkd.data.source import Source
+from fedkd.data.images import damaged, fill, pixels, reading
+from fedkd.data.source import Resized
 
 BATCH_ROWS = 1024
 """Rows read at a time: memory stays small however large the file is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(Source):
+class Parquet(Resized):
     """A column of encoded images (PNG, JPEG, ...) and a column of whole-numbered labels.
 
     Args:
@@ -28,29 +28,18 @@ class Parquet(Source):
         label_column: integers 0..C-1.
         names_key: key of the schema's metadata that holds the C class names, separated by spaces; null, or a key that is not there,
             means classes without names, as many as the largest training label demands.
-        size: (height, width) in pixels to resize to, bicubic; null where all images have one size already.
-        channels: 1 (grey) or 3 (colour).
     """
 
     image_column: str
     label_column: str
     names_key: str | None
-    size: Sequence[int] | None
-    channels: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size(self.size)
-        check_channels(self.channels)
 
     @property
     def name(self) -> str:
         return "parquet"
 
     def recipe(self) -> dict[str, object]:
-        size = None if self.size is None else list(self.size)
-        columns = [self.image_column, self.label_column, self.names_key]
-        return {"size": size, "channels": self.channels, "columns": columns}
+        return {**super().recipe(), "columns": [self.image_column, self.label_column, self.names_key]}
 
     def files(self) -> list[Path]:
         paths = [self.folder / "train.parquet", self.folder / "test.parquet"]

@@ -13,6 +13,7 @@ import torch
 from fedkd.check import require
 from fedkd.data import cache
 from fedkd.data.cache import Allocate, Content
+from fedkd.data.images import check_channels, check_size
 from fedkd.types import Examples, Task
 
 
@@ -98,3 +99,24 @@ class Source(ABC):
     def missing(self, path: Path, remedy: str) -> ValueError:
         """The error for a file that is not there."""
         return ValueError(f"root must hold the files of {self.name}, got {str(self.root)!r}, where {path} is missing; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resized(Source):
+    """A source whose images may be of any size and colour until they are decoded.
+
+    Args:
+        size: (height, width) in pixels to resize to, bicubic; null where all images have one size already.
+        channels: 1 (grey) or 3 (colour).
+    """
+
+    size: Sequence[int] | None
+    channels: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.size)
+        check_channels(self.channels)
+
+    def recipe(self) -> dict[str, object]:
+        return {"size": None if self.size is None else list(self.size), "channels": self.channels}
