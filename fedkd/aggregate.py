@@ -1,4 +1,4 @@
-"""Means over clients: of tensors, of BatchNorm statistics, of scores. Floats are summed in the order given."""
+"""Means over clients: of tensors, of BatchNorm statistics, of scores. Always in the order given."""
 
 import copy
 from collections.abc import Sequence
@@ -6,22 +6,19 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fedkd.train import load
+from fedkd.bound import load
 from fedkd.types import State, Tensors
 
 
 def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
-    """The weighted mean, floats summed in the order given; integer buffers (batch counts) take the largest."""
+    """The weighted mean, as one product of ``weights`` and the models in the order given; integer buffers (batch counts) take the largest."""
     mean: Tensors = {}
     for key, first in models[0].items():
-        values = torch.stack([model[key] for model in models])
-        if not first.is_floating_point():
+        values = torch.stack([model[key] for model in models])  # [K, ...]
+        if first.is_floating_point():
+            mean[key] = torch.tensordot(torch.tensor(weights, dtype=first.dtype, device=first.device), values, 1)
+        else:
             mean[key] = values.amax(0)
-            continue
-        total = values[0] * weights[0]
-        for value, weight in zip(values[1:], weights[1:]):
-            total = total + value * weight
-        mean[key] = total
     return mean
 
 

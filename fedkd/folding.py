@@ -1,8 +1,8 @@
 """Many networks of one architecture as one tensor program.
 
 A loss that is pure in its tensors is mapped over stacked clients with ``torch.vmap``, and differentiated outside the map. Plain
-``vmap`` would send convolutions of many small networks through slow kernels; convolution, BatchNorm and ReLU bring rules of
-their own: K clients' maps [K, B, C, H, W] are folded to [B, K*C, H, W] in channels_last, computed by one grouped kernel, and
+``vmap`` would send convolutions of many small networks through slow kernels; convolution, BatchNorm, ReLU and linear layers bring
+rules of their own: K clients' maps [K, B, C, H, W] are folded to [B, K*C, H, W] in channels_last, computed by one grouped kernel, and
 unfolded. BatchNorm over K*C channels keeps each client's own statistics, exactly. Every other module takes vmap's general way.
 """
 
@@ -68,19 +68,44 @@ class _Rectified(_Folded):
 
     @staticmethod
     def vmap(info: Any, dims: tuple, x: Tensor) -> tuple[Tensor, int]:
-        return _Aligned.apply(F.relu(fold(x, dims[0], info.batch_size))).unflatten(1, (info.batch_size, -1)), 1
+        return _Unfolded.apply(F.relu(fold(x, dims[0], info.batch_size)), info.batch_size), 1
 
 
-class _Aligned(torch.autograd.Function):
-    """The identity; its gradient is brought to channels_last once, before the kernels that are slow without."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+class _Unfolded(torch.autograd.Function):
+    """[B, K*C, H, W] -> [B, K, C, H, W]; its gradient is brought to channels_last in one copy, before the kernels that are slow without."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
+    def forward(ctx: Any, x: Tensor, clients: int) -> Tensor:
+        return x.unflatten(1, (clients, -1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.permute(0, 3, 4, 1, 2).flatten(3).contiguous().permute(0, 3, 1, 2), None
+
+
+class _Linear(_Folded):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
+        x, weight, bias = (stacked(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims))
+        return _Products.apply(x, weight, bias), 0
+
+
+class _Products(torch.autograd.Function):
+    """K linear layers, [K, B, D] x [K, E, D] + [K, E] -> [K, B, E], whose weights' gradient comes out in the weights' own layout."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None, torch.bmm(gradient.mT, x), gradient.sum(1)
 
 
 class _Conv2d(nn.Conv2d):
@@ -99,6 +124,11 @@ class _ReLU(nn.ReLU):
         return _Rectified.apply(x) if x.dim() == 4 else F.relu(x)
 
 
+class _LinearLayer(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(x, self.weight, self.bias) if x.dim() == 2 else F.linear(x, self.weight, self.bias)
+
+
 def twin(module: nn.Module) -> nn.Module:
     """A copy of ``module`` in train mode whose layers know how to run for many clients; only inside ``torch.vmap``."""
     module = copy.deepcopy(module)
@@ -109,6 +139,8 @@ def twin(module: nn.Module) -> nn.Module:
             layer.__class__ = _BatchNorm2d
         elif type(layer) is nn.ReLU:
             layer.__class__ = _ReLU
+        elif type(layer) is nn.Linear and layer.bias is not None:
+            layer.__class__ = _LinearLayer
     return module.train()
 
 

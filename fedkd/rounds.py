@@ -13,10 +13,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import Tensor
 
 from fedkd import wire
 from fedkd.aggregate import own_labels
 from fedkd.site import Server
+from fedkd.types import State, Update
 
 
 class ClientFailure(RuntimeError):
@@ -58,8 +60,19 @@ class Round:
     bytes_down: int
 
 
+@dataclass(frozen=True)
+class Aggregated:
+    """A round between ``update`` and ``refine``."""
+
+    server: Server
+    state: State
+    updates: Sequence[Update]
+    server_round: int
+    metrics: dict[str, float | Tensor]
+
+
 class Rounds(FlowerStrategy):
-    """Flower's methods in terms of the hooks ``init``, ``update``, ``weights`` and ``shares``."""
+    """Flower's methods in terms of the hooks ``init``, ``update``, ``refine``, ``weights`` and ``shares``."""
 
     federation: Federation | None
     clients_evaluate: ClassVar[bool] = True
@@ -88,16 +101,23 @@ class Rounds(FlowerStrategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The state after the round; replies with errors are left out (``start`` has dealt with them by then)."""
-        updates = sorted((wire.to_update(r) for r in replies if not r.has_error()), key=lambda u: u.client)
-        if not updates:
-            return None, None
-        server = self.federation.server
+        replies = [reply for reply in replies if not reply.has_error()]
+        return self.refined(self.aggregated(server_round, replies)) if replies else (None, None)
+
+    def aggregated(self, server_round: int, replies: Iterable[Message]) -> "Aggregated":
+        """The state after ``update``."""
+        server, device = self.federation.server, self.federation.server.device
         server = replace(server, seed=server.seed / "round" / server_round / "server")
-        device = server.device
+        updates = sorted((wire.to_update(reply) for reply in replies), key=lambda u: u.client)
         updates = [replace(u, state={p: {k: t.to(device) for k, t in ts.items()} for p, ts in u.state.items()}) for u in updates]
         state, metrics = self.update(server, wire.from_record(self._arrays, device), updates, server_round)
         loss = sum(w * u.metrics["loss"] for w, u in zip(self.weights(updates), updates))
-        return wire.to_record(state), MetricRecord({"train_loss": loss, **{name: float(value) for name, value in metrics.items()}})
+        return Aggregated(server, state, updates, server_round, {"train_loss": loss, **metrics})
+
+    def refined(self, after: "Aggregated") -> tuple[ArrayRecord, MetricRecord]:
+        """The state after ``refine`` too."""
+        state, metrics = self.refine(after.server, after.state, after.updates, after.server_round)
+        return wire.to_record(state), MetricRecord({name: float(value) for name, value in {**after.metrics, **metrics}.items()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message for every client there is: the public code's metric is over all of them."""
@@ -136,22 +156,26 @@ class Rounds(FlowerStrategy):
         result.arrays = arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for number in range(start_round, num_rounds + 1):
-            seconds: dict[str, float] = {}
+            seconds = dict.fromkeys(("local", "server", "evaluate"), 0.0)
             with clock(seconds, "local"):
                 messages = list(self.configure_train(number, arrays, train_config, grid))
                 trained, num_failures = collect(grid, messages, timeout, number, self.federation)
             with clock(seconds, "server"):
-                arrays, metrics = self.aggregate_train(number, trained)
+                after = self.aggregated(number, trained)
                 if hasattr(grid, "commit"):
                     grid.commit()
-            evaluated, scores = [], MetricRecord()
+            due, evaluated, scores = number % self.federation.evaluate_every == 0 or number == num_rounds, [], MetricRecord()
             with clock(seconds, "evaluate"):
-                if number % self.federation.evaluate_every == 0 or number == num_rounds:
-                    messages_out = list(self.configure_evaluate(number, arrays, evaluate_config, grid))
-                    evaluated, lost = collect(grid, messages_out, timeout, number, self.federation)
-                    num_failures += lost
-                    scores = MetricRecord({**(self.aggregate_evaluate(number, evaluated) or {})})
+                asked = list(self.configure_evaluate(number, wire.to_record(after.state), evaluate_config, grid)) if due else []
+                begun = grid.begin(asked, timeout=timeout) if asked and hasattr(grid, "begin") else None
+            with clock(seconds, "server"):  # while the clients evaluate
+                arrays, metrics = self.refined(after)
+            with clock(seconds, "evaluate"):
+                if due:
                     scores.update((evaluate_fn(number, arrays) if evaluate_fn else None) or {})
+                    evaluated, lost = collect(grid, asked, timeout, number, self.federation, begun)
+                    num_failures += lost
+                    scores.update(self.aggregate_evaluate(number, evaluated) or {})
             result.arrays, result.train_metrics_clientapp[number] = arrays, metrics
             result.evaluate_metrics_serverapp[number] = scores
             if on_round:
@@ -160,15 +184,31 @@ class Rounds(FlowerStrategy):
         return result
 
 
-def collect(grid: Grid, messages: list[Message], timeout: float | None, server_round: int, policy: Federation) -> tuple[list[Message], int]:
+def collect(
+    grid: Grid,
+    messages: list[Message],
+    timeout: float | None,
+    server_round: int,
+    policy: Federation,
+    begun: Callable[[], list[Message]] | None = None,
+) -> tuple[list[Message], int]:
     """Send, receive, and deal with failures as the policy says: the good replies in the order of clients, and how many failed.
+
+    Args:
+        grid: where ``messages`` go.
+        messages: one for each client.
+        timeout: seconds for each attempt.
+        server_round: for the error.
+        policy: says what a failure means.
+        begun: waits for the replies of a first attempt that has begun already.
 
     Raises:
         ClientFailure: a client failed and the policy does not put up with it.
     """
     wanted, good, failures = messages, [], 0
     for attempt in range(1 + (policy.retries if policy.on_client_failure == "retry" else 0)):
-        replies = list(grid.send_and_receive(wanted, timeout=timeout)) if wanted else []
+        first = attempt == 0 and begun is not None
+        replies = begun() if first else list(grid.send_and_receive(wanted, timeout=timeout)) if wanted else []
         answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
         good += [r for r in replies if not r.has_error()]
         reasons = {r.metadata.src_node_id: r.error.reason for r in replies if r.has_error()}
@@ -187,7 +227,7 @@ def collect(grid: Grid, messages: list[Message], timeout: float | None, server_r
 
 @contextmanager
 def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Note the wall time of the block under ``phase``."""
+    """Add the wall time of the block to that of ``phase``."""
     begin = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - begin
+    seconds[phase] += time.perf_counter() - begin

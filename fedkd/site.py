@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fedkd.batch import Batches
 from fedkd.models.classifier import Classifier
 from fedkd.seed import Seed
-from fedkd.train import Batches, OptimizerFactory
+from fedkd.train import Execution, OptimizerFactory
 from fedkd.types import Examples, State, Task
 
 
@@ -30,6 +31,7 @@ class Client:
         lr: learning rate of this round, after the schedule.
         momentum: of the optimizer, 0 where it has none.
         dtype: of images, draws and weights.
+        execution: how its steps are computed.
     """
 
     id: int
@@ -45,6 +47,7 @@ class Client:
     lr: float
     momentum: float
     dtype: torch.dtype
+    execution: Execution = field(default_factory=Execution)
 
     @property
     def device(self) -> torch.device:

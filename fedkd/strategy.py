@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.aggregate import assemble, average, mean_statistics
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound, load
 from fedkd.check import require
 from fedkd.cohort import fit_cohort
+from fedkd.evaluate import Score, evaluate
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.rounds import Federation, Rounds
 from fedkd.site import Client, Server, statistics
-from fedkd.train import Batch, Batches, Bound, Fitted, Score, evaluate, fit, load
+from fedkd.train import Fitted, fit
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -80,6 +83,10 @@ class Strategy(Rounds):
         """The state after a round, from updates in the order of clients."""
         return {**state, "model": average([u.state["model"] for u in updates], self.weights(updates))}, {}
 
+    def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """The server's own training after ``update``: only of what neither ``begin`` nor ``predict`` reads, as evaluation goes on meanwhile."""
+        return state, {}
+
     def predict(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """What the balanced test measures, in eval mode; None where there is no global model.
 
@@ -119,7 +126,9 @@ class Strategy(Rounds):
     def train(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Update, State]:
         """One client's round: what it sends, and the memory it keeps."""
         client, batches, begin, own = self.prepare(client, shared, own, server_round)
-        fitted = fit(client.model, begin, batches, self.loss, client.stepper, shared=shared, own=own)
+        fitted = fit(
+            client.model, begin, batches, self.loss, client.stepper, shared=shared, own=own, execution=client.execution
+        )  # fmt: skip
         return self.conclude(client, len(batches), fitted, shared, own, server_round)
 
     def train_cohort(
@@ -130,7 +139,8 @@ class Strategy(Rounds):
         sites, batches, begins, memories = (list(column) for column in zip(*ready))
         factors = [site.lr / sites[0].lr for site in sites]
         fitted = fit_cohort(
-            sites[0].model, begins, batches, self.loss, sites[0].stepper, shared=shared, owns=memories, lr_factors=factors
+            sites[0].model, begins, batches, self.loss, sites[0].stepper, shared=shared, owns=memories, lr_factors=factors,
+            execution=sites[0].execution,
         )  # fmt: skip
         done = zip(sites, batches, fitted, memories)
         return [self.conclude(site, len(steps), left, shared, own, server_round) for site, steps, left, own in done]

@@ -1,125 +1,45 @@
-"""The only training loop, and the only evaluation loop.
+"""The only training loop.
 
 Local training, the server's training of a generator and distillation are all ``fit`` with another loss. A loss is a pure
 function ``loss(model, batch, shared, own) -> (scalar, metrics)`` of a network bound to its tensors, so that the loop is
-free to train one network or many at once.
+free to train one network or many at once, and to record a step once and replay it.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound, asleep
+from fedkd.program import Program, Tree
 from fedkd.types import Examples, Metrics, State, Tensors
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
+LossFunction = Callable[..., tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's material: images x, labels y [B], and the strategy's own draws of this step as further attributes."""
-
-    x: Tensor | None
-    y: Tensor
-    drawn: dict[str, Tensor] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self.__dict__["drawn"][name]
-        except KeyError:
-            raise AttributeError(f"this batch has no {name!r}; it has x, y and {sorted(self.__dict__.get('drawn', ()))}") from None
-
-
-@dataclass(frozen=True)
-class Batches:
-    """All steps of one training at once.
+class Execution:
+    """How steps are computed. Both choices change rounding, and neither changes anything else.
 
     Args:
-        y: labels [S, B].
-        index: which examples of ``data`` [S, B]; None where nothing but draws is trained on.
-        data: where the images are.
-        dtype: of the images.
-        drawn: tensors [S, ...] that steps see as attributes of their batch.
+        compile: fuse the operations of a step with ``torch.compile``, which takes tens of seconds for each kind of step.
+        autocast: compute convolutions and products in bfloat16; weights stay as they are.
     """
 
-    y: Tensor
-    index: Tensor | None = None
-    data: Examples | None = None
-    dtype: torch.dtype = torch.float32
-    drawn: dict[str, Tensor] = field(default_factory=dict)
+    compile: bool = False
+    autocast: bool = False
 
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in range(len(self)):
-            x = None if self.data is None else self.data.images(self.index[step], self.dtype)
-            yield Batch(x, self.y[step], {name: value[step] for name, value in self.drawn.items()})
-
-    def with_drawn(self, drawn: dict[str, Tensor]) -> "Batches":
-        """The same steps with these draws; each must have the number of steps as its first dimension."""
-        for name, value in drawn.items():
-            assert len(value) == len(self), f"draw {name!r} has {len(value)} steps, the training {len(self)}"
-        return replace(self, drawn=drawn)
-
-
-class Bound:
-    """A network bound to tensors: what a loss sees of it.
-
-    ``model(x)`` runs it, ``model.head(z)`` its head, ``model.parameters()`` are its live parameters by name, and
-    ``model.at(tensors)`` is the same network with other weights: in eval mode, detached.
-    """
-
-    def __init__(self, module: nn.Module, tensors: Tensors | None = None, twin: nn.Module | None = None) -> None:
-        self._module, self._tensors, self._twin = module, tensors, twin
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        if self._tensors is None:
-            return self._module(*inputs)
-        return functional_call(self._module, self._tensors, inputs)
-
-    def head(self, z: Tensor) -> Tensor:
-        """Logits [..., C] of embeddings z [..., D]."""
-        if self._tensors is None:
-            return self._module.head(z)
-        return functional_call(self._module.head, part(self._tensors, "head"), (z,))
-
-    def parameters(self) -> Tensors:
-        """The parameters (no buffers) by name, with gradients."""
-        names = [name for name, _ in self._module.named_parameters()]
-        return dict(self._module.named_parameters()) if self._tensors is None else {name: self._tensors[name] for name in names}
-
-    def at(self, tensors: Tensors) -> "Bound":
-        """This network with ``tensors``, which may be parameters alone (buffers are then this network's)."""
-        if self._twin is None:
-            self._twin = copy.deepcopy(self._module).eval()
-        mine = snapshot(self._module) if self._tensors is None else self._tensors
-        return Bound(self._twin, {key: value.detach() for key, value in {**mine, **tensors}.items()})
-
-
-def part(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors of one submodule, named as it names them."""
-    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
-
-
-def one_hot(y: Tensor, num_classes: int) -> Tensor:  # [...] -> [..., C]
-    """Integers 0 and 1. ``F.one_hot`` looks at the values of ``y``, which a loss that trains many clients at once cannot."""
-    return (y[..., None] == torch.arange(num_classes, device=y.device)).long()
-
-
-def snapshot(module: nn.Module) -> Tensors:
-    """Copies of all parameters and buffers."""
-    return {key: value.detach().clone() for key, value in module.state_dict().items()}
-
-
-def load(module: nn.Module, tensors: Tensors) -> None:
-    """Copy ``tensors`` into ``module``; every parameter and buffer must be there."""
-    module.load_state_dict(tensors, strict=True)
+    def casting(self, device: torch.device) -> AbstractContextManager:
+        """The context in which losses are computed."""
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if self.autocast else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -135,17 +55,18 @@ def fit(
     module: nn.Module,
     start: Tensors,
     batches: Batches,
-    loss: Callable[..., tuple[Tensor, Metrics]],
+    loss: LossFunction,
     optimizer: OptimizerFactory,
     *,
     shared: State | None = None,
     own: State | None = None,
     optimizer_state: Tensors | None = None,
+    execution: Execution | None = None,
 ) -> Fitted:
-    """Train ``module`` from ``start``, one optimizer step a batch.
+    """Train ``module`` from ``start``, one optimizer step a batch. Images and kernels are laid out channels last.
 
     Args:
-        module: the network; its own values are overwritten (it is a workspace).
+        module: the network; its own values are neither read nor written.
         start: every parameter and buffer at the beginning.
         batches: the steps.
         loss: pure, ``loss(model, batch, shared, own) -> (scalar, metrics)``.
@@ -153,24 +74,166 @@ def fit(
         shared: what every client received; handed to the loss.
         own: this client's memory; handed to the loss.
         optimizer_state: as ``Fitted.optimizer`` of an earlier call; empty or None begins anew.
+        execution: how steps are computed.
 
     Raises:
         FloatingPointError: the sum of losses is not finite.
+        RuntimeError: ``start`` lacks a parameter or buffer.
     """
-    load(module, start)
-    module.train()
-    model, names = Bound(module), [name for name, _ in module.named_parameters()]
-    stepper = optimizer(module.parameters())
+    if missing := sorted(module.state_dict().keys() - start.keys()):
+        raise RuntimeError(f"training must start from every parameter and buffer, missing are {missing}")
+    execution = execution or Execution()
+    names = [name for name, _ in module.named_parameters()]
+    tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
+    program = stored((module, loss, batches.data, batches.dtype, execution), lambda: solo(module, loss, batches, execution))
+    stepper = optimizer([tensors[name].requires_grad_() for name in names])
     restore_optimizer(stepper, names, optimizer_state or {})
+    fixed = {"tensors": tensors, "shared": shared or {}, "own": own or {}}
+    sums = descend(program, fixed, Material.of([batches]), [tensors[name] for name in names], stepper)
+    left = {key: value.detach().contiguous() for key, value in tensors.items()}
+    return Fitted(left, finite(sums, len(batches)), flatten_optimizer(stepper, names))
+
+
+def solo(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
+    """One step of one network."""
+    awake, frozen = copy.deepcopy(module).train(), asleep(module)
+
+    def values(tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, own: State, shared: State) -> tuple[Tensor, Metrics]:
+        x = None if x is None else channels_last(x)
+        return loss(Bound(awake, tensors, frozen), Batch(x, y, drawn), shared, own)
+
+    return Program(differentiated(values, module, batches, execution), compile=execution.compile)
+
+
+def differentiated(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution) -> Callable:
+    """``(fixed, step) -> {"losses", "metrics", "gradients"}``: what ``values`` gives, and the gradient of its sum by parameters."""
+    names, data, dtype = [name for name, _ in module.named_parameters()], batches.data, batches.dtype
+
+    def step(fixed: Tree, changing: Tree) -> Tree:
+        tensors, x = dict(fixed["tensors"]), None
+        tensors.update({name: tensors[name].detach().requires_grad_() for name in names})
+        if "stored" in changing:
+            x = data.normalise(changing["stored"], dtype)
+        with execution.casting(changing["y"].device):
+            losses, metrics = values(tensors, x, changing["y"], changing["drawn"], fixed["own"], fixed["shared"])
+        gradients = torch.autograd.grad(losses.sum(), [tensors[name] for name in names], allow_unused=True)
+        metrics = {name: metric.detach() for name, metric in metrics.items()}
+        return {"losses": losses.detach(), "metrics": metrics, "gradients": gradients}
+
+    return step
+
+
+@dataclass(frozen=True)
+class Material(Sequence):
+    """The steps of one training, or of several side by side, gathered when they are asked for.
+
+    Args:
+        data: where the images are; None where there are none.
+        where: their places [S, B] or [S, K, B].
+        y: labels alike.
+        drawn: draws [S, ...] or [S, K, ...].
+    """
+
+    data: Examples | None
+    where: Tensor | None
+    y: Tensor
+    drawn: Tensors
+
+    @classmethod
+    def of(cls, batches: Sequence[Batches], steps: slice = slice(None), *, together: bool = False) -> "Material":
+        """One training's steps, or those of several side by side."""
+        first = batches[0]
+        join = (lambda tensors: torch.stack(tensors, 1)) if together else (lambda tensors: tensors[0])
+        where = None if first.data is None else join([one.data.where(one.index[steps]) for one in batches])
+        drawn = {name: join([one.drawn[name][steps] for one in batches]) for name in first.drawn}
+        return cls(first.data, where, join([one.y[steps] for one in batches]), drawn)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, step: int) -> Tree:
+        images = {} if self.data is None else {"stored": self.data.x[self.where[step]]}
+        return {**images, "y": self.y[step], "drawn": {name: value[step] for name, value in self.drawn.items()}}
+
+
+def descend(
+    program: Program,
+    fixed: Tree,
+    material: Material,
+    leaves: Sequence[Tensor],
+    stepper: torch.optim.Optimizer,
+    lr_scales: Sequence[Tensor] | None = None,
+) -> Metrics:
+    """One optimizer step for each of ``material``; the metrics, losses among them, summed.
+
+    Args:
+        program: gives losses, metrics and gradients.
+        fixed: what the program takes beside each step's material; its tensors are those that are trained.
+        material: the steps.
+        leaves: the parameters among them, in the order of the gradients.
+        stepper: the optimizer of ``leaves``.
+        lr_scales: what every parameter's step is multiplied by, broadcast; None is one.
+    """
     sums: Metrics = {}
-    for batch in batches:
-        value, metrics = loss(model, batch, shared or {}, own or {})
-        stepper.zero_grad(set_to_none=True)
-        value.backward()
+    for result in program.steps(fixed, material):
+        for leaf, gradient in zip(leaves, result["gradients"]):
+            leaf.grad = gradient
+        advance(stepper, leaves, lr_scales)
+        for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
+            sums[name] = sums[name] + metric if name in sums else metric
+    return sums
+
+
+def advance(stepper: torch.optim.Optimizer, leaves: Sequence[Tensor], lr_scales: Sequence[Tensor] | None) -> None:
+    """One optimizer step, of which every parameter takes its own multiple."""
+    if lr_scales is None:
         stepper.step()
-        for name, metric in {"loss": value, **metrics}.items():
-            sums[name] = sums[name] + metric.detach() if name in sums else metric.detach()
-    return Fitted(snapshot(module), finite(sums, len(batches)), flatten_optimizer(stepper, names))
+    elif plain(stepper):  # the step is the gradient times the learning rate
+        for leaf, scale in zip(leaves, lr_scales):
+            if leaf.grad is not None:
+                leaf.grad = leaf.grad * scale
+        stepper.step()
+    else:
+        before = [leaf.detach().clone() for leaf in leaves]
+        stepper.step()
+        with torch.no_grad():
+            for leaf, old, scale in zip(leaves, before, lr_scales):
+                leaf.copy_(old + scale * (leaf - old))
+
+
+def plain(stepper: torch.optim.Optimizer) -> bool:
+    """Gradient descent without momentum or decay."""
+    return type(stepper) is torch.optim.SGD and all(g["momentum"] == 0 == g["weight_decay"] for g in stepper.param_groups)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images and kernels in the layout that convolutions are fast in; others as they are."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+_programs: OrderedDict[Hashable, tuple[tuple, Program]] = OrderedDict()
+
+
+def stored(parts: tuple, make: Callable[[], Program]) -> Program:
+    """The program made of ``parts`` earlier in this process, or a new one; the 32 used last are kept."""
+    key = tuple(identity(one) for one in parts)
+    if key not in _programs:
+        _programs[key] = (parts, make())  # the parts are kept, so that nothing else can take their identity
+    _programs.move_to_end(key)
+    if len(_programs) > 32:
+        _programs.popitem(last=False)
+    return _programs[key][1]
+
+
+def identity(part: Any) -> Hashable:
+    """What tells a part of a program from others: networks and strategies by being the same object, data by how it is scaled."""
+    if isinstance(part, partial):
+        return (identity(part.func), *map(id, part.args), *((name, id(value)) for name, value in part.keywords.items()))
+    if isinstance(part, Examples):
+        return (part.scale, part.mean, part.std)
+    if hasattr(part, "__self__") and hasattr(part, "__func__"):
+        return (id(part.__self__), id(part.__func__))
+    return part if isinstance(part, Execution | torch.dtype) else id(part)
 
 
 def finite(sums: Metrics, num_steps: int) -> Metrics:
@@ -214,34 +277,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
         name, _, parameter = key.partition("/")
         state.setdefault(names.index(parameter), {})[name] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-@dataclass(frozen=True)
-class Score:
-    """Counts of one evaluation: per class the number of examples and of correct answers [C], and the sum of losses."""
-
-    total: Tensor
-    correct: Tensor
-    loss: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct answers, 0..1; nan where there was no example."""
-        return self.correct.sum().item() / n if (n := self.total.sum().item()) else float("nan")
-
-
-@torch.no_grad()
-def evaluate(
-    model: Callable[[Tensor], Any], examples: Examples, batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
-) -> Score:
-    """Score ``model`` (images to :class:`~fedkd.types.Output`, in eval mode already) on all of ``examples``."""
-    device = examples.y.device
-    total = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    correct, loss = total.clone(), 0.0
-    for index in torch.arange(len(examples), device=device).split(batch_size):
-        y = examples.y[index]
-        logits = model(examples.images(index, dtype)).logits
-        total += torch.bincount(y, minlength=num_classes)
-        correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
-        loss += cross_entropy(logits, y).sum().item()
-    return Score(total.cpu(), correct.cpu(), loss)

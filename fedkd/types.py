@@ -48,12 +48,13 @@ class Examples:
     """Labelled images, kept as they are stored; they become floats batch by batch.
 
     Args:
-        x: images [N, channels, height, width], unsigned bytes.
+        x: images [N or more, channels, height, width], unsigned bytes.
         y: labels [N], int64, in 0..C-1.
         scale: the byte that counts as 1.0 (255 for ordinary images, 16 for scikit-learn's digits).
         mean: per channel, subtracted after scaling.
         std: per channel, divided by.
         digest: hash of the decoded content, so that a run is known by its data and not by a path.
+        rows: which of ``x`` these examples are [N], int64, so that a subset shares its images; None is all, in order.
     """
 
     x: Tensor
@@ -62,13 +63,18 @@ class Examples:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str = ""
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The images at ``index`` (any shape) as floats."""
-        return self.normalise(self.x[index], dtype)
+        return self.normalise(self.x[self.where(index)], dtype)
+
+    def where(self, index: Tensor) -> Tensor:
+        """The places in ``x`` of the examples at ``index`` (any shape)."""
+        return index if self.rows is None else self.rows[index]
 
     def normalise(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Images as they are stored, [..., channels, height, width], as floats: ``(x / scale - mean) / std``."""
@@ -78,15 +84,16 @@ class Examples:
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
 
     def subset(self, index: np.ndarray | Tensor) -> "Examples":
-        """The examples at ``index`` [n], copied."""
-        index = torch.as_tensor(index, dtype=torch.int64)
-        return Examples(self.x[index], self.y[index], self.scale, self.mean, self.std)
+        """The examples at ``index`` [n]; the images are shared, not copied."""
+        index = torch.as_tensor(index, dtype=torch.int64, device=self.y.device)
+        return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.where(index))
 
     def to(self, device: torch.device | str) -> "Examples":
         """The same examples on ``device``; itself if they are there already."""
         if self.x.device == torch.device(device):
             return self
-        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest)
+        rows = None if self.rows is None else self.rows.to(device)
+        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import wire
+from fedkd.evaluate import Score
 from fedkd.site import Client
 from fedkd.strategy import Strategy
-from fedkd.train import Score
 from fedkd.types import State, Update
 from simulations.world import World, world
 from strategies.fedavg import FedAvg

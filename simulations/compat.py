@@ -2,6 +2,8 @@
 
 import logging
 
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 
@@ -16,3 +18,12 @@ def quieten() -> None:
     logger = logging.getLogger("flwr")
     logger.propagate = False
     logger.setLevel(logging.WARNING)
+
+
+def simulate(server_app: ServerApp, client_app: ClientApp, num_nodes: int, num_actors: int) -> None:
+    """Run the apps on Flower's own simulation runtime, whose Python entry point is deprecated: actors with one CPU each."""
+    from flwr.simulation import run_simulation
+
+    ray = {"num_cpus": num_actors, "log_to_driver": False, "logging_level": "ERROR"}
+    backend = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server_app, client_app, num_nodes, backend_config=backend)

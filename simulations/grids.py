@@ -9,7 +9,7 @@ import os
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
@@ -18,10 +18,15 @@ from flwr.serverapp import Grid
 
 from fedkd import wire
 from fedkd.check import require
+from simulations import columns
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.compat import identify
-from simulations.workers import Answers, Share, dismiss, everyone, hire, split, start_ray, unpack, work
+from simulations.process import settle
+from simulations.workers import Answers, Share, by_client, dismiss, everyone, hire, judged, request, split, start_ray, work
 from simulations.world import world
+
+Waiting = Callable[[], Answers]
+"""What was asked goes on meanwhile; calling this waits for the answers."""
 
 
 class ClientGrid(Grid):
@@ -46,22 +51,36 @@ class ClientGrid(Grid):
         self._numbers = count()
 
     @abstractmethod
-    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
-        """Every client's answer or error; ``shares`` are cut for the workers, one each, and ``kind`` is train or evaluate."""
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
+        """Begin to ask every client, for its answer or error; ``shares`` are cut for the workers, one each; ``kind`` is train or evaluate."""
+
+    def begin(self, messages: Iterable[Message], *, timeout: float | None = None) -> Callable[[], list[Message]]:
+        """Begin to ask all clients that ``messages`` address. The function that is returned waits for the replies: one each, sorted by
+        client, errors among them."""
+        groups: dict[tuple[int, str], list[Message]] = {}
+        for message in sorted(messages, key=lambda m: m.metadata.dst_node_id):
+            groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
+        asked = [(group, self.ask(kind, group[0].content, self.shares(kind, group), timeout)) for (_, kind), group in groups.items()]
+
+        def replies() -> list[Message]:
+            answered = [(message, answers) for group, wait in asked for answers in [wait()] for message in group]
+            made = [Message(self._keep(m.metadata.dst_node_id, answers), reply_to=m) for m, answers in answered]
+            return sorted(made, key=lambda r: r.metadata.src_node_id)
+
+        return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Ask all clients that ``messages`` address; one reply each, sorted by client, errors among them."""
-        messages = sorted(messages, key=lambda m: m.metadata.dst_node_id)
-        groups: dict[tuple[int, str], list[Message]] = {}
-        for message in messages:
-            groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
-        replies = []
-        for (_, kind), group in groups.items():
-            ids = [m.metadata.dst_node_id for m in group]
-            chunks = world(self.config).chunks(ids) if kind == "train" and wire.SHARED in group[0].content else [[i] for i in ids]
-            answers = self.ask(kind, group[0].content, split(chunks, self.num_workers), timeout)
-            replies += [Message(self._keep(m.metadata.dst_node_id, answers), reply_to=m) for m in group]
-        return sorted(replies, key=lambda r: r.metadata.src_node_id)
+        return self.begin(messages, timeout=timeout)()
+
+    def shares(self, kind: str, messages: list[Message]) -> list[Share]:
+        """The clients of ``messages`` in chunks, and those dealt out to the workers by the steps that they have to do."""
+        home, clients = world(self.config), [m.metadata.dst_node_id for m in messages]
+        if kind != "train":
+            chunks = [[client] for client in clients]
+            return split(chunks, self.num_workers, [len(home.partition.test[client]) for client in clients])
+        chunks = home.chunks(clients) if wire.SHARED in messages[0].content else [[client] for client in clients]
+        return split(chunks, self.num_workers, [sum(home.load(client) for client in chunk) for chunk in chunks])
 
     def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
         """The answer of ``client`` without its memory, which stays here until ``commit``."""
@@ -75,12 +94,14 @@ class ClientGrid(Grid):
         self.memory.update(self._pending)
         self._pending.clear()
 
-    def request(self, content: RecordDict, share: Share) -> RecordDict:
-        """What a worker is sent beside ``content``: whom to ask, who of them at once, of which world, and their memories."""
-        clients = everyone(share)
-        cohort = ConfigRecord({"clients": clients, "chunks": [len(chunk) for chunk in share], "config": self.config})
-        owns = {f"{client}/{wire.OWN}": self.memory[client] for client in clients if client in self.memory}
-        return RecordDict({"cohort": cohort, **(owns if wire.SHARED in content else {})})
+    def cohort(self, share: Share) -> ConfigRecord:
+        """What a worker is told: whom to ask, who of them at once, and of which world."""
+        return ConfigRecord({"clients": everyone(share), "chunks": [len(chunk) for chunk in share], "config": self.config})
+
+    def owns(self, content: RecordDict, share: Share) -> dict[int, RecordDict]:
+        """The memories of a share's clients, where the message is one of fedkd's."""
+        known = [client for client in everyone(share) if client in self.memory] if wire.SHARED in content else []
+        return {client: RecordDict({wire.OWN: self.memory[client]}) for client in known}
 
     def get_node_ids(self) -> list[int]:
         """0..N-1."""
@@ -116,10 +137,18 @@ class ClientGrid(Grid):
 
 
 class LocalGrid(ClientGrid):
-    """Clients run in this process, one after the other."""
+    """Clients run in this process, one share after the other, when their answers are waited for."""
 
-    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
-        return {client: answer for share in shares for client, answer in unpack(work(kind, content, self.request(content, share))).items()}
+    def __init__(self, num_clients: int, config: str) -> None:
+        super().__init__(num_clients, config)
+        settle()
+
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
+        def answers() -> Answers:
+            done = [work(kind, content, self.cohort(share), self.owns(content, share)) for share in shares]
+            return {client: answer for one in done for client, answer in judged(by_client(one)).items()}
+
+        return answers
 
 
 class RayGrid(ClientGrid):
@@ -147,12 +176,12 @@ class RayGrid(ClientGrid):
             rule = f"must be at most {most / self.num_workers:g}, as {self.num_workers} workers share {most:g} GPUs"
             require(num_gpus * self.num_workers <= most, "num_gpus", rule, num_gpus)
         self._num_gpus = num_gpus
-        self._actors = [hire(self._ray, num_gpus) for _ in range(self.num_workers)]
+        self._actors = hire(self._ray, num_gpus, self.num_workers)
 
-    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
         ray, answers = self._ray, {}
         deadline = None if timeout is None else time.monotonic() + timeout
-        broadcast = ray.put(content)
+        broadcast = ray.put(content)  # once, however many clients there are
         queues = [deque([share]) for share in shares]
         running: dict[Any, tuple[int, Share]] = {}
         lost = {client: 0 for share in shares for client in everyone(share)}
@@ -160,33 +189,39 @@ class RayGrid(ClientGrid):
         def send(number: int) -> None:
             if queues[number]:
                 share = queues[number].popleft()
-                running[self._actors[number].work.remote(kind, broadcast, self.request(content, share))] = (number, share)
+                owns = columns.pack(self.owns(content, share))
+                running[self._actors[number].work.remote(kind, broadcast, self.cohort(share), owns)] = (number, share)
+
+        def wait() -> Answers:
+            while running:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                done, _ = ray.wait(list(running), timeout=left)
+                if not done:
+                    return answers | self._give_up([number for number, _ in running.values()], lost.keys() - answers.keys(), timeout)
+                receive(done[0], *running.pop(done[0]))
+            return answers
+
+        def receive(reference: Any, number: int, share: Share) -> None:
+            try:
+                answers.update(judged(columns.unpack(ray.get(reference))))
+            except ray.exceptions.RayTaskError as error:  # it raised outside any one client's work, and lives
+                answers.update({client: Error(code=CLIENT_RAISED, reason=str(error)) for client in everyone(share)})
+            except ray.exceptions.RayError as error:
+                self._replace(number)
+                lost.update({client: lost[client] + 1 for client in everyone(share)})
+                queues[number].extendleft([chunk] for chunk in reversed(share) if lost[chunk[0]] < 2)
+                gone = [client for client in everyone(share) if lost[client] == 2]
+                answers.update({client: Error(code=WORKER_LOST, reason=f"its worker was lost: {error}") for client in gone})
+            send(number)
 
         for number in range(len(queues)):
             send(number)
-        while running:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(running), timeout=left)
-            if not done:
-                return answers | self._give_up([number for number, _ in running.values()], lost.keys() - answers.keys(), timeout)
-            number, share = running.pop(done[0])
-            try:
-                answers |= unpack(ray.get(done[0]))
-            except ray.exceptions.RayTaskError as error:  # it raised outside any one client's work, and lives
-                answers |= {client: Error(code=CLIENT_RAISED, reason=str(error)) for client in everyone(share)}
-            except ray.exceptions.RayError as error:
-                self._replace(number)
-                lost |= {client: lost[client] + 1 for client in everyone(share)}
-                queues[number].extendleft([chunk] for chunk in reversed(share) if lost[chunk[0]] < 2)
-                gone = [client for client in everyone(share) if lost[client] == 2]
-                answers |= {client: Error(code=WORKER_LOST, reason=f"its worker was lost: {error}") for client in gone}
-            send(number)
-        return answers
+        return wait
 
     def _replace(self, number: int) -> None:
         """A fresh actor in the place of one that is dead or past its time."""
         self._ray.kill(self._actors[number])
-        self._actors[number] = hire(self._ray, self._num_gpus)
+        (self._actors[number],) = hire(self._ray, self._num_gpus, 1)
 
     def _give_up(self, numbers: Iterable[int], clients: Iterable[int], timeout: float | None) -> Answers:
         """Past the deadline: end the work that still runs, with its actors."""
@@ -224,15 +259,16 @@ class CohortGrid(ClientGrid):
         """The nodes there are now."""
         return max(1, len(list(self._inner.get_node_ids())))
 
-    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Answers:
-        nodes = sorted(self._inner.get_node_ids())
-        asked = dict(zip(nodes, shares))
-        messages = [
-            Message(RecordDict({**content, **self.request(content, share)}), dst_node_id=node, message_type=kind)
-            for node, share in asked.items()
-        ]
-        answers: Answers = {}
-        for reply in self._inner.send_and_receive(messages, timeout=timeout):
-            share = asked[reply.metadata.src_node_id]
-            answers |= {client: reply.error for client in everyone(share)} if reply.has_error() else unpack(reply.content)
+    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
+        asked = dict(zip(sorted(self._inner.get_node_ids()), shares))
+
+        def answers() -> Answers:
+            contents = {node: request(content, self.cohort(share), self.owns(content, share)) for node, share in asked.items()}
+            messages = [Message(each, dst_node_id=node, message_type=kind) for node, each in contents.items()]
+            found: Answers = {}
+            for reply in self._inner.send_and_receive(messages, timeout=timeout):
+                share = asked[reply.metadata.src_node_id]
+                found |= {client: reply.error for client in everyone(share)} if reply.has_error() else judged(by_client(reply.content))
+            return found
+
         return answers

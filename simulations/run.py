@@ -26,6 +26,7 @@ from fedkd.strategy import Strategy
 from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
+from simulations.process import settle
 from simulations.progress import Progress, narrate, summarise
 from simulations.record import Folder, client_rows, metrics_row
 from simulations.scores import balanced, on_shards
@@ -48,6 +49,7 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     """
     quieten()
     narrate()
+    settle()
     check(config)
     locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)

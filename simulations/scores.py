@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import isnan
 
 from fedkd.aggregate import own_labels
-from fedkd.train import evaluate
+from fedkd.evaluate import evaluate
 from simulations.world import World
 
 

@@ -1,14 +1,16 @@
 """What runs where clients run: the process that answers a grid's requests, and the two ends of a request."""
 
 import os
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
+from fedkd.check import require
+from simulations import columns
 from simulations.apps import CLIENT_RAISED, client_app
 from simulations.compat import identify
+from simulations.process import settle
 
 Share = list[list[int]]
 """What one worker is asked for: chunks of clients, each chunk trained at once."""
@@ -16,34 +18,49 @@ Share = list[list[int]]
 Answers = dict[int, RecordDict | Error]
 """By client: its records, or why there are none."""
 
+PATIENCE = 20.0
+"""Seconds that a cluster has to find room for actors."""
+
 
 class Worker:
     """What a Ray actor is: a process that answers requests."""
 
     def __init__(self) -> None:
         identify()
+        settle()
 
     def ping(self) -> None:
         """Answer."""
 
-    def work(self, kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
-        """The ClientApp's answers for a cohort."""
-        return work(kind, content, request)
+    def work(self, kind: str, content: RecordDict, cohort: ConfigRecord, owns: list[columns.Table]) -> list[columns.Table]:
+        """The ClientApp's answers for a cohort, as tables."""
+        return columns.pack(by_client(work(kind, content, cohort, columns.unpack(owns))))
 
 
-def work(kind: str, content: RecordDict, request: RecordDict) -> RecordDict:
+def work(kind: str, content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, RecordDict]) -> RecordDict:
     """Hand a request to the ClientApp in this process."""
-    message = Message(RecordDict({**content, **request}), dst_node_id=0, message_type=kind)
+    message = Message(request(content, cohort, owns), dst_node_id=0, message_type=kind)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     return client_app(message, context).content
 
 
-def unpack(answers: RecordDict) -> Answers:
-    """``{"7/update": record}`` to ``{7: {"update": record}}``, and error records to errors."""
+def request(content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, RecordDict]) -> RecordDict:
+    """What the ClientApp is sent for a cohort: what all share, whom it is for, and their memories."""
+    memories = {f"{client}/{name}": record for client, records in owns.items() for name, record in records.items()}
+    return RecordDict({**content, "cohort": cohort, **memories})
+
+
+def by_client(answers: RecordDict) -> dict[int, RecordDict]:
+    """``{"7/update": record}`` to ``{7: {"update": record}}``."""
     clients: dict[int, RecordDict] = {}
     for name, record in answers.items():
         client, _, rest = name.partition("/")
         clients.setdefault(int(client), RecordDict())[rest] = record
+    return clients
+
+
+def judged(clients: Mapping[int, RecordDict]) -> Answers:
+    """Answers, of which those that hold an error record are errors."""
     return {client: failure(records["error"]) if "error" in records else records for client, records in clients.items()}
 
 
@@ -52,11 +69,16 @@ def failure(record: ConfigRecord) -> Error:
     return Error(code=int(record.get("code", CLIENT_RAISED)), reason=str(record["reason"]))
 
 
-def split(chunks: Sequence[list[int]], parts: int) -> list[Share]:
-    """``chunks`` in order, cut into at most ``parts`` shares of nearly equal length."""
+def split(chunks: Sequence[list[int]], parts: int, load: Sequence[float]) -> list[Share]:
+    """``chunks``, each whole, in at most ``parts`` shares of nearly equal ``load``: the heaviest first, to whoever has least."""
     parts = min(parts, len(chunks))
-    cuts = [len(chunks) * i // parts for i in range(parts + 1)]
-    return [list(chunks[a:b]) for a, b in pairwise(cuts)]
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0.0] * parts
+    for place in sorted(range(len(chunks)), key=lambda i: -load[i]):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(place)
+        loads[lightest] += load[place]
+    return [[chunks[place] for place in sorted(share)] for share in shares]
 
 
 def everyone(share: Share) -> list[int]:
@@ -68,14 +90,43 @@ _idle: dict[float, list[Any]] = {}
 """Actors of earlier runs of this process, by their share of a GPU: a new one takes seconds to import what it needs."""
 
 
-def hire(ray: Any, num_gpus: float) -> Any:
-    """An actor: one that waits since an earlier run, or a new one in the place of those of another kind."""
+def hire(ray: Any, num_gpus: float, number: int) -> list[Any]:
+    """Actors: those that wait since an earlier run, and new ones, in the place of those of another kind.
+
+    Raises:
+        ValueError: there is no room for them.
+    """
     for other in [share for share in _idle if share != num_gpus]:
         for actor in _idle.pop(other):
             ray.kill(actor)
-    if _idle.get(num_gpus):
-        return _idle[num_gpus].pop()
-    return ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker).remote()
+    waiting = _idle.setdefault(num_gpus, [])
+    hired = [waiting.pop() for _ in range(min(number, len(waiting)))]
+    if len(hired) < number:
+        find_room(ray, num_gpus, number - len(hired))
+        kind = ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
+        hired += [kind.remote() for _ in range(number - len(hired))]
+    return hired
+
+
+def find_room(ray: Any, num_gpus: float, number: int) -> None:
+    """Wait until Ray could place so many actors, but no longer than ``PATIENCE``: without room it would let them wait for ever.
+
+    Raises:
+        ValueError: saying what was asked and what there is.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    each = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
+    total, asked = ray.cluster_resources(), {name: number * share for name, share in each.items()}
+    possible = all(total.get(name, 0.0) >= amount for name, amount in asked.items())
+    room = placement_group([each] * number) if possible else None
+    placed = room is not None and room.wait(PATIENCE)
+    free = ray.available_resources()
+    if room is not None:
+        remove_placement_group(room)
+    there = ", ".join(f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} free" for name in each)
+    wanted = " and ".join(f"{share:g} {name}" for name, share in each.items())
+    require(placed, "engine.workers", f"must fit into the cluster, which has {there}, at {wanted} each", number)
 
 
 def dismiss(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig, OmegaConf
 
+from fedkd.bound import snapshot
 from fedkd.check import require
 from fedkd.config import build, check, identity, make
 from fedkd.folding import has_randomness
@@ -18,7 +19,6 @@ from fedkd.models.classifier import Classifier
 from fedkd.rounds import Federation
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
-from fedkd.train import snapshot
 from fedkd.types import Examples, Partition, Task, Tensors
 
 
@@ -81,6 +81,11 @@ class World:
         batch = min(self.config.batch_size, examples)
         return batch, self.config.local_steps or self.config.local_epochs * (examples // batch)
 
+    def load(self, number: int) -> int:
+        """The examples that a client computes in a round."""
+        batch, steps = self.shape(number)
+        return batch * steps
+
     def chunks(self, clients: Sequence[int]) -> list[list[int]]:
         """A round's clients in groups that train at once: alike in batch size, by steps and number, ``cohort`` at most.
 
@@ -118,7 +123,6 @@ def world(text: str) -> World:
     check(config)
     device = config.device
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be one that this machine has (no GPU is visible here)", device)
-    torch.set_num_threads(1)
     strategy = build(config, "strategy")
     known = isinstance(strategy, FlowerStrategy)
     require(known, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])

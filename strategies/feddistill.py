@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound
 from fedkd.check import require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
+from fedkd.one_hot import one_hot
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
-from fedkd.train import Batch, Batches, Bound, one_hot
 from fedkd.types import Metrics, State, Tensors, Update
 
 

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound, part, snapshot
 from fedkd.check import require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import diversity
 from fedkd.losses.kl import kl_divergence
+from fedkd.one_hot import one_hot
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
-from fedkd.train import Batch, Batches, Bound, OptimizerFactory, fit, one_hot, part, scaled, snapshot
+from fedkd.train import OptimizerFactory, fit, scaled
 from fedkd.types import Metrics, State, Task, Tensors, Update
 
 
@@ -137,12 +140,14 @@ class FedGen(Strategy):
         seen = state["seen"]["counts"] + counts.sum(0)
         reported = seen if self.client_labels == "uniform" else counts.sum(0)
         labels = {"probabilities": distribution(reported, self.client_labels, server.dtype)}
-        after = {**after, "labels": labels, "seen": {"counts": seen}}
+        return {**after, "labels": labels, "seen": {"counts": seen}}, metrics
+
+    def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         if self.generator_steps == 0:
-            return after, metrics
-        heads = [part(u.state["model"], "head") for u in updates]
+            return state, {}
+        heads, counts = [part(u.state["model"], "head") for u in updates], torch.stack([u.state["labels"]["counts"] for u in updates])
         trained, sums = self.train_generator(server, state, heads, counts, server_round)
-        return {**after, **trained}, {**metrics, **{name: value / self.generator_steps for name, value in sums.items()}}
+        return {**state, **trained}, {name: value / self.generator_steps for name, value in sums.items()}
 
     def train_generator(
         self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedkd.batch import Batch
+from fedkd.bound import Bound
 from fedkd.check import require
 from fedkd.strategy import Strategy
-from fedkd.train import Batch, Bound
 from fedkd.types import Metrics, State
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fedkd.batch import Batches
 from fedkd.site import Client
-from fedkd.train import Batches
 from fedkd.types import State
 from strategies.fedavg import FedAvg
 

@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from fedkd.checkpoint import read_checkpoint
 from simulations.grids import LocalGrid, RayGrid, split
 from simulations.run import compose, execute
-from simulations.workers import everyone
 from simulations.world import world
 from tests.conftest import same
 from tests.running import TINY, metrics
@@ -83,10 +82,11 @@ def test_workers_beyond_the_machine_and_beyond_the_clients(tmp_path):
     grid.close()
 
 
-def test_split_keeps_the_order():
-    assert split([[3], [5], [8], [9], [11]], 2) == [[[3], [5]], [[8], [9], [11]]]
-    assert split([[1, 4], [2]], 5) == [[[1, 4]], [[2]]]
-    assert [i for share in split([[i] for i in range(100)], 7) for i in everyone(share)] == list(range(100))
+def test_split_deals_out_whole_chunks_by_load():
+    chunks = [[3], [5], [8], [9], [11]]
+    assert split(chunks, 2, [1, 1, 1, 1, 1]) == [[[3], [8], [11]], [[5], [9]]]
+    assert split(chunks, 2, [1, 1, 4, 1, 1]) == [[[8]], [[3], [5], [9], [11]]], "one heavy chunk is as much as four light ones"
+    assert split([[3, 7], [5]], 4, [2, 1]) == [[[3, 7]], [[5]]], "no more shares than chunks"
 
 
 def test_a_finished_run_of_one_engine_is_finished_for_the_other(folders, tmp_path, capsys):

@@ -9,12 +9,13 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from fedkd.batch import Batch
+from fedkd.bound import Bound, snapshot
 from fedkd.generators.feature_mlp import FeatureMLP
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
-from fedkd.train import Batch, Bound, snapshot
 from fedkd.types import Examples, Task, Update
 from simulations.run import compose
 from strategies.fedgen import FedGen

@@ -10,11 +10,13 @@ from torch.testing import assert_close
 from fedkd.generators.feature_mlp import FeatureMLP
 from fedkd.models.fedgen_cnn import FedGenCNN
 from fedkd.models.mlp import MLP
+from fedkd.models.resnet import ResNet
 from fedkd.site import statistics
 from fedkd.types import Task
 from tests.conftest import ROOT
 
 MNIST, LETTERS, CELEBA = Task("mnist", (1, 28, 28), 10), Task("letters", (1, 28, 28), 26), Task("celeba", (3, 84, 84), 2)
+CIFAR10, CIFAR100 = Task("cifar10", (3, 32, 32), 10), Task("cifar100", (3, 32, 32), 100)
 MODELS = sorted((ROOT / "conf" / "model").glob("*.yaml"))
 
 
@@ -32,6 +34,38 @@ def configured(kind: str, name: str, *args):
 )
 def test_networks_have_the_size_of_fedgen_s(name, task, parameters):
     assert size(configured("model", name, task)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("depth", "task", "parameters"),
+    [(8, CIFAR10, 78_042), (8, CIFAR100, 83_892), (20, CIFAR10, 272_474), (20, CIFAR100, 278_324), (110, CIFAR10, 1_730_714),
+     (110, CIFAR100, 1_736_564)],
+)  # fmt: skip
+def test_residual_networks_have_the_published_sizes(depth, task, parameters):
+    model = ResNet(task, depth=depth, widths=[16, 32, 64])
+    assert size(model) == parameters
+    counted = [m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and "shortcut" not in name]
+    assert len(counted) == depth
+
+
+def test_the_configured_residual_network_is_resnet_8():
+    assert size(configured("model", "resnet8", CIFAR100)) == 83_892
+
+
+def test_a_residual_network_s_stages_halve_the_maps_and_its_embedding_is_their_mean():
+    model = ResNet(CIFAR100, depth=14, widths=[16, 32, 64]).eval()
+    output = model(torch.rand(2, 3, 32, 32))
+    assert [tuple(stage.shape) for stage in output.stages] == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+    assert_close(output.embedding, output.stages[-1].mean((2, 3)))
+    assert all((stage >= 0).all() for stage in output.stages) and len(statistics(model)) == 3 * 15
+
+
+def test_a_block_whose_residual_is_zero_passes_its_input():
+    model = ResNet(CIFAR10, depth=14, widths=[16, 32, 64]).eval()
+    block, x = model.stages[1][1], torch.rand(2, 32, 16, 16)
+    nn.init.zeros_(block.residual[-1].weight)
+    assert torch.equal(block(x), x) and len(block.shortcut) == 0
+    assert isinstance(model.stages[1][0].shortcut[0], nn.Conv2d) and len(model.stages[0][1].shortcut) == 0
 
 
 @pytest.mark.parametrize(("task", "hidden", "parameters"), [(MNIST, 256, 19_744), (LETTERS, 256, 23_840), (CELEBA, 128, 8_864)])
@@ -82,6 +116,10 @@ def test_a_generator_makes_one_embedding_for_each_label_and_heeds_label_and_nois
         (lambda: FedGenCNN(MNIST, widths=[], pool=False, embedding_size=32), "widths must be"),
         (lambda: FedGenCNN(MNIST, widths=[6], pool=False, embedding_size=0), "embedding_size must be > 0"),
         (lambda: MLP(MNIST, widths=[0]), "widths must be"),
+        (lambda: ResNet(MNIST, depth=10, widths=[16, 32, 64]), "depth must be 6n \\+ 2 .*, got 10"),
+        (lambda: ResNet(MNIST, depth=2, widths=[16, 32, 64]), "depth must be 6n"),
+        (lambda: ResNet(MNIST, depth=8, widths=[16, 32]), "widths must be three"),
+        (lambda: ResNet(MNIST, depth=8, widths=[16, 32, 0]), "widths must be three"),
         (lambda: FeatureMLP(MNIST, 32, hidden=0, noise_size=32), "hidden must be > 0"),
         (lambda: FeatureMLP(MNIST, 32, hidden=8, noise_size=0), "noise_size must be > 0"),
     ],

@@ -13,9 +13,11 @@ from torch.testing import assert_close
 
 from fedkd import wire
 from fedkd.aggregate import average, mean_statistics
+from fedkd.batch import Batch
+from fedkd.bound import Bound
+from fedkd.evaluate import evaluate
 from fedkd.seed import Seed
 from fedkd.site import statistics
-from fedkd.train import Batch, Bound, evaluate
 from fedkd.types import Update
 from simulations.grids import LocalGrid
 from strategies.feddistill import FedDistill

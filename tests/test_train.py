@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound, load, part, snapshot
+from fedkd.evaluate import evaluate
 from fedkd.models.fedgen_cnn import FedGenCNN
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
 from fedkd.site import Client
-from fedkd.train import Batch, Batches, Bound, evaluate, fit, flatten_optimizer, load, part, restore_optimizer, scaled, snapshot
+from fedkd.train import fit, flatten_optimizer, restore_optimizer, scaled
 from fedkd.types import Examples, Task
 from tests.conftest import same
 

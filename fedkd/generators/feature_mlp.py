@@ -1,10 +1,10 @@
 """FedGen's generator: labels and noise to embeddings (Zhu et al., ICML 2021, section 4; public code for the sizes)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.check import require
+from fedkd.one_hot import one_hot
 from fedkd.types import Task
 
 
@@ -30,5 +30,5 @@ class FeatureMLP(nn.Module):
         self.output = nn.Linear(hidden, embedding_size)
 
     def forward(self, noise: Tensor, y: Tensor) -> Tensor:
-        label = F.one_hot(y, self.num_classes).to(noise.dtype)
+        label = one_hot(y, self.num_classes).to(noise.dtype)
         return self.output(self.hidden(torch.cat([noise, label], dim=-1)))

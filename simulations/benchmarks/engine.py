@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedkd.train import load
+from fedkd.bound import load
 from simulations.run import compose
 from simulations.world import World, world
 

@@ -1,0 +1,68 @@
+"""A network bound to tensors: what a loss sees of it, and the handling of a network's tensors by name."""
+
+import copy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedkd.types import Tensors
+
+
+class Bound:
+    """A network bound to tensors: what a loss sees of it.
+
+    ``model(x)`` runs it, ``model.head(z)`` its head, ``model.parameters()`` are its live parameters by name, and
+    ``model.at(tensors)`` is the same network with other weights: in eval mode, detached.
+
+    Args:
+        module: the network; in train mode where it is to train.
+        tensors: every parameter and buffer; those of ``module`` if None.
+        frozen: the same network in eval mode; made when it is asked for if None.
+    """
+
+    def __init__(self, module: nn.Module, tensors: Tensors | None = None, frozen: nn.Module | None = None) -> None:
+        self._module, self._frozen = module, frozen
+        self._tensors = dict(module.state_dict(keep_vars=True)) if tensors is None else tensors
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return functional_call(self._module, self._tensors, inputs)
+
+    def head(self, z: Tensor) -> Tensor:
+        """Logits [..., C] of embeddings z [..., D]."""
+        return functional_call(self._module.head, part(self._tensors, "head"), (z,))
+
+    def parameters(self) -> Tensors:
+        """The parameters (no buffers) by name, with gradients."""
+        return {name: self._tensors[name] for name, _ in self._module.named_parameters()}
+
+    def at(self, tensors: Tensors) -> "Bound":
+        """This network with ``tensors``, which may be parameters alone (buffers are then this network's)."""
+        frozen = asleep(self._module) if self._frozen is None else self._frozen
+        return Bound(frozen, {key: value.detach() for key, value in {**self._tensors, **tensors}.items()}, frozen)
+
+
+_asleep: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def asleep(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` in eval mode, made once; only for use with other tensors than its own."""
+    if module not in _asleep:
+        _asleep[module] = copy.deepcopy(module).eval()
+    return _asleep[module]
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors of one submodule, named as it names them."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def snapshot(module: nn.Module) -> Tensors:
+    """Copies of all parameters and buffers."""
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def load(module: nn.Module, tensors: Tensors) -> None:
+    """Copy ``tensors`` into ``module``; every parameter and buffer must be there."""
+    module.load_state_dict(tensors, strict=True)

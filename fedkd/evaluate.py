@@ -1,0 +1,43 @@
+"""The only evaluation loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.types import Examples
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of one evaluation: per class the number of examples and of correct answers [C], and the sum of losses."""
+
+    total: Tensor
+    correct: Tensor
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers, 0..1; nan where there was no example."""
+        return self.correct.sum().item() / n if (n := self.total.sum().item()) else float("nan")
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Any], examples: Examples, batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
+) -> Score:
+    """Score ``model`` (images to :class:`~fedkd.types.Output`, in eval mode already) on all of ``examples``."""
+    device = examples.y.device
+    total = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    correct, loss = total.clone(), torch.zeros((), dtype=torch.float64, device=device)
+    for begin in range(0, len(examples), batch_size):
+        part = slice(begin, begin + batch_size)
+        y, stored = examples.y[part], examples.x[part] if examples.rows is None else examples.x[examples.rows[part]]
+        logits = model(examples.normalise(stored, dtype).contiguous(memory_format=torch.channels_last)).logits
+        total += torch.bincount(y, minlength=num_classes)
+        correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
+        loss += cross_entropy(logits, y).sum()
+    return Score(total.cpu(), correct.cpu(), loss.item())

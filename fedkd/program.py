@@ -1,0 +1,150 @@
+"""A training step as a program: run as it is written at first, as a graph of its tensor operations once it has been run often.
+
+Small networks are bound by what lies between operations: Python, autograd's bookkeeping, the mapping over clients. A step that
+is a pure function of its tensors can be recorded once, forward, backward and all, and replayed without any of that. The same
+operations give the same bits, which is checked when a graph is made: it is only used where it does. ``compile`` goes further and
+lets ``torch.compile`` fuse the graph's operations; that changes rounding.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Tree = Any
+"""Nested dictionaries and sequences of tensors; None stands for one that is not there."""
+
+REPLAY_AFTER = 100
+"""Steps of one kind until a graph is worth the quarter of a second that it takes to record."""
+
+aten = torch.ops.aten
+VIEWS = {aten.alias.default, aten.detach.default, aten.view.default, aten.permute.default, aten.expand.default}
+KEPT = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default}
+
+
+def leaves(tree: Tree) -> Iterator[Tensor]:
+    """The tensors of a tree in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif tree is not None:
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(branch)
+
+
+def regrow(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
+    """A tree of the same form with other tensors."""
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: regrow(branch, tensors) for key, branch in tree.items()}
+    return tuple(regrow(branch, tensors) for branch in tree)
+
+
+def signature(tensors: Iterable[Tensor]) -> tuple:
+    """What a graph depends on: not the numbers."""
+    return tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
+
+
+class Program:
+    """``function(fixed, changing) -> tree``, pure but for buffers of ``fixed`` that it updates in place.
+
+    Args:
+        function: of two trees of tensors: those that last for many steps, and those of one step.
+        compile: hand the graph to ``torch.compile``, from the first step on.
+    """
+
+    def __init__(self, function: Callable[[Tree, Tree], Tree], *, compile: bool = False) -> None:
+        self._function, self._compile = function, compile
+        self._steps: dict[tuple, int] = {}
+        self._graphs: dict[tuple, Callable[..., Any] | None] = {}
+
+    def steps(self, fixed: Tree, changing: Sequence[Tree]) -> Iterator[Tree]:
+        """The result of each step, one after the other; steps are alike in all but their numbers."""
+        if not changing:
+            return
+        static, form = list(leaves(fixed)), changing[0]
+        kind = signature([*static, *leaves(form)])
+        seen = self._steps.get(kind, 0)
+        self._steps[kind] = seen + len(changing)
+        if kind not in self._graphs and (self._compile or seen >= REPLAY_AFTER):
+            self._graphs[kind] = self._record(fixed, form)
+        graph = self._graphs.get(kind)
+        for number in range(len(changing)):
+            step = changing[number] if number else form
+            yield self._function(fixed, step) if graph is None else graph(static, step)
+
+    def _record(self, fixed: Tree, form: Tree) -> Callable[..., Any] | None:
+        """The graph of a step, as a function of the same two trees.
+
+        None where the function looks at its tensors' values and cannot be recorded, or the graph does not give its bits: it then goes on
+        being run as it is written.
+
+        Raises:
+            ValueError: it cannot be recorded, and was to be compiled.
+        """
+        shape: list[Tree] = []
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            them = iter(tensors)
+            result = self._function(regrow(fixed, them), regrow(form, them))
+            shape[:] = [result]
+            return list(leaves(result))
+
+        try:
+            graph = tidy(make_fx(flat)(*copies(fixed), *copies(form)))
+        except RuntimeError as error:
+            if self._compile:
+                raise ValueError(f"compile must be false for a loss that looks at its tensors' values, got true: {error}") from error
+            return None
+        if not self._compile and not faithful(flat, graph, [*copies(fixed), *copies(form)]):
+            return None
+        run = torch.compile(graph) if self._compile else graph
+        tree = shape[0]
+
+        @torch.no_grad()
+        def replay(static: list[Tensor], step: Tree) -> Tree:
+            return regrow(tree, iter(run(*static, *leaves(step))))
+
+        return replay
+
+
+def copies(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree as new ones that hold the same, in the same layout."""
+    return [t.detach().clone().requires_grad_(t.requires_grad) if t.is_contiguous() else relaid(t) for t in leaves(tree)]
+
+
+def relaid(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, gaps and repetitions included."""
+    new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return new.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+
+def faithful(function: Callable[..., Any], graph: fx.GraphModule, tensors: list[Tensor]) -> bool:
+    """A graph gives the bits of the function, in its results and in the buffers it updates."""
+    mine, theirs = copies(tensors), copies(tensors)
+    results = zip([*function(*mine), *mine], [*graph(*theirs), *theirs], strict=True)
+    return all(torch.equal(torch.nan_to_num(a.detach()), torch.nan_to_num(b.detach())) for a, b in results)
+
+
+def tidy(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph without operations that do nothing: views of a tensor as it is, and results that nobody uses."""
+    for node in list(module.graph.nodes):
+        if node.target in VIEWS and same_layout(node, node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+    for node in reversed(list(module.graph.nodes)):
+        idle = node.op == "call_function" and not node.users
+        if idle and (node.target is operator.getitem or not (node.target in KEPT or node.target._schema.is_mutable)):
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def same_layout(left: fx.Node, right: fx.Node) -> bool:
+    """Two results of a graph have the same shape and strides."""
+    a, b = left.meta.get("val"), right.meta.get("val")
+    return a is not None and b is not None and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype

@@ -1,0 +1,23 @@
+"""What every process that computes for a run sets once."""
+
+import ctypes
+
+import torch
+
+MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
+"""glibc's names for what :func:`settle` sets, as mallopt takes them."""
+
+
+def settle() -> None:
+    """One thread, and memory that is kept.
+
+    Parallelism is over clients: a second thread in an actor takes the core of another. And a step frees what the next one asks
+    for again: with glibc's defaults that memory goes back to the system in between, to be mapped and cleared anew page by page,
+    which can cost as much as the step's arithmetic. Elsewhere than on glibc the allocator stays as it is.
+    """
+    torch.set_num_threads(1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, 1 << 30)
+        mallopt(TRIM_THRESHOLD, 1 << 30)
+        mallopt(TOP_PAD, 64 << 20)
