@@ -5,7 +5,9 @@ clients and carries the configuration, each client's memory travels in a record 
 same way.
 """
 
+import os
 import shlex
+import time
 import traceback
 from collections.abc import Callable
 from itertools import islice
@@ -20,6 +22,7 @@ from fedkd.evaluate import Score
 from fedkd.site import Client
 from fedkd.strategy import Strategy
 from fedkd.types import State, Update
+from simulations.process import settle
 from simulations.world import World, world
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
@@ -58,6 +61,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def answer(message: Message, context: Context, work: Work) -> Message:
     """One client's answer as it is, or a cohort's answers with the client's number before each record's name."""
+    settle()
     content = message.content
     if "cohort" not in content:
         home, own = single_world(context), context.state.get(wire.OWN)
@@ -99,9 +103,13 @@ def train_chunk(home: World, content: RecordDict, shared: State | None, owns: Ow
     if shared is None:
         return [train_foreign(home, content, site, server_round) for site in sites]
     memories = [remembered(own, site.device) for own, site in zip(owns, sites)]
+    begin = time.perf_counter()
     if len(sites) == 1:
-        return [records(*home.strategy.train(sites[0], shared, memories[0], server_round))]
-    return [records(*one) for one in home.strategy.train_cohort(sites, shared, memories, server_round)]
+        trained = [home.strategy.train(sites[0], shared, memories[0], server_round)]
+    else:
+        trained = home.strategy.train_cohort(sites, shared, memories, server_round)
+    seconds = (time.perf_counter() - begin) / len(sites)
+    return [records(update, kept, seconds) for update, kept in trained]
 
 
 def train_foreign(home: World, content: RecordDict, site: Client, server_round: int) -> RecordDict:
@@ -112,12 +120,12 @@ def train_foreign(home: World, content: RecordDict, site: Client, server_round: 
     return RecordDict({name: ArrayRecord(update.state["model"]), wire.METRICS: metrics})
 
 
-def records(update: Update, kept: State) -> RecordDict:
-    """A client's answer in records."""
+def records(update: Update, kept: State, seconds: float) -> RecordDict:
+    """A client's answer in records; ``seconds`` is its share of its chunk's training time."""
     return RecordDict({
         wire.UPDATE: wire.to_record(update.state),
         wire.METRICS: MetricRecord({"num-examples": update.num_examples, **update.metrics}),
-        wire.ABOUT: ConfigRecord({"architecture": update.architecture}),
+        wire.ABOUT: ConfigRecord({"architecture": update.architecture, "seconds": seconds, "worker": os.getpid()}),
         wire.OWN: wire.to_record(kept),
     })  # fmt: skip
 

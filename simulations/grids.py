@@ -41,10 +41,13 @@ class ClientGrid(Grid):
     """
 
     num_workers = 1
+    chunk: int | None
+    """How many clients a worker trains at once, where the configuration leaves it to the run; None is what the configuration says."""
 
     def __init__(self, num_clients: int, config: str) -> None:
         identify()
         self.num_clients, self.config = num_clients, config
+        self.chunk: int | None = None
         self.memory: dict[int, ArrayRecord] = {}
         self._pending: dict[int, ArrayRecord] = {}
         self._inbox: dict[str, Message] = {}
@@ -79,7 +82,11 @@ class ClientGrid(Grid):
         if kind != "train":
             chunks = [[client] for client in clients]
             return split(chunks, self.num_workers, [len(home.partition.test[client]) for client in clients])
-        chunks = home.chunks(clients) if wire.SHARED in messages[0].content else [[client] for client in clients]
+        chunks = (
+            home.chunks(clients, self.chunk or home.config.cohort)
+            if wire.SHARED in messages[0].content
+            else [[client] for client in clients]
+        )
         return split(chunks, self.num_workers, [sum(home.load(client) for client in chunk) for chunk in chunks])
 
     def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
@@ -217,6 +224,10 @@ class RayGrid(ClientGrid):
         for number in range(len(queues)):
             send(number)
         return wait
+
+    def peak_memory(self) -> list[int]:
+        """The most memory that each actor has held, in KiB."""
+        return self._ray.get([actor.peak_memory.remote() for actor in self._actors])
 
     def _replace(self, number: int) -> None:
         """A fresh actor in the place of one that is dead or past its time."""

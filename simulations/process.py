@@ -1,6 +1,7 @@
 """What every process that computes for a run sets once."""
 
 import ctypes
+from functools import cache
 
 import torch
 
@@ -8,6 +9,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
 """glibc's names for what :func:`settle` sets, as mallopt takes them."""
 
 
+@cache
 def settle() -> None:
     """One thread, and memory that is kept.
 

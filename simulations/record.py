@@ -83,6 +83,15 @@ class Folder:
         figures.partition(counts(world.partition.train, labels, classes), path / "partition")
         return None if self.header is None else read_checkpoint(path)
 
+    def choice(self) -> dict[str, object] | None:
+        """What an earlier part of this run has chosen where ``cohort`` is auto; None where there is none."""
+        path = self.path / "cohort.json"
+        return json.loads(path.read_text()) if path.exists() and self.header is not None else None
+
+    def choose(self, choice: Mapping[str, object]) -> None:
+        """Note the choice, for as long as the run lasts."""
+        write_atomically(self.path / "cohort.json", (json.dumps(choice, indent=1) + "\n").encode())
+
     def row(self, values: Mapping[str, float]) -> None:
         """One row of ``metrics.csv``, flushed."""
         classes = [f"accuracy_class_{c:02d}" for c in range(self.world.task.num_classes)]

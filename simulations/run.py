@@ -23,6 +23,7 @@ from fedkd import wire
 from fedkd.config import build, check, make
 from fedkd.rounds import ClientFailure, Round
 from fedkd.strategy import Strategy
+from simulations.calibrate import choose
 from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
@@ -62,7 +63,11 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
         else:
             grid = make("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
-                (start if isinstance(home.strategy, Strategy) else start_foreign)(home, folder, grid)
+                if isinstance(home.strategy, Strategy):
+                    grid.chunk = at_once(home, folder, grid)
+                    start(home, folder, grid)
+                else:
+                    start_foreign(home, folder, grid)
             finally:
                 grid.close()
         print(summarise(folder.path))
@@ -70,6 +75,20 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     finally:
         folder.release()
     return folder.path
+
+
+def at_once(home: World, folder: Folder, grid: ClientGrid) -> int:
+    """How many clients a worker trains as one tensor program: what is configured, or where that is ``auto``, was found out by this run."""
+    if home.config.cohort != "auto":
+        return home.config.cohort
+    choice = folder.choice()
+    if choice is None:
+        number, milliseconds = choose(home, grid.num_workers)
+        choice = {"cohort": number, "milliseconds_per_client_step": milliseconds}
+        folder.choose(choice)
+        times = ", ".join(f"{each} at once {value:.2f}" for each, value in milliseconds.items())
+        print(f"cohort: {number} ({f'milliseconds per client and step: {times}' if times else 'nothing to choose from'})", flush=True)
+    return int(choice["cohort"])
 
 
 def start(home: World, folder: Folder, grid: ClientGrid) -> None:

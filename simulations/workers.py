@@ -1,6 +1,7 @@
 """What runs where clients run: the process that answers a grid's requests, and the two ends of a request."""
 
 import os
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ class Worker:
 
     def ping(self) -> None:
         """Answer."""
+
+    def peak_memory(self) -> int:
+        """The most memory that this process has held, in KiB."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def work(self, kind: str, content: RecordDict, cohort: ConfigRecord, owns: list[columns.Table]) -> list[columns.Table]:
         """The ClientApp's answers for a cohort, as tables."""

@@ -19,6 +19,7 @@ from fedkd.models.classifier import Classifier
 from fedkd.rounds import Federation
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
+from fedkd.train import Execution
 from fedkd.types import Examples, Partition, Task, Tensors
 
 
@@ -44,7 +45,7 @@ class World:
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and images."""
-        return getattr(torch, self.config.precision)
+        return dtype_of(self.config)
 
     @cached_property
     def hash(self) -> str:
@@ -73,6 +74,7 @@ class World:
             lr=lr,
             momentum=momentum,
             dtype=self.dtype,
+            execution=Execution(self.config.compile, autocast=self.config.precision == "bfloat16"),
         )
 
     def shape(self, number: int) -> tuple[int, int]:
@@ -86,17 +88,16 @@ class World:
         batch, steps = self.shape(number)
         return batch * steps
 
-    def chunks(self, clients: Sequence[int]) -> list[list[int]]:
-        """A round's clients in groups that train at once: alike in batch size, by steps and number, ``cohort`` at most.
+    def chunks(self, clients: Sequence[int], size: int) -> list[list[int]]:
+        """A round's clients in groups that train at once: alike in batch size, by steps and number, ``size`` at most.
 
         It depends on nothing else, so neither do the results: not on the number of workers, nor on who else is asked again.
         """
-        if self.config.cohort == 1 or has_randomness(self.model):
+        if size == 1 or has_randomness(self.model):
             return [[client] for client in clients]
         alike: dict[int, list[int]] = {}
         for client in sorted(clients, key=lambda number: (-self.shape(number)[1], number)):
             alike.setdefault(self.shape(client)[0], []).append(client)
-        size = self.config.cohort
         return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
 
     def receive(self, arrays: ArrayRecord) -> Tensors:
@@ -110,6 +111,11 @@ class World:
         config = self.config
         server = Server(self.task, self.seed, self.model, self.initial, config.num_clients, config.evaluation.batch_size, self.dtype)
         return Federation(server, config.clients_per_round, config.on_client_failure, config.retries, config.evaluation.every)
+
+
+def dtype_of(config: DictConfig) -> torch.dtype:
+    """Of weights and images."""
+    return torch.float64 if config.precision == "float64" else torch.float32
 
 
 @lru_cache(maxsize=2)
@@ -133,6 +139,6 @@ def world(text: str) -> World:
     labels, rng = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy()
     partition = make("partition", build(config, "partition"), *labels, config.num_clients, rng)
     with (seed / "model").globally():
-        model = make("model", build(config, "model"), task).to(device, getattr(torch, config.precision))
+        model = make("model", build(config, "model"), task).to(device, dtype_of(config))
     optimizer = build(config, "optimizer")
     return World(config, task, train.to(device), test.to(device), partition, model, snapshot(model), strategy, optimizer)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 STRATEGIES = sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))
 SMALL = (
     "engine=local", "partition=dirichlet", "partition.alpha=1.0", "num_clients=6", "clients_per_round=3", "rounds=3",
-    "local_steps=4", "batch_size=16", "evaluation.every=1000",
+    "local_steps=4", "batch_size=16", "evaluation.every=1000", "cohort=1",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
-TINY = ("num_clients=6", "clients_per_round=4", "local_steps=3", "partition.alpha=1.0", "strategy.generator_steps=3", "progress=false")
+TINY = ("num_clients=6", "clients_per_round=4", "local_steps=3", "partition.alpha=1.0", "strategy.generator_steps=3", "progress=false", "cohort=1")
 """A small federation of the default strategy, FedGen, on the default data."""
 MARK = "FEDKD_TEST_MARK"
 

@@ -16,7 +16,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
-from fedkd.types import Examples, Task, Update
+from fedkd.types import Examples, State, Task, Update
 from simulations.run import compose
 from strategies.fedgen import FedGen
 from tests import oracles
@@ -25,6 +25,7 @@ from tests.conftest import SMALL, same
 TASK = Task("toy", (1, 2, 2), 3)
 RNG = np.random.default_rng(7)
 DOUBLE = torch.float64
+LOSSES = ("teacher_loss", "diversity_loss")
 
 
 @lru_cache
@@ -60,6 +61,12 @@ def client(model: MLP, num_steps: int = 25, batch_size: int = 8) -> Client:
 
 def server(model: MLP, task: Task = TASK) -> Server:
     return Server(task, Seed(0) / "round" / 1 / "server", model, snapshot(model), 4, 10, DOUBLE)
+
+
+def finish(strategy: FedGen, site: Server, state: State, updates: list[Update], server_round: int) -> State:
+    """The state after a round: the server updates, and then refines."""
+    state, _ = strategy.update(site, state, updates, server_round)
+    return strategy.refine(site, state, updates, server_round)[0]
 
 
 def compare(ours: torch.Tensor, parameters: dict[str, torch.Tensor], oracle, at: dict[str, np.ndarray]) -> None:
@@ -251,13 +258,29 @@ def test_the_generator_learns_from_the_heads_as_trained_and_changes_no_client():
         Update(k, 10, "mlp", {"model": snapshot(toy(k)), "labels": {"counts": torch.tensor([4, 4, 4])}}) for k in range(3)
     ]  # fmt: skip
     copies, network = [{key: value.clone() for key, value in u.state["model"].items()} for u in updates], snapshot(model)
-    after, _ = strategy.update(server(model), state, updates, 1)
+    after = finish(strategy, server(model), state, updates, 1)
     assert all(same(u.state["model"], copy) for u, copy in zip(updates, copies)) and same(snapshot(model), network)
     assert same(state, before) and not same(after["generator"], state["generator"])
     counts, heads = torch.full((3, 3), 4), [snapshot(toy(k).head) for k in range(3)]  # each client's, not the broadcast's or the mean's
     assert same(strategy.train_generator(server(model), state, heads, counts, 1)[0]["generator"], after["generator"])
     others = [replace(u, state={**u.state, "model": snapshot(toy(u.client + 5))}) for u in updates]
-    assert not same(strategy.update(server(model), state, others, 1)[0]["generator"], after["generator"])
+    assert not same(finish(strategy, server(model), state, others, 1)["generator"], after["generator"])
+
+
+def test_the_update_alone_leaves_the_generator_and_the_refinement_all_else():
+    """Clients evaluate the updated state while the generator trains: neither may touch what the other reads."""
+    strategy, model = fedgen(generator_steps=3), toy()
+    state = strategy.init(server(model))
+    updates = [Update(k, 10, "mlp", {"model": snapshot(toy(k)), "labels": {"counts": torch.tensor([4, 0, 4])}}) for k in range(3)]
+    updated, _ = strategy.update(server(model), state, updates, 1)
+    assert same(updated["generator"], state["generator"]) and "generator_optimizer" not in updated
+    assert not same(updated["model"], state["model"]) and not same(updated["labels"], state["labels"])
+    before = {part: {key: value.clone() for key, value in tensors.items()} for part, tensors in updated.items()}
+    refined, metrics = strategy.refine(server(model), updated, updates, 1)
+    assert same(updated, before), "refine writes into nothing that it is given"
+    assert not same(refined["generator"], updated["generator"]) and set(metrics) == {f"generator_{n}" for n in ("loss", *LOSSES)}
+    trained = {"generator", "generator_optimizer"}
+    assert same({part: t for part, t in refined.items() if part not in trained}, {p: t for p, t in updated.items() if p not in trained})
 
 
 def test_the_generator_s_batchnorm_learns_on_the_server_and_its_optimizer_goes_on():
@@ -265,7 +288,7 @@ def test_the_generator_s_batchnorm_learns_on_the_server_and_its_optimizer_goes_o
     state = strategy.init(server(model))
     updates = [Update(0, 10, "mlp", {"model": snapshot(model), "labels": {"counts": torch.tensor([4, 4, 4])}})]
     for number in (1, 2):
-        state, _ = strategy.update(server(model), state, updates, number)
+        state = finish(strategy, server(model), state, updates, number)
     assert state["generator"]["hidden.1.num_batches_tracked"] == 6 and state["generator_optimizer"]["step/output.weight"] == 6
 
 

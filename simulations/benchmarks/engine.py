@@ -1,86 +1,161 @@
-"""How much faster than the loop that public code runs: ``<key> <value>``, one line a figure, ratios of side-by-side times.
+"""How much faster than what its users would pick instead: ``<key> <value>``, one line a figure, ratios of times side by side.
 
-``python -m simulations.benchmarks.engine data=mnist data.root=<folder>`` (further overrides as for ``simulations.run``): one
-process, one thread, warm, medians over alternating repetitions.
+``python -m simulations.benchmarks.engine [keys] data=mnist data.root=<folder>`` (further overrides as for ``simulations.run``)
+prints all figures or those named. Lines that begin with ``#`` say what was done and how long it took. Both sides do the same work in
+turn, warm, one thread a process; a figure is the median of the ratios of at least five pairs.
 
-``local_step``: the local training of ten FedGen clients, 20 steps of batches of 32, as one cohort, against a model, a DataLoader
-and an optimizer of its own for each client, one client after the other, gradients flowing into the frozen generator, as FedGen's
-public code has it.
+``local_step``, ``local_step_compiled``: FedGen's local training of ten clients, in chunks of ten, against the public code's loop.
+``round_vs_loop``: whole FedGen rounds (local training, aggregation, generator, both evaluations) on two actors, against that loop.
+``round_vs_flower``: the same rounds against Flower's own simulation runtime, one node a client.
+``thousand_vs_flower``: a round of a thousand clients that send a kilobyte back and do nothing, against the same on Flower's runtime.
+``overhead``: the share of a training round that is neither the slowest actor's training nor the server's computing.
+``scale_1000``, ``scale_10000``: the cost of a client's step in a training round of 100 of 1,000 and 1,000 of 10,000 clients, over that of
+10 of 20.
+``resnet_lean``, ``resnet_auto``: ResNet-8 on images of CIFAR's shape (random pixels): one by one against the public code's way of
+training, and what ``cohort=auto`` chooses against one by one.
+``generator_10``, ``generator_100``: the generator's steps from ten and a hundred heads, against the loop over heads.
 """
 
-import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
-from omegaconf import OmegaConf
-from torch.utils.data import DataLoader, TensorDataset
 
-from fedkd.bound import load
-from simulations.run import compose
-from simulations.world import World, world
+from fedkd.bound import part, snapshot
+from simulations.benchmarks import scale, shapes
+from simulations.benchmarks.naive import Opponent
+from simulations.benchmarks.rival import flower_seconds
+from simulations.calibrate import choose
+from simulations.process import settle
 
-REPETITIONS, CLIENTS = 9, 10
+PAIRS = 7
+CHUNK = 5
+"""Clients that an actor trains at once where ten are shared between two."""
 
-
-def naive(home: World, shared: dict) -> None:
-    """Ten clients of FedGen as its public code trains them."""
-    strategy, classes, batch = home.strategy, home.task.num_classes, home.config.batch_size
-    generator = strategy.generator(home.task, home.model.embedding_size).eval()
-    load(generator, shared["generator"])
-    random = (home.seed / "naive").torch()
-
-    def noise(y: torch.Tensor) -> torch.Tensor:
-        return torch.rand(len(y), generator.noise_size, generator=random)
-
-    for client in range(CLIENTS):
-        site, model = home.client(client, 2), copy.deepcopy(home.model).train()
-        data = TensorDataset(site.data.images(torch.arange(len(site.data))), site.data.y)
-        batches = iter(loader := DataLoader(data, min(batch, len(data)), shuffle=True, drop_last=True, generator=random))
-        optimizer = torch.optim.SGD(model.parameters(), lr=site.lr, foreach=False)
-        for _ in range(site.num_steps):
-            try:
-                x, y = next(batches)
-            except StopIteration:
-                batches = iter(loader)
-                x, y = next(batches)
-            logits = model(x).logits
-            latent = F.softmax(model.head(generator(noise(y), y)), dim=1).detach()
-            drawn = torch.randint(classes, (strategy.client_batch_size,), generator=random)
-            generated = model.head(generator(noise(drawn), drawn))
-            kl = F.kl_div(F.log_softmax(logits, dim=1), latent, reduction="batchmean")
-            loss = F.cross_entropy(logits, y) + 10.0 * F.cross_entropy(generated, drawn) + 10.0 * kl
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+Figures = Iterator[tuple[str, float]]
 
 
-def seconds(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
     """Wall time of one call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
-def main(overrides: list[str]) -> None:
-    """Print all figures."""
-    home = world(OmegaConf.to_yaml(compose(["strategy=fedgen", "engine=local", *overrides]), resolve=True))
-    strategy = home.strategy
-    state = strategy.init(home.federation().server)
-    shared = {part: state[part] for part in strategy.shares}
+def ratio(key: str, theirs: Callable[[], float], ours: Callable[[], float], pairs: int = PAIRS, unit: float = 1e3) -> float:
+    """The median of ``theirs / ours``, each in seconds, taken in turn; what they took is printed in ``unit`` a second."""
+    theirs(), ours()
+    times = [(theirs(), ours()) for _ in range(pairs)]
+    slow, fast = (statistics.median(column) * unit for column in zip(*times))
+    ratios = sorted(one / other for one, other in times)
+    print(f"# {key}: {slow:.4g} against {fast:.4g}; {pairs} pairs, ratios {ratios[0]:.2f} to {ratios[-1]:.2f}", flush=True)
+    return statistics.median(ratios)
 
-    def cohort() -> None:
-        strategy.train_cohort([home.client(client, 2) for client in range(CLIENTS)], shared, [None] * CLIENTS, 2)
 
-    loop = lambda: naive(home, shared)
-    for work in (cohort, loop):
-        work()
-    times = [(seconds(loop), seconds(cohort)) for _ in range(REPETITIONS)]
-    print(f"# one thread, {CLIENTS} clients, batch {home.config.batch_size}, medians of {REPETITIONS} alternating: {' '.join(overrides)}")
-    print(f"local_step {statistics.median(slow / fast for slow, fast in times):.2f}")
+def local_steps(overrides: list[str]) -> Figures:
+    """One worker, one thread, ten clients, 20 steps of batches of 32; milliseconds per client and step."""
+    opponent = Opponent(overrides)
+    for key, compiled in (("local_step", False), ("local_step_compiled", True)):
+        train = shapes.local_training(overrides, 10, compiled)
+        for _ in range(7):  # until steps are replayed, or compiled
+            train()
+        yield key, ratio(key, lambda: opponent.seconds("local 10"), lambda work=train: timed(work), unit=1e3 / 200)
+    opponent.close()
+
+
+def rounds(overrides: list[str]) -> Figures:
+    """Whole rounds on two actors; milliseconds a round."""
+    opponent = Opponent(overrides)
+    with shapes.federation([*overrides, f"cohort={CHUNK}"], workers=2) as ours:
+        for _ in range(9):
+            ours.round()
+        yield "round_vs_loop", ratio("round_vs_loop", lambda: opponent.seconds("round"), lambda: timed(ours.round), pairs=11)
+        opponent.close()
+        yield "overhead", overhead(ours)
+        flower = flower_seconds("round", overrides)
+        yield "round_vs_flower", ratio("round_vs_flower", lambda: next(flower), lambda: timed(ours.round))
+
+
+def overhead(ours: shapes.Federated) -> float:
+    """(round - slowest actor's training - the server's computing) / round, the median of 15 training rounds."""
+    shares = [1 - (one.training + one.server) / one.wall for one in ours.training_rounds(16)[1:]]
+    print(f"# overhead: {min(shares):.3f} to {max(shares):.3f} in {len(shares)} rounds", flush=True)
+    return statistics.median(shares)
+
+
+def thousand(overrides: list[str]) -> Figures:
+    """Messages to a thousand clients and their replies; milliseconds a round."""
+    flower = flower_seconds("thousand", [])
+    with shapes.idle(1000, workers=2) as ours:
+        yield "thousand_vs_flower", ratio("thousand_vs_flower", lambda: next(flower), lambda: timed(ours.exchange))
+
+
+def scales(overrides: list[str]) -> Figures:
+    """Training rounds of more clients; microseconds per client and step."""
+    for key, population, per_round in (("scale_1000", 1000, 100), ("scale_10000", 10000, 1000)):
+        yield key, scale.relative_cost(key, population, per_round, overrides)
+
+
+def resnets(overrides: list[str]) -> Figures:
+    """One thread, batches of 64, two steps of two clients; milliseconds per client and step."""
+    options = ["model=resnet8", "batch_size=64", "strategy=fedavg"]
+    opponent, clients = Opponent(options), 2
+    one = shapes.pixels_training(options, clients, 1)
+    yield "resnet_lean", ratio("resnet_lean", lambda: opponent.seconds("local_pixels 2 2"), lambda: timed(one), unit=1e3 / 4)
+    opponent.close()
+    number, milliseconds = choose(shapes.settled([*options, *shapes.pixels_overrides(20)]), 1)
+    print(f"# resnet_auto: auto chooses {number} of {milliseconds}", flush=True)
+    count = max(number, clients)
+    alone, auto = (shapes.pixels_training(options, count, size) for size in (1, number))
+    yield "resnet_auto", ratio("resnet_auto", lambda: timed(alone), lambda: timed(auto), unit=1e3 / (2 * count))
+
+
+def generators(overrides: list[str]) -> Figures:
+    """Fifty steps of the server's generator; milliseconds a step."""
+    opponent, home = Opponent(overrides), shapes.settled(overrides)
+    server, strategy = home.federation().server, home.strategy
+    state, random = strategy.init(server), (home.seed / "heads").torch()
+    for heads in (10, 100):
+        each = [
+            {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in part(snapshot(home.model), "head").items()}
+            for _ in range(heads)
+        ]
+        counts = torch.randint(50, (heads, home.task.num_classes), generator=random)
+        work = lambda each=each, counts=counts: strategy.train_generator(server, state, each, counts, 2)
+        for _ in range(4):
+            work()
+        line = f"generator {heads} {strategy.generator_steps}"
+        yield f"generator_{heads}", ratio(line, lambda line=line: opponent.seconds(line), lambda work=work: timed(work), unit=1e3 / 50)
+    opponent.close()
+
+
+GROUPS: dict[tuple[str, ...], Callable[[list[str]], Figures]] = {
+    ("local_step", "local_step_compiled"): local_steps,
+    ("round_vs_loop", "overhead", "round_vs_flower"): rounds,
+    ("thousand_vs_flower",): thousand,
+    ("scale_1000", "scale_10000"): scales,
+    ("resnet_lean", "resnet_auto"): resnets,
+    ("generator_10", "generator_100"): generators,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Print the figures that ``arguments`` name, or all."""
+    settle()
+    keys, overrides = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    known = [key for group in GROUPS for key in group]
+    if unknown := [key for key in keys if key not in known]:
+        sys.exit(f"error: keys must be among {', '.join(known)}, got {', '.join(unknown)}")
+    print(f"# one thread a process, {PAIRS} pairs or more, {' '.join(overrides) or 'default data'}", flush=True)
+    for group, figures in GROUPS.items():
+        wanted = [key for key in group if not keys or key in keys]
+        if wanted:
+            for key, value in figures(overrides):
+                print(f"{key} {value:.3g}", flush=True)
+                if key == wanted[-1]:
+                    break
 
 
 if __name__ == "__main__":

@@ -1,0 +1,288 @@
+"""A recorded step gives the bits of the step as it is written, or is not used."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fedkd import program, train, wire
+from fedkd.bound import Bound, snapshot
+from fedkd.program import Program, leaves, tidy
+from fedkd.train import Execution, stored
+from fedkd.types import Examples
+from simulations.grids import LocalGrid
+from tests.conftest import STRATEGIES, options, run, same, settle
+
+ALWAYS, NEVER = 0, 10**9
+
+
+@pytest.fixture(autouse=True)
+def _no_programs_of_others(monkeypatch):
+    """Programs of other tests are out of sight, and those of this one are gone after it."""
+    monkeypatch.setattr(train, "_programs", type(train._programs)())
+
+
+def graphs() -> list:
+    """What has been recorded of all programs that are kept; None where a step goes on being run as it is written."""
+    return [graph for _, kept in train._programs.values() for graph in kept._graphs.values()]
+
+
+# ------------------------------------------------------------------------------------------------------- whole federations
+def federation(*overrides: str) -> tuple[dict, dict, dict]:
+    """The state, the memories and the metrics after the last round, of programs of its own."""
+    train._programs.clear()
+    home, text = settle("rounds=2", *overrides)
+    grid = LocalGrid(home.config.num_clients, text)
+    result = home.strategy.start(grid, num_rounds=home.config.rounds)
+    memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
+    return wire.from_record(result.arrays), memories, {number: dict(record) for number, record in result.train_metrics_clientapp.items()}
+
+
+def agree(monkeypatch, *overrides: str) -> None:
+    """A federation whose steps are all replayed is, bit for bit, the one whose steps are all run as they are written."""
+    monkeypatch.setattr(program, "REPLAY_AFTER", NEVER)
+    state, memories, metrics = federation(*overrides)
+    assert graphs() == [], "nothing was recorded"
+    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    replayed = federation(*overrides)
+    assert graphs() and None not in graphs(), "all of it was"
+    assert same(replayed[0], state) and replayed[2] == metrics
+    assert replayed[1].keys() == memories.keys() and all(same(replayed[1][client], memory) for client, memory in memories.items())
+
+
+@pytest.mark.parametrize("cohort", [1, 3])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_replayed_federation_is_the_one_that_is_run_as_written(monkeypatch, name, cohort):
+    agree(monkeypatch, f"strategy={name}", *options(name), f"cohort={cohort}")
+
+
+def test_also_where_clients_leave_and_optimizers_remember(monkeypatch):
+    """Clients with fewer steps leave a cohort: another number of clients is another kind of step."""
+    agree(monkeypatch, "strategy=fedprox", "cohort=3", "local_steps=null", "local_epochs=1", "optimizer.momentum=0.9", "model=mlp")
+    assert len(graphs()) > 1
+
+
+def test_a_graph_is_recorded_once_a_kind_of_step_has_been_run_often(monkeypatch):
+    """Three clients of four steps each: two whole trainings until there are as many as it takes."""
+    monkeypatch.setattr(program, "REPLAY_AFTER", 8)
+    federation("strategy=fedavg", "rounds=1", "clients_per_round=2")
+    assert graphs() == []
+    federation("strategy=fedavg", "rounds=1", "clients_per_round=3")
+    assert len(graphs()) == 1 and None not in graphs()
+
+
+# ------------------------------------------------------------------------------------------------------------ one program
+def step(fixed, changing):
+    """A bit of everything: a nested result, None in it, buffers updated in place, one tensor as it came."""
+    weight = fixed["tensors"]["weight"].detach().requires_grad_()
+    fixed["tensors"]["mean"].mul_(0.9).add_(changing["x"].mean(0), alpha=0.1)
+    fixed["tensors"]["count"].add_(1)
+    loss = ((changing["x"] - fixed["tensors"]["mean"]) @ weight).square().mean()
+    gradients = (None, *torch.autograd.grad(loss, [weight]))
+    return {"loss": loss.detach(), "nested": {"gradients": gradients, "none": None}, "y": changing["y"], "count": fixed["tensors"]["count"] * 2}
+
+
+def beginning() -> dict:
+    """What lasts for many steps."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 2, generator=random).requires_grad_()
+    return {"tensors": {"weight": weight, "mean": torch.zeros(4), "count": torch.tensor(0)}, "none": None}
+
+
+def material(number: int, size: int = 3) -> list[dict]:
+    """Steps."""
+    random = torch.Generator().manual_seed(1)
+    return [{"x": torch.randn(size, 4, generator=random), "y": torch.arange(3)} for _ in range(number)]
+
+
+def train_on(function, steps: list[dict], *, after: int, monkeypatch) -> tuple[list, dict, Program]:
+    """All results, what lasts as it is at the end, and the program."""
+    monkeypatch.setattr(program, "REPLAY_AFTER", after)
+    made, fixed = Program(function), beginning()
+    return list(made.steps(fixed, steps)), fixed, made
+
+
+def equal(left, right) -> bool:
+    """Trees of the same form, bit for bit."""
+    if isinstance(left, dict):
+        return isinstance(right, dict) and left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return isinstance(right, list | tuple) and len(left) == len(right) and all(map(equal, left, right))
+    return left is right is None or torch.equal(left, right)
+
+
+def test_a_replayed_step_gives_the_same_and_updates_the_same_buffers(monkeypatch):
+    written, before, _ = train_on(step, material(5), after=NEVER, monkeypatch=monkeypatch)
+    replayed, after, made = train_on(step, material(5), after=ALWAYS, monkeypatch=monkeypatch)
+    (graph,) = made._graphs.values()
+    assert graph is not None and equal(replayed, written) and equal(after, before)
+    assert after["tensors"]["count"] == 5, "recording a step is not one"
+
+
+def test_replaying_keeps_no_memory_of_how(monkeypatch):
+    def attached(fixed, changing):
+        return {"loss": (fixed["tensors"]["weight"] * changing["x"].sum()).sum()}
+
+    ((written,), _, _), ((replayed,), _, _) = (train_on(attached, material(1), after=n, monkeypatch=monkeypatch) for n in (NEVER, ALWAYS))
+    assert written["loss"].grad_fn is not None
+    assert replayed["loss"].grad_fn is None and not replayed["loss"].requires_grad and torch.equal(written["loss"], replayed["loss"])
+
+
+def test_no_steps_are_no_results_and_other_shapes_another_kind(monkeypatch):
+    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    made, fixed = Program(step), beginning()
+    assert list(made.steps(fixed, [])) == [] and made._graphs == {}
+    sizes = [len(list(leaves(result))) for size in (3, 2, 3) for result in made.steps(fixed, material(2, size))]
+    assert sizes == [4] * 6 and len(made._graphs) == 2 and fixed["tensors"]["count"] == 6
+
+
+# ---------------------------------------------------------------------------------------------- what cannot be replayed is not
+def branching(fixed, changing):
+    """Looks at a value."""
+    return {"loss": changing["x"].sum() if changing["x"].sum() > 0 else torch.zeros(())}
+
+
+def reading(fixed, changing):
+    """Looks at a value as a number."""
+    return {"loss": changing["x"] * changing["x"].max().item()}
+
+
+def drawing(fixed, changing):
+    """Gives something else each time."""
+    return {"loss": changing["x"].sum() + torch.rand(())}
+
+
+@pytest.mark.parametrize("function", [branching, reading])
+def test_a_function_that_looks_at_values_is_run_as_written(monkeypatch, function):
+    written, _, _ = train_on(function, material(8), after=NEVER, monkeypatch=monkeypatch)
+    found, _, made = train_on(function, material(8), after=ALWAYS, monkeypatch=monkeypatch)
+    assert list(made._graphs.values()) == [None] and equal(found, written)
+
+
+@pytest.mark.parametrize("function", [branching, reading])
+def test_to_compile_one_is_refused(function):
+    with pytest.raises(ValueError, match="^compile must be false for a loss that looks at its tensors' values, got true: "):
+        next(Program(function, compile=True).steps(beginning(), material(1)))
+
+
+def test_a_function_that_draws_is_not_replayed(monkeypatch):
+    found, _, made = train_on(drawing, [material(1)[0]] * 3, after=ALWAYS, monkeypatch=monkeypatch)
+    assert list(made._graphs.values()) == [None] and len({result["loss"].item() for result in found}) == 3
+
+
+def test_a_network_with_dropout_trains_as_it_is_written(monkeypatch):
+    """The draws of two steps differ, and so do those of a step and its recording."""
+    home, _ = settle("strategy=fedavg")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
+    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    site = home.client(0, 1)
+    train.fit(model, snapshot(model), site.batches(), lambda m, b, s, o: (nn.functional.cross_entropy(m(b.x), b.y), {}), site.stepper)
+    assert graphs() == [None]
+
+
+# ----------------------------------------------------------------------------------------------------------------- the cache
+def parts(**changes) -> tuple:
+    """What a program is made of."""
+    home, _ = settle("strategy=fedavg")
+    made = {"module": home.model, "loss": home.strategy.loss, "data": home.train, "dtype": torch.float32, "execution": Execution()}
+    return tuple({**made, **changes}.values())
+
+
+def test_programs_are_kept_while_they_are_among_the_thirty_two_used_last():
+    made = [object() for _ in range(34)]
+    assert all(stored((one,), lambda one=one: one) is one for one in made[:32]) and len(train._programs) == 32
+    assert stored((made[0],), object) is made[0], "kept, and now used last"
+    for one in made[32:]:
+        stored((one,), lambda one=one: one)
+    kept = [one for _, one in train._programs.values()]
+    assert len(kept) == 32 and kept == [*made[3:32], made[0], *made[32:]]
+
+
+def test_a_program_is_found_again_by_equal_parts():
+    """Every access to a bound method is a new object, and so is every client's subset of the images."""
+    home, _ = settle("strategy=fedavg")
+    first = stored(parts(), object)
+    assert stored(parts(), object) is first
+    assert stored(parts(loss=home.strategy.loss, data=home.client(3, 2).data, dtype=torch.float32, execution=Execution()), object) is first
+    labelled = partial(home.strategy.loss, head=home.model.head)
+    assert stored(parts(loss=labelled), object) is stored(parts(loss=partial(home.strategy.loss, head=home.model.head)), object)
+
+
+def test_other_parts_are_another_program():
+    home, _ = settle("strategy=fedavg")
+    data, other = home.train, replace(home.strategy)
+    variants = [
+        {}, {"loss": other.loss}, {"loss": home.strategy.begin}, {"loss": partial(home.strategy.loss, head=home.model.head)},
+        {"loss": partial(home.strategy.loss, head=home.model)}, {"loss": partial(home.strategy.loss, body=home.model.head)},
+        {"module": home.model.head}, {"dtype": torch.float64}, {"execution": Execution(compile=True)},
+        {"execution": Execution(autocast=True)}, {"data": None}, {"data": Examples(data.x, data.y, 255.0, data.mean, data.std)},
+        {"data": Examples(data.x, data.y, data.scale, (0.1,), data.std)}, {"data": Examples(data.x, data.y, data.scale, data.mean, (0.2,))},
+    ]  # fmt: skip
+    made = [stored(parts(**variant), object) for variant in variants]
+    assert len(set(map(id, made))) == len(variants) == len(train._programs)
+    assert [stored(parts(**variant), object) for variant in variants] == made
+    assert stored((*parts(), "together"), object) not in made
+
+
+def test_two_strategies_and_two_scalings_do_not_share_a_step(monkeypatch):
+    """Through fit: the same network and shapes, and graphs of their own."""
+    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    ran = run("strategy=fedprox")
+    home, shared, site = ran.home, ran.state, ran.home.client(0, 2)
+    strong, bright = replace(home.strategy, mu=100.0), replace(site.data, mean=(0.9,))
+    results = []
+    for strategy, data in ((home.strategy, site.data), (strong, site.data), (home.strategy, bright)):
+        results.append(strategy.train(replace(site, data=data), shared, None, 2)[0].state)
+        monkeypatch.setattr(program, "REPLAY_AFTER", NEVER)
+        kept = dict(train._programs)
+        train._programs.clear()
+        assert same(strategy.train(replace(site, data=data), shared, None, 2)[0].state, results[-1])
+        train._programs.clear()
+        train._programs.update(kept)
+        monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    assert len(graphs()) == 3 and not same(results[0], results[1]) and not same(results[0], results[2])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- tidy
+class Idle(nn.Module):
+    """A network that normalises, and uses nothing of it."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.head = norm, nn.Linear(6, 2)
+
+    def forward(self, x):
+        self.norm(x)
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, affine=False)])
+def test_tidy_never_removes_the_update_of_a_batchnorm(norm):
+    """Not even of one whose output nobody reads."""
+    module, shape = Idle(norm).train(), (5, 3, 2) if isinstance(norm, nn.BatchNorm1d) else (5, 3, 2, 1)
+    names = list(snapshot(module))
+
+    def function(x, *tensors):
+        return [Bound(module, dict(zip(names, tensors)))(x)]
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    graph = tidy(make_fx(function)(x, *snapshot(module).values()))
+    written, replayed = snapshot(module), snapshot(module)
+    for _ in range(2):
+        assert torch.equal(function(x, *written.values())[0], graph(x, *replayed.values())[0])
+    assert same(written, replayed) and replayed["norm.num_batches_tracked"] == 2 and (replayed["norm.running_mean"] > 0.2).all()
+
+
+def test_tidy_removes_what_nobody_uses_and_views_that_change_nothing():
+    def function(x):
+        x.sin().cos()
+        x.sort()[0].exp()
+        return [x.detach().view(2, 3).expand(2, 3) + 1, x.t().view(3, 2)]
+
+    graph = tidy(make_fx(function)(torch.zeros(2, 3)))
+    assert [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"] == ["add", "t", "view"]
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert all(map(torch.equal, graph(x), function(x)))
