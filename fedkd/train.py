@@ -177,7 +177,7 @@ def descend(
     sums: Metrics = {}
     for result in program.steps(fixed, material):
         for leaf, gradient in zip(leaves, result["gradients"]):
-            leaf.grad = gradient
+            leaf.grad = gradient if gradient is None or gradient.stride() == leaf.stride() else laid_out_like(leaf, gradient)
         advance(stepper, leaves, lr_scales)
         for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
             sums[name] = sums[name] + metric if name in sums else metric
@@ -204,6 +204,11 @@ def advance(stepper: torch.optim.Optimizer, leaves: Sequence[Tensor], lr_scales:
 def plain(stepper: torch.optim.Optimizer) -> bool:
     """Gradient descent without momentum or decay."""
     return type(stepper) is torch.optim.SGD and all(g["momentum"] == 0 == g["weight_decay"] for g in stepper.param_groups)
+
+
+def laid_out_like(leaf: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient`` in the layout of its parameter: fused optimizers read both as they lie in memory."""
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(gradient)
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import os
 import shlex
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 import torch
@@ -69,17 +69,34 @@ def answer(message: Message, context: Context, work: Work) -> Message:
         if wire.OWN in reply:
             context.state[wire.OWN] = reply.pop(wire.OWN)
         return Message(reply, reply_to=message)
-    home, answers = world(str(content["cohort"]["config"])), RecordDict()
-    shared, clients = broadcast(home, content), iter(content["cohort"]["clients"])
-    for chunk in [list(islice(clients, size)) for size in content["cohort"]["chunks"]]:
+    cohort = content["cohort"]
+    owns = {client: content[name] for client in cohort["clients"] if (name := f"{client}/{wire.OWN}") in content}
+    found = answers(work, content, cohort, owns)
+    return Message(
+        RecordDict({f"{client}/{name}": record for client, records in found.items() for name, record in records.items()}), reply_to=message
+    )
+
+
+def answers(work: Work, content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, ArrayRecord]) -> dict[int, RecordDict]:
+    """A cohort's answers, chunk by chunk: what the ClientApp replies with, and the engines of this package ask for.
+
+    Args:
+        work: :func:`train_chunk` or :func:`evaluate_chunk`.
+        content: what all clients share.
+        cohort: the clients, the lengths of their chunks, and the configuration as YAML.
+        owns: the memories of those that have one.
+    """
+    settle()
+    home, found = world(str(cohort["config"])), {}
+    shared, clients = broadcast(home, content), iter(cohort["clients"])
+    for chunk in [list(islice(clients, size)) for size in cohort["chunks"]]:
         try:
-            replies = work(home, content, shared, [content.get(f"{client}/{wire.OWN}") for client in chunk], chunk)
+            replies = work(home, content, shared, [owns.get(client) for client in chunk], chunk)
         except Exception:  # noqa: BLE001 - whatever a client's code raises is its chunk's failure, and the run's policy decides
             failed = ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})
             replies = [RecordDict({"error": failed})] * len(chunk)
-        for client, reply in zip(chunk, replies):
-            answers.update({f"{client}/{name}": record for name, record in reply.items()})
-    return Message(answers, reply_to=message)
+        found.update(zip(chunk, replies))
+    return found
 
 
 def single_world(context: Context) -> World:

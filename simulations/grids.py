@@ -1,8 +1,8 @@
 """Where clients run, as Flower Grids that address logical clients: node ids 0..N-1 are clients, and no strategy knows of workers.
 
 ``LocalGrid`` runs them in this process, ``RayGrid`` in supervised Ray actors, ``CohortGrid`` on the nodes of another grid:
-those of Flower's own simulation runtime, or SuperNodes that each host one client or many. All three send the same message to
-the same ClientApp, so they give the same bits.
+those of Flower's own simulation runtime, or SuperNodes that each host one client or many. All three ask for the same work of the
+same chunks of clients, so they give the same bits.
 """
 
 import os
@@ -20,9 +20,10 @@ from fedkd import wire
 from fedkd.check import require
 from simulations import columns
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
+from simulations.apps import answers as found
 from simulations.compat import identify
 from simulations.process import settle
-from simulations.workers import Answers, Share, by_client, dismiss, everyone, hire, judged, request, split, start_ray, work
+from simulations.workers import WORK, Answers, Share, by_client, dismiss, everyone, hire, judged, portions, request, split, start_ray
 from simulations.world import world
 
 Waiting = Callable[[], Answers]
@@ -105,10 +106,10 @@ class ClientGrid(Grid):
         """What a worker is told: whom to ask, who of them at once, and of which world."""
         return ConfigRecord({"clients": everyone(share), "chunks": [len(chunk) for chunk in share], "config": self.config})
 
-    def owns(self, content: RecordDict, share: Share) -> dict[int, RecordDict]:
+    def owns(self, content: RecordDict, share: Share) -> dict[int, ArrayRecord]:
         """The memories of a share's clients, where the message is one of fedkd's."""
         known = [client for client in everyone(share) if client in self.memory] if wire.SHARED in content else []
-        return {client: RecordDict({wire.OWN: self.memory[client]}) for client in known}
+        return {client: self.memory[client] for client in known}
 
     def get_node_ids(self) -> list[int]:
         """0..N-1."""
@@ -152,8 +153,8 @@ class LocalGrid(ClientGrid):
 
     def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
         def answers() -> Answers:
-            done = [work(kind, content, self.cohort(share), self.owns(content, share)) for share in shares]
-            return {client: answer for one in done for client, answer in judged(by_client(one)).items()}
+            done = [found(WORK[kind], content, self.cohort(share), self.owns(content, share)) for share in shares]
+            return {client: answer for one in done for client, answer in judged(one).items()}
 
         return answers
 
@@ -189,14 +190,14 @@ class RayGrid(ClientGrid):
         ray, answers = self._ray, {}
         deadline = None if timeout is None else time.monotonic() + timeout
         broadcast = ray.put(content)  # once, however many clients there are
-        queues = [deque([share]) for share in shares]
+        queues = [deque(portions(share)) for share in shares]
         running: dict[Any, tuple[int, Share]] = {}
         lost = {client: 0 for share in shares for client in everyone(share)}
 
         def send(number: int) -> None:
             if queues[number]:
                 share = queues[number].popleft()
-                owns = columns.pack(self.owns(content, share))
+                owns = columns.pack({client: RecordDict({wire.OWN: own}) for client, own in self.owns(content, share).items()})
                 running[self._actors[number].work.remote(kind, broadcast, self.cohort(share), owns)] = (number, share)
 
         def wait() -> Answers:

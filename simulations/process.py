@@ -1,6 +1,8 @@
 """What every process that computes for a run sets once."""
 
+import atexit
 import ctypes
+import gc
 from functools import cache
 
 import torch
@@ -18,6 +20,9 @@ def settle() -> None:
     which can cost as much as the step's arithmetic. Elsewhere than on glibc the allocator stays as it is.
     """
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported stays until the end: nobody need look through it again and again,
+    atexit.register(gc.unfreeze)
+    gc.set_threshold(50_000, 20, 20)  # nor through thousands of messages, which are not garbage
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, 1 << 30)

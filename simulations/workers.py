@@ -5,19 +5,26 @@ import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
 
+from fedkd import wire
 from fedkd.check import require
 from simulations import columns
-from simulations.apps import CLIENT_RAISED, client_app
+from simulations.apps import CLIENT_RAISED, Work, answers, evaluate_chunk, train_chunk
 from simulations.compat import identify
 from simulations.process import settle
 
 Share = list[list[int]]
 """What one worker is asked for: chunks of clients, each chunk trained at once."""
 
+WORK: dict[str, Work] = {"train": train_chunk, "evaluate": evaluate_chunk}
+"""What is done for a message of each type."""
+
 Answers = dict[int, RecordDict | Error]
 """By client: its records, or why there are none."""
+
+MANY = 64
+"""Chunks that a worker is asked for at once."""
 
 PATIENCE = 20.0
 """Seconds that a cluster has to find room for actors."""
@@ -38,21 +45,9 @@ class Worker:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def work(self, kind: str, content: RecordDict, cohort: ConfigRecord, owns: list[columns.Table]) -> list[columns.Table]:
-        """The ClientApp's answers for a cohort, as tables."""
-        return columns.pack(by_client(work(kind, content, cohort, columns.unpack(owns))))
-
-
-def work(kind: str, content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, RecordDict]) -> RecordDict:
-    """Hand a request to the ClientApp in this process."""
-    message = Message(request(content, cohort, owns), dst_node_id=0, message_type=kind)
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    return client_app(message, context).content
-
-
-def request(content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, RecordDict]) -> RecordDict:
-    """What the ClientApp is sent for a cohort: what all share, whom it is for, and their memories."""
-    memories = {f"{client}/{name}": record for client, records in owns.items() for name, record in records.items()}
-    return RecordDict({**content, "cohort": cohort, **memories})
+        """A cohort's answers, as tables."""
+        memories = {client: records[wire.OWN] for client, records in columns.unpack(owns).items()}
+        return columns.pack(answers(WORK[kind], content, cohort, memories))
 
 
 def by_client(answers: RecordDict) -> dict[int, RecordDict]:
@@ -62,6 +57,11 @@ def by_client(answers: RecordDict) -> dict[int, RecordDict]:
         client, _, rest = name.partition("/")
         clients.setdefault(int(client), RecordDict())[rest] = record
     return clients
+
+
+def request(content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, ArrayRecord]) -> RecordDict:
+    """What the ClientApp is sent for a cohort: what all share, whom it is for, and their memories."""
+    return RecordDict({**content, "cohort": cohort, **{f"{client}/{wire.OWN}": own for client, own in owns.items()}})
 
 
 def judged(clients: Mapping[int, RecordDict]) -> Answers:
@@ -84,6 +84,12 @@ def split(chunks: Sequence[list[int]], parts: int, load: Sequence[float]) -> lis
         shares[lightest].append(place)
         loads[lightest] += load[place]
     return [[chunks[place] for place in sorted(share)] for share in shares]
+
+
+def portions(share: Share) -> list[Share]:
+    """A share in the portions in which it is asked for: many chunks in four, so that the driver reads the first while the next is worked on."""
+    size = len(share) if len(share) <= MANY else -(-len(share) // 4)
+    return [share[i : i + size] for i in range(0, len(share), size)]
 
 
 def everyone(share: Share) -> list[int]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,10 +43,25 @@ class World:
         """The root of the run's randomness."""
         return Seed(self.config.seed)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Of weights and images."""
         return dtype_of(self.config)
+
+    @cached_property
+    def execution(self) -> Execution:
+        """How local steps are computed."""
+        return Execution(self.config.compile, autocast=self.config.precision == "bfloat16")
+
+    @cached_property
+    def architecture(self) -> str:
+        """The network's name."""
+        return self.config.choices.get("model", "model")
+
+    @cached_property
+    def settings(self) -> SimpleNamespace:
+        """The run's own keys as plain values: a look into the configuration takes microseconds, and a round looks often."""
+        return SimpleNamespace(**{key: value for key, value in self.config.items() if not isinstance(value, DictConfig)})
 
     @cached_property
     def hash(self) -> str:
@@ -57,7 +73,7 @@ class World:
 
     def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
         """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
-        config, index = self.config, (self.partition.test if testing else self.partition.train)[number]
+        settings, index = self.settings, (self.partition.test if testing else self.partition.train)[number]
         data = (self.test if testing else self.train).subset(index)
         lr, momentum = (self.optimizer.keywords.get(name, 0.0) for name in ("lr", "momentum"))
         return Client(
@@ -66,22 +82,22 @@ class World:
             seed=self.seed / "round" / server_round / "client" / number,
             model=self.model,
             initial=self.initial,
-            architecture=self.config.choices.get("model", "model"),
+            architecture=self.architecture,
             data=data,
             num_steps=self.shape(number)[1],
-            batch_size=config.batch_size,
+            batch_size=settings.batch_size,
             optimizer=self.optimizer,
             lr=lr,
             momentum=momentum,
             dtype=self.dtype,
-            execution=Execution(self.config.compile, autocast=self.config.precision == "bfloat16"),
+            execution=self.execution,
         )
 
     def shape(self, number: int) -> tuple[int, int]:
         """Batch size and number of steps of a client's round."""
         examples = len(self.partition.train[number])
-        batch = min(self.config.batch_size, examples)
-        return batch, self.config.local_steps or self.config.local_epochs * (examples // batch)
+        batch = min(self.settings.batch_size, examples)
+        return batch, self.settings.local_steps or self.settings.local_epochs * (examples // batch)
 
     def load(self, number: int) -> int:
         """The examples that a client computes in a round."""

@@ -13,7 +13,7 @@ from fedkd.batch import Batch, Batches
 from fedkd.bound import Bound, part, snapshot
 from fedkd.check import require
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import diversity
+from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.one_hot import one_hot
 from fedkd.seed import Seed
@@ -161,7 +161,7 @@ class FedGen(Strategy):
         stacked = {key: torch.stack([head[key] for head in heads]) for key in heads[0]}
         optimizer = scaled(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
         fitted = fit(
-            module, state["generator"], Batches(y, drawn={"noise": noise}), partial(self.generator_loss, head=server.model.head),
+            module, state["generator"], Batches(y, drawn={"noise": noise, "distances": distances(noise)}), partial(self.generator_loss, head=server.model.head),
             optimizer, shared={"heads": stacked, "labels": {"shares": shares}}, optimizer_state=state.get("generator_optimizer"),
         )  # fmt: skip
         sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
@@ -170,13 +170,13 @@ class FedGen(Strategy):
     def generator_loss(self, model: Bound, batch: Batch, shared: State, own: State, *, head: nn.Module) -> tuple[Tensor, Metrics]:
         """``sum_k W_k CE(h_k(G(noise, y)), y) + eta L_div``, or ``CE(sum_k W_k h_k(...), y) + eta L_div``."""
         z = model(batch.noise, batch.y)
-        logits = torch.vmap(lambda tensors: functional_call(head, tensors, (z,)))(shared["heads"])  # [K, B, C]
+        logits = logits_of(head, shared["heads"], z)  # [K, B, C]
         weights = self.head_weights(shared["labels"]["shares"][:, batch.y])  # [K, B]
         if self.ensemble_loss == "sum_of_losses":
             teacher = (weights * cross_entropy(logits, batch.y.expand(len(logits), -1))).sum(0).mean()
         else:
             teacher = cross_entropy((weights[..., None] * logits).sum(0), batch.y).mean()
-        spread = diversity(batch.noise, z)
+        spread = diversity(batch.distances, z)
         return teacher + self.eta * spread, {"teacher_loss": teacher, "diversity_loss": spread}
 
     def head_weights(self, shares: Tensor) -> Tensor:  # [K, B] -> [K, B]
@@ -196,6 +196,14 @@ class FedGen(Strategy):
         """One noise vector for every entry of ``y``, flattened: [y.numel(), size]."""
         draw = torch.rand if self.noise == "uniform" else torch.randn
         return draw(y.numel(), size, generator=seed.torch(), dtype=dtype).to(y.device)
+
+
+def logits_of(head: nn.Module, heads: Tensors, z: Tensor) -> Tensor:  # [K, ...], [B, D] -> [K, B, C]
+    """What K heads, stacked, say of the same embeddings; linear heads as one product."""
+    if type(head) is nn.Linear and head.bias is not None:
+        products = heads["weight"].flatten(0, 1) @ z.mT + heads["bias"].flatten()[:, None]  # [K*C, B]
+        return products.unflatten(0, (-1, head.out_features)).mT
+    return torch.vmap(lambda tensors: functional_call(head, tensors, (z,)))(heads)
 
 
 @lru_cache(maxsize=8)

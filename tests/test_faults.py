@@ -18,7 +18,10 @@ from tests.conftest import same
 from tests.mischief import plan
 from tests.running import metrics, quick, run, until
 
-GIVEN = ("num_clients=6", "clients_per_round=6", "rounds=4", "local_steps=2", "partition.alpha=1.0", "progress=false", "strategy=fedavg")
+GIVEN = (
+    "num_clients=6", "clients_per_round=6", "rounds=4", "local_steps=2", "partition.alpha=1.0", "progress=false", "strategy=fedavg",
+    "cohort=1",
+)  # fmt: skip
 
 
 def given(folder, *more: str) -> list[str]:

@@ -15,6 +15,7 @@ from fedkd.generators.feature_mlp import FeatureMLP
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
+from fedkd.losses.diversity import distances
 from fedkd.site import Client, Server
 from fedkd.types import Examples, State, Task, Update
 from simulations.run import compose
@@ -106,7 +107,7 @@ def test_the_generator_s_loss_is_the_equation(weighting, ensemble_loss):
     noise, y = RNG.random((6, 2)), RNG.integers(0, 3, 6)
     shares = torch.from_numpy((1 + counts) / (1 + counts).sum(0))
     shared = {"heads": {key: torch.stack([head[key] for head in heads]) for key in heads[0]}, "labels": {"shares": shares}}
-    batch = Batch(None, torch.from_numpy(y), {"noise": torch.from_numpy(noise)})
+    batch = Batch(None, torch.from_numpy(y), {"noise": torch.from_numpy(noise), "distances": distances(torch.from_numpy(noise))})
     value, metrics = strategy.generator_loss(Bound(module), batch, shared, {}, head=model.head)
 
     def oracle(weights):
@@ -122,7 +123,7 @@ def teacher_loss(logits: list[list[float]], y: list[int], shares: list[list[floa
     biases = torch.tensor(logits, dtype=DOUBLE)
     shared = {"heads": {"weight": torch.zeros(len(logits), *head.weight.shape, dtype=DOUBLE), "bias": biases}}
     shared["labels"] = {"shares": torch.tensor(shares, dtype=DOUBLE)}
-    batch = Batch(None, torch.tensor(y), {"noise": torch.zeros(len(y), 2, dtype=DOUBLE)})
+    batch = Batch(None, torch.tensor(y), {"noise": torch.zeros(len(y), 2, dtype=DOUBLE), "distances": torch.zeros(len(y), len(y), dtype=DOUBLE)})
     strategy = fedgen(eta=0.0, **switches)
     return strategy.generator_loss(lambda noise, y: noise, batch, shared, {}, head=head)[0].item()
 

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import diversity
+from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
 from tests import oracles
 
@@ -18,7 +18,7 @@ CASES = {
     "kl student T=1": (lambda z: kl_divergence(torch.from_numpy(B), z).mean(), lambda z: oracles.kl(B, z).mean()),
     "kl student T=4": (lambda z: kl_divergence(torch.from_numpy(B), z, 4.0).mean(), lambda z: oracles.kl(B, z, 4.0).mean()),
     "kl teacher T=2": (lambda z: kl_divergence(z, torch.from_numpy(B), 2.0).mean(), lambda z: oracles.kl(z, B, 2.0).mean()),
-    "diversity": (lambda z: diversity(torch.from_numpy(NOISE), z), lambda z: oracles.diversity(NOISE, z)),
+    "diversity": (lambda z: diversity(distances(torch.from_numpy(NOISE)), z), lambda z: oracles.diversity(NOISE, z)),
 }
 
 
@@ -56,7 +56,7 @@ def test_losses_are_one_number_an_example_and_follow_a_permutation_of_the_batch(
     for loss in (lambda i: cross_entropy(a[i], y[i]), lambda i: kl_divergence(a[i], b[i])):
         assert loss(torch.arange(7)).shape == (7,)
         assert torch.equal(loss(order), loss(torch.arange(7))[order])
-    assert_close(diversity(a[order], b[order]), diversity(a, b), atol=1e-15, rtol=1e-12)
+    assert_close(diversity(distances(a[order]), b[order]), diversity(distances(a), b), atol=1e-15, rtol=1e-12)
 
 
 def test_cross_entropy_takes_any_leading_shape():
@@ -75,10 +75,10 @@ def test_losses_stay_finite_for_large_logits():
 )
 def test_diversity_of_two_examples(outputs, value):
     noise = torch.tensor([[0.0, 0], [1, 1]], dtype=torch.float64)
-    assert diversity(noise, torch.tensor(outputs, dtype=torch.float64)).item() == pytest.approx(value, abs=1e-8)
+    assert diversity(distances(noise), torch.tensor(outputs, dtype=torch.float64)).item() == pytest.approx(value, abs=1e-8)
 
 
 def test_diversity_falls_towards_zero_as_outputs_move_apart():
     noise, output = torch.from_numpy(A), torch.from_numpy(B)
-    values = [diversity(noise, spread * output).item() for spread in (0, 0.1, 1, 10)]
+    values = [diversity(distances(noise), spread * output).item() for spread in (0, 0.1, 1, 10)]
     assert values == sorted(values, reverse=True) and values[0] == 1 and 0 <= values[-1] < 1e-6

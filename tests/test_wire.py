@@ -1,8 +1,15 @@
 """What travels is what is in memory, and its bytes are counted."""
 
+import pickle
+
+import flwr.app
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.serde import array_record_from_proto, array_record_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 
 from fedkd import wire
 from simulations.compat import identify
@@ -17,6 +24,7 @@ GIVEN = (
     "local_steps=2",
     "partition.alpha=1.0",
     "progress=false",
+    "cohort=1",
     "output=runs",
 )
 CLASSES, EMBEDDING, NOISE, HIDDEN = 10, 32, 32, 256
@@ -73,6 +81,91 @@ def test_payload_counts_numbers_and_a_shared_content_once_a_client():
     assert wire.payload(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
     assert wire.payload(messages) == 3 * wire.payload(messages[:1])
     assert wire.payload([Message(Error(2, "no"), reply_to=messages[0])]) == 0 and wire.payload([]) == 0
+
+
+def test_tensors_of_one_record_do_not_share_their_memory():
+    """Of a state that was packed, of what was unpacked before, or of each other where one array stands twice."""
+    state = {"a": {"x": torch.zeros(3), "n": torch.tensor(0)}}
+    record = wire.to_record(state)
+    record["b:x"] = record["a:x"]
+    first, second = wire.from_record(record), wire.from_record(record)
+    for tensor in (state["a"]["x"], state["a"]["n"], first["a"]["x"], first["b"]["x"], second["a"]["n"]):
+        tensor.add_(1)
+    assert same(second, {"a": {"x": torch.zeros(3), "n": torch.tensor(1)}, "b": {"x": torch.zeros(3)}})
+    assert same(wire.from_record(record)["a"], {"x": torch.zeros(3), "n": torch.tensor(0)})
+
+
+# ---------------------------------------------------------------------------------------------------------- Flower's Array
+NUMBERS = {
+    "kernels": np.arange(54, dtype=np.float32).reshape(6, 1, 3, 3),
+    "no dimension": np.array(7),
+    "no elements": np.zeros((0, 3), np.float64),
+    "bytes": np.arange(256, dtype=np.uint8),
+    "truth": np.array([True, False]),
+    "column by column": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "every other": np.arange(10)[::2],
+    "not to be written": np.broadcast_to(np.float32(3), (2, 2)),
+}
+
+
+@pytest.fixture(params=NUMBERS)
+def values(request) -> np.ndarray:
+    """Numbers of all kinds."""
+    return NUMBERS[request.param]
+
+
+def test_an_array_is_flower_s_array_for_flower(values):
+    ours, theirs = wire.Array(values), flwr.app.Array(values)
+    assert isinstance(ours, flwr.app.Array) and type(ours).__qualname__ == type(theirs).__qualname__, "the name is in the bytes of it"
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
+    assert ours.object_id == theirs.object_id and ours.deflate() == theirs.deflate()
+    assert list(ours.children) == list(theirs.children)
+
+
+def test_the_numbers_of_an_array_are_a_copy(values):
+    copy = wire.Array(values).numpy()
+    assert isinstance(copy, np.ndarray) and copy.flags.writeable and not np.shares_memory(copy, values)
+    assert copy.dtype == values.dtype and copy.shape == values.shape and np.array_equal(copy, values)
+
+
+def test_an_array_survives_pickling(values):
+    for protocol in (4, 5):
+        back = pickle.loads(pickle.dumps(wire.Array(values), protocol=protocol))
+        assert type(back) is wire.Array and np.array_equal(back.numpy(), values) and back.data == wire.Array(values).data
+
+
+def plain(record: ArrayRecord, values: np.ndarray) -> bool:
+    """A record of one array of Flower's own class, with these numbers."""
+    (array,) = record.values()
+    return type(array) is flwr.app.Array and array.numpy().dtype == values.dtype and np.array_equal(array.numpy(), values)
+
+
+def test_an_array_travels_in_protocol_buffers_as_flower_s_own(values):
+    record = wire.record_of({"a": values})
+    assert plain(array_record_from_proto(array_record_to_proto(record)), values)
+    assert array_record_to_proto(record) == array_record_to_proto(ArrayRecord({"a": flwr.app.Array(values)}))
+
+
+def test_a_message_is_deflated_and_inflated_as_flower_does_between_machines(values):
+    identify()
+    content = RecordDict(
+        {"shared": wire.record_of({"a": values}), "config": ConfigRecord({"server-round": 3}), "m": MetricRecord({"x": 0.5})}
+    )
+    message = Message(content, dst_node_id=5, message_type="train")
+    contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+    for part in contents.values():
+        validate_object_content(part)
+    back = inflate_object_from_contents(message.object_id, contents)
+    assert plain(back.content["shared"], values) and back.content["config"] == content["config"] and back.content["m"] == content["m"]
+    assert wire.payload([back]) == wire.payload([message]) == values.nbytes
+    assert torch.equal(torch.from_numpy(values.copy()), wire.from_record(ArrayRecord({"p:k": back.content["shared"]["a"]}))["p"]["k"])
+
+
+def test_a_content_of_several_clients_counts_each_time_and_equal_ones_too():
+    identify()
+    shared, again = (RecordDict({"a": wire.record_of({"x": np.zeros(5), "y": np.zeros((2, 2), np.float32)})}) for _ in range(2))
+    messages = [Message(content, dst_node_id=i, message_type="train") for i, content in enumerate([shared, shared, again, RecordDict()])]
+    assert [wire.payload(messages[:number]) for number in range(5)] == [0, 56, 112, 168, 168]
 
 
 # ---------------------------------------------------------------------------------------------------------- bytes of a round
