@@ -70,26 +70,29 @@ def fit_cohort(
     fitted: dict[int, Fitted] = {}
     begin = 0
     while order:
-        end, staying = len(batches[order[-1]]), [k for k in order if len(batches[k]) > len(batches[order[-1]])]
-        leaves = [tensors[name].requires_grad_() for name in names]
+        number, end = len(order), len(batches[order[-1]])
+        rows = [
+            *range(number),
+            *[number - 1] * (bucket(number, tensors[names[0]].device) - number),
+        ]  # the last stands in for who is missing
+        seats = [order[row] for row in rows]
+        material = Material.of([batches[k] for k in seats], slice(begin, end), together=True)
+        fixed = {"tensors": take(tensors, rows), "shared": shared, "own": take(own, rows)}
+        if len(material):
+            fixed = program.placed(fixed, material[0])
+        leaves = [fixed["tensors"][name].requires_grad_() for name in names]
         stepper = optimizer(leaves)
-        restore_optimizer(stepper, names, kept)
-        material = Material.of([batches[k] for k in order], slice(begin, end), together=True)
-        more = descend(
-            program,
-            {"tensors": tensors, "shared": shared, "own": own},
-            material,
-            leaves,
-            stepper,
-            scales(leaves, [lr_factors[k] for k in order]),
-        )
-        sums = {name: sums[name] + value if name in sums else value for name, value in more.items()}
-        tensors = {key: value.detach() for key, value in tensors.items()}
+        restore_optimizer(stepper, names, take(kept, rows))
+        more = descend(program, fixed, material, leaves, stepper, scales(leaves, [lr_factors[k] for k in seats]))
+        sums = {name: sums[name] + value[:number] if name in sums else value[:number] for name, value in more.items()}
+        staying = [k for k in order if len(batches[k]) > end]
+        tensors = {key: value.detach() for key, value in fixed["tensors"].items()}
         for place, k in list(enumerate(order))[len(staying) :]:
             fitted[k] = Fitted(pick(tensors, place), finite(pick(sums, place), end), {})
         if staying:
-            kept = head(flatten_optimizer(stepper, names), len(staying))
-            tensors, sums, own = head(tensors, len(staying)), head(sums, len(staying)), head(own, len(staying))
+            stays = list(range(len(staying)))
+            kept = take(flatten_optimizer(stepper, names), stays)
+            tensors, sums, own = take(tensors, stays), take(sums, stays), take(own, stays)
         order, begin = staying, end
     return [fitted[k] for k in range(len(starts))]
 
@@ -121,11 +124,17 @@ def stack(trees: Sequence[Any]) -> Any:
     return {key: stack([tree[key] for tree in trees]) for key in trees[0]}
 
 
-def head(tree: Any, number: int) -> Any:
-    """The first ``number`` clients of a stacked tree; what has no dimension, such as an optimizer's count of steps, is all clients'."""
+def take(tree: Any, rows: Sequence[int]) -> Any:
+    """These clients of a stacked tree; what has no dimension, such as an optimizer's count of steps, is all clients'."""
     if isinstance(tree, Tensor):
-        return tree[:number].clone() if tree.dim() else tree
-    return {key: head(value, number) for key, value in tree.items()}
+        return tree if tree.dim() == 0 or list(rows) == list(range(len(tree))) else tree[list(rows)]
+    return {key: take(value, rows) for key, value in tree.items()}
+
+
+def bucket(number: int, device: torch.device) -> int:
+    """How many clients are computed where ``number`` train: as they are, but on a GPU the next multiple of five, as every number that
+    occurs is captured as a graph of its own, which takes longer than a round."""
+    return number if device.type == "cpu" else -(-number // 5) * 5
 
 
 def pick(tensors: Tensors, place: int) -> Tensors:

@@ -8,6 +8,7 @@ lets ``torch.compile`` fuse the graph's operations; that changes rounding.
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,6 +54,9 @@ def signature(tensors: Iterable[Tensor]) -> tuple:
 class Program:
     """``function(fixed, changing) -> tree``, pure but for buffers of ``fixed`` that it updates in place.
 
+    On a GPU a step is captured as a CUDA graph besides: one launch for all of it. What a captured step reads and writes has a fixed
+    place, so :meth:`placed` comes before :meth:`steps`, and results hold until the next step only.
+
     Args:
         function: of two trees of tensors: those that last for many steps, and those of one step.
         compile: hand the graph to ``torch.compile``, from the first step on.
@@ -62,21 +66,42 @@ class Program:
         self._function, self._compile = function, compile
         self._steps: dict[tuple, int] = {}
         self._graphs: dict[tuple, Callable[..., Any] | None] = {}
+        self._captured: dict[tuple, Captured] = {}
+
+    def placed(self, fixed: Tree, form: Tree) -> Tree:
+        """``fixed`` where a captured step finds it, or as it is where steps like ``form`` are not captured."""
+        static = list(leaves(fixed))
+        if not captures(static):
+            return fixed
+        kind = signature([*static, *leaves(form)])
+        if kind not in self._captured:
+            self._graphs[kind] = self._record(fixed, form)
+            if self._graphs[kind] is None:
+                return fixed
+            self._captured[kind] = Captured(self._graphs[kind], fixed, form)
+        return self._captured[kind].hold(fixed)
 
     def steps(self, fixed: Tree, changing: Sequence[Tree]) -> Iterator[Tree]:
         """The result of each step, one after the other; steps are alike in all but their numbers."""
         if not changing:
             return
-        static, form = list(leaves(fixed)), changing[0]
+        form = changing[0]
+        run = self._runner(fixed, form, len(changing))
+        for number in range(len(changing)):
+            yield run(changing[number] if number else form)
+
+    def _runner(self, fixed: Tree, form: Tree, number: int) -> Callable[[Tree], Tree]:
+        """How a step is done of which ``number`` follow."""
+        static = list(leaves(fixed))
         kind = signature([*static, *leaves(form)])
+        if kind in self._captured and self._captured[kind].holds(static):
+            return self._captured[kind].replay
         seen = self._steps.get(kind, 0)
-        self._steps[kind] = seen + len(changing)
+        self._steps[kind] = seen + number
         if kind not in self._graphs and (self._compile or seen >= REPLAY_AFTER):
             self._graphs[kind] = self._record(fixed, form)
         graph = self._graphs.get(kind)
-        for number in range(len(changing)):
-            step = changing[number] if number else form
-            yield self._function(fixed, step) if graph is None else graph(static, step)
+        return partial(self._function, fixed) if graph is None else partial(graph, static)
 
     def _record(self, fixed: Tree, form: Tree) -> Callable[..., Any] | None:
         """The graph of a step, as a function of the same two trees.
@@ -111,6 +136,58 @@ class Program:
             return regrow(tree, iter(run(*static, *leaves(step))))
 
         return replay
+
+
+class Captured:
+    """A recorded step as a CUDA graph: it reads from places of its own, and writes to places of its own.
+
+    Args:
+        graph: the step, of two trees' tensors.
+        fixed: what it reads, of which it keeps copies.
+        form: one step's material, likewise.
+    """
+
+    def __init__(self, graph: Callable[[list[Tensor], Tree], Tree], fixed: Tree, form: Tree) -> None:
+        self._fixed, self._material = copies(fixed), copies(form)
+        self._tree, material = regrow(fixed, iter(self._fixed)), regrow(form, iter(self._material))
+        self._run, self._result = capture(lambda: graph(self._fixed, material), self._fixed[0].device)
+
+    def hold(self, fixed: Tree) -> Tree:
+        """``fixed``, copied to where the step reads it."""
+        with torch.no_grad():
+            for place, tensor in zip(self._fixed, leaves(fixed)):
+                place.copy_(tensor)
+        return self._tree
+
+    def holds(self, static: Sequence[Tensor]) -> bool:
+        """These are the places."""
+        return all(mine is given for mine, given in zip(self._fixed, static, strict=True))
+
+    def replay(self, step: Tree) -> Tree:
+        """One step. What it gives is overwritten by the next."""
+        for place, tensor in zip(self._material, leaves(step)):
+            place.copy_(tensor)
+        self._run()
+        return self._result
+
+
+def captures(static: Sequence[Tensor]) -> bool:
+    """Steps on these tensors are captured: they lie on a GPU."""
+    return bool(static) and static[0].is_cuda
+
+
+def capture(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
+    """``work`` as one launch, and where its result is after each."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # kernels are chosen and workspaces made before the capture
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+    return graph.replay, result
 
 
 def copies(tree: Tree) -> list[Tensor]:

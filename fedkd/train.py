@@ -86,11 +86,15 @@ def fit(
     names = [name for name, _ in module.named_parameters()]
     tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
     program = stored((module, loss, batches.data, batches.dtype, execution), lambda: solo(module, loss, batches, execution))
-    stepper = optimizer([tensors[name].requires_grad_() for name in names])
-    restore_optimizer(stepper, names, optimizer_state or {})
+    material = Material.of([batches])
     fixed = {"tensors": tensors, "shared": shared or {}, "own": own or {}}
-    sums = descend(program, fixed, Material.of([batches]), [tensors[name] for name in names], stepper)
-    left = {key: value.detach().contiguous() for key, value in tensors.items()}
+    if len(batches):
+        fixed = program.placed(fixed, material[0])
+    leaves = [fixed["tensors"][name].requires_grad_() for name in names]
+    stepper = optimizer(leaves)
+    restore_optimizer(stepper, names, optimizer_state or {})
+    sums = descend(program, fixed, material, leaves, stepper)
+    left = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in fixed["tensors"].items()}
     return Fitted(left, finite(sums, len(batches)), flatten_optimizer(stepper, names))
 
 
@@ -180,7 +184,7 @@ def descend(
             leaf.grad = gradient if gradient is None or gradient.stride() == leaf.stride() else laid_out_like(leaf, gradient)
         advance(stepper, leaves, lr_scales)
         for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
-            sums[name] = sums[name] + metric if name in sums else metric
+            sums[name] = sums[name] + metric if name in sums else metric.clone()
     return sums
 
 

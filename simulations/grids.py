@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedkd import wire
 from fedkd.check import require
+from fedkd.config import make
 from simulations import columns
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.apps import answers as found
@@ -233,7 +234,7 @@ class RayGrid(ClientGrid):
     def _replace(self, number: int) -> None:
         """A fresh actor in the place of one that is dead or past its time."""
         self._ray.kill(self._actors[number])
-        (self._actors[number],) = hire(self._ray, self._num_gpus, 1)
+        (self._actors[number],) = make("engine", hire, self._ray, self._num_gpus, 1)
 
     def _give_up(self, numbers: Iterable[int], clients: Iterable[int], timeout: float | None) -> Answers:
         """Past the deadline: end the work that still runs, with its actors."""

@@ -2,7 +2,11 @@
 
 import os
 import resource
-from collections.abc import Mapping, Sequence
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
@@ -28,6 +32,9 @@ MANY = 64
 
 PATIENCE = 20.0
 """Seconds that a cluster has to find room for actors."""
+
+QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+"""How Ray is started."""
 
 
 class Worker:
@@ -137,7 +144,7 @@ def find_room(ray: Any, num_gpus: float, number: int) -> None:
         remove_placement_group(room)
     there = ", ".join(f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} free" for name in each)
     wanted = " and ".join(f"{share:g} {name}" for name, share in each.items())
-    require(placed, "engine.workers", f"must fit into the cluster, which has {there}, at {wanted} each", number)
+    require(placed, "workers", f"must fit into the cluster, which has {there}, at {wanted} each", number)
 
 
 def dismiss(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
@@ -161,7 +168,11 @@ def alive(ray: Any, ping: Any) -> bool:
 
 
 def start_ray(num_workers: int, address: str | None) -> Any:
-    """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already."""
+    """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already.
+
+    Raises:
+        ValueError: no cluster answers at ``address``.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -172,6 +183,34 @@ def start_ray(num_workers: int, address: str | None) -> Any:
         _idle.clear()
     if not ray.is_initialized():
         _idle.clear()
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address=address, **quiet, **({} if address else {"num_cpus": max(num_workers, os.cpu_count() or 1)}))
+        with undisturbed():
+            if address is None:
+                ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), **QUIET)
+            else:
+                join(ray, address)
     return ray
+
+
+def join(ray: Any, address: str) -> None:
+    """Connect to a cluster; where nobody listens that is said at once, while Ray itself goes on asking for minutes.
+
+    Raises:
+        ValueError: no cluster answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        if port.isdigit():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        ray.init(address=address, **QUIET)
+    except (OSError, ValueError, RuntimeError) as error:
+        rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
+        raise ValueError(f"{rule}, got {address!r}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGTERM means afterwards what it meant before: Ray's own way is to abort with a page of addresses."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)

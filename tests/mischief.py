@@ -1,21 +1,33 @@
-"""A strategy that fails as it is told to: a file ``<folder>/<client>`` with ``<kind> <times>`` says how, and how often still."""
+"""Strategies that fail as they are told to: a file ``<folder>/<who>`` with ``<kind> <times>`` says how, and how often still."""
 
 import os
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from fedkd.batch import Batches
-from fedkd.site import Client
-from fedkd.types import State
+from fedkd.evaluate import Score
+from fedkd.site import Client, Server
+from fedkd.types import Metrics, State, Update
 from strategies.fedavg import FedAvg
+from strategies.fedgen import FedGen
 
 
-def plan(folder: Path, client: int, kind: str, times: int) -> None:
-    """From now on ``client`` fails in round 2, ``times`` times."""
-    (folder / str(client)).write_text(f"{kind} {times}")
+def plan(folder: Path, who: int | str, kind: str, times: int) -> None:
+    """From now on ``who`` fails, ``times`` times: a client in round 2, ``evaluating-<client>`` in an evaluation, or the ``server``."""
+    (folder / str(who)).write_text(f"{kind} {times}")
+
+
+def obey(path: Path) -> None:
+    """Fail if that is planned, and note that it was done."""
+    kind, times = path.read_text().split() if path.exists() else ("", 0)
+    if int(times) > 0:
+        path.write_text(f"{kind} {int(times) - 1}")
+        fail(kind, path)
 
 
 @dataclass(kw_only=True)
@@ -25,16 +37,44 @@ class Mischief(FedAvg):
     folder: str
 
     def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
-        path = Path(self.folder) / str(client.id)
-        kind, times = path.read_text().split() if server_round == 2 and path.exists() else ("", 0)
-        if int(times) > 0:
-            path.write_text(f"{kind} {int(times) - 1}")
-            fail(kind, path)
+        if server_round == 2:
+            obey(Path(self.folder) / str(client.id))
         return super().draw(client, batches, shared, own, server_round)
+
+
+@dataclass(kw_only=True)
+class Overlapping(FedGen):
+    """FedGen, but for what ``folder`` says: of clients that evaluate, and of the server that trains its generator meanwhile."""
+
+    folder: str
+
+    def evaluate(self, client: Client, shared: State, own: State | None, batch_size: int) -> Score:
+        obey(Path(self.folder) / f"evaluating-{client.id}")
+        return super().evaluate(client, shared, own, batch_size)
+
+    def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        obey(Path(self.folder) / "server")
+        return super().refine(server, state, updates, server_round)
+
+
+def asleep(folder: Path, timeout: float = 60) -> int:
+    """The process of whoever sleeps, as soon as somebody does."""
+    end = time.monotonic() + timeout
+    while not (found := [path for path in folder.glob("*.pid") if path.read_text()]):
+        assert time.monotonic() < end, f"nobody slept in {timeout} seconds"
+        time.sleep(0.02)
+    process = int(found[0].read_text())
+    found[0].unlink()
+    return process
 
 
 def fail(kind: str, path: Path) -> None:
     """Do it."""
+    if kind == "kill":  # somebody else
+        os.kill(asleep(path.parent), signal.SIGKILL)
+    if kind == "wait":
+        asleep(path.parent)
+        raise KeyError("the cat ate my homework")
     if kind == "raise":
         raise KeyError("the dog ate my homework")
     if kind == "exit":

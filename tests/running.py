@@ -15,9 +15,24 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
-TINY = ("num_clients=6", "clients_per_round=4", "local_steps=3", "partition.alpha=1.0", "strategy.generator_steps=3", "progress=false", "cohort=1")
+TINY = (
+    "num_clients=6",
+    "clients_per_round=4",
+    "local_steps=3",
+    "partition.alpha=1.0",
+    "strategy.generator_steps=3",
+    "progress=false",
+    "cohort=1",
+)
 """A small federation of the default strategy, FedGen, on the default data."""
 MARK = "FEDKD_TEST_MARK"
+
+COMMAND = """
+import sys
+from simulations.run import main
+sys.argv[0] = "fedkd-run"
+main()
+"""
 
 SERVER = """
 import json, os, sys, traceback
@@ -68,18 +83,27 @@ def listen() -> None:
 
 @dataclass
 class Command:
-    """A command that runs, in a session of its own; every process that it starts is known by a mark in its environment."""
+    """A command that runs, in a session of its own; every process that it starts is known by a mark in its environment.
+
+    Args:
+        arguments: of the command.
+        where: the folder to stand in.
+        environment: more of it.
+        before: Python that its process runs first.
+    """
 
     arguments: tuple[str, ...]
     where: Path
     environment: dict[str, str] = field(default_factory=dict)
+    before: str = ""
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
         python_path = os.pathsep.join([*filter(None, [self.environment.get("PYTHONPATH")]), str(ROOT)])
         env = {**os.environ, **self.environment, "PYTHONPATH": python_path, MARK: self.mark}
+        entry = ["-c", self.before + COMMAND] if self.before else ["-m", "simulations.run"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.run", *self.arguments], cwd=self.where, env=env, start_new_session=True,
+            [sys.executable, *entry, *self.arguments], cwd=self.where, env=env, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,  # noqa: PLW1509 - no threads here
         )  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""Clients that raise, die, are killed or sleep: what the policy says happens, and the bits stay the same."""
+"""Clients that raise, die, are killed or sleep, and a server that fails: what the policy says happens, and the bits stay the same."""
 
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord
@@ -15,8 +16,8 @@ from simulations.grids import LocalGrid, RayGrid
 from simulations.run import compose
 from simulations.world import world
 from tests.conftest import same
-from tests.mischief import plan
-from tests.running import metrics, quick, run, until
+from tests.mischief import asleep, plan
+from tests.running import Command, Ended, differing, metrics, quick, run, until
 
 GIVEN = (
     "num_clients=6", "clients_per_round=6", "rounds=4", "local_steps=2", "partition.alpha=1.0", "progress=false", "strategy=fedavg",
@@ -112,11 +113,16 @@ class Asked:
         self.folder, text = folder, OmegaConf.to_yaml(compose(given(folder)), resolve=True)
         home = world(text)
         home.strategy.federation = home.federation()
-        self.grid, local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
+        self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
         self.messages = list(
-            home.strategy.configure_train(2, wire.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), local)
+            home.strategy.configure_train(2, wire.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), self.local)
         )
-        self.expected = self.updates(local.send_and_receive(self.messages))
+        self.at_once(1)
+
+    def at_once(self, chunk: int) -> None:
+        """From now on so many clients train as one."""
+        self.grid.chunk = self.local.chunk = chunk
+        self.expected = self.updates(self.local.send_and_receive(self.messages))
 
     def __call__(self, timeout: float | None = None) -> dict[int, object]:
         return self.updates(self.grid.send_and_receive(self.messages, timeout=timeout))
@@ -160,20 +166,16 @@ def test_a_client_that_always_takes_its_actor_down_fails_alone(ask):
     assert ask.good(ask()), "the next round has all its workers"
 
 
-def test_an_actor_that_is_killed_in_the_middle_of_a_round(ask):
-    pid = ask.folder / "2.pid"
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_an_actor_that_is_killed_in_the_middle_of_a_round(ask, chunk):
+    ask.at_once(chunk)
     plan(ask.folder, 2, "sleep", 1)
-
-    def kill() -> None:
-        until(lambda: pid.exists() and pid.read_text() != "")
-        os.kill(int(pid.read_text()), signal.SIGKILL)
-        pid.unlink()
-
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=lambda: os.kill(asleep(ask.folder), signal.SIGKILL))
     killer.start()
     answers = ask()
     killer.join()
     assert ask.good(answers)
+    ask.at_once(1)
 
 
 def test_an_actor_that_is_killed_between_rounds(ask):
@@ -188,5 +190,59 @@ def test_past_the_timeout_a_client_fails_and_the_next_round_has_all_its_workers(
     answers = ask(timeout=3.0)
     assert answers[5].code == TIMED_OUT and "3.0 seconds" in answers[5].reason
     assert ask.good(answers, but=(1, 3, 5)), "those of the other worker have answered"
+    sleeper = asleep(ask.folder)
+    until(lambda: not Path(f"/proc/{sleeper}").exists(), 5, "the end of who slept")
     plan(ask.folder, 5, "sleep", 0)
     assert ask.good(ask())
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole command
+RAY = ("engine=ray", "engine.workers=2", "output=runs")
+
+
+def ended(command: Command, code: int, *words: str) -> Ended:
+    """The command after its end, of which nothing is left a moment later."""
+    end = command.end(timeout=120)
+    assert end.code == code and all(word in end.err for word in words), end.err
+    until(lambda: not command.alive(), 10, "the end of Ray's processes")
+    return end
+
+
+def test_an_actor_that_is_killed_under_the_command(tmp_path):
+    """While it trains two clients at once; the run folder is that of a run in which nothing happened."""
+    whole = quick(tmp_path, "engine=local", *given(tmp_path, "output=whole", "cohort=2"))
+    plan(tmp_path, 2, "sleep", 1)
+    command = Command((*RAY, *given(tmp_path, "cohort=2")), tmp_path)
+    os.kill(asleep(tmp_path), signal.SIGKILL)
+    assert list(differing(ended(command, 0).folder, whole.folder)) == ["config.yaml"], "which names the engine"
+
+
+def overlapping(folder: Path) -> list[str]:
+    """A federation whose server trains a generator while clients evaluate."""
+    of_fedgen = [option for option in GIVEN if not option.startswith(("strategy=", "rounds="))]
+    told = ["strategy._target_=tests.mischief.Overlapping", f"+strategy.folder={folder}", "strategy.generator_steps=3"]
+    return [*of_fedgen, "rounds=2", "strategy=fedgen", *told]
+
+
+def test_an_actor_that_is_killed_while_it_evaluates_and_the_server_trains(tmp_path):
+    """By the server's own hand, so it is then."""
+    whole = quick(tmp_path, "engine=local", *overlapping(tmp_path), "output=whole")
+    plan(tmp_path, "evaluating-3", "sleep", 1)
+    plan(tmp_path, "server", "kill", 1)
+    folder = ended(Command((*RAY, *overlapping(tmp_path)), tmp_path), 0).folder
+    assert (tmp_path / "evaluating-3").read_text() == "sleep 0" and (tmp_path / "server").read_text() == "kill 0"
+    assert list(differing(folder, whole.folder)) == ["config.yaml"]
+
+
+def test_a_server_that_fails_while_clients_evaluate(tmp_path):
+    """The one client that evaluates would do so for ten minutes."""
+    plan(tmp_path, "evaluating-3", "sleep", 1)
+    plan(tmp_path, "server", "wait", 1)
+    end = ended(Command((*RAY, *overlapping(tmp_path)), tmp_path), 1, "Traceback", "the cat ate my homework")
+    assert "run: " not in end.out
+
+
+def test_a_run_that_ends_with_an_error_leaves_no_process(tmp_path):
+    plan(tmp_path, 3, "raise", 1)
+    end = ended(Command((*RAY, *given(tmp_path)), tmp_path), 1, "1 of 6 clients failed in round 2", "the dog ate my homework")
+    assert end.out == ""

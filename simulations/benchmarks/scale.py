@@ -5,12 +5,14 @@ import resource
 import statistics
 
 from simulations.benchmarks import shapes
+from simulations.workers import start_ray
 
 STEPS, PER_CLIENT, ROUNDS = 20, 64, 5
 
 
 def relative_cost(key: str, population: int, per_round: int, overrides: list[str]) -> float:
     """Microseconds per client and step of a training round, over those of 10 of 20; both federations take rounds in turn."""
+    start_ray(4, None)  # room for both federations' actors, of which one at a time works
     with federation(population, per_round, overrides) as large, federation(20, 10, overrides) as small:
         pairs = []
         for repetition in range(1 + ROUNDS):
@@ -32,8 +34,6 @@ def relative_cost(key: str, population: int, per_round: int, overrides: list[str
 
 def federation(population: int, per_round: int, overrides: list[str]):
     """FedGen, every client with 64 examples drawn from all, two actors, chunks as cohort=auto would cut them at most."""
-    split = f"{shapes.overlapping.__module__}.{shapes.overlapping.__qualname__}"
-    partition = ["~partition", f"+partition._target_={split}", "+partition._partial_=true", f"+partition.size={PER_CLIENT}"]
     sizes = [f"num_clients={population}", f"clients_per_round={per_round}", f"local_steps={STEPS}", "cohort=5"]
     kept = [o for o in overrides if not o.lstrip("~+").startswith("partition")]
-    return shapes.federation([*kept, *partition, *sizes], workers=2)
+    return shapes.federation([*kept, *shapes.overlapping_overrides(PER_CLIENT), *sizes], workers=2)

@@ -171,6 +171,12 @@ def overlapping(train: np.ndarray, test: np.ndarray, num_clients: int, rng: np.r
     return Partition(draw(train), draw(test))
 
 
+def overlapping_overrides(size: int) -> list[str]:
+    """Overrides for clients with ``size`` examples each, however many they are."""
+    target = f"{overlapping.__module__}.{overlapping.__qualname__}"
+    return ["~partition", f"+partition._target_={target}", "+partition._partial_=true", f"+partition.size={size}"]
+
+
 def pixels_overrides(clients: int) -> list[str]:
     """Overrides for as many clients with random images of their own."""
     source = f"{random_pixels.__module__}.{random_pixels.__qualname__}"
