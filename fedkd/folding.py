@@ -90,8 +90,10 @@ class _Linear(_Folded):
 
     @staticmethod
     def vmap(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
-        x, weight, bias = (stacked(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims))
-        return _Products.apply(x, weight, bias), 0
+        together = [stacked(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims)]
+        if torch.is_autocast_enabled(x.device.type):  # the products' own backward is not autocast's to see to
+            together = [t.to(torch.get_autocast_dtype(x.device.type)) for t in together]
+        return _Products.apply(*together), 0
 
 
 class _Products(torch.autograd.Function):

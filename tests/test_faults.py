@@ -240,9 +240,3 @@ def test_a_server_that_fails_while_clients_evaluate(tmp_path):
     plan(tmp_path, "server", "wait", 1)
     end = ended(Command((*RAY, *overlapping(tmp_path)), tmp_path), 1, "Traceback", "the cat ate my homework")
     assert "run: " not in end.out
-
-
-def test_a_run_that_ends_with_an_error_leaves_no_process(tmp_path):
-    plan(tmp_path, 3, "raise", 1)
-    end = ended(Command((*RAY, *given(tmp_path)), tmp_path), 1, "1 of 6 clients failed in round 2", "the dog ate my homework")
-    assert end.out == ""

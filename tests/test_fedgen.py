@@ -13,9 +13,9 @@ from fedkd.batch import Batch
 from fedkd.bound import Bound, snapshot
 from fedkd.generators.feature_mlp import FeatureMLP
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.diversity import distances
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
-from fedkd.losses.diversity import distances
 from fedkd.site import Client, Server
 from fedkd.types import Examples, State, Task, Update
 from simulations.run import compose

@@ -16,7 +16,7 @@ from fedkd.seed import Seed
 from fedkd.site import Client
 from fedkd.train import fit, flatten_optimizer, restore_optimizer, scaled
 from fedkd.types import Examples, Task
-from tests.conftest import same
+from tests.conftest import same, settle
 
 TASK = Task("toy", (1, 4, 4), 3)
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -216,3 +216,36 @@ def test_evaluation_without_examples_has_no_accuracy():
 def test_a_batch_can_be_without_images():
     (batch,) = Batches(torch.zeros(1, 4, dtype=torch.int64), drawn={"noise": torch.ones(1, 4, 2)})
     assert batch.x is None and batch.noise.shape == (4, 2) and isinstance(batch, Batch)
+
+
+# ------------------------------------------------------------------------------------------------------------- execution
+def test_bfloat16_is_another_rounding_of_the_same_training():
+    """Weights stay float32; one step differs by what bfloat16 rounds, and not by more, alone and in a cohort."""
+    wide, narrow = (settle("strategy=fedavg", f"precision={name}", "local_steps=1")[0] for name in ("float32", "bfloat16"))
+    shared = {"model": wide.strategy.init(wide.federation().server)["model"]}
+    exact, _ = wide.strategy.train(wide.client(0, 1), shared, None, 1)
+    alone, _ = narrow.strategy.train(narrow.client(0, 1), shared, None, 1)
+    together, _ = narrow.strategy.train_cohort([narrow.client(0, 1)], shared, [None], 1)[0]
+    for rounded in (alone, together):
+        for name, value in rounded.state["model"].items():
+            assert value.dtype == exact.state["model"][name].dtype
+            torch.testing.assert_close(value, exact.state["model"][name], rtol=0.02, atol=2e-4)
+        assert not torch.equal(rounded.state["model"]["embed.1.weight"], exact.state["model"]["embed.1.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cohort", [False, True])
+def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
+    plain, compiled = (settle("strategy=fedgen", f"compile={flag}", "local_steps=2", "precision=float64")[0] for flag in ("false", "true"))
+    state = plain.strategy.init(plain.federation().server)
+    shared = {part: state[part] for part in plain.strategy.shares}
+    results = []
+    for home in (plain, compiled):
+        sites = [home.client(0, 2), home.client(1, 2)]
+        done = home.strategy.train_cohort(sites, shared, [None, None], 2) if cohort else [home.strategy.train(s, shared, None, 2) for s in sites]
+        results.append(done)
+    for (one, kept_one), (other, kept_other) in zip(*results):
+        for name, value in one.state["model"].items():
+            torch.testing.assert_close(other.state["model"][name], value, rtol=1e-9, atol=1e-11)
+        for name, value in kept_one["statistics"].items():
+            torch.testing.assert_close(kept_other["statistics"][name], value, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,74 @@
+"""Steps at fixed places, as a CUDA graph has them. The capture itself needs a GPU: a stand-in keeps its contract here, which is that
+a step reads from places of its own and overwrites the results of the one before, so that whoever keeps one without a copy is found out.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import fedkd.cohort
+import fedkd.program
+import fedkd.train
+from fedkd.program import Tree, leaves, regrow
+from tests.conftest import STRATEGIES, options, run, same
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
+
+
+def overwriting(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
+    """What :func:`fedkd.program.capture` gives, without a GPU."""
+    result = regrow(form := work(), iter([tensor.clone() for tensor in leaves(form)]))
+
+    def again() -> None:
+        for place, tensor in zip(leaves(result), leaves(work()), strict=True):
+            place.copy_(tensor)
+
+    return again, result
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """All steps are captured, and cohorts padded to multiples of three."""
+    monkeypatch.setattr(fedkd.program, "capture", overwriting)
+    monkeypatch.setattr(fedkd.program, "captures", lambda static: bool(static))
+    monkeypatch.setattr(fedkd.cohort, "bucket", lambda number, device: -(-number // 3) * 3)
+    fedkd.train._programs.clear()
+    run.cache_clear()
+    yield
+    fedkd.train._programs.clear()
+    run.cache_clear()
+
+
+SETTINGS = ("precision=float64", "rounds=2", "optimizer.momentum=0.9", "cohort=2")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_captured_rounds_agree(name, request):
+    plain = run(f"strategy={name}", *SETTINGS, *options(name))
+    request.getfixturevalue("captured")
+    captured = run(f"strategy={name}", *SETTINGS, *options(name))
+    for part, tensors in plain.state.items():
+        for key, value in tensors.items():
+            torch.testing.assert_close(captured.state[part][key], value, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
+    assert plain.memories.keys() == captured.memories.keys()
+
+
+def test_one_by_one_the_bits_are_the_same(request):
+    plain = run("strategy=fedgen", "rounds=2", *options("fedgen"))
+    request.getfixturevalue("captured")
+    captured = run("strategy=fedgen", "rounds=2", *options("fedgen"))
+    assert same(plain.state, captured.state) and same(plain.memories, captured.memories)
+
+
+def test_a_padded_cohort_gives_back_its_own_clients_alone(captured):
+    ran = run("strategy=fedavg", "cohort=4", "clients_per_round=4", "num_clients=8", "local_steps=null", "local_epochs=1")
+    assert len(ran.memories) >= 4 and all(torch.isfinite(t).all() for t in ran.state["model"].values())
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_on_a_gpu_rounds_agree_with_those_on_the_cpu(device):
+    on_cpu = run("strategy=fedgen", *SETTINGS, *options("fedgen"))
+    on_gpu = run("strategy=fedgen", *SETTINGS, *options("fedgen"), f"device={device}")
+    for key, value in on_cpu.state["model"].items():
+        torch.testing.assert_close(on_gpu.state["model"][key].cpu(), value, rtol=1e-8, atol=1e-10)
