@@ -9,20 +9,9 @@ from torch import Tensor, nn
 from fedkd.batch import Batch, Batches
 from fedkd.bound import Bound, asleep
 from fedkd.folding import twin
+from fedkd.optimize import OptimizerFactory, flatten_optimizer, restore_optimizer
 from fedkd.program import Program
-from fedkd.train import (
-    Execution,
-    Fitted,
-    LossFunction,
-    Material,
-    OptimizerFactory,
-    descend,
-    differentiated,
-    finite,
-    flatten_optimizer,
-    restore_optimizer,
-    stored,
-)  # fmt: skip
+from fedkd.train import Execution, Fitted, LossFunction, Material, descend, differentiated, finite, stored
 from fedkd.types import Metrics, State, Tensors
 
 

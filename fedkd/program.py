@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fedkd.capture import capture, captures
+
 Tree = Any
 """Nested dictionaries and sequences of tensors; None stands for one that is not there."""
 
@@ -169,25 +171,6 @@ class Captured:
             place.copy_(tensor)
         self._run()
         return self._result
-
-
-def captures(static: Sequence[Tensor]) -> bool:
-    """Steps on these tensors are captured: they lie on a GPU."""
-    return bool(static) and static[0].is_cuda
-
-
-def capture(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
-    """``work`` as one launch, and where its result is after each."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # kernels are chosen and workspaces made before the capture
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
-    return graph.replay, result
 
 
 def copies(tree: Tree) -> list[Tensor]:

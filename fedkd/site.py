@@ -8,8 +8,9 @@ from torch import nn
 
 from fedkd.batch import Batches
 from fedkd.models.classifier import Classifier
+from fedkd.optimize import OptimizerFactory
 from fedkd.seed import Seed
-from fedkd.train import Execution, OptimizerFactory
+from fedkd.train import Execution
 from fedkd.types import Examples, State, Task
 
 

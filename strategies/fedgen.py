@@ -16,10 +16,11 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.one_hot import one_hot
+from fedkd.optimize import OptimizerFactory, scaled
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
-from fedkd.train import OptimizerFactory, fit, scaled
+from fedkd.train import fit
 from fedkd.types import Metrics, State, Task, Tensors, Update
 
 

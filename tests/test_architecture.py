@@ -19,10 +19,10 @@ from simulations.run import compose
 from tests.conftest import ROOT
 
 LEVELS = [
-    {"fedkd.types", "fedkd.check", "fedkd.one_hot"},
+    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture"},
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble"},
-    {"fedkd.batch", "fedkd.bound", "fedkd.program", "fedkd.evaluate", "fedkd.folding"},
+    {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.folding"},
     {"fedkd.train"},
     {"fedkd.cohort"},
     {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},

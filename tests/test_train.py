@@ -12,9 +12,10 @@ from fedkd.bound import Bound, load, part, snapshot
 from fedkd.evaluate import evaluate
 from fedkd.models.fedgen_cnn import FedGenCNN
 from fedkd.models.mlp import MLP
+from fedkd.optimize import flatten_optimizer, restore_optimizer, scaled
 from fedkd.seed import Seed
 from fedkd.site import Client
-from fedkd.train import fit, flatten_optimizer, restore_optimizer, scaled
+from fedkd.train import fit
 from fedkd.types import Examples, Task
 from tests.conftest import same, settle
 
