@@ -1,6 +1,7 @@
 """The only evaluation loop."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,22 @@ from fedkd.types import Examples
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of one evaluation: per class the number of examples and of correct answers [C], and the sum of losses."""
+    """Counts of an evaluation: per class the number of examples and of correct answers [C], and the sum of losses of each batch."""
 
     total: Tensor
     correct: Tensor
-    loss: float
+    losses: tuple[float, ...]
+
+    @classmethod
+    def together(cls, parts: Sequence["Score"]) -> "Score":
+        """The score on all examples, from those of their parts in order."""
+        total, correct = (torch.stack(counts).sum(0) for counts in zip(*((part.total, part.correct) for part in parts)))
+        return cls(total, correct, tuple(loss for part in parts for loss in part.losses))
+
+    @property
+    def loss(self) -> float:
+        """The sum of losses, exact but for the last bit, however the examples were parted between batches' boundaries."""
+        return math.fsum(self.losses)
 
     @property
     def accuracy(self) -> float:
@@ -32,12 +44,12 @@ def evaluate(
     """Score ``model`` (images to :class:`~fedkd.types.Output`, in eval mode already) on all of ``examples``."""
     device = examples.y.device
     total = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    correct, loss = total.clone(), torch.zeros((), dtype=torch.float64, device=device)
+    correct, losses = total.clone(), []
     for begin in range(0, len(examples), batch_size):
         part = slice(begin, begin + batch_size)
         y, stored = examples.y[part], examples.x[part] if examples.rows is None else examples.x[examples.rows[part]]
         logits = model(examples.normalise(stored, dtype).contiguous(memory_format=torch.channels_last)).logits
         total += torch.bincount(y, minlength=num_classes)
         correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
-        loss += cross_entropy(logits, y).sum()
-    return Score(total.cpu(), correct.cpu(), loss.item())
+        losses.append(cross_entropy(logits, y).sum())
+    return Score(total.cpu(), correct.cpu(), tuple(torch.stack(losses).tolist()) if losses else ())

@@ -140,12 +140,14 @@ class Rounds(FlowerStrategy):
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | Callable[[], MetricRecord] | None] | None = None,
         *,
         start_round: int = 1,
         on_round: Callable[[Round], None] | None = None,
     ) -> Result:
         """Flower's loop, and: it can begin at ``start_round``, it knows failures, it hands every round to ``on_round``.
+
+        Evaluation begins before ``refine``: the clients', and that of ``evaluate_fn`` where it returns a function that waits for it.
 
         Raises:
             ClientFailure: a client failed and the policy does not put up with it.
@@ -164,18 +166,19 @@ class Rounds(FlowerStrategy):
                 after = self.aggregated(number, trained)
                 if hasattr(grid, "commit"):
                     grid.commit()
-            due, evaluated, scores = number % self.federation.evaluate_every == 0 or number == num_rounds, [], MetricRecord()
+            due, scores = number % self.federation.evaluate_every == 0 or number == num_rounds, MetricRecord()
             with clock(seconds, "evaluate"):
-                asked = list(self.configure_evaluate(number, wire.to_record(after.state), evaluate_config, grid)) if due else []
+                before = wire.to_record(after.state) if due else None
+                asked = list(self.configure_evaluate(number, before, evaluate_config, grid)) if due else []
                 begun = grid.begin(asked, timeout=timeout) if asked and hasattr(grid, "begin") else None
+                judged = evaluate_fn(number, before) if due and evaluate_fn else None
             with clock(seconds, "server"):  # while the clients evaluate
                 arrays, metrics = self.refined(after)
             with clock(seconds, "evaluate"):
-                if due:
-                    scores.update((evaluate_fn(number, arrays) if evaluate_fn else None) or {})
-                    evaluated, lost = collect(grid, asked, timeout, number, self.federation, begun)
-                    num_failures += lost
-                    scores.update(self.aggregate_evaluate(number, evaluated) or {})
+                evaluated, lost = collect(grid, asked, timeout, number, self.federation, begun)
+                num_failures += lost
+                scores.update((judged() if callable(judged) else judged) or {})
+                scores.update(self.aggregate_evaluate(number, evaluated) or {})
             result.arrays, result.train_metrics_clientapp[number] = arrays, metrics
             result.evaluate_metrics_serverapp[number] = scores
             if on_round:

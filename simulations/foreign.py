@@ -13,7 +13,7 @@ from fedkd.rounds import Federation, collect
 from simulations.grids import ClientGrid
 from simulations.progress import Progress
 from simulations.record import Folder
-from simulations.scores import balanced, on_shards
+from simulations.scores import balanced, on_shards, on_test
 from simulations.world import World
 
 
@@ -107,5 +107,5 @@ def measure(home: World, number: int, arrays: ArrayRecord) -> dict[str, float]:
     scores: dict[str, float] = {}
     if number % home.config.evaluation.every == 0 or number == home.config.rounds:
         model = assemble(home.model, home.initial, home.receive(arrays))
-        scores = {**balanced(home, model), **{k: v for k, v in on_shards(home, model).items() if not isinstance(v, list)}}
+        scores = {**balanced(home, on_test(home, model)), **{k: v for k, v in on_shards(home, model).items() if not isinstance(v, list)}}
     return {**scores, "seconds_server": 0, "seconds_evaluate": round(time.perf_counter() - began, 4)}

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -19,11 +19,13 @@ from flwr.serverapp import Grid
 from fedkd import wire
 from fedkd.check import require
 from fedkd.config import make
+from fedkd.evaluate import Score
 from simulations import columns
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.apps import answers as found
 from simulations.compat import identify
 from simulations.process import settle
+from simulations.scores import on_test
 from simulations.workers import WORK, Answers, Share, by_client, dismiss, everyone, hire, judged, portions, request, split, start_ray
 from simulations.world import world
 
@@ -77,6 +79,10 @@ class ClientGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Ask all clients that ``messages`` address; one reply each, sorted by client, errors among them."""
         return self.begin(messages, timeout=timeout)()
+
+    def score(self, model: Callable) -> Callable[[], Score]:
+        """Begin the balanced test of ``model``; the function that is returned waits for it."""
+        return lambda: on_test(world(self.config), model)
 
     def shares(self, kind: str, messages: list[Message]) -> list[Share]:
         """The clients of ``messages`` in chunks, and those dealt out to the workers by the steps that they have to do."""
@@ -226,6 +232,25 @@ class RayGrid(ClientGrid):
         for number in range(len(queues)):
             send(number)
         return wait
+
+    def score(self, model: Callable) -> Callable[[], Score]:
+        ray, home = self._ray, world(self.config)
+        batch = home.config.evaluation.batch_size
+        cuts = [len(home.test) * i // self.num_workers // batch * batch for i in range(self.num_workers)]
+        parts = list(pairwise([*cuts, len(home.test)]))  # whole batches each
+        put = ray.put(model)
+        asked = [actor.score.remote(self.config, put, *part) for actor, part in zip(self._actors, parts)]
+
+        def together() -> Score:
+            return Score.together([found_or(asked, part) for asked, part in zip(asked, parts)])
+
+        def found_or(reference: Any, part: tuple[int, int]) -> Score:
+            try:
+                return ray.get(reference)
+            except ray.exceptions.RayActorError:  # whoever was to do it has died of something else
+                return on_test(home, model, *part)
+
+        return together
 
     def peak_memory(self) -> list[int]:
         """The most memory that each actor has held, in KiB."""

@@ -121,16 +121,23 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
         )
 
 
-def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> MetricRecord:
-    """The balanced test of what the strategy predicts with, and where it asks for it, of its ensemble on the clients' shards."""
+def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
+    """Begin the balanced test of what the strategy predicts with. The function that is returned waits for it, and measures, where the
+    strategy asks for it, its ensemble on the clients' shards."""
     strategy, device = home.strategy, home.config.device
     memories = {client: wire.from_record(record, device) for client, record in sorted(grid.memory.items())}
     server, state = replace(strategy.federation.server, memories=memories), wire.from_record(arrays, device)
-    metrics = MetricRecord()
-    if (model := strategy.predict(server, state)) is not None:
-        metrics.update(balanced(home, model))
-    if (members := strategy.ensemble(server, state)) is not None:
-        metrics.update(on_shards(home, members))
+    model = strategy.predict(server, state)
+    score = None if model is None else grid.score(model)
+
+    def metrics() -> MetricRecord:
+        record = MetricRecord()
+        if score is not None:
+            record.update(balanced(home, score()))
+        if (members := strategy.ensemble(server, state)) is not None:
+            record.update(on_shards(home, members))
+        return record
+
     return metrics
 
 

@@ -3,14 +3,21 @@
 from collections.abc import Callable
 from math import isnan
 
+import torch
+
 from fedkd.aggregate import own_labels
-from fedkd.evaluate import evaluate
+from fedkd.evaluate import Score, evaluate
 from simulations.world import World
 
 
-def balanced(home: World, model: Callable) -> dict[str, float]:
-    """Accuracy, mean loss and accuracy by class on the whole test set."""
-    score = evaluate(model, home.test, home.config.evaluation.batch_size, home.task.num_classes, home.dtype)
+def on_test(home: World, model: Callable, begin: int = 0, end: int | None = None) -> Score:
+    """The score of ``model`` on the test set, or on its examples from ``begin`` to ``end``."""
+    examples = home.test if end is None else home.test.subset(torch.arange(begin, end, device=home.test.y.device))
+    return evaluate(model, examples, home.config.evaluation.batch_size, home.task.num_classes, home.dtype)
+
+
+def balanced(home: World, score: Score) -> dict[str, float]:
+    """Accuracy, mean loss and accuracy by class of a score on the whole test set."""
     classes = (score.correct / score.total).tolist()
     named = {f"accuracy_class_{c:02d}": value for c, value in enumerate(classes) if not isnan(value)}
     return {"accuracy": score.accuracy, "loss": score.loss / len(home.test), **named}

@@ -5,7 +5,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
 
 from fedkd import wire
 from fedkd.check import require
+from fedkd.evaluate import Score
 from simulations import columns
 from simulations.apps import CLIENT_RAISED, Work, answers, evaluate_chunk, train_chunk
 from simulations.compat import identify
 from simulations.process import settle
+from simulations.scores import on_test
+from simulations.world import world
 
 Share = list[list[int]]
 """What one worker is asked for: chunks of clients, each chunk trained at once."""
@@ -46,6 +49,10 @@ class Worker:
 
     def ping(self) -> None:
         """Answer."""
+
+    def score(self, config: str, model: Callable, begin: int, end: int) -> Score:
+        """The score of ``model`` on a part of the test set."""
+        return on_test(world(config), model, begin, end)
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in KiB."""
@@ -209,8 +216,24 @@ def join(ray: Any, address: str) -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """SIGTERM means afterwards what it meant before: Ray's own way is to abort with a page of addresses."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    """Ctrl-C and SIGTERM wait until the block has ended, the first time, and mean then what they meant before.
+
+    In the middle of its start Ray would leave processes behind, and from then on its own way with SIGTERM is to abort with a page of
+    addresses.
+    """
+    arrived: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        arrived.append(number)
+        if len(arrived) > 1:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for number in arrived[:1]:
+            signal.raise_signal(number)

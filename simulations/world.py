@@ -145,6 +145,7 @@ def world(text: str) -> World:
     check(config)
     device = config.device
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be one that this machine has (no GPU is visible here)", device)
+    torch.set_num_threads(1)  # another number is another rounding
     strategy = build(config, "strategy")
     known = isinstance(strategy, FlowerStrategy)
     require(known, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])

@@ -21,7 +21,8 @@ KEEPER = """
 import sys, ray
 given = dict(include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=sys.argv[1])
 address = ray.init(address="local", num_cpus=2, **given).address_info["gcs_address"]
-(open(sys.argv[1] + "/ray_current_cluster", "w").write(address))  # as "ray start" does, for all who ask for no address
+with open(sys.argv[1] + "/ray_current_cluster", "w") as file:  # as "ray start" does, for all who ask for no address
+    file.write(address)
 somebody = ray.remote(num_cpus=2)(type("Somebody", (), {"there": lambda self: None}))
 print(address, flush=True)
 for line in sys.stdin:
@@ -54,7 +55,8 @@ def cluster() -> Iterator[Cluster]:
     """Paths of sockets are short, hence no folder of pytest's."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         (Path(folder) / "ray").mkdir()
-        env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "PYTHONPATH": str(ROOT)}
+        settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": folder}
+        env = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", KEEPER, f"{folder}/ray"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -26,7 +26,7 @@ from fedkd import wire
 from simulations.benchmarks.nodes import CONFIG, echo_app, single_app
 from simulations.compat import quieten, simulate
 from simulations.run import compose, locate
-from simulations.scores import balanced
+from simulations.scores import balanced, on_test
 from simulations.world import world
 
 ACTORS, THOUSAND, KILOBYTE = 2, 1000, 1024
@@ -111,7 +111,7 @@ def whole_rounds(grid: Grid, text: str, rounds: int) -> None:
     clients, watch = OneToOne(grid, home.config.num_clients), Stopwatch()
 
     def judge(server_round: int, arrays: ArrayRecord) -> dict[str, float]:
-        return balanced(home, strategy.predict(strategy.federation.server, wire.from_record(arrays)))
+        return balanced(home, on_test(home, strategy.predict(strategy.federation.server, wire.from_record(arrays))))
 
     strategy.start(clients, num_rounds=rounds, timeout=600.0, evaluate_fn=judge, on_round=watch.lap)
 
