@@ -9,7 +9,7 @@ PARTITIONS = $(DATA)/partition_fedgen_alpha0.1.npz,$(DATA)/partition_fedgen_alph
 .PHONY: run test mnist clean
 
 run: .venv/ready
-	$(BIN)/python -m simulations.run -m rounds=40 strategy=fedavg,fedgen seed=0,1,2
+	$(BIN)/python -m simulations.run -m rounds=40 cohort=5 strategy=fedavg,fedgen seed=0,1,2
 	$(BIN)/python -m simulations.report outputs/digits
 
 test: .venv/ready

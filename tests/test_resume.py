@@ -178,6 +178,16 @@ def test_ctrl_c_ends_a_local_run_that_can_go_on(whole, tmp_path):
     check_resumed(folder, whole)
 
 
+def test_ctrl_c_while_ray_starts(tmp_path):
+    """It waits until Ray can be stopped as a whole."""
+    command = Command(RAY, tmp_path)
+    until(lambda: bool(command.alive()), what="the first of Ray's processes")
+    command.kill(signal.SIGINT)
+    ended = command.end(timeout=60)
+    assert (ended.code, ended.out, ended.err) == (130, "", INTERRUPTED)
+    until(lambda: not command.alive(), 10, "the end of Ray's processes")
+
+
 def test_ray_interrupted_killed_and_resumed(whole, tmp_path):
     """Ctrl-C in the middle, then what a scheduler sends, then SIGKILL: no process stays, and the files are those of one run."""
     for number, code, message in ((signal.SIGINT, 130, INTERRUPTED), (signal.SIGTERM, -15, ""), (signal.SIGKILL, -9, "")):
