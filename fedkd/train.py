@@ -111,7 +111,8 @@ def solo(module: nn.Module, loss: LossFunction, batches: Batches, execution: Exe
 
 def differentiated(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution) -> Callable:
     """``(fixed, step) -> {"losses", "metrics", "gradients"}``: what ``values`` gives, and the gradient of its sum by parameters."""
-    names, data, dtype = [name for name, _ in module.named_parameters()], batches.data, batches.dtype
+    names, dtype = [name for name, _ in module.named_parameters()], batches.dtype
+    data = None if batches.data is None else batches.data.scaling()  # a program outlives its data
 
     def step(fixed: Tree, changing: Tree) -> Tree:
         tensors, x = dict(fixed["tensors"]), None
@@ -200,7 +201,8 @@ def stored(parts: tuple, make: Callable[[], Program]) -> Program:
     """The program made of ``parts`` earlier in this process, or a new one; the 32 used last are kept."""
     key = tuple(identity(one) for one in parts)
     if key not in _programs:
-        _programs[key] = (parts, make())  # the parts are kept, so that nothing else can take their identity
+        kept = tuple(one for one in parts if not isinstance(one, Examples))  # so that nothing else can take their identity
+        _programs[key] = (kept, make())
     _programs.move_to_end(key)
     if len(_programs) > 32:
         _programs.popitem(last=False)

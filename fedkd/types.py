@@ -83,6 +83,10 @@ class Examples:
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
 
+    def scaling(self) -> "Examples":
+        """How images become floats, without any images."""
+        return Examples(torch.empty(0), torch.empty(0), self.scale, self.mean, self.std)
+
     def subset(self, index: np.ndarray | Tensor) -> "Examples":
         """The examples at ``index`` [n]; the images are shared, not copied."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.y.device)

@@ -123,7 +123,9 @@ def teacher_loss(logits: list[list[float]], y: list[int], shares: list[list[floa
     biases = torch.tensor(logits, dtype=DOUBLE)
     shared = {"heads": {"weight": torch.zeros(len(logits), *head.weight.shape, dtype=DOUBLE), "bias": biases}}
     shared["labels"] = {"shares": torch.tensor(shares, dtype=DOUBLE)}
-    batch = Batch(None, torch.tensor(y), {"noise": torch.zeros(len(y), 2, dtype=DOUBLE), "distances": torch.zeros(len(y), len(y), dtype=DOUBLE)})
+    batch = Batch(
+        None, torch.tensor(y), {"noise": torch.zeros(len(y), 2, dtype=DOUBLE), "distances": torch.zeros(len(y), len(y), dtype=DOUBLE)}
+    )
     strategy = fedgen(eta=0.0, **switches)
     return strategy.generator_loss(lambda noise, y: noise, batch, shared, {}, head=head)[0].item()
 

@@ -66,7 +66,7 @@ def test_also_where_clients_leave_and_optimizers_remember(monkeypatch):
     assert len(graphs()) > 1
 
 
-@pytest.mark.parametrize("cohort", [1])
+@pytest.mark.parametrize("cohort", [1, 3])
 def test_also_in_bfloat16(monkeypatch, cohort):
     agree(monkeypatch, "strategy=fedgen", *options("fedgen"), f"cohort={cohort}", "precision=bfloat16")
 

@@ -243,7 +243,11 @@ def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
     results = []
     for home in (plain, compiled):
         sites = [home.client(0, 2), home.client(1, 2)]
-        done = home.strategy.train_cohort(sites, shared, [None, None], 2) if cohort else [home.strategy.train(s, shared, None, 2) for s in sites]
+        done = (
+            home.strategy.train_cohort(sites, shared, [None, None], 2)
+            if cohort
+            else [home.strategy.train(s, shared, None, 2) for s in sites]
+        )
         results.append(done)
     for (one, kept_one), (other, kept_other) in zip(*results):
         for name, value in one.state["model"].items():
