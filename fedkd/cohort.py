@@ -67,8 +67,7 @@ def fit_cohort(
         seats = [order[row] for row in rows]
         material = Material.of([batches[k] for k in seats], slice(begin, end), together=True)
         fixed = {"tensors": take(tensors, rows), "shared": shared, "own": take(own, rows)}
-        if len(material):
-            fixed = program.placed(fixed, material[0])
+        fixed = program.placed(fixed, material)
         leaves = [fixed["tensors"][name].requires_grad_() for name in names]
         stepper = optimizer(leaves)
         restore_optimizer(stepper, names, take(kept, rows))

@@ -7,7 +7,7 @@ lets ``torch.compile`` fuse the graph's operations; that changes rounding.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,9 +48,15 @@ def regrow(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
     return tuple(regrow(branch, tensors) for branch in tree)
 
 
-def signature(tensors: Iterable[Tensor]) -> tuple:
-    """What a graph depends on: not the numbers."""
-    return tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
+def outline(tree: Tree) -> Hashable:
+    """What a graph depends on: names in their order, shapes, layouts, types; not the numbers."""
+    if isinstance(tree, Tensor):
+        return (tuple(tree.shape), tree.stride(), tree.dtype, tree.device)
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return tuple((key, outline(branch)) for key, branch in tree.items())
+    return tuple(map(outline, tree))
 
 
 class Program:
@@ -70,14 +76,14 @@ class Program:
         self._graphs: dict[tuple, Callable[..., Any] | None] = {}
         self._captured: dict[tuple, Captured] = {}
 
-    def placed(self, fixed: Tree, form: Tree) -> Tree:
-        """``fixed`` where a captured step finds it, or as it is where steps like ``form`` are not captured."""
-        static = list(leaves(fixed))
-        if not captures(static):
+    def placed(self, fixed: Tree, changing: Sequence[Tree]) -> Tree:
+        """``fixed`` where captured steps find it, or as it is where these steps are not captured."""
+        if not changing or not captures(list(leaves(fixed))):
             return fixed
-        kind = signature([*static, *leaves(form)])
+        form = changing[0]
+        kind = (outline(fixed), outline(form))
         if kind not in self._captured:
-            self._graphs[kind] = self._record(fixed, form)
+            self._graphs[kind] = self._record(fixed, form, changing[-1])
             if self._graphs[kind] is None:
                 return fixed
             self._captured[kind] = Captured(self._graphs[kind], fixed, form)
@@ -88,28 +94,28 @@ class Program:
         if not changing:
             return
         form = changing[0]
-        run = self._runner(fixed, form, len(changing))
+        run = self._runner(fixed, form, changing)
         for number in range(len(changing)):
             yield run(changing[number] if number else form)
 
-    def _runner(self, fixed: Tree, form: Tree, number: int) -> Callable[[Tree], Tree]:
-        """How a step is done of which ``number`` follow."""
+    def _runner(self, fixed: Tree, form: Tree, changing: Sequence[Tree]) -> Callable[[Tree], Tree]:
+        """How steps are done of which ``form`` is the first."""
         static = list(leaves(fixed))
-        kind = signature([*static, *leaves(form)])
+        kind = (outline(fixed), outline(form))
         if kind in self._captured and self._captured[kind].holds(static):
             return self._captured[kind].replay
         seen = self._steps.get(kind, 0)
-        self._steps[kind] = seen + number
+        self._steps[kind] = seen + len(changing)
         if kind not in self._graphs and (self._compile or seen >= REPLAY_AFTER):
-            self._graphs[kind] = self._record(fixed, form)
+            self._graphs[kind] = self._record(fixed, form, changing[-1])
         graph = self._graphs.get(kind)
         return partial(self._function, fixed) if graph is None else partial(graph, static)
 
-    def _record(self, fixed: Tree, form: Tree) -> Callable[..., Any] | None:
+    def _record(self, fixed: Tree, form: Tree, other: Tree) -> Callable[..., Any] | None:
         """The graph of a step, as a function of the same two trees.
 
-        None where the function looks at its tensors' values and cannot be recorded, or the graph does not give its bits: it then goes on
-        being run as it is written.
+        None where the function looks at its tensors' values and cannot be recorded, or the graph does not give its bits in this step and
+        an ``other``: it then goes on being run as it is written.
 
         Raises:
             ValueError: it cannot be recorded, and was to be compiled.
@@ -124,11 +130,13 @@ class Program:
 
         try:
             graph = tidy(make_fx(flat)(*copies(fixed), *copies(form)))
+            settled(graph)
+            usable = self._compile or all(faithful(flat, graph, [*copies(fixed), *copies(step)]) for step in (form, other))
         except RuntimeError as error:
             if self._compile:
                 raise ValueError(f"compile must be false for a loss that looks at its tensors' values, got true: {error}") from error
             return None
-        if not self._compile and not faithful(flat, graph, [*copies(fixed), *copies(form)]):
+        if not usable:
             return None
         run = torch.compile(graph) if self._compile else graph
         tree = shape[0]
@@ -189,6 +197,19 @@ def faithful(function: Callable[..., Any], graph: fx.GraphModule, tensors: list[
     mine, theirs = copies(tensors), copies(tensors)
     results = zip([*function(*mine), *mine], [*graph(*theirs), *theirs], strict=True)
     return all(torch.equal(torch.nan_to_num(a.detach()), torch.nan_to_num(b.detach())) for a, b in results)
+
+
+def settled(module: fx.GraphModule) -> None:
+    """Refuse a graph in which the numbers decide how many there are: it knows the sizes of one step alone.
+
+    Raises:
+        RuntimeError: naming the operation.
+    """
+    for node in module.graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            where = [one.meta["val"].dtype for one in node.args[1] if one is not None] if node.target is aten.index.Tensor else [torch.bool]
+            if torch.bool in where or torch.uint8 in where:
+                raise RuntimeError(f"the shape of what {node.target} gives depends on values")
 
 
 def tidy(module: fx.GraphModule) -> fx.GraphModule:

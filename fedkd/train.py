@@ -88,8 +88,7 @@ def fit(
     program = stored((module, loss, batches.data, batches.dtype, execution), lambda: solo(module, loss, batches, execution))
     material = Material.of([batches])
     fixed = {"tensors": tensors, "shared": shared or {}, "own": own or {}}
-    if len(batches):
-        fixed = program.placed(fixed, material[0])
+    fixed = program.placed(fixed, material)
     leaves = [fixed["tensors"][name].requires_grad_() for name in names]
     stepper = optimizer(leaves)
     restore_optimizer(stepper, names, optimizer_state or {})

@@ -47,7 +47,8 @@ def unpack(tables: list[Table]) -> dict[int, RecordDict]:
         for row, client in enumerate(clients):
             content = contents[client] = RecordDict()
             for name, kind, columns in records:
-                content[name] = build(kind, {column: values[row] for column, values in columns})
+                place = (row, ...) if kind is ArrayRecord else row  # an array, even of no dimension
+                content[name] = build(kind, {column: values[place] for column, values in columns})
     return contents
 
 

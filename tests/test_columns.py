@@ -149,3 +149,8 @@ def test_what_was_unpacked_can_be_packed_again():
     contents = {client: trained(client) for client in range(3)}
     assert len(pack(through(contents))) == 1
     check(through(contents))
+
+
+def test_what_was_unpacked_is_an_array_even_where_it_is_one_number():
+    record = through({0: trained(0), 1: trained(1)})[1]["own"]
+    assert isinstance(record["client:last_round"].numpy(), np.ndarray) and record["client:last_round"].numpy().shape == ()

@@ -150,6 +150,23 @@ def test_no_steps_are_no_results_and_other_shapes_another_kind(monkeypatch):
     assert sizes == [4] * 6 and len(made._graphs) == 2 and fixed["tensors"]["count"] == 6
 
 
+def test_names_in_another_order_are_another_kind(monkeypatch):
+    """As they are after a checkpoint was read: shapes alike, and a graph knows its tensors by their places."""
+    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    made, one, two = Program(lambda fixed, changing: {"difference": fixed["b"] - fixed["a"]}), torch.ones(2), torch.full((2,), 2.0)
+    for fixed in ({"b": two, "a": one}, {"a": one, "b": two}):
+        assert [result["difference"].tolist() for result in made.steps(fixed, material(2))] == [[1, 1], [1, 1]]
+
+
+def test_places_that_are_numbers_are_recorded(monkeypatch):
+    """A table looked up by labels has one shape whatever they are."""
+
+    def function(fixed, changing):
+        return {"rows": fixed["tensors"]["weight"][changing["y"]]}
+
+    assert None not in train_on(function, material(2), after=ALWAYS, monkeypatch=monkeypatch)[2]._graphs.values()
+
+
 # ---------------------------------------------------------------------------------------------- what cannot be replayed is not
 def branching(fixed, changing):
     """Looks at a value."""
@@ -166,14 +183,31 @@ def drawing(fixed, changing):
     return {"loss": changing["x"].sum() + torch.rand(())}
 
 
-@pytest.mark.parametrize("function", [branching, reading])
+def listing(fixed, changing):
+    """Looks at values behind the recorder's back."""
+    return {"loss": changing["x"] * sum(changing["x"].flatten().tolist())}
+
+
+def masking(fixed, changing):
+    """As many numbers as are positive."""
+    weight = fixed["tensors"]["weight"].detach().requires_grad_()
+    loss = (changing["x"] @ weight)[changing["x"][:, :2] > 0].square().mean()
+    return {"loss": loss.detach(), "gradients": torch.autograd.grad(loss, [weight])}
+
+
+def counting(fixed, changing):
+    """As many numbers as there are."""
+    return {"loss": sum((changing["x"].round() == number).sum() * number for number in changing["x"].round().unique())}
+
+
+@pytest.mark.parametrize("function", [branching, reading, listing, masking, counting])
 def test_a_function_that_looks_at_values_is_run_as_written(monkeypatch, function):
     written, _, _ = train_on(function, material(8), after=NEVER, monkeypatch=monkeypatch)
     found, _, made = train_on(function, material(8), after=ALWAYS, monkeypatch=monkeypatch)
     assert list(made._graphs.values()) == [None] and equal(found, written)
 
 
-@pytest.mark.parametrize("function", [branching, reading])
+@pytest.mark.parametrize("function", [branching, reading, masking, counting])
 def test_to_compile_one_is_refused(function):
     with pytest.raises(ValueError, match="^compile must be false for a loss that looks at its tensors' values, got true: "):
         next(Program(function, compile=True).steps(beginning(), material(1)))
