@@ -3,13 +3,12 @@
 ``python -m simulations.benchmarks.naive "generator 10" 5 data=mnist data.root=<folder>`` prints the seconds of five repetitions
 of one piece of work, one a line; the first is a cold one. ``python -m simulations.benchmarks.naive serve <overrides>`` reads
 pieces from standard input, one a line, does each once and answers with its seconds, so that a parent can alternate between this
-process and its own work: :class:`Opponent` is that parent. ``FEDKD_PLAIN_PROCESS=1`` in the environment asks everything that is
-imported here to leave the process as PyTorch made it.
+process and its own work: :class:`Opponent` is that parent.
+Nothing in it calls :func:`simulations.process.settle`.
 
 Pieces, with the defaults of their numbers: see :class:`Pieces`.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from simulations.benchmarks.naive_fedgen import NaiveFedGen
 from simulations.run import compose
 from simulations.world import world
 
-PLAIN = "FEDKD_PLAIN_PROCESS"
 PIXELS = Task("pixels", (3, 32, 32), 100)
 PIXELS_PER_CLIENT = 512
 
@@ -140,8 +138,7 @@ class Opponent:
 
     def __init__(self, overrides: list[str]) -> None:
         command = [sys.executable, "-m", "simulations.benchmarks.naive", "serve", *overrides]
-        environment = {**os.environ, PLAIN: "1"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def seconds(self, line: str) -> float:
         """How long the piece of work that ``line`` names takes over there; this process waits.
@@ -174,5 +171,4 @@ def main(piece: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ[PLAIN] = "1"
     main(*sys.argv[1:])
