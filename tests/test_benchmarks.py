@@ -64,6 +64,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_one_client_a_node_of_flowers_runtime_gives_the_same_bits(tmp_path):
     home, text = settle(*FEW)
     ours = home.strategy.start(LocalGrid(6, text), num_rounds=3).arrays

@@ -120,6 +120,7 @@ def test_nobody_at_the_address(tmp_path):
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_gives_back_what_it_held(cluster, tmp_path):
     """Ended by a scheduler in its middle, and gone on with to its end; the files are those of one run in one process."""
     command = Command((*GIVEN, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path)
@@ -135,6 +136,7 @@ def test_a_run_on_a_cluster_gives_back_what_it_held(cluster, tmp_path):
     assert list(differing(ended.folder, quick(tmp_path / "alone", *GIVEN, "engine=local").folder)) == ["config.yaml"]
 
 
+@pytest.mark.slow
 def test_without_an_address_a_cluster_on_this_machine_is_left_alone(cluster, tmp_path):
     """Ray by itself would join whichever was started last."""
     assert cluster.tell("hold") == 0
