@@ -4,6 +4,7 @@ import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -64,5 +65,14 @@ def snapshot(module: nn.Module) -> Tensors:
 
 
 def load(module: nn.Module, tensors: Tensors) -> None:
-    """Copy ``tensors`` into ``module``; every parameter and buffer must be there."""
-    module.load_state_dict(tensors, strict=True)
+    """Copy ``tensors`` into ``module``; every parameter and buffer must be there.
+
+    Raises:
+        RuntimeError: one is missing, unknown, or of another shape; says which.
+    """
+    places = module.state_dict()
+    if {name: place.shape for name, place in places.items()} != {name: value.shape for name, value in tensors.items()}:
+        module.load_state_dict(tensors, strict=True)  # many times slower, and explains what is wrong
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(tensors[name])

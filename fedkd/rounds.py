@@ -20,6 +20,9 @@ from fedkd.aggregate import own_labels
 from fedkd.site import Server
 from fedkd.types import State, Update
 
+Waiting = Callable[[], list[Message]]
+"""Waits for the replies to what was asked."""
+
 
 class ClientFailure(RuntimeError):
     """A client failed and the run's policy does not put up with it."""
@@ -69,6 +72,16 @@ class Aggregated:
     updates: Sequence[Update]
     server_round: int
     metrics: dict[str, float | Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A round that is done but for its evaluation: the clients', and the server's where that goes on too."""
+
+    done: Round
+    asked: list[Message]
+    evaluating: Waiting | None
+    judging: MetricRecord | Callable[[], MetricRecord] | None
 
 
 class Rounds(FlowerStrategy):
@@ -147,7 +160,9 @@ class Rounds(FlowerStrategy):
     ) -> Result:
         """Flower's loop, and: it can begin at ``start_round``, it knows failures, it hands every round to ``on_round``.
 
-        Evaluation begins before ``refine``: the clients', and that of ``evaluate_fn`` where it returns a function that waits for it.
+        A round's evaluation, the clients' and that of ``evaluate_fn`` where it returns a function that waits for it, goes on while the
+        server refines and while the next round's clients begin to train: nobody waits for it but ``on_round``. On grids that cannot
+        be asked two things at once one follows the other.
 
         Raises:
             ClientFailure: a client failed and the policy does not put up with it.
@@ -157,34 +172,59 @@ class Rounds(FlowerStrategy):
         result = Result()
         result.arrays = arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        under_way: Evaluation | None = None
+
+        def conclude() -> None:
+            if under_way is not None:
+                done, scores = self.evaluated(grid, under_way, timeout)
+                result.arrays, result.train_metrics_clientapp[done.number] = done.arrays, MetricRecord(done.metrics)
+                result.evaluate_metrics_serverapp[done.number] = scores
+                if on_round:
+                    on_round(replace(done, metrics={**done.metrics, **scores}))
+
         for number in range(start_round, num_rounds + 1):
             seconds = dict.fromkeys(("local", "server", "evaluate"), 0.0)
             with clock(seconds, "local"):
                 messages = list(self.configure_train(number, arrays, train_config, grid))
-                trained, num_failures = collect(grid, messages, timeout, number, self.federation)
+                training = begin(grid, messages, timeout)
+            conclude()  # the last round, while this one's clients train
+            with clock(seconds, "local"):
+                trained, num_failures = collect(grid, messages, timeout, number, self.federation, training)
             with clock(seconds, "server"):
                 after = self.aggregated(number, trained)
                 if hasattr(grid, "commit"):
                     grid.commit()
-            due, scores = number % self.federation.evaluate_every == 0 or number == num_rounds, MetricRecord()
             with clock(seconds, "evaluate"):
+                due = number % self.federation.evaluate_every == 0 or number == num_rounds
                 before = wire.to_record(after.state) if due else None
                 asked = list(self.configure_evaluate(number, before, evaluate_config, grid)) if due else []
-                begun = grid.begin(asked, timeout=timeout) if asked and hasattr(grid, "begin") else None
-                judged = evaluate_fn(number, before) if due and evaluate_fn else None
-            with clock(seconds, "server"):  # while the clients evaluate
+                evaluating = begin(grid, asked, timeout)
+                judging = evaluate_fn(number, before) if due and evaluate_fn else None
+            with clock(seconds, "server"):
                 arrays, metrics = self.refined(after)
-            with clock(seconds, "evaluate"):
-                evaluated, lost = collect(grid, asked, timeout, number, self.federation, begun)
-                num_failures += lost
-                scores.update((judged() if callable(judged) else judged) or {})
-                scores.update(self.aggregate_evaluate(number, evaluated) or {})
-            result.arrays, result.train_metrics_clientapp[number] = arrays, metrics
-            result.evaluate_metrics_serverapp[number] = scores
-            if on_round:
-                up, down = wire.payload(trained), wire.payload(messages)
-                on_round(Round(number, arrays, {**metrics, **scores}, seconds, trained, evaluated, num_failures, up, down))
+            up, down = wire.payload(trained), wire.payload(messages)
+            done = Round(number, arrays, dict(metrics), seconds, trained, [], num_failures, up, down)
+            under_way = Evaluation(done, asked, evaluating, judging)
+        conclude()
         return result
+
+    def evaluated(self, grid: Grid, under_way: "Evaluation", timeout: float) -> tuple[Round, MetricRecord]:
+        """The round whose evaluation is under way, and what that gives, once it is there.
+
+        Raises:
+            ClientFailure: a client failed and the policy does not put up with it.
+        """
+        done, judging, scores = under_way.done, under_way.judging, MetricRecord()
+        with clock(done.seconds, "evaluate"):
+            replies, lost = collect(grid, under_way.asked, timeout, done.number, self.federation, under_way.evaluating)
+            scores.update((judging() if callable(judging) else judging) or {})
+            scores.update(self.aggregate_evaluate(done.number, replies) or {})
+        return replace(done, evaluated=replies, num_failures=done.num_failures + lost), scores
+
+
+def begin(grid: Grid, messages: list[Message], timeout: float | None) -> Waiting | None:
+    """Begin to ask; None where there is nothing to ask, or the grid can only be asked and waited for in one."""
+    return grid.begin(messages, timeout=timeout) if messages and hasattr(grid, "begin") else None
 
 
 def collect(
@@ -193,7 +233,7 @@ def collect(
     timeout: float | None,
     server_round: int,
     policy: Federation,
-    begun: Callable[[], list[Message]] | None = None,
+    begun: Waiting | None = None,
 ) -> tuple[list[Message], int]:
     """Send, receive, and deal with failures as the policy says: the good replies in the order of clients, and how many failed.
 

@@ -156,7 +156,7 @@ class Material(Sequence):
         return len(self.y)
 
     def __getitem__(self, step: int) -> Tree:
-        images = {} if self.data is None else {"stored": self.data.x[self.where[step]]}
+        images = {} if self.data is None else {"stored": self.data.gather(self.where[step])}
         return {**images, "y": self.y[step], "drawn": {name: value[step] for name, value in self.drawn.items()}}
 
 

@@ -70,7 +70,11 @@ class Examples:
 
     def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The images at ``index`` (any shape) as floats."""
-        return self.normalise(self.x[self.where(index)], dtype)
+        return self.normalise(self.gather(self.where(index)), dtype)
+
+    def gather(self, places: Tensor) -> Tensor:
+        """The images as they are stored at ``places`` in ``x`` (any shape): whole images are copied, several times faster than ``x[places]``."""
+        return self.x.index_select(0, places.flatten()).unflatten(0, places.shape)
 
     def where(self, index: Tensor) -> Tensor:
         """The places in ``x`` of the examples at ``index`` (any shape)."""

@@ -152,9 +152,10 @@ def evaluate_chunk(home: World, content: RecordDict, shared: State | None, owns:
     server_round, half, answers = int(content["config"]["server-round"]), home.strategy, []
     if shared is None:
         _, shared, half = foreign(home, content)
+    batch_size = home.config.evaluation.batch_size
     for own, client in zip(owns, clients):
         site = home.client(client, server_round, testing=True)
-        score = half.evaluate(site, shared, remembered(own, site.device), home.config.evaluation.batch_size)
+        score = half.evaluate(site, shared, remembered(own, site.device), batch_size)
         answers.append(RecordDict({wire.METRICS: MetricRecord(scores(score))}))
     return answers
 

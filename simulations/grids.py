@@ -195,34 +195,36 @@ class RayGrid(ClientGrid):
 
     def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
         ray, answers = self._ray, {}
-        deadline = None if timeout is None else time.monotonic() + timeout
         broadcast = ray.put(content)  # once, however many clients there are
         queues = [deque(portions(share)) for share in shares]
-        running: dict[Any, tuple[int, Share]] = {}
+        running: dict[Any, tuple[int, Any, Share]] = {}
         lost = {client: 0 for share in shares for client in everyone(share)}
 
         def send(number: int) -> None:
             if queues[number]:
                 share = queues[number].popleft()
                 owns = columns.pack({client: RecordDict({wire.OWN: own}) for client, own in self.owns(content, share).items()})
-                running[self._actors[number].work.remote(kind, broadcast, self.cohort(share), owns)] = (number, share)
+                actor = self._actors[number]
+                running[actor.work.remote(kind, broadcast, self.cohort(share), owns)] = (number, actor, share)
 
         def wait() -> Answers:
+            deadline = None if timeout is None else time.monotonic() + timeout
             while running:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 done, _ = ray.wait(list(running), timeout=left)
                 if not done:
-                    return answers | self._give_up([number for number, _ in running.values()], lost.keys() - answers.keys(), timeout)
+                    late = [(number, actor) for number, actor, _ in running.values()]
+                    return answers | self._give_up(late, lost.keys() - answers.keys(), timeout)
                 receive(done[0], *running.pop(done[0]))
             return answers
 
-        def receive(reference: Any, number: int, share: Share) -> None:
+        def receive(reference: Any, number: int, actor: Any, share: Share) -> None:
             try:
                 answers.update(judged(columns.unpack(ray.get(reference))))
             except ray.exceptions.RayTaskError as error:  # it raised outside any one client's work, and lives
                 answers.update({client: Error(code=CLIENT_RAISED, reason=str(error)) for client in everyone(share)})
             except ray.exceptions.RayError as error:
-                self._replace(number)
+                self._replace(number, actor)
                 lost.update({client: lost[client] + 1 for client in everyone(share)})
                 queues[number].extendleft([chunk] for chunk in reversed(share) if lost[chunk[0]] < 2)
                 gone = [client for client in everyone(share) if lost[client] == 2]
@@ -256,15 +258,16 @@ class RayGrid(ClientGrid):
         """The most memory that each actor has held, in KiB."""
         return self._ray.get([actor.peak_memory.remote() for actor in self._actors])
 
-    def _replace(self, number: int) -> None:
-        """A fresh actor in the place of one that is dead or past its time."""
-        self._ray.kill(self._actors[number])
-        (self._actors[number],) = make("engine", hire, self._ray, self._num_gpus, 1)
+    def _replace(self, number: int, actor: Any) -> None:
+        """A fresh actor in the place of one that is dead or past its time, unless another question to it has found that out already."""
+        if self._actors[number] is actor:
+            self._ray.kill(actor)
+            (self._actors[number],) = make("engine", hire, self._ray, self._num_gpus, 1)
 
-    def _give_up(self, numbers: Iterable[int], clients: Iterable[int], timeout: float | None) -> Answers:
+    def _give_up(self, late: Iterable[tuple[int, Any]], clients: Iterable[int], timeout: float | None) -> Answers:
         """Past the deadline: end the work that still runs, with its actors."""
-        for number in numbers:
-            self._replace(number)
+        for number, actor in late:
+            self._replace(number, actor)
         return {client: Error(code=TIMED_OUT, reason=f"no answer within {timeout} seconds (timeout)") for client in clients}
 
     def close(self) -> None:

@@ -183,6 +183,7 @@ def start_ray(num_workers: int, address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lets its workers stand back behind every other process
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(2 << 20))  # bytes that travel with an answer itself
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")

@@ -10,7 +10,7 @@ from fedkd.checkpoint import read_checkpoint
 from simulations.grids import LocalGrid, RayGrid, split
 from simulations.run import compose, execute
 from simulations.world import world
-from tests.conftest import same
+from tests.conftest import same, settle
 from tests.running import TINY, metrics
 
 ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None) for n in (1, 2, 3)}}
@@ -94,3 +94,29 @@ def test_a_finished_run_of_one_engine_is_finished_for_the_other(folders, tmp_pat
     folder = execute(compose([*small("fedgen"), "engine=local", f"output={tmp_path / 'runs'}"]))
     assert "finished already, skipped" in capsys.readouterr().out
     assert folder.name == folders["ray2", "fedgen"].name and folder != folders["ray2", "fedgen"]
+
+
+class Watching(LocalGrid):
+    """Notes what it is asked, and when somebody waits for that."""
+
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        self.notes: list[str] = []
+
+    def begin(self, messages, *, timeout=None):
+        what = f"{messages[0].metadata.message_type} {messages[0].content['config']['server-round']}"
+        self.notes.append(what)
+        wait = super().begin(messages, timeout=timeout)
+        return lambda: (self.notes.append(f"waited for {what}"), wait())[1]
+
+
+def test_a_round_is_evaluated_while_the_server_refines_and_the_next_one_trains(monkeypatch):
+    home, text = settle(*small("fedgen"), "evaluation.every=1")
+    grid, refine = Watching(home.config.num_clients, text), home.strategy.refine
+    monkeypatch.setattr(home.strategy, "refine", lambda *given: (grid.notes.append("refined"), refine(*given))[1])
+    result = home.strategy.start(grid, num_rounds=2, on_round=lambda done: grid.notes.append(f"round {done.number}"))
+    assert grid.notes == [
+        "train 1", "waited for train 1", "evaluate 1", "refined", "train 2", "waited for evaluate 1", "round 1",
+        "waited for train 2", "evaluate 2", "refined", "waited for evaluate 2", "round 2",
+    ]  # fmt: skip
+    assert result.evaluate_metrics_serverapp.keys() == {1, 2} == result.train_metrics_clientapp.keys()

@@ -336,3 +336,28 @@ def test_tidy_removes_what_nobody_uses_and_views_that_change_nothing():
     assert [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"] == ["add", "t", "view"]
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     assert all(map(torch.equal, graph(x), function(x)))
+
+
+def test_tidy_makes_constants_once_unless_they_are_written_to():
+    def function(x):
+        counted, shifted = torch.zeros(2), torch.tensor([1.0, 2.0])
+        counted.unsqueeze(0).add_(x)
+        shifted.mul_(3)
+        return [(x == torch.arange(2)).sum(), x * torch.tensor([[4.0, 5.0]])[:, None], counted, shifted]
+
+    graph = tidy(make_fx(function)(torch.zeros(1, 2)))
+    called = [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"]
+    assert called == ["zeros", "lift_fresh_copy", "unsqueeze", "add_", "mul_", "eq", "sum", "mul"]
+    x = torch.ones(1, 2)
+    assert all(map(torch.equal, [one for _ in range(2) for one in graph(x)], [one for _ in range(2) for one in function(x)]))
+
+
+def test_tidy_looks_through_views_of_views():
+    def function(x):
+        return [x.unflatten(0, (2, 3)).flatten(0, 1) * 2, x.unsqueeze(0).squeeze(0).t().t() + 1, x.t().contiguous().t() - 1]
+
+    graph = tidy(make_fx(function)(torch.zeros(6, 2)))
+    called = [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"]
+    assert called == ["mul", "add", "t", "clone", "t", "sub"]
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    assert all(map(torch.equal, graph(x), function(x)))

@@ -197,7 +197,7 @@ def test_ray_interrupted_killed_and_resumed(whole, tmp_path):
         began = time.monotonic()
         command.kill(number)
         ended = command.end(timeout=15)
-        until(lambda it=command: not it.alive(), began + 15 - time.monotonic(), "the end of Ray's processes")
+        until(lambda it=command: not it.alive(), began + 15 - time.monotonic(), f"the end of Ray's processes after signal {number}")
         assert (ended.code, ended.out, ended.err) == (code, "", message)
         assert rows(tmp_path) < 30
     ended = run(tmp_path, *RAY)

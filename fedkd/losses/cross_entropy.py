@@ -8,4 +8,4 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:  # [..., C], [...] -> [.
     """``-ln softmax(logits)[y]`` per example, any leading shape."""
     if logits.dim() == 3:  # many heads: the kernel is fast where classes are not the last dimension
         return F.cross_entropy(logits.mT, y, reduction="none")
-    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+    return -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)

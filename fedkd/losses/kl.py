@@ -11,6 +11,7 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) ->
         student: logits of the distribution that is to follow.
         temperature: T > 0; the factor T^2 keeps the gradient's scale.
     """
-    log_p = (teacher / temperature).log_softmax(-1)
-    log_q = (student / temperature).log_softmax(-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    if temperature != 1:
+        return temperature**2 * kl_divergence(teacher / temperature, student / temperature)
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -87,11 +87,12 @@ class Federated:
         self.grid = RayGrid(self.home.config.num_clients, text, workers=workers, num_gpus=0.0, address=None)
         self.arrays, self.number = None, 0
 
-    def round(self) -> None:
-        """The next round with all that belongs to it, evaluation included."""
-        self.number += 1
+    def rounds(self, number: int) -> None:
+        """The next ``number`` of rounds with all that belongs to them, evaluation included."""
+        first = self.number + 1
+        self.number += number
         result = self.strategy.start(
-            self.grid, self.arrays, num_rounds=self.number, timeout=600.0, start_round=self.number,
+            self.grid, self.arrays, num_rounds=self.number, timeout=600.0, start_round=first,
             evaluate_fn=lambda number, arrays: judge(self.home, self.grid, arrays),
         )  # fmt: skip
         self.arrays = result.arrays
