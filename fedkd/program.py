@@ -143,12 +143,12 @@ class Program:
             return None
         if not usable:
             return None
-        run = torch.compile(graph) if self._compile else graph
+        run = torch.compile(graph) if self._compile else graph.forward  # past the hooks that modules have
         tree = shape[0]
 
-        @torch.no_grad()
         def replay(static: list[Tensor], step: Tree) -> Tree:
-            return regrow(tree, iter(run(*static, *leaves(step))))
+            with torch.no_grad():
+                return regrow(tree, iter(run(*static, *leaves(step))))
 
         return replay
 

@@ -23,10 +23,11 @@ from fedkd.evaluate import Score
 from simulations import columns
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.apps import answers as found
+from simulations.cluster import DIRECT, dismiss, hire, start_ray
 from simulations.compat import identify
 from simulations.process import settle
 from simulations.scores import on_test
-from simulations.workers import WORK, Answers, Share, by_client, dismiss, everyone, hire, judged, portions, request, split, start_ray
+from simulations.workers import WORK, Answers, Share, by_client, everyone, judged, packed, portions, request, split
 from simulations.world import world
 
 Waiting = Callable[[], Answers]
@@ -195,8 +196,9 @@ class RayGrid(ClientGrid):
 
     def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
         ray, answers = self._ray, {}
-        broadcast = ray.put(content)  # once, however many clients there are
         queues = [deque(portions(share)) for share in shares]
+        small = wire.size(content) * sum(map(len, queues)) <= DIRECT
+        broadcast = content if small else ray.put(content)  # once, however many clients there are
         running: dict[Any, tuple[int, Any, Share]] = {}
         lost = {client: 0 for share in shares for client in everyone(share)}
 
@@ -240,8 +242,9 @@ class RayGrid(ClientGrid):
         batch = home.config.evaluation.batch_size
         cuts = [len(home.test) * i // self.num_workers // batch * batch for i in range(self.num_workers)]
         parts = list(pairwise([*cuts, len(home.test)]))  # whole batches each
-        put = ray.put(model)
-        asked = [actor.score.remote(self.config, put, *part) for actor, part in zip(self._actors, parts)]
+        given = packed(model)
+        given = given if len(given) * len(parts) <= DIRECT else ray.put(given)
+        asked = [actor.score.remote(self.config, given, *part) for actor, part in zip(self._actors, parts)]
 
         def together() -> Score:
             return Score.together([found_or(asked, part) for asked, part in zip(asked, parts)])

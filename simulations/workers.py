@@ -1,18 +1,17 @@
 """What runs where clients run: the process that answers a grid's requests, and the two ends of a request."""
 
-import os
+import pickle
 import resource
-import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
+from torch import Tensor, nn
 
 from fedkd import wire
-from fedkd.check import require
 from fedkd.evaluate import Score
 from simulations import columns
 from simulations.apps import CLIENT_RAISED, Work, answers, evaluate_chunk, train_chunk
@@ -33,12 +32,6 @@ Answers = dict[int, RecordDict | Error]
 MANY = 64
 """Chunks that a worker is asked for at once."""
 
-PATIENCE = 20.0
-"""Seconds that a cluster has to find room for actors."""
-
-QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-"""How Ray is started."""
-
 
 class Worker:
     """What a Ray actor is: a process that answers requests."""
@@ -50,9 +43,9 @@ class Worker:
     def ping(self) -> None:
         """Answer."""
 
-    def score(self, config: str, model: Callable, begin: int, end: int) -> Score:
-        """The score of ``model`` on a part of the test set."""
-        return on_test(world(config), model, begin, end)
+    def score(self, config: str, model: bytes, begin: int, end: int) -> Score:
+        """The score of a :func:`packed` model on a part of the test set."""
+        return on_test(world(config), pickle.loads(model), begin, end)
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in KiB."""
@@ -88,6 +81,27 @@ def failure(record: ConfigRecord) -> Error:
     return Error(code=int(record.get("code", CLIENT_RAISED)), reason=str(record["reason"]))
 
 
+def packed(model: Callable) -> bytes:
+    """A model for the way to another process: Ray would pickle each of its tensors as a file of its own."""
+    from ray.cloudpickle import Pickler
+
+    class Packer(Pickler):
+        def reducer_override(self, one: Any) -> Any:
+            if type(one) in (Tensor, nn.Parameter) and one.layout is torch.strided and one.is_cpu and one.dtype is not torch.bfloat16:
+                return unpacked, (type(one), one.detach().numpy(), one.requires_grad)
+            return super().reducer_override(one)
+
+    buffer = BytesIO()
+    Packer(buffer, protocol=5).dump(model)
+    return buffer.getvalue()
+
+
+def unpacked(kind: type, values: np.ndarray, requires_grad: bool) -> Tensor:
+    """A tensor or parameter."""
+    tensor = torch.from_numpy(values)
+    return kind(tensor, requires_grad) if kind is nn.Parameter else tensor.requires_grad_(requires_grad)
+
+
 def split(chunks: Sequence[list[int]], parts: int, load: Sequence[float]) -> list[Share]:
     """``chunks``, each whole, in at most ``parts`` shares of nearly equal ``load``: the heaviest first, to whoever has least."""
     parts = min(parts, len(chunks))
@@ -109,133 +123,3 @@ def portions(share: Share) -> list[Share]:
 def everyone(share: Share) -> list[int]:
     """The clients of all chunks."""
     return [client for chunk in share for client in chunk]
-
-
-_idle: dict[float, list[Any]] = {}
-"""Actors of earlier runs of this process, by their share of a GPU: a new one takes seconds to import what it needs."""
-
-
-def hire(ray: Any, num_gpus: float, number: int) -> list[Any]:
-    """Actors: those that wait since an earlier run, and new ones, in the place of those of another kind.
-
-    Raises:
-        ValueError: there is no room for them.
-    """
-    for other in [share for share in _idle if share != num_gpus]:
-        for actor in _idle.pop(other):
-            ray.kill(actor)
-    waiting = _idle.setdefault(num_gpus, [])
-    hired = [waiting.pop() for _ in range(min(number, len(waiting)))]
-    if len(hired) < number:
-        find_room(ray, num_gpus, number - len(hired))
-        kind = ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
-        hired += [kind.remote() for _ in range(number - len(hired))]
-    return hired
-
-
-def find_room(ray: Any, num_gpus: float, number: int) -> None:
-    """Wait until Ray could place so many actors, but no longer than ``PATIENCE``: without room it would let them wait for ever.
-
-    Raises:
-        ValueError: saying what was asked and what there is.
-    """
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    each = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
-    total, asked = ray.cluster_resources(), {name: number * share for name, share in each.items()}
-    possible = all(total.get(name, 0.0) >= amount for name, amount in asked.items())
-    room = placement_group([each] * number) if possible else None
-    placed = room is not None and room.wait(PATIENCE)
-    free = ray.available_resources()
-    if room is not None:
-        remove_placement_group(room)
-    there = ", ".join(f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} free" for name in each)
-    wanted = " and ".join(f"{share:g} {name}" for name, share in each.items())
-    require(placed, "workers", f"must fit into the cluster, which has {there}, at {wanted} each", number)
-
-
-def dismiss(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
-    """Let ``actors`` wait for the next run; those that do not answer at once, dead or still at work, end."""
-    pings = [actor.ping.remote() for actor in actors]
-    answered = set(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) if pings else set()
-    for actor, ping in zip(actors, pings):
-        if ping in answered and alive(ray, ping):
-            _idle.setdefault(num_gpus, []).append(actor)
-        else:
-            ray.kill(actor)
-
-
-def alive(ray: Any, ping: Any) -> bool:
-    """The actor that was pinged answered, and not somebody for it that it is dead."""
-    try:
-        ray.get(ping)
-    except ray.exceptions.RayError:
-        return False
-    return True
-
-
-def start_ray(num_workers: int, address: str | None) -> Any:
-    """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already.
-
-    Raises:
-        ValueError: no cluster answers at ``address``.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lets its workers stand back behind every other process
-    os.environ.setdefault("RAY_max_direct_call_object_size", str(2 << 20))  # bytes that travel with an answer itself
-    import ray
-
-    address = address or os.environ.get("RAY_ADDRESS")
-    if ray.is_initialized() and address is None and ray.cluster_resources().get("CPU", 0) < num_workers:
-        ray.shutdown()
-        _idle.clear()
-    if not ray.is_initialized():
-        _idle.clear()
-        with undisturbed():
-            if address is None:
-                ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), **QUIET)
-            else:
-                join(ray, address)
-    return ray
-
-
-def join(ray: Any, address: str) -> None:
-    """Connect to a cluster; where nobody listens that is said at once, while Ray itself goes on asking for minutes.
-
-    Raises:
-        ValueError: no cluster answers.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        if port.isdigit():
-            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
-        ray.init(address=address, **QUIET)
-    except (OSError, ValueError, RuntimeError) as error:
-        rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
-        raise ValueError(f"{rule}, got {address!r}: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended, the first time, and mean then what they meant before.
-
-    In the middle of its start Ray would leave processes behind, and from then on its own way with SIGTERM is to abort with a page of
-    addresses.
-    """
-    arrived: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        arrived.append(number)
-        if len(arrived) > 1:
-            raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if ours else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        for number in arrived[:1]:
-            signal.raise_signal(number)

@@ -83,7 +83,7 @@ def test_in_the_library_flower_hydra_and_ray_have_one_place_each():
     library = {module for module in MODULES if module.startswith(("fedkd", "strategies"))}
     assert users("flwr") & library == {"fedkd.rounds", "fedkd.wire"}
     assert users("hydra") & library == users("omegaconf") & library == {"fedkd.config"}
-    assert users("ray") == {"simulations.workers"}
+    assert users("ray") == {"simulations.cluster", "simulations.workers"}
 
 
 def test_strategies_do_not_know_each_other():

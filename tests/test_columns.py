@@ -6,11 +6,17 @@ from itertools import permutations
 import flwr.app
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedkd.ensemble import Ensemble
+from fedkd.models.fedgen_cnn import FedGenCNN
+from fedkd.types import Task
 from fedkd.wire import record_of
 from simulations.apps import CLIENT_RAISED
 from simulations.columns import pack, unpack
+from simulations.workers import packed
+from tests.conftest import same
 
 TYPES = ("float32", "float64", "int64", "uint8", "bool")
 SHAPES = {"vector": (3,), "kernels": (2, 1, 3, 3), "no dimension": (), "nothing": (0,), "rows of nothing": (2, 0)}
@@ -154,3 +160,25 @@ def test_what_was_unpacked_can_be_packed_again():
 def test_what_was_unpacked_is_an_array_even_where_it_is_one_number():
     record = through({0: trained(0), 1: trained(1)})[1]["own"]
     assert isinstance(record["client:last_round"].numpy(), np.ndarray) and record["client:last_round"].numpy().shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_packed_model_is_the_same_model(dtype):
+    """With its statistics and counts, what its members share, tensors that do not lie in order, and functions that have no name."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = FedGenCNN(Task("t", (1, 8, 8), 3), widths=(2, 3), pool=False, embedding_size=4).to(dtype)
+    x, tilt = torch.linspace(-1, 1, 5 * 64, dtype=dtype).view(5, 1, 8, 8), torch.arange(6, dtype=dtype).view(2, 3).T[:, 1]
+    model(x)
+    model.eval().head.weight.requires_grad_(False)
+    teacher = Ensemble([model, model, lambda x: (given := model(x))._replace(logits=given.logits + tilt)])
+    back = pickle.loads(packed(teacher))
+    assert back.members[0] is back.members[1] is not model and same(dict(back.members[0].state_dict()), dict(model.state_dict()))
+    assert [p.requires_grad for p in back.members[0].parameters()] == [p.requires_grad for p in model.parameters()]
+    assert torch.equal(back(x).logits, teacher(x).logits)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.bfloat16), torch.eye(3).to_sparse(), torch.tensor(3), torch.empty(0, 2)])
+def test_packed_tensors_of_other_kinds(tensor):
+    back = pickle.loads(packed(tensor))
+    assert back.dtype == tensor.dtype and back.layout == tensor.layout and torch.equal(back.to_dense(), tensor.to_dense())

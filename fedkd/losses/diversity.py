@@ -1,5 +1,6 @@
 """The diversity term of generators (Mao et al. 2019, in the discriminator-free form of FedGen's public code)."""
 
+import torch
 from torch import Tensor
 
 
@@ -14,5 +15,5 @@ def diversity(distances: Tensor, output: Tensor) -> Tensor:  # [B, B], [B, D] ->
     1 where all outputs are the same, towards 0 as outputs of unlike noise move apart. It is a property of the batch as a
     whole, not of its examples, hence a scalar.
     """
-    outputs = (output[:, None] - output[None]).abs().mean(-1)
+    outputs = torch.cdist(output, output, p=1) / output.shape[-1]
     return (-(outputs * distances).mean()).exp()

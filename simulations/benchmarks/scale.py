@@ -5,7 +5,7 @@ import resource
 import statistics
 
 from simulations.benchmarks import shapes
-from simulations.workers import start_ray
+from simulations.cluster import start_ray
 
 STEPS, PER_CLIENT, ROUNDS = 20, 64, 5
 
