@@ -42,3 +42,13 @@ def test_files_and_modules_that_it_names_exist() -> None:
         assert (ROOT / path.rstrip(".")).exists(), path
     for module in re.findall(r"python -m (simulations[\w.]*)", README):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_speeds_are_those_that_were_measured() -> None:
+    """The table of speeds holds every figure of the benchmark's output, rounded to two digits."""
+    lines = (ROOT / "simulations" / "results" / "engine.txt").read_text().splitlines()
+    measured = {key: float(value) for key, value in (line.split() for line in lines if not line.startswith("#"))}
+    table = README.partition("| figure | what | times as fast, or ratio |")[2].partition("Medians of ratios")[0]
+    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| .* \| (.*) \|$", table, re.MULTILINE)
+    shown = {key: value for keys, values in rows for key, value in zip(keys.split(", "), values.split(", "), strict=True)}
+    assert shown == {key: f"{value:.2g}" for key, value in measured.items()}
