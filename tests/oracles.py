@@ -5,7 +5,8 @@ sign, a missing mean or a forgotten detach shows in the comparison with autograd
 
 References:
     Hinton et al. 2015: divergence at a temperature. Li et al. 2020: FedProx, equation 2. Jeong et al. 2018: federated
-    distillation. Zhu et al. 2021: FedGen, equations 4 and 5, and its public code. Mao et al. 2019: diversity.
+    distillation. Zhu et al. 2021: FedGen, equations 4 and 5, and its public code. Mao et al. 2019: diversity. Lee et al. 2022:
+    FedNTD, equation 4. Li et al. 2021: MOON, equation 3. Karimireddy et al. 2020: SCAFFOLD, Algorithm 1, option II.
 """
 
 from collections.abc import Callable, Mapping
@@ -135,3 +136,44 @@ def decayed(initial: float, decay: float, floor: float, server_round: int) -> fl
     for _ in range(server_round - 1):
         value *= decay
     return 0.0 if initial == 0 else max(value, floor)
+
+
+def not_true(teacher: Array, student: Array, y: Array, temperature: float) -> Array:  # [B, C], [B, C], [B] -> [B]
+    """Divergence at a temperature over the classes that are not the label."""
+    keep = np.arange(teacher.shape[1]) != y[:, None]
+    left, right = (logits[keep].reshape(len(y), -1) for logits in (teacher, student))
+    return kl(left, right, temperature)
+
+
+def contrastive(z: Array, near: Array, far: Array, temperature: float) -> Array:  # [B, D] x 3 -> [B]
+    """``-ln(e^(cos near / T) / (e^(cos near / T) + e^(cos far / T)))``."""
+
+    def cosine(left: Array, right: Array) -> Array:
+        return (left * right).sum(-1) / (np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1))
+
+    positive, negative = (np.exp(cosine(z, other) / temperature) for other in (near, far))
+    return -np.log(positive / (positive + negative))
+
+
+def scaffold(
+    curvatures: Array, minima: Array, rounds: int, steps: int, lr: float, momentum: float = 0.0, correct: bool = True
+) -> tuple[float, Array, float]:
+    """SCAFFOLD on ``a_i / 2 (x - b_i)^2``, everybody in every round: x, every c_i, and c."""
+    x, c, own = 0.0, 0.0, np.zeros(len(curvatures))
+    reach = lr * sum(sum(momentum**j for j in range(i + 1)) for i in range(steps))  # of a gradient of one, steps times
+    for _ in range(rounds):
+        ends = []
+        for a, b, mine in zip(curvatures, minima, own):
+            y, velocity = x, 0.0
+            for _ in range(steps):
+                velocity = momentum * velocity + a * (y - b) + (c - mine if correct else 0.0)
+                y -= lr * velocity
+            ends.append(y)
+        new = own - c + (x - np.array(ends)) / reach
+        c, x, own = c + (new - own).mean(), float(np.mean(ends)), new
+    return x, own, c
+
+
+def prototype_distance(embeddings: Array, y: Array, prototypes: Array, known: Array) -> Array:  # [B, D], [B], [C, D], [C] -> [B]
+    """Mean squared distance to the prototype of the label, where there is one."""
+    return np.array([((z - prototypes[label]) ** 2).mean() if known[label] else 0.0 for z, label in zip(embeddings, y)])

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fedkd.losses.contrastive import model_contrastive
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
+from fedkd.losses.not_true import not_true_divergence
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -18,6 +20,17 @@ CASES = {
     "kl student T=1": (lambda z: kl_divergence(torch.from_numpy(B), z).mean(), lambda z: oracles.kl(B, z).mean()),
     "kl student T=4": (lambda z: kl_divergence(torch.from_numpy(B), z, 4.0).mean(), lambda z: oracles.kl(B, z, 4.0).mean()),
     "kl teacher T=2": (lambda z: kl_divergence(z, torch.from_numpy(B), 2.0).mean(), lambda z: oracles.kl(z, B, 2.0).mean()),
+    **{
+        f"not true T={T:g}": (
+            lambda z, T=T: not_true_divergence(torch.from_numpy(B), z, torch.from_numpy(Y), T).mean(),
+            lambda z, T=T: oracles.not_true(B, z, Y, T).mean(),
+        )
+        for T in (1.0, 3.0)
+    },
+    "contrastive": (
+        lambda z: model_contrastive(z, torch.from_numpy(B), torch.from_numpy(B[::-1].copy()), 0.5).mean(),
+        lambda z: oracles.contrastive(z, B, B[::-1], 0.5).mean(),
+    ),
     "diversity": (lambda z: diversity(distances(torch.from_numpy(NOISE)), z), lambda z: oracles.diversity(NOISE, z)),
 }
 
@@ -82,3 +95,25 @@ def test_diversity_falls_towards_zero_as_outputs_move_apart():
     noise, output = torch.from_numpy(A), torch.from_numpy(B)
     values = [diversity(distances(noise), spread * output).item() for spread in (0, 0.1, 1, 10)]
     assert values == sorted(values, reverse=True) and values[0] == 1 and 0 <= values[-1] < 1e-6
+
+
+@pytest.mark.parametrize(("temperature", "value"), [(1.0, 0.1698226), (3.0, 0.4297465)])
+def test_not_true_of_the_example(temperature, value):
+    """The label's logit of the student has no say, and no gradient."""
+    student, teacher = torch.tensor([[1.0, 0, -1]], dtype=torch.float64), torch.tensor([[2.0, 1, -2]], dtype=torch.float64)
+    found = not_true_divergence(teacher, student.requires_grad_(), torch.tensor([0]), temperature)
+    assert found.item() == pytest.approx(value, abs=1e-7)
+    (slope,) = torch.autograd.grad(found.sum(), student)
+    assert slope[0, 0] == 0 and slope[0, 1] != 0
+    other = torch.tensor([[9.0, 0, -1]], dtype=torch.float64)
+    assert not_true_divergence(teacher, other, torch.tensor([0]), temperature).item() == found.item()
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "value"), [((1, 0), (1, 0), 0.6931472), ((1, 0), (0, 1), 0.1269280), ((-1, 0), (1, 0), 4.0181499)],
+    ids=["all alike", "the last orthogonal", "the last alike, the broadcast opposite"],
+)  # fmt: skip
+def test_contrastive_at_a_temperature_of_a_half(near, far, value):
+    z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    found = model_contrastive(3 * z, *(2 * torch.tensor([other], dtype=torch.float64) for other in (near, far)), 0.5)
+    assert found.item() == pytest.approx(value, abs=1e-7)

@@ -18,10 +18,17 @@ from fedkd.bound import Bound
 from fedkd.evaluate import evaluate
 from fedkd.seed import Seed
 from fedkd.site import statistics
+from fedkd.train import channels_last
 from fedkd.types import Update
 from simulations.grids import LocalGrid
+from strategies.fedavg import FedAvg
 from strategies.feddistill import FedDistill
+from strategies.fedgkd import FedGKD
+from strategies.fedntd import FedNTD
+from strategies.fedproto import FedProto
 from strategies.fedprox import FedProx
+from strategies.moon import Moon
+from strategies.scaffold import Scaffold
 from tests import golden, oracles
 from tests.conftest import STRATEGIES, options, run, same, settle
 
@@ -33,6 +40,10 @@ NEUTRAL = {
     "fedgen in all rounds": (*FEDGEN_OFF, "strategy.first_round=true", "strategy.regularised_steps=null"),
     "feddistill": ("strategy=feddistill", "strategy.gamma=0"),
     "fedensemble": ("strategy=fedensemble",),
+    "fedgkd": ("strategy=fedgkd", "strategy.gamma=0"),
+    "fedntd": ("strategy=fedntd", "strategy.beta=0"),
+    "moon": ("strategy=moon", "strategy.mu=0"),
+    "scaffold": ("strategy=scaffold", "strategy.correction=0"),
 }
 AWAY = {
     "fedprox mu": (*NEUTRAL["fedprox"], "strategy.mu=0.5"),
@@ -40,6 +51,12 @@ AWAY = {
     "fedgen alpha": (*FEDGEN_OFF, "strategy.alpha=1"),
     "fedgen beta": (*FEDGEN_OFF, "strategy.beta=1"),
     "feddistill gamma": (*NEUTRAL["feddistill"], "strategy.gamma=1"),
+    "fedgkd gamma": (*NEUTRAL["fedgkd"], "strategy.gamma=1"),
+    "fedgkd gamma, the broadcast teaches": (*NEUTRAL["fedgkd"], "strategy.gamma=1", "strategy.buffer=1"),
+    "fedntd beta": (*NEUTRAL["fedntd"], "strategy.beta=1"),
+    "moon mu": (*NEUTRAL["moon"], "strategy.mu=1", "clients_per_round=6"),
+    "scaffold correction": (*NEUTRAL["scaffold"], "strategy.correction=1"),
+    "scaffold server_lr": (*NEUTRAL["scaffold"], "strategy.server_lr=0.5"),
 }
 
 
@@ -59,12 +76,13 @@ def test_at_its_neutral_knob_a_strategy_is_fedavg_bit_for_bit(name, switches):
 
 @pytest.mark.parametrize("name", AWAY)
 def test_away_from_it_it_is_not(name, switches):
-    ours, fedavg = run(*AWAY[name], switches).state["model"], run("strategy=fedavg", switches).state["model"]
+    common = [option for option in AWAY[name] if not option.startswith("strategy")]
+    ours, fedavg = run(*AWAY[name], switches).state["model"], run("strategy=fedavg", switches, *common).state["model"]
     assert ours.keys() == fedavg.keys()
     assert all(not torch.equal(ours[key], fedavg[key]) for key in ours if ours[key].ndim > 1)
 
 
-@pytest.mark.parametrize("name", ["fedgen", "feddistill"])
+@pytest.mark.parametrize("name", ["fedgen", "feddistill", "fedgkd", "moon", "scaffold"])
 def test_the_first_round_is_fedavg_s(name, switches):
     ours, fedavg = run(f"strategy={name}", *options(name), switches, "rounds=1"), run("strategy=fedavg", switches, "rounds=1")
     assert same(ours.state["model"], fedavg.state["model"])
@@ -86,13 +104,15 @@ def test_one_client_is_centralised_sgd_bit_for_bit(switches, optimizer):
     data, config = ran.home.train.subset(ran.home.partition.train[0]), ran.home.config
     model = deepcopy(ran.home.model)
     model.load_state_dict(ran.home.initial)
+    for weight in model.parameters():
+        weight.data = channels_last(weight.data)
     for server_round in range(1, 5):
         lr = 0.01 * (0.99 ** max(server_round - 2, 0) if "public" in switches else 1.0)
         stepper = torch.optim.SGD(model.parameters(), lr=lr, momentum=config.optimizer.momentum)
         random = (Seed(config.seed) / "round" / server_round / "client" / 0 / "order").torch()
         for index in torch.randperm(len(data), generator=random)[:80].split(16):
             stepper.zero_grad()
-            F.cross_entropy(model.train()(data.x[index] / 16.0).logits, data.y[index]).backward()
+            F.cross_entropy(model.train()(data.images(index)).logits, data.y[index]).backward()
             stepper.step()
     final = {**ran.state["model"], **ran.memories[0].get("statistics", {})}
     assert ("statistics" in ran.memories[0]) == ("public" in switches)
@@ -244,13 +264,231 @@ def test_fedprox_s_pull_is_towards_the_broadcast_and_spares_batchnorm_s_statisti
     assert torch.equal(home.strategy.loss(Bound(home.model), batch, away, {})[0], value)
 
 
+# ------------------------------------------------------------------------------------------------- FedNTD, MOON, FedGKD
+def gradients(loss, at) -> dict[str, torch.Tensor]:
+    """Of a loss by the parameters of a network."""
+    return dict(zip((name for name, _ in at.named_parameters()), torch.autograd.grad(loss, list(at.parameters()))))
+
+
+def perceptron(width: int = 8, bias: float = 0.0):
+    """A network that :func:`tests.oracles.mlp` computes too, six examples of its task, and two networks around it."""
+    home, _ = settle("model=mlp", f"model.widths=[{width}]", "precision=float64")
+    model, random = deepcopy(home.model), np.random.default_rng(0)
+    model.stages[0][1].bias.data += bias  # units that are active
+    x, y = random.random((6, 1, 2, 32)), np.array([0, 1, 2, 2, 3, 9])
+    others = [{k: v + torch.from_numpy(random.standard_normal(v.shape)) for k, v in model.state_dict().items()} for _ in range(2)]
+    return model, x, y, others
+
+
+def embedding(weights, x):
+    """What the head of that network reads."""
+    return np.maximum(oracles.linear(weights, "stages.0.1", x.reshape(len(x), -1)), 0)
+
+
+def agrees(value, model, equation, *names: str) -> None:
+    """A loss has the value of an equation in all weights, and its gradient by those of ``names``."""
+    at, found = numpy(dict(model.named_parameters())), gradients(value, model)
+    assert value.item() == pytest.approx(equation(at), rel=1e-12)
+    slopes = oracles.gradient(lambda part: equation({**at, **part}), {name: at[name] for name in names})
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(found[name].numpy(), slope, atol=1e-6)
+
+
+@pytest.mark.parametrize(("beta", "tau"), [(0.0, 1.0), (1.0, 1.0), (0.7, 3.0)])
+def test_fedntd_s_loss_is_the_equation(beta, tau):
+    model, x, y, (broadcast, _) = perceptron()
+    batch, teacher = Batch(torch.from_numpy(x), torch.from_numpy(y)), oracles.mlp(numpy(broadcast), x)
+    value, metrics = FedNTD(**PUBLIC, beta=beta, tau=tau).loss(Bound(model), batch, {"model": broadcast}, {})
+
+    def equation(weights) -> float:
+        logits = oracles.mlp(weights, x)
+        return oracles.cross_entropy(logits, y).mean() + beta * oracles.not_true(teacher, logits, y, tau).mean()
+
+    assert metrics == {}
+    agrees(value, model, equation, "head.weight", "head.bias")
+
+
+@pytest.mark.parametrize(("mu", "tau"), [(0.0, 0.5), (1.0, 0.5), (5.0, 0.2)])
+def test_moon_s_loss_is_the_equation(mu, tau):
+    model, x, y, others = perceptron(bias=1.0)
+    batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {"mu": torch.tensor(mu, dtype=torch.float64)})
+    value, _ = Moon(**PUBLIC, mu=mu, tau=tau).loss(Bound(model), batch, {"model": others[0]}, {"previous": others[1]})
+    near, far = (embedding(numpy(other), x) for other in others)
+
+    def equation(weights) -> float:
+        contrast = oracles.contrastive(embedding(weights, x), near, far, tau).mean()
+        return oracles.cross_entropy(oracles.mlp(weights, x), y).mean() + mu * contrast
+
+    agrees(value, model, equation, "stages.0.1.bias", "head.bias")
+
+
+def test_moon_remembers_the_model_it_sent_and_has_no_contrast_before():
+    home, _ = settle("strategy=moon")
+    shared, site = home.strategy.init(home.federation().server), home.client(0, 1)
+    sent, kept = home.strategy.train(site, shared, None, 1)
+    assert same({key: kept["previous"][key] for key in sent.state["model"]}, sent.state["model"])
+    assert same({key: kept["previous"][key] for key in kept["statistics"]}, kept["statistics"])
+    draws = [home.strategy.prepare(site, shared, own, 2)[1].drawn["mu"].tolist() for own in (None, kept)]
+    assert draws == [[0.0] * 4, [1.0] * 4]
+
+
+@pytest.mark.parametrize("name", ["fedgkd", "fedntd", "moon"])
+def test_frozen_networks_do_not_move_statistics(name):
+    """The broadcast and the last model are looked at in eval mode: a step counts one batch."""
+    home, _ = settle(f"strategy={name}")
+    _, kept = home.strategy.train(home.client(0, 1), home.strategy.init(home.federation().server), None, 1)
+    assert kept["statistics"]["stages.0.1.num_batches_tracked"] == 4
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.2, 2.0])
+@pytest.mark.parametrize("buffer", [1, 5])
+def test_fedgkd_s_loss_is_the_equation(gamma, buffer):
+    model, x, y, (one, two) = perceptron()
+    batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {"gamma": torch.tensor(gamma, dtype=torch.float64)})
+    shared = {"model": one} if buffer == 1 else {"model": one, "mean": two}
+    value, _ = FedGKD(**PUBLIC, gamma=gamma, buffer=buffer).loss(Bound(model), batch, shared, {})
+    teacher = oracles.mlp(numpy(one if buffer == 1 else two), x)
+
+    def equation(weights) -> float:
+        logits = oracles.mlp(weights, x)
+        return oracles.cross_entropy(logits, y).mean() + gamma / 2 * oracles.kl(teacher, logits).mean()
+
+    agrees(value, model, equation, "head.weight", "head.bias")
+
+
+def test_fedgkd_s_teacher_is_the_mean_of_the_last_global_models():
+    home, _ = settle("strategy=fedgkd", "strategy.buffer=3")
+    server, seen = home.federation().server, []
+    state = home.strategy.init(server)
+    for number in range(1, 6):
+        moved = {key: value + number for key, value in state["model"].items()}
+        state, _ = home.strategy.update(server, state, [Update(0, 5, "net", {"model": moved})], number)
+        state = wire.from_record(wire.to_record(state))
+        seen.append(state["model"])
+        for key, value in state["mean"].items():
+            assert_close(value, torch.stack([one[key] for one in seen[-3:]]).mean(0))
+    assert len(state["past"]) == 3 * len(state["model"])
+
+
+def test_fedgkd_with_the_broadcast_as_its_teacher_sends_nothing_more():
+    once, more = (settle("strategy=fedgkd", f"strategy.buffer={buffer}")[0] for buffer in (1, 2))
+    assert once.strategy.shares == ("model",) and more.strategy.shares == ("model", "mean")
+    assert set(once.strategy.init(once.federation().server)) == {"model"}
+
+
+# ------------------------------------------------------------------------------------------------------------- FedProto
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_fedproto_s_loss_is_the_equation(weight):
+    model, x, y, _ = perceptron()
+    prototypes, known = np.random.default_rng(1).standard_normal((10, 8)), np.array([1.0] * 9 + [0.0])
+    shared = {"prototypes": {"mean": torch.from_numpy(prototypes), "known": torch.from_numpy(known)}}
+    value, sums = FedProto(**PUBLIC, weight=weight).loss(Bound(model), Batch(torch.from_numpy(x), torch.from_numpy(y)), shared, {})
+
+    def equation(weights) -> float:
+        distance = oracles.prototype_distance(embedding(weights, x), y, prototypes, known).mean()
+        return oracles.cross_entropy(oracles.mlp(weights, x), y).mean() + weight * distance
+
+    agrees(value, model, equation, "stages.0.1.bias", "head.bias")
+    z = embedding(numpy(dict(model.named_parameters())), x)
+    np.testing.assert_allclose(sums["embeddings"].numpy(), [z[y == label].sum(0) for label in range(10)], atol=1e-12)
+    assert sums["labels"].tolist() == np.bincount(y, minlength=10).tolist() and not sums["embeddings"].requires_grad
+
+
+@pytest.mark.parametrize(("aggregation", "expected"), [("examples", 2.5), ("uniform", 3.0)])
+def test_fedproto_s_prototypes_are_means_over_those_who_have_the_class(aggregation, expected):
+    """Class 0: 30 examples at 2 and 10 at 4; class 1: one client alone; class 2: nobody, as before; class 3: never."""
+    home, _ = settle("strategy=fedproto", f"strategy.aggregation={aggregation}", "precision=float64")
+    counts = torch.tensor([[30.0, 5, 0, 0], [10.0, 0, 0, 0]], dtype=torch.float64)
+    means = torch.tensor([[[2.0], [7.0], [0.0], [0.0]], [[4.0], [0.0], [0.0], [0.0]]], dtype=torch.float64)
+    updates = [Update(k, 9, "net", {"prototypes": {"mean": means[k], "count": counts[k]}}) for k in (0, 1)]
+    before = {"mean": torch.tensor([[0.0], [0.0], [5.0], [0.0]]).double(), "known": torch.tensor([0.0, 0, 1, 0]).double()}
+    after, _ = home.strategy.update(home.federation().server, {"prototypes": before}, updates, 2)
+    assert after["prototypes"]["mean"].flatten().tolist() == [expected, 7.0, 5.0, 0.0]
+    assert after["prototypes"]["known"].tolist() == [1, 1, 1, 0]
+
+
+def test_fedproto_s_clients_keep_their_models_and_send_prototypes_alone():
+    home, _ = settle("strategy=fedproto")
+    shared = home.strategy.init(home.federation().server)
+    (sent, kept), (other, _) = (home.strategy.train(home.client(k, 1), shared, None, 1) for k in (0, 1))
+    assert set(sent.state) == set(other.state) == {"prototypes"}
+    assert home.strategy.predict(home.federation().server, shared) is None
+    begun = home.strategy.begin(home.client(0, 2), shared, kept)
+    assert same(begun, {**kept["model"], **kept["statistics"]}) and not same(begun, home.initial)
+    alone, together = run("strategy=fedproto", "strategy.weight=0").memories, run("strategy=fedproto").memories
+    undistilled = run("strategy=feddistill_logits", "strategy.gamma=0").memories
+    assert all(same(memory["model"], undistilled[client]["model"]) for client, memory in alone.items()), "each trains alone"
+    assert any(not same(memory["model"], alone[client]["model"]) for client, memory in together.items())
+
+
+# ------------------------------------------------------------------------------------------------------------- SCAFFOLD
+class Quadratics(FedAvg):
+    """Client i minimises ``a_i / 2 (w - b_i)^2``, w being the first bias of the head."""
+
+    def draw(self, client, batches, shared, own, server_round):
+        return {name: torch.full((len(batches),), values[client.id], dtype=client.dtype) for name, values in PARABOLAS.items()}
+
+    def loss(self, model, batch, shared, own):
+        return batch.a / 2 * (model.parameters()["head.bias"][0] - batch.b) ** 2, {}
+
+
+class CorrectedQuadratics(Scaffold, Quadratics):
+    """The same by SCAFFOLD."""
+
+
+PARABOLAS = {"a": (1.0, 4.0), "b": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(("correction", "momentum", "end"), [(0.0, 0.0, 0.6041260), (1.0, 0.0, 0.8), (1.0, 0.5, 0.8)])
+def test_scaffold_finds_the_optimum_that_fedavg_misses(correction, momentum, end):
+    """Two parabolas, ten steps of 0.1; the optimum of their mean is 0.8."""
+    home, text = settle(
+        "strategy=scaffold", f"strategy._target_={__name__}.CorrectedQuadratics", f"strategy.correction={correction}", "model=mlp",
+        "switches@strategy=paper", "precision=float64", "num_clients=2", "clients_per_round=2", "local_steps=10", "batch_size=8",
+        "optimizer.lr=0.1", f"optimizer.momentum={momentum}",
+    )  # fmt: skip
+    state = home.strategy.init(home.federation().server)
+    state = {**state, "model": {**state["model"], "head.bias": torch.zeros(10, dtype=torch.float64)}}
+    grid = LocalGrid(2, text)
+    for rounds in (3, 60):
+        grid.memory.clear()
+        result = home.strategy.start(grid, wire.to_record(state), num_rounds=rounds)
+        final, memories = wire.from_record(result.arrays), [wire.from_record(grid.memory[k]) for k in (0, 1)]
+        x, own, c = oracles.scaffold(*map(np.array, PARABOLAS.values()), rounds, 10, 0.1, momentum, correct=correction > 0)
+        assert final["model"]["head.bias"][0].item() == pytest.approx(x, abs=1e-12)
+        assert [memory["control"]["head.bias"][0].item() for memory in memories] == pytest.approx(own.tolist(), abs=1e-12)
+        assert final["control"]["head.bias"][0].item() == pytest.approx(c, abs=1e-12) == pytest.approx(np.mean(own), abs=1e-12)
+    assert x == pytest.approx(end, abs=1e-6)
+
+
+def test_scaffold_s_server_moves_by_its_learning_rate_and_its_control_by_the_share_that_took_part():
+    home, _ = settle("strategy=scaffold", "strategy.server_lr=0.5", "switches@strategy=paper")
+    state = {"model": {"w": torch.tensor([1.0])}, "control": {"w": torch.tensor([10.0])}}
+    ends, changes = (3.0, 5.0), (6.0, 0.0)
+    sent = [{"model": {"w": torch.tensor([e])}, "control": {"w": torch.tensor([c])}} for e, c in zip(ends, changes)]
+    after, _ = home.strategy.update(home.federation().server, state, [Update(k, 5, "net", one) for k, one in enumerate(sent)], 1)
+    assert after["control"]["w"].item() == pytest.approx(10 + 2 / 6 * 3) and after["model"]["w"].item() == pytest.approx(1 + 0.5 * 3)
+
+
+def test_scaffold_reports_the_cross_entropy_and_has_a_variate_for_parameters_alone():
+    home, _ = settle("strategy=scaffold")
+    state = home.strategy.init(home.federation().server)
+    assert set(state["control"]) == {name for name, _ in home.model.named_parameters()}
+    batch, own = next(iter(home.client(0, 1).batches())), home.strategy.fresh_memory(home.client(0, 1))
+    moved = {**state, "control": {name: value + 1 for name, value in state["control"].items()}}
+    values = [home.strategy.loss(Bound(home.model.eval()), batch, shared, own)[0] for shared in (state, moved)]
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
+    plain, pushed = (gradients(value, home.model) for value in values)
+    assert all(torch.allclose(pushed[name], plain[name] + 1, atol=1e-5) for name in plain)
+
+
 # ----------------------------------------------------------------------------------------------------------- FedDistill
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.5])
 def test_feddistill_s_loss_is_the_equation(gamma):
     home, _ = settle("model=mlp", "model.widths=[3]", "precision=float64")
     model, random = deepcopy(home.model), np.random.default_rng(0)
     x, y, table = random.random((6, 1, 2, 32)), random.integers(0, 10, 6), random.standard_normal((10, 10))
-    strategy = FedDistill(**PUBLIC, share_model=True, gamma=gamma, accumulate=True, initial_count=1)
+    strategy = FedDistill(**PUBLIC, share_model=True, gamma=gamma, accumulate=True, initial_count=1, leave_one_out=False)
     shared = {"logits": {"mean": torch.from_numpy(table).requires_grad_()}}
     batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {"gamma": torch.tensor(gamma)})
     value, metrics = strategy.loss(Bound(model), batch, shared, {})
@@ -316,6 +554,28 @@ def test_feddistill_s_clients_send_logits_alone_unless_models_are_shared():
         home, _ = settle(f"strategy={name}")
         sent, _ = home.strategy.train(home.client(0, 1), home.strategy.init(home.federation().server), None, 1)
         assert set(sent.state) == parts
+
+
+def test_feddistill_leaves_the_receiver_out():
+    """Of two clients each learns from the other's table; who sat out learns from the mean of both; alone there is nothing to learn."""
+    home, text = settle(
+        "strategy=feddistill_logits", "strategy.leave_one_out=true", "num_clients=3", "clients_per_round=2", "precision=float64", "model=mlp",
+    )  # fmt: skip
+    strategy, grid = home.strategy, LocalGrid(3, text)
+    state = wire.from_record(strategy.start(grid, num_rounds=1).arrays)
+    one, two = strategy.cohort(range(3), 1)
+    memories = {client: wire.from_record(record) for client, record in grid.memory.items()}
+    sent = {client: memories[client]["logits"]["sent"] for client in (one, two)}
+    assert state["logits"]["clients"] == 2 and not torch.equal(sent[one], sent[two])
+    out = next(iter({0, 1, 2} - {one, two}))
+    for client, table in {one: sent[two], two: sent[one], out: (sent[one] + sent[two]) / 2}.items():
+        site = home.client(client, 2)
+        own = memories.get(client) or strategy.fresh_memory(site)
+        batch = next(iter(strategy.prepare(site, state, own, 2)[1]))
+        assert_close(strategy.table(batch, state, own), table, rtol=1e-12, atol=1e-12)
+        assert batch.gamma == 1
+    alone = {"logits": {"mean": sent[one], "clients": torch.tensor(1.0, dtype=torch.float64)}}
+    assert next(iter(strategy.prepare(home.client(one, 2), alone, memories[one], 2)[1])).gamma == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- FedEnsemble

@@ -1,0 +1,86 @@
+"""FedGKD: clients stay near what the last global models, averaged, say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound
+from fedkd.check import require
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.kl import kl_divergence
+from fedkd.site import Client, Server
+from fedkd.strategy import Strategy
+from fedkd.types import Metrics, State, Tensors, Update
+
+
+@dataclass(kw_only=True)
+class FedGKD(Strategy):
+    """``CE + gamma / 2 KL(softmax(z_h) || softmax(z))``, z_h of the mean of the last M global models; gamma = 0 is FedAvg.
+
+    Yao et al.: Local-global knowledge distillation in heterogeneous federated learning with non-IID data (FedGKD), 2021. The mean
+    is over the models' tensors; with ``buffer`` 1 it is the broadcast itself, and nothing more travels. The first round, which has no
+    earlier model, has no such term.
+
+    Deviations: the variant that weighs M teachers by their validation loss is not implemented (in the public code it has no effect, as
+    it is computed without gradients). Where BatchNorm statistics stay with the clients, the mean model has those that the client
+    begins with; the public code's networks have none.
+
+    Args:
+        gamma: >= 0, weight of the divergence.
+        buffer: > 0, M.
+    """
+
+    gamma: float
+    buffer: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.gamma >= 0, "gamma", "must be >= 0 (0 is FedAvg)", self.gamma)
+        require(self.buffer > 0, "buffer", "must be > 0 (1 is the broadcast itself)", self.buffer)
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The mean of the last models, where it is not the last."""
+        return ("model",) if self.buffer == 1 else ("model", "mean")
+
+    def init(self, server: Server) -> State:
+        state = super().init(server)
+        return state if self.buffer == 1 else {**state, "mean": state["model"]}
+
+    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+        gamma = self.gamma if server_round > 1 else 0.0
+        return {"gamma": torch.full((len(batches),), gamma, dtype=client.dtype, device=client.device)}
+
+    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        logits = model(batch.x).logits
+        teacher = model.at({**shared.get("mean", shared["model"]), **own.get("statistics", {})})
+        distance = kl_divergence(teacher(batch.x).logits.detach(), logits).mean()
+        return cross_entropy(logits, batch.y).mean() + batch.gamma / 2 * distance, {}
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().update(server, state, updates, server_round)
+        if self.buffer == 1:
+            return after, metrics
+        past = [after["model"], *models(state.get("past", {}))][: self.buffer]
+        mean = {key: mean_of([one[key] for one in past]) for key in after["model"]}
+        flat = {f"{age}/{key}": value for age, one in enumerate(past) for key, value in one.items()}
+        return {**after, "mean": mean, "past": flat}, metrics
+
+
+def models(past: Tensors) -> list[Tensors]:
+    """The last global models, the latest first."""
+    found: list[Tensors] = []
+    for name, value in past.items():
+        age, _, key = name.partition("/")
+        found += [{}] * (int(age) + 1 - len(found))
+        found[int(age)] = {**found[int(age)], key: value}
+    return found
+
+
+def mean_of(values: Sequence[Tensor]) -> Tensor:
+    """The mean; of counts the largest."""
+    stacked = torch.stack(list(values))
+    return stacked.mean(0) if stacked.is_floating_point() else stacked.amax(0)

@@ -1,0 +1,75 @@
+"""FedProto: clients exchange their mean embedding of each class, and keep their models."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedkd.batch import Batch
+from fedkd.bound import Bound
+from fedkd.check import require
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.one_hot import one_hot
+from fedkd.site import Client, Server
+from fedkd.strategy import Strategy
+from fedkd.types import Metrics, State, Tensors, Update
+
+
+@dataclass(kw_only=True)
+class FedProto(Strategy):
+    """``CE + weight mean_d (z_d - P[y]_d)^2``, P[y] the clients' mean embedding of class y; only P travels, and there is no global model.
+
+    Tan et al.: FedProto: Federated prototype learning across heterogeneous clients, AAAI 2022. With weight 0 every client trains alone.
+
+    Deviations: prototypes are means over the steps of a client's round, as they are computed, and not over a pass of their own after
+    it. The mean over clients counts every example of a class once (``examples``, equation 6 of the paper) or every client that has the
+    class once (``uniform``): the switch ``aggregation``. A class that nobody has reported pulls nobody.
+
+    Args:
+        weight: >= 0, of the distance to the prototypes.
+    """
+
+    shares: ClassVar[tuple[str, ...]] = ("prototypes",)
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.weight >= 0, "weight", "must be >= 0 (0 lets every client train alone)", self.weight)
+
+    def init(self, server: Server) -> State:
+        classes, like = server.task.num_classes, {"dtype": server.dtype, "device": server.device}
+        return {"prototypes": {"mean": torch.zeros(classes, server.model.embedding_size, **like), "known": torch.zeros(classes, **like)}}
+
+    def memory(self, client: Client) -> State:
+        return {"model": self.travelling(client.model, client.initial)}
+
+    def begin(self, client: Client, shared: State, own: State) -> Tensors:
+        return super().begin(client, own, own)
+
+    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        output, prototypes = model(batch.x), shared["prototypes"]
+        distance = (output.embedding - prototypes["mean"][batch.y]).square().mean(-1) * prototypes["known"][batch.y]
+        label = one_hot(batch.y, output.logits.shape[-1]).to(output.logits.dtype)  # [B, C]
+        value = cross_entropy(output.logits, batch.y).mean() + self.weight * distance.mean()
+        return value, {"embeddings": label.T @ output.embedding.detach(), "labels": label.sum(0)}
+
+    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
+        model, kept = super().report(client, trained, sums, shared, own)
+        mean = sums["embeddings"] / sums["labels"].clamp(min=1)[:, None]
+        return {"prototypes": {"mean": mean, "count": sums["labels"]}}, {**kept, **model}
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        counts = torch.stack([u.state["prototypes"]["count"] for u in updates])  # [K, C]
+        means = torch.stack([u.state["prototypes"]["mean"] for u in updates])  # [K, C, D]
+        weights = counts if self.aggregation == "examples" else (counts > 0).to(counts.dtype)
+        total = weights.sum(0)
+        fresh = (weights[..., None] * means).sum(0) / total.clamp(min=1)[:, None]
+        before, reported = state["prototypes"], total > 0
+        mean = torch.where(reported[:, None], fresh, before["mean"])
+        return {"prototypes": {"mean": mean, "known": torch.maximum(before["known"], reported.to(mean.dtype))}}, {}
+
+    def predict(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+        return None

@@ -1,0 +1,59 @@
+"""MOON: clients draw near the broadcast's embedding of an image, and away from that of their own last model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound
+from fedkd.check import require
+from fedkd.losses.contrastive import model_contrastive
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.site import Client
+from fedkd.strategy import Strategy
+from fedkd.types import Metrics, State, Tensors
+
+
+@dataclass(kw_only=True)
+class Moon(Strategy):
+    """``CE - mu ln(e^(cos(z, z_g)/tau) / (e^(cos(z, z_g)/tau) + e^(cos(z, z_p)/tau)))``; mu = 0 is FedAvg.
+
+    Li, He, Song: Model-contrastive federated learning, CVPR 2021, equations 3 and 4. z, z_g and z_p are what the head reads, of the
+    local model, the broadcast and the model that the client sent the last time, the latter two in eval mode and frozen. A client
+    that trains for the first time has no such model and no such term.
+
+    Deviations: z is the network's own embedding; the paper puts a two-layer projection of 256 units before the head, which a network
+    in ``conf/model`` may have. One earlier model is kept (the paper's buffer is of one too; its code can hold more). Where BatchNorm
+    statistics stay with the clients, the broadcast has those that the client begins with.
+
+    Args:
+        mu: >= 0, weight of the contrastive term.
+        tau: > 0, temperature.
+    """
+
+    mu: float
+    tau: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.mu >= 0, "mu", "must be >= 0 (0 is FedAvg)", self.mu)
+        require(self.tau > 0, "tau", "must be > 0 (the paper's is 0.5)", self.tau)
+
+    def memory(self, client: Client) -> State:
+        return {"previous": {key: value.clone() for key, value in client.initial.items()}}
+
+    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+        mu = self.mu if int(own["client"]["last_round"]) > 0 else 0.0
+        return {"mu": torch.full((len(batches),), mu, dtype=client.dtype, device=client.device)}
+
+    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        output = model(batch.x)
+        broadcast = model.at({**shared["model"], **own.get("statistics", {})})(batch.x).embedding.detach()
+        previous = model.at(own["previous"])(batch.x).embedding.detach()
+        contrast = model_contrastive(output.embedding, broadcast, previous, self.tau).mean()
+        return cross_entropy(output.logits, batch.y).mean() + batch.mu * contrast, {}
+
+    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
+        sent, kept = super().report(client, trained, sums, shared, own)
+        return sent, {**kept, "previous": trained}
