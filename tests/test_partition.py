@@ -13,10 +13,13 @@ from omegaconf import OmegaConf
 
 from fedkd.data.digits import Digits
 from fedkd.partition import shards
+from fedkd.partition.classes import Classes
 from fedkd.partition.dirichlet import Dirichlet
 from fedkd.partition.fedgen import FedGen
 from fedkd.partition.file import File
 from fedkd.partition.iid import IID
+from fedkd.partition.label_shards import LabelShards
+from fedkd.partition.quantity import Quantity
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "conf" / "partition").glob("*.yaml"))
@@ -40,7 +43,15 @@ def split(how, labels=DIGITS, num_clients=10, seed=0):
     return how(*labels, num_clients, np.random.default_rng(seed))
 
 
-SPLITS = [IID(), dirichlet(), dirichlet(alpha=100.0), fedgen(min_size=2), fedgen(ratio=1.0), fedgen(alpha=10.0, ratio=0.3, min_size=2)]
+def quantity(**changes) -> Quantity:
+    return Quantity(**{"distribution": "dirichlet", "alpha": 0.5, "sigma": 1.0, "min_size": 2, "max_draws": 1000, **changes})
+
+
+SPLITS = [
+    IID(), dirichlet(), dirichlet(alpha=100.0), fedgen(min_size=2), fedgen(ratio=1.0), fedgen(alpha=10.0, ratio=0.3, min_size=2),
+    Classes(per_client=1), Classes(per_client=3), LabelShards(per_client=1), LabelShards(per_client=2), quantity(),
+    quantity(distribution="lognormal"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -68,7 +79,18 @@ def test_shards_are_ascending_disjoint_and_owned(how, num_clients):
         assert len(train) > 0 and set(DIGITS[1][test]) == set(DIGITS[0][train])
 
 
-@pytest.mark.parametrize("how", [IID(), dirichlet(), dirichlet(alpha=100.0), dirichlet(alpha=1e-3, min_size=1)], ids=repr)
+ALL = [
+    IID(),
+    dirichlet(),
+    dirichlet(alpha=100.0),
+    dirichlet(alpha=1e-3, min_size=1),
+    Classes(per_client=1),
+    LabelShards(per_client=2),
+    quantity(),
+]
+
+
+@pytest.mark.parametrize("how", ALL, ids=repr)
 def test_all_training_examples_are_given_away(how):
     assert sorted(np.concatenate(split(how).train)) == list(range(len(DIGITS[0])))
 
@@ -98,6 +120,83 @@ def test_labels_are_left_as_they_were(how):
     before = [labels.copy() for labels in DIGITS]
     split(how)
     assert all(np.array_equal(a, b) for a, b in zip(before, DIGITS))
+
+
+# ------------------------------------------------------------------------------------------------ classes, label_shards, quantity
+
+
+@pytest.mark.parametrize("num_clients", [1, 3, 10, 17])
+@pytest.mark.parametrize("per_client", [1, 2, 7, 10])
+def test_clients_hold_so_many_classes_and_classes_equally_many_clients(per_client, num_clients):
+    held = shards.counts(split(Classes(per_client=per_client), num_clients=num_clients).train, DIGITS[0], 10)
+    assert ((held > 0).sum(axis=1) == per_client).all()
+    holders = (held > 0).sum(axis=0)
+    assert holders.max() - holders.min() <= 1 and holders.sum() == num_clients * per_client
+    for label in np.flatnonzero(holders):
+        mine = held[held[:, label] > 0, label]
+        assert mine.max() - mine.min() <= 1 and mine.sum() == (DIGITS[0] == label).sum()
+
+
+def test_which_classes_a_client_holds_is_drawn():
+    held = [tuple(shards.counts(split(Classes(per_client=2), seed=seed).train, DIGITS[0], 10)[0] > 0) for seed in range(30)]
+    assert len(set(held)) > 10
+
+
+def test_more_classes_than_there_are_and_too_few_examples_of_one_are_refused():
+    with pytest.raises(ValueError, match="per_client must be at most the number of classes there are examples of, 10, got 11"):
+        split(Classes(per_client=11))
+    with pytest.raises(ValueError, match="per_client must be at most .* 2, got 3"):
+        split(Classes(per_client=3), labels=(np.array([0, 5] * 30), np.array([0, 5])))
+    with pytest.raises(ValueError, match="per_client must be small enough: 10 clients would share the 3 examples of class 1"):
+        split(Classes(per_client=2), labels=(np.array([0] * 30 + [1] * 3), np.array([0, 1])))
+
+
+@pytest.mark.parametrize("make", [Classes, LabelShards])
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True])
+def test_so_many_are_a_whole_number(make, wrong):
+    with pytest.raises(ValueError, match="per_client must be a whole number >= 1, got"):
+        make(per_client=wrong)
+
+
+def test_label_shards_are_pieces_of_the_sorted_examples():
+    """Of MNIST in 200 pieces of 300, as in the paper: two a client, so most clients have two classes and none more than four."""
+    partition = split(LabelShards(per_client=2), LIKE_MNIST, 100)
+    assert {len(index) for index in partition.train} == {600}
+    classes = (shards.counts(partition.train, LIKE_MNIST[0], 10) > 0).sum(axis=1)
+    assert classes.max() <= 4 and np.median(classes) == 2 and set(classes) >= {1, 2, 3}
+
+
+def test_more_pieces_than_examples_are_refused():
+    with pytest.raises(ValueError, match=r"per_client \* 10 clients must be at most the number of training examples, 1442, got 145"):
+        split(LabelShards(per_client=145))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 5.0])
+def test_sizes_have_the_moments_of_a_dirichlet_and_labels_do_not_matter(alpha):
+    """Var of a share: (1/K)(1 - 1/K) / (K alpha + 1)."""
+    splits = [split(quantity(alpha=alpha, min_size=1), LIKE_MNIST, 8, seed).train for seed in range(60)]
+    shares = np.array([[len(index) for index in train] for train in splits]) / len(LIKE_MNIST[0])
+    assert shares.var() == pytest.approx((1 / 8) * (7 / 8) / (8 * alpha + 1), rel=0.25)
+    held = shards.counts(splits[0], LIKE_MNIST[0], 10)
+    big = held[held.sum(axis=1) > 2000]
+    assert len(big) and abs(big / big.sum(axis=1, keepdims=True) - 0.1).max() < 0.05
+
+
+def test_lognormal_sizes():
+    spread = [
+        np.log([len(index) for index in split(quantity(distribution="lognormal", sigma=s), LIKE_MNIST, 500).train]).std()
+        for s in (0, 0.5, 1)
+    ]
+    assert spread == pytest.approx([0, 0.5, 1], abs=0.08)
+
+
+def test_quantity_s_parameters():
+    for changes, rule in (
+        ({"sigma": -1.0}, "sigma must be >= 0"),
+        ({"distribution": "pareto"}, "distribution must be one of dirichlet, lognormal"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            quantity(**changes)
 
 
 # ----------------------------------------------------------------------------------------------------------------- test shards
@@ -194,7 +293,7 @@ def test_more_than_there_is_is_refused_at_once():
         split(dirichlet(min_size=145, max_draws=10**9))
 
 
-@pytest.mark.parametrize("make", [dirichlet, fedgen])
+@pytest.mark.parametrize("make", [dirichlet, fedgen, quantity])
 @pytest.mark.parametrize(
     "wrong, rule",
     [
