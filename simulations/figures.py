@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.check import require
+from fedkd.partition.skew import description
 from simulations.look import COLOURS, WIDTH, canvas, interval, legend, legend_shape, legend_texts, limits, look
 
 PANELS = {"accuracy": "balanced test", "accuracy_own_labels": "own labels"}
@@ -89,7 +90,7 @@ def _spread(axes: Axes, values: np.ndarray, y: int, style: int) -> None:  # [n]
 
 
 def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  # [K, C]
-    """How many training examples of each class each client holds: a circle's area is proportional to the count.
+    """How many training examples of each class each client holds: a circle's area is proportional to the count; the skew in numbers.
 
     Args:
         counts: examples by client and class [K, C], >= 0; nothing is drawn where it is 0.
@@ -105,7 +106,7 @@ def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  
     require(counts.ndim == 2 and counts.size > 0, "counts", "must be a matrix [clients, classes]", counts.shape)
     require(counts.min() >= 0 and counts.max() > 0, "counts", "must be >= 0 and not all 0", (counts.min(), counts.max()))
     num_clients, num_classes = counts.shape
-    left, right, top, bottom = 0.38, 0.06, 0.26, 0.36  # inches around the axes
+    left, right, top, bottom = 0.38, 0.06, 0.40, 0.36  # inches around the axes
     width = WIDTH - left - right
     height = float(np.clip(num_classes * min(width / num_clients, 0.17), 1.1, 6.5))
     total = height + top + bottom
@@ -117,6 +118,8 @@ def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  
             axis.set_major_locator(MaxNLocator(min(ticks, 20), integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         client, label = np.nonzero(counts)
         _circles(axes, client, label, counts[client, label], diameter)
+        said = description(counts)
+        figure.text(left / WIDTH, 1 - 0.05 / total, said[0].upper() + said[1:], ha="left", va="top", fontsize="small")
     return paths
 
 

@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from fedkd.data.digits import Digits
-from fedkd.partition import shards
+from fedkd.partition import shards, skew
 from fedkd.partition.classes import Classes
 from fedkd.partition.dirichlet import Dirichlet
 from fedkd.partition.fedgen import FedGen
@@ -459,3 +459,36 @@ def test_the_public_codes_split_of_mnist_obeys_our_rules(alpha, num_test):
     assert shards.counts(theirs.train, labels[0], 10).sum(axis=0).tolist() == [1500] * 10
     ours = shards.owned(theirs.train, labels[0], labels[1], at_least=0)
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs.test)) and sum(map(len, ours)) == num_test
+
+
+# ------------------------------------------------------------------------------------------------------------------------ skew
+
+
+@pytest.mark.parametrize(
+    ("counts", "distance", "classes"),
+    [
+        ([[5, 5], [50, 50]], 0.0, 2.0),
+        ([[9, 0, 0], [0, 1, 0], [0, 0, 4]], 1.0, 1.0),
+        ([[1, 1, 0], [0, 1, 1]], 0.5, 2.0),
+        ([[3, 1]], 0.0, float(np.exp(0.25 * np.log(4) + 0.75 * np.log(4 / 3)))),
+        ([[2, 0], [0, 0], [0, 7]], 1.0, 1.0),
+    ],
+)
+def test_skew_of_small_tables(counts, distance, classes):
+    assert skew.label_distance(np.array(counts)) == pytest.approx(distance)
+    assert skew.effective_classes(np.array(counts)) == pytest.approx(classes)
+
+
+def test_the_label_distance_is_the_mean_over_all_pairs():
+    counts = np.random.default_rng(0).integers(0, 9, (7, 4)) + 1
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    pairs = [abs(shares[i] - shares[j]).sum() / 2 for i in range(7) for j in range(i)]
+    assert skew.label_distance(counts) == pytest.approx(np.mean(pairs), rel=1e-12)
+
+
+def test_skew_falls_with_alpha_and_is_described():
+    distances = [skew.label_distance(shards.counts(split(dirichlet(alpha=a), LIKE_MNIST).train, LIKE_MNIST[0], 10)) for a in (0.05, 0.5, 5)]
+    assert distances == sorted(distances, reverse=True) and distances[0] > 0.7 and distances[-1] < 0.25
+    assert skew.description(np.array([[2, 0], [1, 1]])) == "label distance 0.50, 1.5 effective classes, 2 examples"
+    with pytest.raises(ValueError, match="counts must be"):
+        skew.label_distance(np.zeros((2, 3)))
