@@ -1,6 +1,5 @@
 """What runs where clients run: the process that answers a grid's requests, and the two ends of a request."""
 
-import pickle
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
@@ -45,7 +44,9 @@ class Worker:
 
     def score(self, config: str, model: bytes, begin: int, end: int) -> Score:
         """The score of a :func:`packed` model on a part of the test set."""
-        return on_test(world(config), pickle.loads(model), begin, end)
+        from ray.cloudpickle import loads
+
+        return on_test(world(config), loads(model), begin, end)
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in KiB."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.check import require
-from fedkd.partition.shards import check, cut, deal, owned, pools
+from fedkd.partition.shards import check, check_number, cut, deal, owned, pools
 from fedkd.types import Partition
 
 
@@ -24,8 +24,7 @@ class Classes:
     per_client: int
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.per_client, int) and not isinstance(self.per_client, bool)
-        require(whole and self.per_client >= 1, "per_client", "must be a whole number >= 1", self.per_client)
+        check_number("per_client", self.per_client)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.

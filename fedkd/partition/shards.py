@@ -39,8 +39,13 @@ def check(train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, m
 def check_rules(alpha: float, min_size: int, max_draws: int) -> None:
     """The parameters of a split that is drawn until it obeys a rule: alpha > 0, min_size >= 1, max_draws >= 1."""
     require(0 < alpha < np.inf, "alpha", "must be > 0 (small: few classes a client; large: near to iid) and finite", alpha)
-    for name, value in (("min_size", min_size), ("max_draws", max_draws)):
-        require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, "must be a whole number >= 1", value)
+    check_number("min_size", min_size)
+    check_number("max_draws", max_draws)
+
+
+def check_number(name: str, value: int) -> None:
+    """The parameter ``name`` counts something: a whole number >= 1."""
+    require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, "must be a whole number >= 1", value)
 
 
 def pools(labels: np.ndarray) -> list[np.ndarray]:
