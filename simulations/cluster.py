@@ -5,8 +5,10 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 from fedkd.check import require
 from simulations.workers import Worker
@@ -106,7 +108,25 @@ def start_ray(num_workers: int, address: str | None) -> Any:
                 ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), **QUIET)
             else:
                 join(ray, address)
+        if address is None:
+            take_along()
     return ray
+
+
+def take_along() -> None:
+    """From now on SIGTERM ends this process as ever, and before it those of Ray that it has started: where a scheduler sends the signal to
+    all of them at once, Ray's agents can outlive the others for ever."""
+    started = psutil.Process().children(recursive=True)
+
+    def end(number: int, _: Any) -> None:
+        for process in {*started, *psutil.Process().children(recursive=True)}:
+            with suppress(psutil.Error):
+                process.kill()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
 
 
 def join(ray: Any, address: str) -> None:

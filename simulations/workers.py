@@ -1,6 +1,8 @@
 """What runs where clients run: the process that answers a grid's requests, and the two ends of a request."""
 
 import resource
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -38,6 +40,8 @@ class Worker:
     def __init__(self) -> None:
         identify()
         settle()
+        if threading.current_thread() is threading.main_thread():  # Ray would take leave of a cluster that has got the same signal
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def ping(self) -> None:
         """Answer."""
