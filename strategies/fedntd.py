@@ -17,8 +17,8 @@ from fedkd.types import Metrics, State
 class FedNTD(Strategy):
     """``CE + beta tau^2 KL(softmax(z_g / tau) || softmax(z / tau))`` over the classes that are not the label; beta = 0 is FedAvg.
 
-    Lee, Jeong, Shin, Bae, Yun: Preservation of the global knowledge by not-true distillation in federated learning, NeurIPS 2022,
-    equations 3 and 4. z_g are the logits of the broadcast in eval mode, which do not learn.
+    Lee, Jeong, Shin, Bae, Yun: Preservation of the global knowledge by not-true distillation in federated learning, NeurIPS 2022.
+    z_g are the logits of the broadcast in eval mode, which do not learn.
 
     Deviations: where BatchNorm statistics stay with the clients, the broadcast has those that the client begins with (the paper's
     networks have no BatchNorm).

@@ -24,7 +24,7 @@ class FedProto(Strategy):
     Tan et al.: FedProto: Federated prototype learning across heterogeneous clients, AAAI 2022. With weight 0 every client trains alone.
 
     Deviations: prototypes are means over the steps of a client's round, as they are computed, and not over a pass of their own after
-    it. The mean over clients counts every example of a class once (``examples``, equation 6 of the paper) or every client that has the
+    it. The mean over clients counts every example of a class once (``examples``) or every client that has the
     class once (``uniform``): the switch ``aggregation``. A class that nobody has reported pulls nobody.
 
     Args:

@@ -19,7 +19,7 @@ from fedkd.types import Metrics, State, Tensors
 class Moon(Strategy):
     """``CE - mu ln(e^(cos(z, z_g)/tau) / (e^(cos(z, z_g)/tau) + e^(cos(z, z_p)/tau)))``; mu = 0 is FedAvg.
 
-    Li, He, Song: Model-contrastive federated learning, CVPR 2021, equations 3 and 4. z, z_g and z_p are what the head reads, of the
+    Li, He, Song: Model-contrastive federated learning, CVPR 2021. z, z_g and z_p are what the head reads, of the
     local model, the broadcast and the model that the client sent the last time, the latter two in eval mode and frozen. A client
     that trains for the first time has no such model and no such term.
 

@@ -6,7 +6,7 @@ sign, a missing mean or a forgotten detach shows in the comparison with autograd
 References:
     Hinton et al. 2015: divergence at a temperature. Li et al. 2020: FedProx, equation 2. Jeong et al. 2018: federated
     distillation. Zhu et al. 2021: FedGen, equations 4 and 5, and its public code. Mao et al. 2019: diversity. Lee et al. 2022:
-    FedNTD, equation 4. Li et al. 2021: MOON, equation 3. Karimireddy et al. 2020: SCAFFOLD, Algorithm 1, option II.
+    FedNTD. Li et al. 2021: MOON. Karimireddy et al. 2020: SCAFFOLD, Algorithm 1, option II.
 """
 
 from collections.abc import Callable, Mapping

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def model_contrastive(z: Tensor, near: Tensor, far: Tensor, temperature: float) -> Tensor:  # [B, D] x 3 -> [B]
-    """``-ln(e^(cos(z, near)/T) / (e^(cos(z, near)/T) + e^(cos(z, far)/T)))`` (Li, He, Song, CVPR 2021, equation 3).
+    """``-ln(e^(cos(z, near)/T) / (e^(cos(z, near)/T) + e^(cos(z, far)/T)))`` (Li, He, Song, CVPR 2021).
 
     Args:
         z: embeddings that learn.

@@ -13,7 +13,7 @@ def not_true(logits: Tensor, y: Tensor) -> Tensor:  # [B, C], [B] -> [B, C-1]
 
 
 def not_true_divergence(teacher: Tensor, student: Tensor, y: Tensor, temperature: float = 1.0) -> Tensor:  # [B, C] x 2, [B] -> [B]
-    """``T^2 KL(softmax(t / T) || softmax(s / T))`` over the classes that are not ``y`` (Lee et al., NeurIPS 2022, equation 4).
+    """``T^2 KL(softmax(t / T) || softmax(s / T))`` over the classes that are not ``y`` (Lee et al., NeurIPS 2022).
 
     It does not depend on the student's logit of the label, nor does its gradient reach it: decoupled distillation calls the same
     term that of the non-target classes (Zhao et al., CVPR 2022).

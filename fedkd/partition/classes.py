@@ -15,7 +15,7 @@ class Classes:
 
     Clients choose in random order, each the classes that fewest hold so far, at random among these: how many hold a class differs by
     one at most. Where clients times ``per_client`` is less than the number of classes, some classes are nobody's. Test shards:
-    ``shards.owned``. Known as the "#C = k" or "pathological" split (Li, Diao, Chen, He, ICDE 2022, section 4.1).
+    ``shards.owned``. Known as the "#C = k" or "pathological" split (Li, Diao, Chen, He, ICDE 2022).
 
     Args:
         per_client: how many classes a client holds, >= 1, at most as many as there are.

@@ -13,7 +13,7 @@ from fedkd.types import Partition
 class LabelShards:
     """K times ``per_client`` shards of equal size, rounded up or down, ``per_client`` of them drawn for each client.
 
-    McMahan, Moore, Ramage, Hampson, Aguera y Arcas, AISTATS 2017, section 3: with two shards a client has examples of two classes, of
+    McMahan, Moore, Ramage, Hampson, Aguera y Arcas, AISTATS 2017: with two shards a client has examples of two classes, of
     one or three or four where a shard lies across a boundary. Examples of a class are shuffled first. Test shards: ``shards.owned``.
 
     Args:

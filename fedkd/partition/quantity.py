@@ -18,7 +18,7 @@ class Quantity:
     """Shares of the training examples ~ Dirichlet(alpha, ..., alpha), or in proportion to exp(sigma * normal); all are given away.
 
     Whose examples are whose is drawn without a look at labels. The shares are drawn again until every client holds ``min_size``. The
-    first is the quantity skew of Li, Diao, Chen, He (ICDE 2022, section 4.3). Test shards: ``shards.owned``.
+    first is the quantity skew of Li, Diao, Chen, He (ICDE 2022). Test shards: ``shards.owned``.
 
     Args:
         distribution: ``dirichlet`` or ``lognormal``.
