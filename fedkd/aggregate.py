@@ -24,9 +24,9 @@ def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
 
 def mean_statistics(memories: Sequence[State]) -> Tensors:
     """The example-weighted mean of the BatchNorm statistics that clients keep, over those that have trained; {} if none."""
-    trained = [m for m in memories if "statistics" in m and int(m["client"]["last_round"]) > 0]
+    trained = [m for m in memories if "local" in m and int(m["client"]["last_round"]) > 0]
     sizes = [int(m["client"]["num_examples"]) for m in trained]
-    return average([m["statistics"] for m in trained], [size / sum(sizes) for size in sizes]) if trained else {}
+    return average([m["local"] for m in trained], [size / sum(sizes) for size in sizes]) if trained else {}
 
 
 def assemble(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:

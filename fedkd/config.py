@@ -25,10 +25,11 @@ from fedkd.check import require
 
 @dataclass
 class Evaluation:
-    """When and how models are scored: every so many rounds, in batches of this size."""
+    """When and how models are scored: every so many rounds, in batches of this size, on the ``test`` set or on the clients' ``validation`` examples."""
 
     every: int
     batch_size: int
+    examples: str
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Run:
         local_steps: optimizer steps of a client in a round; null with ``local_epochs``.
         local_epochs: passes over a client's data in a round; null with ``local_steps``.
         batch_size: of local training.
+        validation: 0..1 (1 excluded), share of each client's training examples that is held out: for early stopping, and for choosing
+            parameters (``evaluation.examples``).
         cohort: how many clients a worker trains as one tensor program; 1 is one after the other. Another number changes rounding.
             ``auto`` times some, keeps the fastest, and notes it in the run folder.
         compile: fuse the operations of a local step with ``torch.compile``: tens of seconds at the start, and another rounding.
@@ -67,6 +70,7 @@ class Run:
     local_steps: int | None
     local_epochs: int | None
     batch_size: int
+    validation: float
     cohort: int | str
     compile: bool
     precision: str
@@ -80,6 +84,9 @@ class Run:
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
+    shift: dict[str, Any] = field(default_factory=dict)
+    systems: dict[str, Any] = field(default_factory=dict)
+    public: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +97,7 @@ class Run:
 ConfigStore.instance().store(name="schema", node=Run)
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
-PARTS = ("data", "partition", "model", "optimizer", "strategy", "engine")
+PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
 WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "choices")
 PLACES = ("root", "path", "cache", "download")
 
@@ -127,9 +134,17 @@ def check(config: DictConfig) -> None:
     )
     chunk = config.cohort
     require(chunk == "auto" or (isinstance(chunk, int) and chunk >= 1), "cohort", "must be >= 1, or auto", chunk)
-    choices = {"precision": ("float32", "float64", "bfloat16"), "on_client_failure": ("raise", "retry", "drop")}
+    choices = {
+        "precision": ("float32", "float64", "bfloat16"),
+        "on_client_failure": ("raise", "retry", "drop"),
+        "evaluation.examples": ("test", "validation"),
+    }
     for key, allowed in choices.items():
-        require(config[key] in allowed, key, f"must be one of {', '.join(allowed)}", config[key])
+        value = OmegaConf.select(config, key)
+        require(value in allowed, key, f"must be one of {', '.join(allowed)}", value)
+    require(0 <= config.validation < 1, "validation", "must be a share in 0..1, 1 excluded (0 holds nothing out)", config.validation)
+    held_out = config.evaluation.examples == "test" or config.validation > 0
+    require(held_out, "validation", "must be > 0 where evaluation.examples=validation", config.validation)
     require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
     require(config.retries >= 0, "retries", "must be >= 0", config.retries)
     require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
@@ -162,6 +177,9 @@ def check_types(node: Mapping[str, Any], key: str) -> None:
         )
         if isinstance(value, Mapping) and "_target_" in value:
             check_types(value, f"{key}.{name}")
+        elif isinstance(value, Mapping) and value and all(isinstance(one, Mapping) for one in value.values()):
+            for inner, one in value.items():
+                check_types(one, f"{key}.{name}.{inner}")
         elif name in hints:
             check_type(hints[name], value, f"{key}.{name}")
     if not node.get("_partial_"):

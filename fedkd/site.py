@@ -33,6 +33,7 @@ class Client:
         momentum: of the optimizer, 0 where it has none.
         dtype: of images, draws and weights.
         execution: how its steps are computed.
+        public: unlabelled public examples, the same for all clients and the server, for strategies that declare that they need them.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Client:
     momentum: float
     dtype: torch.dtype
     execution: Execution = field(default_factory=Execution)
+    public: Examples | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +86,7 @@ class Server:
         num_clients: how many clients there are.
         batch_size: of the server's evaluations.
         dtype: of weights.
-        public: unlabelled or labelled public examples, for strategies that declare that they need them.
+        public: unlabelled public examples, for strategies that declare that they need them.
         validation: held-out training examples, for early stopping.
         memories: the clients' memories, in evaluations alone: a simulator's privilege. Empty in ``update``.
     """

@@ -35,17 +35,27 @@ class Strategy(Rounds):
         lr_schedule: ``constant``; ``round``: ``lr * lr_decay**(r - 1)`` in round r; ``last_participation``: the same with r
             the round in which the client last trained, and ``lr`` the first time (FedGen's public code).
         lr_decay: in (0, 1].
+        sharing: ``all`` of the model travels, or its ``head`` alone; the rest then stays with each client, and no global model exists.
     """
 
     shares: ClassVar[tuple[str, ...]] = ("model",)
     """Which parts of the state travel to the clients."""
 
+    needs_public: ClassVar[bool] = False
+    """It distils on public examples."""
+
     batchnorm: Literal["local", "averaged"]
     aggregation: Literal["examples", "uniform"]
     lr_schedule: Literal["constant", "round", "last_participation"]
     lr_decay: float
+    sharing: Literal["all", "head"]
 
     federation: Federation | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def unlike_models(self) -> Literal["no", "embedding", "any"]:
+        """Whether clients may have unlike networks: not where whole models are averaged; with ``embedding`` theirs must be of one size."""
+        return "any" if "model" not in self.shares else "embedding" if self.sharing == "head" else "no"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -59,8 +69,8 @@ class Strategy(Rounds):
         return {}
 
     def begin(self, client: Client, shared: State, own: State) -> Tensors:
-        """The weights to begin from: what was broadcast, with the client's own BatchNorm statistics laid over it."""
-        return {**shared["model"], **own.get("statistics", {})}
+        """The weights to begin from: what was broadcast, with what stays with the client laid over it."""
+        return {**shared["model"], **own.get("local", {})}
 
     def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
         """Everything random or scheduled, for all steps at once: tensors [S, ...] that appear on each ``batch``."""
@@ -93,6 +103,8 @@ class Strategy(Rounds):
         Clients that keep their BatchNorm statistics leave the aggregated model without any: it takes the mean of those of
         the clients that have trained, weighted by examples, which only a simulator can read.
         """
+        if self.sharing == "head":
+            return None
         return assemble(server.model, server.initial, {**state["model"], **mean_statistics(list(server.memories.values()))})
 
     def ensemble(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
@@ -100,9 +112,14 @@ class Strategy(Rounds):
         return None
 
     # ------------------------------------------------------------------------------------------- helpers for the hooks
+    def stays(self, model: nn.Module) -> frozenset[str]:
+        """Names of what never leaves a client: its BatchNorm statistics where they are ``local``, all but the head where only that is shared."""
+        kept = statistics(model) if self.batchnorm == "local" else frozenset()
+        return kept if self.sharing == "all" else kept | {key for key in model.state_dict() if not key.startswith("head.")}
+
     def travelling(self, model: nn.Module, tensors: Tensors) -> Tensors:
         """``tensors`` without what stays with the client."""
-        stays = statistics(model) if self.batchnorm == "local" else frozenset()
+        stays = self.stays(model)
         return {key: value for key, value in tensors.items() if key not in stays}
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
@@ -114,9 +131,9 @@ class Strategy(Rounds):
     def fresh_memory(self, client: Client) -> State:
         """A client's whole memory before its first round: the algorithm's, and what the switches of every strategy keep."""
         counts = {"last_round": torch.tensor(0), "num_examples": torch.tensor(0)}
-        stays = statistics(client.model) if self.batchnorm == "local" else frozenset()
+        stays = self.stays(client.model)
         kept = {key: value.clone() for key, value in client.initial.items() if key in stays}
-        return {**self.memory(client), **({"statistics": kept} if kept else {}), "client": counts}
+        return {**self.memory(client), **({"local": kept} if kept else {}), "client": counts}
 
     def lr_factor(self, own: State, server_round: int) -> float:
         """What the schedule multiplies the client's learning rate by."""
@@ -158,8 +175,8 @@ class Strategy(Rounds):
     ) -> tuple[Update, State]:
         """After the loop: what the client sends, and the memory it keeps."""
         sent, kept = self.report(client, fitted.tensors, fitted.sums, shared, own)
-        if "statistics" in own:
-            kept = {**kept, "statistics": {key: fitted.tensors[key] for key in own["statistics"]}}
+        if "local" in own:
+            kept = {**kept, "local": {key: fitted.tensors[key] for key in own["local"]}}
         kept = {**kept, "client": {"last_round": torch.tensor(server_round), "num_examples": torch.tensor(len(client.data))}}
         metrics = {"loss": fitted.sums["loss"].item() / num_steps}
         return Update(client.id, len(client.data), client.architecture, sent, metrics), kept

@@ -182,7 +182,7 @@ def foreign(home: World, content: RecordDict) -> tuple[str, State, Strategy]:
     (name, record), *rest = content.array_records.items()
     if rest:
         raise ValueError(f"a message of a strategy that is not fedkd's must carry one ArrayRecord, got {[name, *dict(rest)]}")
-    switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0}
+    switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0, "sharing": "all"}
     mu = content["config"].get("proximal-mu")
     half = FedAvg(**switches) if mu is None else FedProx(**switches, mu=float(mu), weight_decay=0.0)
     return name, {"model": home.receive(record)}, half

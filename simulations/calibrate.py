@@ -32,7 +32,7 @@ def choose(home: World, num_workers: int) -> tuple[int, dict[str, float]]:
     share = -(-home.config.clients_per_round // num_workers)
     clients = alike(home)
     numbers = [n for n in CANDIDATES if n == 1 or n <= min(share, len(clients))]
-    if len(numbers) == 1 or has_randomness(home.model):
+    if len(numbers) == 1 or has_randomness(clients[0].model):
         return 1, {}
     shared = {part: tensors for part, tensors in home.strategy.init(home.federation().server).items() if part in home.strategy.shares}
     milliseconds: dict[int, list[float]] = {number: [] for number in numbers}
@@ -50,10 +50,10 @@ def choose(home: World, num_workers: int) -> tuple[int, dict[str, float]]:
 
 
 def alike(home: World) -> list[Client]:
-    """Clients of the commonest batch size, with few steps to do."""
-    sizes = [home.shape(number)[0] for number in range(home.config.num_clients)]
-    size = max(sorted(set(sizes)), key=sizes.count)
-    numbers = [number for number in range(home.config.num_clients) if sizes[number] == size][: max(CANDIDATES)]
+    """Clients of the commonest network and batch size, with few steps to do."""
+    kinds = [home.kind(number) for number in range(home.config.num_clients)]
+    kind = max(sorted(set(kinds)), key=kinds.count)
+    numbers = [number for number in range(home.config.num_clients) if kinds[number] == kind][: max(CANDIDATES)]
     return [replace(home.client(number, 1), num_steps=STEPS) for number in numbers]
 
 

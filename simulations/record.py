@@ -79,7 +79,7 @@ class Folder:
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(world.config, resolve=True).encode())
         write_atomically(path / "environment.json", (json.dumps(environment(world), indent=1) + "\n").encode())
         labels, classes = world.train.y.cpu().numpy(), world.task.num_classes
-        save(world.partition, path / "partition.npz", labels, world.test.y.cpu().numpy(), classes)
+        save(world.partition, path / "partition.npz", labels, world.scored.y.cpu().numpy(), classes)
         figures.partition(counts(world.partition.train, labels, classes), path / "partition")
         return None if self.header is None else read_checkpoint(path)
 

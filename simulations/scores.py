@@ -26,6 +26,6 @@ def balanced(home: World, score: Score) -> dict[str, float]:
 def on_shards(home: World, model: Callable) -> dict[str, float | list[int]]:
     """One model on every client's own test shard."""
     batch, classes = home.config.evaluation.batch_size, home.task.num_classes
-    scores = [evaluate(model, home.test.subset(index).to(home.config.device), batch, classes, home.dtype) for index in home.partition.test]
+    scores = [evaluate(model, shard, batch, classes, home.dtype) for shard in home.shards[1]]
     examples, correct = [int(s.total.sum()) for s in scores], [int(s.correct.sum()) for s in scores]
     return {**(own_labels(list(zip(examples, correct))) or {}), "own_examples": examples, "own_correct": correct}

@@ -39,6 +39,6 @@ class FedEnsemble(Strategy):
         models = []
         for client in range(server.num_clients):
             tensors = state.get(f"member-{client}", state["broadcast"])
-            own = server.memories.get(client, {}).get("statistics", {})
+            own = server.memories.get(client, {}).get("local", {})
             models.append(assemble(server.model, server.initial, {**tensors, **own}))
         return Ensemble(models, [1.0] * len(models))

@@ -56,7 +56,7 @@ class FedGKD(Strategy):
 
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
-        teacher = model.at({**shared.get("mean", shared["model"]), **own.get("statistics", {})})
+        teacher = model.at({**shared.get("mean", shared["model"]), **own.get("local", {})})
         distance = kl_divergence(teacher(batch.x).logits.detach(), logits).mean()
         return cross_entropy(logits, batch.y).mean() + batch.gamma / 2 * distance, {}
 

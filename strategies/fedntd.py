@@ -38,6 +38,6 @@ class FedNTD(Strategy):
 
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
-        broadcast = model.at({**shared["model"], **own.get("statistics", {})})(batch.x).logits.detach()
+        broadcast = model.at({**shared["model"], **own.get("local", {})})(batch.x).logits.detach()
         distance = not_true_divergence(broadcast, logits, batch.y, self.tau).mean()
         return cross_entropy(logits, batch.y).mean() + self.beta * distance, {}

@@ -49,7 +49,7 @@ class Moon(Strategy):
 
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         output = model(batch.x)
-        broadcast = model.at({**shared["model"], **own.get("statistics", {})})(batch.x).embedding.detach()
+        broadcast = model.at({**shared["model"], **own.get("local", {})})(batch.x).embedding.detach()
         previous = model.at(own["previous"])(batch.x).embedding.detach()
         contrast = model_contrastive(output.embedding, broadcast, previous, self.tau).mean()
         return cross_entropy(output.logits, batch.y).mean() + batch.mu * contrast, {}

@@ -21,7 +21,8 @@ from tests.conftest import ROOT
 LEVELS = [
     {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture"},
     {"fedkd.seed"},
-    {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble"},
+    {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
+    {"fedkd.public", "fedkd.shift"},
     {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.folding"},
     {"fedkd.train"},
     {"fedkd.cohort"},
@@ -162,7 +163,7 @@ def test_messages_can_be_made_in_a_process_that_flower_did_not_start(monkeypatch
 # ---------------------------------------------------------------------------------------------------------------- conf/
 PLACES = {
     "data": "data", "partition": "partition", "model": "model", "optimizer": "optimizer", "strategy": "strategy", "engine": "engine",
-    "generator": "strategy.generator",
+    "generator": "strategy.generator", "shift": "shift", "systems": "systems", "public": "public",
 }  # fmt: skip
 YAMLS = [(group, path) for group in PLACES for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

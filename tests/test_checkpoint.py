@@ -14,7 +14,7 @@ STATE = {
 }
 MEMORIES = {
     11: {"client": {"last_round": torch.tensor(3)}},
-    2: {"statistics": {"bn.running_mean": torch.zeros(0)}, "client": {"last_round": torch.tensor(1)}},
+    2: {"local": {"bn.running_mean": torch.zeros(0)}, "client": {"last_round": torch.tensor(1)}},
 }
 
 

@@ -32,7 +32,7 @@ from strategies.scaffold import Scaffold
 from tests import golden, oracles
 from tests.conftest import STRATEGIES, options, run, same, settle
 
-PUBLIC = {"batchnorm": "local", "aggregation": "examples", "lr_schedule": "last_participation", "lr_decay": 0.99}
+PUBLIC = {"batchnorm": "local", "aggregation": "examples", "lr_schedule": "last_participation", "lr_decay": 0.99, "sharing": "all"}
 FEDGEN_OFF = ("strategy=fedgen", "strategy.generator_steps=4", "strategy.alpha=0", "strategy.beta=0")
 NEUTRAL = {
     "fedprox": ("strategy=fedprox", "strategy.mu=0", "strategy.weight_decay=0"),
@@ -114,8 +114,8 @@ def test_one_client_is_centralised_sgd_bit_for_bit(switches, optimizer):
             stepper.zero_grad()
             F.cross_entropy(model.train()(data.images(index)).logits, data.y[index]).backward()
             stepper.step()
-    final = {**ran.state["model"], **ran.memories[0].get("statistics", {})}
-    assert ("statistics" in ran.memories[0]) == ("public" in switches)
+    final = {**ran.state["model"], **ran.memories[0].get("local", {})}
+    assert ("local" in ran.memories[0]) == ("public" in switches)
     assert same(final, dict(model.state_dict()))
 
 
@@ -147,7 +147,7 @@ def test_identical_clients_average_to_themselves(weights):
 def test_the_statistics_of_a_federation_are_the_mean_over_clients_that_have_trained():
     def memory(mean, num_examples, last_round, batches):
         counts = {"last_round": torch.tensor(last_round), "num_examples": torch.tensor(num_examples)}
-        return {"statistics": {"mean": torch.tensor([mean]), "batches": torch.tensor(batches)}, "client": counts}
+        return {"local": {"mean": torch.tensor([mean]), "batches": torch.tensor(batches)}, "client": counts}
 
     found = mean_statistics([memory(1.0, 10, 2, 8), memory(5.0, 30, 1, 4), memory(99.0, 50, 0, 0)])
     assert found["mean"].item() == 4.0 and found["batches"] == 8
@@ -172,7 +172,7 @@ def test_batchnorm_statistics_stay_with_the_client_or_travel(name, batchnorm, mo
         assert kept and all(stays <= keys for keys in kept)
     elif name != "feddistill_logits":
         assert all(keys == stays for keys in travel)
-        assert not any(key.startswith("statistics:") for record in grid.memory.values() for key in record)
+        assert not any(key.startswith("local:") for record in grid.memory.values() for key in record)
 
 
 def test_with_local_statistics_the_prediction_has_the_mean_of_those_who_trained():
@@ -180,14 +180,14 @@ def test_with_local_statistics_the_prediction_has_the_mean_of_those_who_trained(
     server = replace(ran.home.federation().server, memories=ran.memories)
     predicted = dict(ran.home.strategy.predict(server, ran.state).state_dict())
     sizes = {client: len(ran.home.partition.train[client]) for client in ran.memories}
-    assert 3 <= len(sizes) and all(len(ran.memories[k]["statistics"]) == 6 for k in sizes)
+    assert 3 <= len(sizes) and all(len(ran.memories[k]["local"]) == 6 for k in sizes)
     for key, value in predicted.items():
         if key in ran.state["model"]:
             assert torch.equal(value, ran.state["model"][key])
         elif key.endswith("num_batches_tracked"):
-            assert value == max(memory["statistics"][key] for memory in ran.memories.values())
+            assert value == max(memory["local"][key] for memory in ran.memories.values())
         else:
-            mean = sum(size * ran.memories[k]["statistics"][key] for k, size in sizes.items()) / sum(sizes.values())
+            mean = sum(size * ran.memories[k]["local"][key] for k, size in sizes.items()) / sum(sizes.values())
             assert_close(value, mean)
 
 
@@ -205,7 +205,7 @@ def test_who_sat_out_keeps_his_statistics_and_begins_from_the_new_broadcast():
     moved = {"model": {key: value + 1 for key, value in shared["model"].items()}}
     begun = home.strategy.begin(home.client(0, 3), moved, kept)
     assert same({key: begun[key] for key in moved["model"]}, moved["model"])
-    assert same({key: begun[key] for key in kept["statistics"]}, kept["statistics"])
+    assert same({key: begun[key] for key in kept["local"]}, kept["local"])
     assert not torch.equal(begun["stages.0.1.running_mean"], home.initial["stages.0.1.running_mean"])
 
 
@@ -327,7 +327,7 @@ def test_moon_remembers_the_model_it_sent_and_has_no_contrast_before():
     shared, site = home.strategy.init(home.federation().server), home.client(0, 1)
     sent, kept = home.strategy.train(site, shared, None, 1)
     assert same({key: kept["previous"][key] for key in sent.state["model"]}, sent.state["model"])
-    assert same({key: kept["previous"][key] for key in kept["statistics"]}, kept["statistics"])
+    assert same({key: kept["previous"][key] for key in kept["local"]}, kept["local"])
     draws = [home.strategy.prepare(site, shared, own, 2)[1].drawn["mu"].tolist() for own in (None, kept)]
     assert draws == [[0.0] * 4, [1.0] * 4]
 
@@ -337,7 +337,7 @@ def test_frozen_networks_do_not_move_statistics(name):
     """The broadcast and the last model are looked at in eval mode: a step counts one batch."""
     home, _ = settle(f"strategy={name}")
     _, kept = home.strategy.train(home.client(0, 1), home.strategy.init(home.federation().server), None, 1)
-    assert kept["statistics"]["stages.0.1.num_batches_tracked"] == 4
+    assert kept["local"]["stages.0.1.num_batches_tracked"] == 4
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.2, 2.0])
@@ -414,7 +414,7 @@ def test_fedproto_s_clients_keep_their_models_and_send_prototypes_alone():
     assert set(sent.state) == set(other.state) == {"prototypes"}
     assert home.strategy.predict(home.federation().server, shared) is None
     begun = home.strategy.begin(home.client(0, 2), shared, kept)
-    assert same(begun, {**kept["model"], **kept["statistics"]}) and not same(begun, home.initial)
+    assert same(begun, {**kept["model"], **kept["local"]}) and not same(begun, home.initial)
     alone, together = run("strategy=fedproto", "strategy.weight=0").memories, run("strategy=fedproto").memories
     undistilled = run("strategy=feddistill_logits", "strategy.gamma=0").memories
     assert all(same(memory["model"], undistilled[client]["model"]) for client, memory in alone.items()), "each trains alone"
@@ -541,12 +541,12 @@ def test_feddistill_without_models_has_no_global_one_and_clients_keep_their_own(
     assert not same(once.memories[first[0]]["model"], once.memories[first[1]]["model"])
     for client, memory in once.memories.items():
         begun = home.strategy.begin(home.client(client, 2), once.state, memory)
-        assert same(begun, {**memory["model"], **memory["statistics"]})
+        assert same(begun, {**memory["model"], **memory["local"]})
         assert memory["client"]["last_round"] == 1
     stranger = next(client for client in range(6) if client not in first)
     site = home.client(stranger, 1)
     assert same(home.strategy.begin(site, once.state, home.strategy.fresh_memory(site)), home.initial)
-    assert all(memory["statistics"]["stages.0.1.num_batches_tracked"] == 8 for memory in twice.memories.values())
+    assert all(memory["local"]["stages.0.1.num_batches_tracked"] == 8 for memory in twice.memories.values())
 
 
 def test_feddistill_s_clients_send_logits_alone_unless_models_are_shared():
@@ -593,7 +593,7 @@ def test_fedensemble_sums_the_logits_of_the_models_that_clients_hold(switches, m
     assert 0 < len(trained) < 6 and any(client in memories for client in range(6) if client not in trained)
     for client in range(6):
         model = deepcopy(home.model)
-        statistics_ = memories.get(client, {}).get("statistics", {})
+        statistics_ = memories.get(client, {}).get("local", {})
         model.load_state_dict({**home.initial, **trained.get(client, before["model"]), **statistics_})
         total = total + model.eval()(x).logits.detach()
     server = replace(home.federation().server, memories=memories)

@@ -252,5 +252,5 @@ def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
     for (one, kept_one), (other, kept_other) in zip(*results):
         for name, value in one.state["model"].items():
             torch.testing.assert_close(other.state["model"][name], value, rtol=1e-9, atol=1e-11)
-        for name, value in kept_one["statistics"].items():
-            torch.testing.assert_close(kept_other["statistics"][name], value, rtol=1e-9, atol=1e-11)
+        for name, value in kept_one["local"].items():
+            torch.testing.assert_close(kept_other["local"][name], value, rtol=1e-9, atol=1e-11)
