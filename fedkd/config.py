@@ -59,6 +59,7 @@ class Run:
         checkpoint_every: rounds between checkpoints; the last round always makes one.
         output: where run folders go.
         progress: show a progress bar.
+        tuned: the file in which ``simulations.tune`` has noted its choices: the strategy's own is taken from there; null: none is.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
 
@@ -81,6 +82,7 @@ class Run:
     checkpoint_every: int
     output: str
     progress: bool
+    tuned: str | None
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +100,7 @@ ConfigStore.instance().store(name="schema", node=Run)
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
-WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "choices")
+WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices")
 PLACES = ("root", "path", "cache", "download")
 
 

@@ -5,6 +5,7 @@ goes on from its last checkpoint. The last line on standard output is ``run: <fo
 round was done under the failure policy.
 """
 
+import csv
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedkd import wire
+from fedkd.check import require
 from fedkd.config import build, check, make
 from fedkd.rounds import ClientFailure, Round
 from fedkd.strategy import Strategy
@@ -52,6 +54,7 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     narrate()
     settle()
     check(config)
+    take_tuned(config)
     locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)
     home = world(text)
@@ -155,6 +158,29 @@ def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
     """``config`` with the names of the files it was composed from."""
     config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
     return config
+
+
+def take_tuned(config: DictConfig) -> None:
+    """Set what was chosen for this strategy in the file ``tuned``.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no choice for the strategy.
+    """
+    if config.tuned is None:
+        return
+    config.tuned, strategy = str(Path(config.tuned).expanduser().absolute()), config.choices.get("strategy")
+    try:
+        with open(config.tuned, newline="") as file:
+            chosen = {
+                row["key"]: float(row["value"]) for row in csv.DictReader(file) if row["chosen"] == "1" and row["strategy"] == strategy
+            }
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"tuned must be a file that simulations.tune has written, got {config.tuned!r}: {error}") from error
+    require(
+        bool(chosen), "tuned", f"must hold a choice for strategy {strategy} (python -m simulations.tune strategy={strategy})", config.tuned
+    )
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value)
 
 
 def locate(config: DictConfig) -> None:

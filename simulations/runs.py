@@ -21,7 +21,7 @@ Values = dict[str, Hashable]
 ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
 COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
-    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout)(\.|$)|data\.(root|cache|download)$"
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned)(\.|$)|data\.(root|cache|download)$"
 )
 SETTING = re.compile(r"(data|partition)\.|num_clients$")  # what the clients hold: the strategies on one such setting share a figure
 EVALUATION = re.compile(r"evaluation(\.|$)")
