@@ -247,6 +247,10 @@ def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
     kept = {key: value for key, value in node.items() if key not in WITHOUT_EFFECT}
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
-    for part in ("data", "partition"):
-        kept[part] = {key: value for key, value in kept[part].items() if key not in PLACES}
+    kept |= {part: placeless(kept[part]) for part in ("data", "partition", "public")}
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def placeless(node: Any) -> Any:
+    """A part without the keys that say where its files are."""
+    return {key: placeless(value) for key, value in node.items() if key not in PLACES} if isinstance(node, Mapping) else node

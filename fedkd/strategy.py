@@ -20,8 +20,11 @@ from fedkd.evaluate import Score, evaluate
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.rounds import Federation, Rounds
 from fedkd.site import Client, Server, statistics
-from fedkd.train import Fitted, fit
+from fedkd.train import Fitted, LossFunction, fit
 from fedkd.types import Metrics, State, Tensors, Update
+
+Phase = tuple[Batches, LossFunction]
+"""One training: its steps, and what it minimises."""
 
 
 @dataclass(kw_only=True)
@@ -72,6 +75,11 @@ class Strategy(Rounds):
         """The weights to begin from: what was broadcast, with what stays with the client laid over it."""
         return {**shared["model"], **own.get("local", {})}
 
+    def phases(self, client: Client, shared: State, own: State, server_round: int) -> list[Phase]:
+        """The trainings of a client's round, one after the other, each with an optimizer of its own: as many for every client."""
+        batches = client.batches()
+        return [(batches.with_drawn(self.draw(client, batches, shared, own, server_round)), self.loss)]
+
     def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
         """Everything random or scheduled, for all steps at once: tensors [S, ...] that appear on each ``batch``."""
         return {}
@@ -81,7 +89,7 @@ class Strategy(Rounds):
         return cross_entropy(model(batch.x).logits, batch.y).mean(), {}
 
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        """What is sent to the server (and counted), and the memory that the client keeps."""
+        """What is sent to the server (and counted), and the memory that the client keeps; ``sums`` are those of the last phase."""
         return {"model": self.travelling(client.model, trained)}, own
 
     # ------------------------------------------------------------------------------------------- hooks: the server's half
@@ -106,6 +114,10 @@ class Strategy(Rounds):
         if self.sharing == "head":
             return None
         return assemble(server.model, server.initial, {**state["model"], **mean_statistics(list(server.memories.values()))})
+
+    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+        """Further models for the balanced test, by name (``accuracy_<name>``): such as the model before the server's own distillation."""
+        return {}
 
     def ensemble(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """What is measured on the clients' own test shards where ``clients_evaluate`` is False."""
@@ -142,10 +154,10 @@ class Strategy(Rounds):
 
     def train(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Update, State]:
         """One client's round: what it sends, and the memory it keeps."""
-        client, batches, begin, own = self.prepare(client, shared, own, server_round)
-        fitted = fit(
-            client.model, begin, batches, self.loss, client.stepper, shared=shared, own=own, execution=client.execution
-        )  # fmt: skip
+        client, phases, tensors, own = self.prepare(client, shared, own, server_round)
+        for batches, loss in phases:
+            fitted = fit(client.model, tensors, batches, loss, client.stepper, shared=shared, own=own, execution=client.execution)
+            tensors = fitted.tensors
         return self.conclude(client, len(batches), fitted, shared, own, server_round)
 
     def train_cohort(
@@ -153,22 +165,23 @@ class Strategy(Rounds):
     ) -> list[tuple[Update, State]]:
         """The round of several clients of one architecture and batch size at once: the same numbers, but for rounding."""
         ready = [self.prepare(client, shared, own, server_round) for client, own in zip(clients, owns)]
-        sites, batches, begins, memories = (list(column) for column in zip(*ready))
+        sites, plans, tensors, memories = (list(column) for column in zip(*ready))
         factors = [site.lr / sites[0].lr for site in sites]
-        fitted = fit_cohort(
-            sites[0].model, begins, batches, self.loss, sites[0].stepper, shared=shared, owns=memories, lr_factors=factors,
-            execution=sites[0].execution,
-        )  # fmt: skip
-        done = zip(sites, batches, fitted, memories)
-        return [self.conclude(site, len(steps), left, shared, own, server_round) for site, steps, left, own in done]
+        for together in zip(*plans, strict=True):
+            steps, (loss, *_) = zip(*together)
+            fitted = fit_cohort(
+                sites[0].model, tensors, steps, loss, sites[0].stepper, shared=shared, owns=memories, lr_factors=factors,
+                execution=sites[0].execution,
+            )  # fmt: skip
+            tensors = [one.tensors for one in fitted]
+        done = zip(sites, steps, fitted, memories)
+        return [self.conclude(site, len(batches), left, shared, own, server_round) for site, batches, left, own in done]
 
-    def prepare(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Client, Batches, Tensors, State]:
-        """Before the loop: the client at this round's learning rate, its steps with their draws, its weights, its memory."""
+    def prepare(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Client, list[Phase], Tensors, State]:
+        """Before the loop: the client at this round's learning rate, its phases with their draws, its weights, its memory."""
         own = self.fresh_memory(client) if own is None else own
         client = replace(client, lr=client.lr * self.lr_factor(own, server_round))
-        batches = client.batches()
-        batches = batches.with_drawn(self.draw(client, batches, shared, own, server_round))
-        return client, batches, self.begin(client, shared, own), own
+        return client, self.phases(client, shared, own, server_round), self.begin(client, shared, own), own
 
     def conclude(
         self, client: Client, num_steps: int, fitted: Fitted, shared: State, own: State, server_round: int

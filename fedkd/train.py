@@ -61,6 +61,7 @@ def fit(
     shared: State | None = None,
     own: State | None = None,
     optimizer_state: Tensors | None = None,
+    schedule: Sequence[float] | None = None,
     execution: Execution | None = None,
 ) -> Fitted:
     """Train ``module`` from ``start``, one optimizer step a batch. Images and kernels are laid out channels last.
@@ -74,6 +75,7 @@ def fit(
         shared: what every client received; handed to the loss.
         own: this client's memory; handed to the loss.
         optimizer_state: as ``Fitted.optimizer`` of an earlier call; empty or None begins anew.
+        schedule: by what the learning rate is multiplied in each step; None is one.
         execution: how steps are computed.
 
     Raises:
@@ -92,7 +94,7 @@ def fit(
     leaves = [fixed["tensors"][name].requires_grad_() for name in names]
     stepper = optimizer(leaves)
     restore_optimizer(stepper, names, optimizer_state or {})
-    sums = descend(program, fixed, material, leaves, stepper)
+    sums = descend(program, fixed, material, leaves, stepper, schedule=schedule)
     left = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in fixed["tensors"].items()}
     return Fitted(left, finite(sums, len(batches)), flatten_optimizer(stepper, names))
 
@@ -167,6 +169,7 @@ def descend(
     leaves: Sequence[Tensor],
     stepper: torch.optim.Optimizer,
     lr_scales: Sequence[Tensor] | None = None,
+    schedule: Sequence[float] | None = None,
 ) -> Metrics:
     """One optimizer step for each of ``material``; the metrics, losses among them, summed.
 
@@ -177,9 +180,13 @@ def descend(
         leaves: the parameters among them, in the order of the gradients.
         stepper: the optimizer of ``leaves``.
         lr_scales: what every parameter's step is multiplied by, broadcast; None is one.
+        schedule: what the learning rate is multiplied by in each step; None is one.
     """
     sums: Metrics = {}
-    for result in program.steps(fixed, material):
+    rates = [group["lr"] for group in stepper.param_groups]
+    for number, result in enumerate(program.steps(fixed, material)):
+        for group, rate in zip(stepper.param_groups, rates) if schedule is not None else ():
+            group["lr"] = rate * schedule[number]
         for leaf, gradient in zip(leaves, result["gradients"]):
             leaf.grad = gradient if gradient is None or gradient.stride() == leaf.stride() else laid_out_like(leaf, gradient)
         advance(stepper, leaves, lr_scales)

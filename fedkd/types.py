@@ -23,12 +23,17 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learnt: images of one ``shape`` (channels, height, width) into ``num_classes`` classes."""
+    """What is to be learnt: images of one ``shape`` (channels, height, width) into ``num_classes`` classes.
+
+    Networks see ``(pixel - mean) / std`` of pixels 0..1; mean and std are per channel, or one for all.
+    """
 
     name: str
     shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 class Output(NamedTuple):
@@ -48,7 +53,7 @@ class Examples:
     """Labelled images, kept as they are stored; they become floats batch by batch.
 
     Args:
-        x: images [N or more, channels, height, width], unsigned bytes.
+        x: images [N or more, channels, height, width], unsigned bytes; or floats, where they were generated.
         y: labels [N], int64, in 0..C-1.
         scale: the byte that counts as 1.0 (255 for ordinary images, 16 for scikit-learn's digits).
         mean: per channel, subtracted after scaling.
@@ -82,7 +87,7 @@ class Examples:
 
     def normalise(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Images as they are stored, [..., channels, height, width], as floats: ``(x / scale - mean) / std``."""
-        x = stored.to(dtype)
+        x = stored.to(dtype, copy=True)
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])

@@ -132,11 +132,13 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], Me
     server, state = replace(strategy.federation.server, memories=memories), wire.from_record(arrays, device)
     model = strategy.predict(server, state)
     score = None if model is None else grid.score(model)
+    others = {name: grid.score(one) for name, one in strategy.others(server, state).items()}
 
     def metrics() -> MetricRecord:
         record = MetricRecord()
         if score is not None:
             record.update(balanced(home, score()))
+        record.update({f"accuracy_{name}": one().accuracy for name, one in others.items()})
         if (members := strategy.ensemble(server, state)) is not None:
             record.update(on_shards(home, members))
         return record
@@ -184,10 +186,10 @@ def take_tuned(config: DictConfig) -> None:
 
 
 def locate(config: DictConfig) -> None:
-    """Make the paths of data and partition absolute: workers may stand in other folders."""
-    for part, key in (("data", "root"), ("data", "cache"), ("partition", "path")):
-        if isinstance(config[part].get(key), str):
-            config[part][key] = str(Path(config[part][key]).expanduser().absolute())
+    """Make the paths of data and partitions absolute: workers may stand in other folders."""
+    for key in ("data.root", "data.cache", "partition.path", "public.data.root", "public.data.cache"):
+        if isinstance(value := OmegaConf.select(config, key), str):
+            OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
 
 
 def explain(error: Exception) -> str:

@@ -34,7 +34,8 @@ class FedGen(Strategy):
 
     Deviations from the public code: labels that no client has reported so far are left out of the draws from the second
     round on (there: labels that no client owns, known beforehand); the floor of the decaying coefficients applies only
-    where the coefficient is > 0, so that 0 switches a term off. Not implemented: sharing of the head alone.
+    where the coefficient is > 0, so that 0 switches a term off. With ``sharing: head`` only the last layer is shared, as in the
+    paper's Table 4 (the public code's switch for it has no effect).
 
     Args:
         generator: ``(task, embedding_size) -> module(noise, y)``.
@@ -87,6 +88,8 @@ class FedGen(Strategy):
             require(0 < getattr(self, name) <= 1, name, "must be in (0, 1] (1 is no decay)", getattr(self, name))
         require(self.generator_batch_size > 1, "generator_batch_size", "must be > 1 (BatchNorm needs two)", self.generator_batch_size)
         require(self.client_batch_size > 0, "client_batch_size", "must be > 0 (alpha=0 switches the term off)", self.client_batch_size)
+        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "embeddings")
+        require(makes == "embeddings", "generator", "must make embeddings (feature_mlp)", makes)
         steps = self.regularised_steps
         require(steps is None or steps >= 0, "regularised_steps", "must be >= 0, or null for all", steps)
 

@@ -79,7 +79,8 @@ class Source(ABC):
         channels, height, width = train.x.shape[1:]
         require(len(self.mean) == channels, "mean", f"must hold one number per channel, {channels}", self.mean)
         num_classes = len(content.class_names) or int(train.y.max()) + 1
-        return Task(self.name, (channels, height, width), num_classes, content.class_names), train, test
+        task = Task(self.name, (channels, height, width), num_classes, content.class_names, train.mean, train.std)
+        return task, train, test
 
     def _key(self) -> dict[str, object]:
         """What determines the decoded content: decoder, parameters, place, and every file's name, size and time."""

@@ -20,6 +20,8 @@ class FeatureMLP(nn.Module):
         noise_size: entries of the noise vector.
     """
 
+    makes = "embeddings"
+
     def __init__(self, task: Task, embedding_size: int, *, hidden: int, noise_size: int) -> None:
         require(hidden > 0, "hidden", "must be > 0", hidden)
         require(noise_size > 0, "noise_size", "must be > 0", noise_size)

@@ -1,0 +1,32 @@
+"""Another data set as a public set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fedkd.check import require
+from fedkd.seed import Seed
+from fedkd.types import Examples, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """The training images of another data set, without their labels, scaled to networks as the clients' images are.
+
+    Args:
+        data: a source of data; its images must have the shape of the clients'.
+    """
+
+    data: Callable[[], tuple[Task, Examples, Examples]]
+
+    held_out = 0.0
+
+    def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
+        """Its training images.
+
+        Raises:
+            ValueError: they have another shape than the clients'.
+        """
+        other, train, _ = self.data()
+        rule = f"must have images of the clients' shape {task.shape} (data.size, data.channels), as {other.name} has not"
+        require(other.shape == task.shape, "data", rule, other.shape)
+        return replace(train.to(held.y.device), mean=held.mean, std=held.std)

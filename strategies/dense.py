@@ -1,0 +1,125 @@
+"""DENSE: the server makes images on which the clients' ensemble is sure, and distils it into one model; no data, and one round if asked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.aggregate import assemble
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound
+from fedkd.check import require
+from fedkd.distill import logits_on
+from fedkd.ensemble import Ensemble
+from fedkd.losses.kl import kl_divergence
+from fedkd.optimize import OptimizerFactory
+from fedkd.seed import Seed
+from fedkd.site import Server
+from fedkd.strategy import Strategy
+from fedkd.synthesis import Synthesis, stacked
+from fedkd.train import fit
+from fedkd.types import Examples, Metrics, State, Tensors, Update
+
+
+@dataclass(kw_only=True)
+class Dense(Strategy):
+    """Server, by epochs: images x from the clients' mean logits z (:mod:`fedkd.synthesis`); then ``T^2 KL(softmax(z/T) || softmax(z_w/T))`` on all x so far.
+
+    Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022; the settings are those of its
+    public code. One shot is ``rounds=1`` with every client in it and many local epochs; more rounds go on from the student. epochs = 0
+    with ``student: average`` is FedAvg.
+
+    Deviations: generated images are not augmented, the last batch of a generator is kept and not the best of all its steps, and
+    the pool of images is emptied after a round. The teachers' BatchNorm statistics must travel. Unlike networks are not implemented.
+
+    Args:
+        generator: ``task -> module(noise, y)`` of images.
+        generator_optimizer: ``parameters -> optimizer`` of generator and noise.
+        generator_steps: > 0, of each batch of images.
+        epochs: >= 0, batches of images, and passes over all so far.
+        batch_size: > 1, images of an epoch.
+        bn: >= 0, weight of the distance to the teachers' BatchNorm statistics.
+        oh: >= 0, weight of the cross-entropy with the drawn labels.
+        adv: >= 0, weight of the disagreement of ensemble and student.
+        temperature: > 0, T.
+        student_optimizer: ``parameters -> optimizer``.
+        student_steps: > 0, batches of an epoch; null is a pass over all images.
+        student: begins as the ``average`` of the clients' models, or ``fresh``.
+    """
+
+    generator: Callable[..., nn.Module]
+    generator_optimizer: OptimizerFactory
+    generator_steps: int
+    epochs: int
+    batch_size: int
+    bn: float
+    oh: float
+    adv: float
+    temperature: float
+    student_optimizer: OptimizerFactory
+    student_steps: int | None
+    student: Literal["average", "fresh"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "bn", "oh", "adv"):
+            require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
+        for name, least in (("generator_steps", 0), ("batch_size", 1), ("temperature", 0)):
+            require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
+        require(self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps)
+        require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
+        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
+        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "images")
+        require(makes == "images", "generator", "must make images (image_conv)", makes)
+        self.synthesis = Synthesis(
+            self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv
+        )  # fmt: skip
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().update(server, {"model": state["model"]}, updates, server_round)
+        begin = after["model"] if self.student == "average" else server.initial
+        student, more = self.distil(server, begin, [u.state["model"] for u in updates])
+        members = {f"member-{u.client}": u.state["model"] for u in updates}
+        return {"model": student, "average": after["model"], **members}, {**metrics, **more}
+
+    def distil(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, Metrics]:
+        """The student after all epochs, and the mean of every term."""
+        teachers, optimizer, sums = stacked(models), None, {}
+        images, said = student[next(iter(student))].new_zeros(0), []
+        for epoch in range(self.epochs):
+            seed = server.seed / "epoch" / epoch
+            x, terms = self.synthesis(server.model, teachers, student, server.task, seed)
+            fresh = pool(x)
+            said.append(torch.stack([logits_on(server.model, one, fresh, self.batch_size, server.dtype) for one in models]).mean(0))
+            images = torch.cat([images, x]) if len(images) else x
+            batches = self.material(pool(images), torch.cat(said), seed, server.dtype)
+            fitted = fit(server.model, student, batches, self.distillation, self.student_optimizer, optimizer_state=optimizer)
+            student, optimizer = fitted.tensors, fitted.optimizer
+            terms = {**{f"synthesis_{name}": value for name, value in terms.items()}, "distillation_loss": fitted.sums["loss"] / len(batches)}
+            sums = {name: sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
+        return student, sums
+
+    def material(self, images: Examples, teacher: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
+        """An epoch's steps over all images, in a fresh order."""
+        number = -(-len(images) // self.batch_size) if self.student_steps is None else self.student_steps
+        orders = [torch.randperm(len(images), generator=(seed / "order" / n).torch()) for n in range(-(-number * self.batch_size // len(images)))]
+        index = torch.cat(orders)[: number * self.batch_size].view(number, self.batch_size).to(images.y.device)
+        return Batches(images.y[index], index, images, dtype, {"teacher": teacher[index]})
+
+    def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, the mean over a batch."""
+        return kl_divergence(batch.teacher, model(batch.x).logits, self.temperature).mean(), {}
+
+    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+        """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""
+        members = [assemble(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")]
+        if not members:
+            return {}
+        return {"average": assemble(server.model, server.initial, state["average"]), "ensemble": Ensemble(members)}
+
+
+def pool(x: Tensor) -> Examples:
+    """Generated images as examples without labels."""
+    return Examples(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1.0, (0.0,) * x.shape[1], (1.0,) * x.shape[1])

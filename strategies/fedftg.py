@@ -1,0 +1,179 @@
+"""FedFTG: the server finetunes the mean model on images that a generator makes where it disagrees with the clients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.aggregate import assemble
+from fedkd.batch import Batch, Batches
+from fedkd.bound import Bound, snapshot
+from fedkd.check import require
+from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.diversity import distances, diversity
+from fedkd.losses.kl import kl_divergence
+from fedkd.one_hot import one_hot
+from fedkd.optimize import OptimizerFactory, scaled
+from fedkd.site import Client, Server
+from fedkd.strategy import Strategy
+from fedkd.synthesis import stacked, unstacked
+from fedkd.train import fit
+from fedkd.types import Metrics, State, Task, Tensors, Update
+
+
+@dataclass(kw_only=True)
+class FedFTG(Strategy):
+    """G: ``-mean(w_k d(z_w, z_k)) + cls CE(z_k, y) w_k + dis L_div / K`` client by client; then w: ``CE(sum_k w_k softmax(z_k), z_w)``, on x = G(noise, y).
+
+    Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
+    2022; as shipped what its public code computes. w is the model, from the clients' mean; w_k is client k's share of the examples of label y
+    among the round's clients; labels are drawn in proportion to these clients' counts. iterations = 0 is FedAvg.
+
+    Deviations: clients' gradients are not clipped; the model's weights learn in train mode from images made in eval mode; the
+    teachers' BatchNorm statistics must travel.
+
+    Args:
+        generator: ``task -> module(noise, y)`` of images.
+        generator_optimizer: ``parameters -> optimizer``; its state is part of the run's.
+        iterations: >= 0, of generator and model in turn, a round.
+        generator_steps: > 0, of an iteration, each over all clients one by one.
+        student_steps: > 0, of an iteration.
+        batch_size: > 1, images.
+        student_optimizer: ``parameters -> optimizer`` of the model.
+        student_lr_decay: (0, 1], of its learning rate, per round.
+        cls: >= 0, weight of the labels.
+        dis: >= 0, weight of the diversity.
+        discrepancy: d, ``l1``: mean absolute difference of logits (public code); ``kl``: divergence (paper).
+        weighting: of the labels' term, by each label's share (``per_sample``), or by the batch's mean share (``scalar``: public code).
+        mean_over_classes: divide the model's loss by the number of classes, as the public code does.
+    """
+
+    generator: Callable[..., nn.Module]
+    generator_optimizer: OptimizerFactory
+    iterations: int
+    generator_steps: int
+    student_steps: int
+    batch_size: int
+    student_optimizer: OptimizerFactory
+    student_lr_decay: float
+    cls: float
+    dis: float
+    discrepancy: Literal["l1", "kl"]
+    weighting: Literal["per_sample", "scalar"]
+    mean_over_classes: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("iterations", "cls", "dis"):
+            require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
+        for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1)):
+            require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
+        require(0 < self.student_lr_decay <= 1, "student_lr_decay", "must be in (0, 1] (1 is no decay)", self.student_lr_decay)
+        require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
+        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
+        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "images")
+        require(makes == "images", "generator", "must make images (image_conv)", makes)
+
+    # ------------------------------------------------------------------------------------------- the client's half
+    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        logits = model(batch.x).logits
+        return cross_entropy(logits, batch.y).mean(), {"labels": one_hot(batch.y, logits.shape[-1]).sum(0)}
+
+    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
+        sent, kept = super().report(client, trained, sums, shared, own)
+        return {**sent, "labels": {"counts": sums["labels"]}}, kept
+
+    # ------------------------------------------------------------------------------------------- the server's half
+    def init(self, server: Server) -> State:
+        with (server.seed / "generator").globally():
+            module = workspace.__wrapped__(self.generator, server.task)
+        return {**super().init(server), "generator": snapshot(module.to(server.device, server.dtype))}
+
+    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().update(server, state, updates, server_round)
+        mean = after["model"]
+        counts = torch.stack([u.state["labels"]["counts"] for u in updates]).to(server.dtype)  # [K, C]
+        fixed = {"teachers": stacked([u.state["model"] for u in updates]), "labels": {"shares": counts / counts.sum(0).clamp(min=1)}}
+        after, sums, student_optimizer = {**after, "average": mean}, {}, None
+        for iteration in range(self.iterations):
+            draw = partial(self.draw_inputs, server, counts.sum(0), iteration)
+            after, more = self.train_generator(server, after, fixed, draw)
+            after, student_optimizer, loss = self.train_model(server, after, fixed, draw, student_optimizer, server_round)
+            for name, value in {**more, "distillation_loss": loss}.items():
+                sums[name] = sums.get(name, 0) + value / self.iterations
+        return after, {**metrics, **sums}
+
+    def draw_inputs(self, server: Server, counts: Tensor, iteration: int, purpose: str, steps: int) -> tuple[Tensor, Tensor]:
+        """Labels [S, B] in proportion to counts, and noise [S, B, Z]."""
+        seed = server.seed / "iteration" / iteration / purpose
+        chances = (counts / counts.sum()).double().cpu().expand(steps, -1)
+        y = torch.multinomial(chances, self.batch_size, True, generator=(seed / "labels").torch())
+        size = workspace(self.generator, server.task).noise_size
+        noise = torch.randn(steps, self.batch_size, size, generator=(seed / "noise").torch(), dtype=server.dtype)
+        return y.to(server.device), noise.to(server.device)
+
+    def train_generator(self, server: Server, state: State, fixed: State, draw: Callable) -> tuple[State, Metrics]:
+        """The generator after one step for each client, ``generator_steps`` times over."""
+        clients = len(fixed["labels"]["shares"])
+        steps = self.generator_steps * clients
+        y, noise = draw("generator", steps)
+        place = torch.arange(clients, device=server.device).repeat(self.generator_steps)
+        module = workspace(self.generator, server.task).to(server.device, server.dtype)
+        fitted = fit(
+            module, state["generator"], Batches(y, None, None, server.dtype, {"noise": noise, "distances": distances(noise), "place": place}),
+            partial(self.generator_loss, network=server.model), self.generator_optimizer, shared={**fixed, "student": state["model"]},
+            optimizer_state=state.get("generator_optimizer"),
+        )  # fmt: skip
+        means = {f"generator_{name}": value / steps for name, value in fitted.sums.items()}
+        return {**state, "generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, means
+
+    def generator_loss(self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module) -> tuple[Tensor, Metrics]:
+        """The generator's equation for the client whose place a step has."""
+        x, place = model(batch.noise, batch.y), batch.place.view(1)
+        teacher = Bound(network).at({key: value.index_select(0, place)[0] for key, value in shared["teachers"].items()})(x).logits
+        student = Bound(network).at(shared["student"])(x).logits
+        shares = shared["labels"]["shares"]
+        weight = shares.index_select(0, place)[0][batch.y]  # [B]
+        apart = (student - teacher).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
+        label = cross_entropy(teacher, batch.y)
+        label = (weight * label).mean() if self.weighting == "per_sample" else weight.mean() * label.mean()
+        discrepancy, spread = (weight * apart).mean(), diversity(batch.distances, x.flatten(1))
+        value = -discrepancy + self.cls * label + self.dis * spread / len(shares)
+        return value, {"discrepancy": discrepancy, "label_loss": label, "diversity_loss": spread}
+
+    def train_model(
+        self, server: Server, state: State, fixed: State, draw: Callable, optimizer: Tensors | None, server_round: int
+    ) -> tuple[State, Tensors, Tensor]:
+        """The model after ``student_steps``, its optimizer's state, and the mean loss."""
+        y, noise = draw("student", self.student_steps)
+        generator = Bound(workspace(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
+        teachers = [Bound(server.model).at(one) for one in unstacked(fixed["teachers"])]
+        with torch.no_grad():  # the generator and the teachers do not learn here
+            x = torch.stack([generator(n, label) for n, label in zip(noise, y)])  # [S, B, ...]
+            said = torch.stack([torch.stack([teacher(one).logits for teacher in teachers]) for one in x]).softmax(-1)  # [S, K, B, C]
+            target = (fixed["labels"]["shares"].T[y].movedim(-1, 1)[..., None] * said).sum(1)  # [S, B, C]
+        factor = self.student_lr_decay ** (server_round - 1)
+        fitted = fit(
+            server.model, state["model"], Batches(y, None, None, server.dtype, {"image": x, "target": target}), self.distillation,
+            scaled(self.student_optimizer, factor), optimizer_state=optimizer,
+        )  # fmt: skip
+        return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.sums["loss"] / self.student_steps
+
+    def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+        """Cross-entropy with the clients' weighted probabilities."""
+        log_q = model(batch.image).logits.log_softmax(-1)
+        value = -(batch.target * log_q).sum(-1).mean()
+        return value / log_q.shape[-1] if self.mean_over_classes else value, {}
+
+    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+        """The mean of the clients' models, before the finetuning."""
+        return {"average": assemble(server.model, server.initial, state["average"])} if "average" in state else {}
+
+
+@lru_cache(maxsize=8)
+def workspace(generator: Callable[..., nn.Module], task: Task) -> nn.Module:
+    """A place for generators of one kind: its values are always overwritten before use."""
+    return generator(task)
