@@ -68,7 +68,9 @@ class Dense(Strategy):
             require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
         for name, least in (("generator_steps", 0), ("batch_size", 1), ("temperature", 0)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
-        require(self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps)
+        require(
+            self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps
+        )
         require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
         require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
         makes = getattr(getattr(self.generator, "func", self.generator), "makes", "images")
@@ -97,14 +99,19 @@ class Dense(Strategy):
             batches = self.material(pool(images), torch.cat(said), seed, server.dtype)
             fitted = fit(server.model, student, batches, self.distillation, self.student_optimizer, optimizer_state=optimizer)
             student, optimizer = fitted.tensors, fitted.optimizer
-            terms = {**{f"synthesis_{name}": value for name, value in terms.items()}, "distillation_loss": fitted.sums["loss"] / len(batches)}
+            terms = {
+                **{f"synthesis_{name}": value for name, value in terms.items()},
+                "distillation_loss": fitted.sums["loss"] / len(batches),
+            }
             sums = {name: sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
         return student, sums
 
     def material(self, images: Examples, teacher: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
         """An epoch's steps over all images, in a fresh order."""
         number = -(-len(images) // self.batch_size) if self.student_steps is None else self.student_steps
-        orders = [torch.randperm(len(images), generator=(seed / "order" / n).torch()) for n in range(-(-number * self.batch_size // len(images)))]
+        orders = [
+            torch.randperm(len(images), generator=(seed / "order" / n).torch()) for n in range(-(-number * self.batch_size // len(images)))
+        ]
         index = torch.cat(orders)[: number * self.batch_size].view(number, self.batch_size).to(images.y.device)
         return Batches(images.y[index], index, images, dtype, {"teacher": teacher[index]})
 

@@ -35,9 +35,21 @@ class Ran:
     metrics: dict[int, dict[str, float]]
 
 
+# An eps of Adam above the noise: the gradient of a bias before BatchNorm is zero but for rounding, and Adam divides by it.
+TINY = {
+    "fedgen": ("strategy.generator_steps=4",),
+    "feddf": ("public=held_out", "strategy.steps=4", "strategy.batch_size=16", "+strategy.optimizer.eps=1e-3"),
+    "fedmd": ("public=held_out", "strategy.public_size=40", "strategy.batch_size=16"),
+    "dense": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
+    "fedftg": ("strategy.iterations=2", "strategy.student_steps=2", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
+}
+IMAGES = ("strategy.generator.width=4", "strategy.generator.noise_size=6")
+
+
 def options(name: str) -> list[str]:
-    """``["generator_steps=4"]`` where the strategy has it: what makes a tiny run of it tiny."""
-    return ["strategy.generator_steps=4"] if name.startswith("fedgen") else []
+    """What makes a tiny run of a strategy tiny, and gives it the public set that it needs."""
+    kind = next((kind for kind in TINY if name.startswith(kind)), None)
+    return [*TINY.get(kind, ()), *(IMAGES if name in ("dense", "fedftg") else ())]
 
 
 def settle(*overrides: str) -> tuple[World, str]:

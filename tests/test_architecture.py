@@ -25,7 +25,7 @@ LEVELS = [
     {"fedkd.public", "fedkd.shift"},
     {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.folding"},
     {"fedkd.train"},
-    {"fedkd.cohort"},
+    {"fedkd.cohort", "fedkd.distill", "fedkd.synthesis"},
     {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},
     {"fedkd.rounds"},
     {"fedkd.strategy"},
@@ -177,7 +177,10 @@ def ident(value: object) -> str | None:
 def composed(group: str, path: Path):
     """The configuration that chooses this file, its node, and where the node is."""
     place = PLACES[group]
-    config = compose(["strategy=fedgen", f"{group}={path.stem}" if place == group else f"{group}@{place}={path.stem}"])
+    images = group == "generator" and path.stem.startswith("image")
+    config = compose(
+        ["strategy=fedftg" if images else "strategy=fedgen", f"{group}={path.stem}" if place == group else f"{group}@{place}={path.stem}"]
+    )
     return config, OmegaConf.to_container(OmegaConf.select(config, place), resolve=True), place
 
 

@@ -77,7 +77,7 @@ def test_the_configured_generator_is_mnist_s():
     assert size(configured("generator", "feature_mlp", MNIST, 32)) == 19_744
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in MODELS if path.stem != "mixed"], ids=lambda path: path.stem)
 def test_a_classifier_s_output_is_consistent(path):
     task = CELEBA if "celeba" in path.stem else MNIST
     model = configured("model", path.stem, task).eval()

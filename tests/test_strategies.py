@@ -44,7 +44,15 @@ NEUTRAL = {
     "fedntd": ("strategy=fedntd", "strategy.beta=0"),
     "moon": ("strategy=moon", "strategy.mu=0"),
     "scaffold": ("strategy=scaffold", "strategy.correction=0"),
+    "feddf": ("strategy=feddf", *options("feddf"), "strategy.steps=0"),
+    "dense": ("strategy=dense", *options("dense"), "strategy.epochs=0"),
+    "fedftg": ("strategy=fedftg", *options("fedftg"), "strategy.iterations=0"),
 }
+ALIKE = {
+    "feddf": ("strategy.batchnorm=averaged", "public=held_out"),
+    **dict.fromkeys(("dense", "fedftg"), ("strategy.batchnorm=averaged",)),
+}
+"""What FedAvg must have in common with a strategy to be its limit."""
 AWAY = {
     "fedprox mu": (*NEUTRAL["fedprox"], "strategy.mu=0.5"),
     "fedprox weight_decay": (*NEUTRAL["fedprox"], "strategy.weight_decay=0.1"),
@@ -57,6 +65,9 @@ AWAY = {
     "moon mu": (*NEUTRAL["moon"], "strategy.mu=1", "clients_per_round=6"),
     "scaffold correction": (*NEUTRAL["scaffold"], "strategy.correction=1"),
     "scaffold server_lr": (*NEUTRAL["scaffold"], "strategy.server_lr=0.5"),
+    "feddf steps": (*NEUTRAL["feddf"], "strategy.steps=2"),
+    "dense epochs": (*NEUTRAL["dense"], "strategy.epochs=1"),
+    "fedftg iterations": (*NEUTRAL["fedftg"], "strategy.iterations=1"),
 }
 
 
@@ -67,7 +78,7 @@ def numpy(tensors):
 # --------------------------------------------------------------------------------------------------------------- limits
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_at_its_neutral_knob_a_strategy_is_fedavg_bit_for_bit(name, switches):
-    ours, fedavg = run(*NEUTRAL[name], switches), run("strategy=fedavg", switches)
+    ours, fedavg = run(*NEUTRAL[name], switches), run("strategy=fedavg", switches, *ALIKE.get(name, ()))
     assert same(ours.state["model"], fedavg.state["model"])
     for client, memory in fedavg.memories.items():
         assert same({part: ours.memories[client][part] for part in memory}, memory)
@@ -76,7 +87,8 @@ def test_at_its_neutral_knob_a_strategy_is_fedavg_bit_for_bit(name, switches):
 
 @pytest.mark.parametrize("name", AWAY)
 def test_away_from_it_it_is_not(name, switches):
-    common = [option for option in AWAY[name] if not option.startswith("strategy")]
+    common = [option for option in AWAY[name] if not option.startswith(("strategy", "+strategy", "public"))]
+    common += ALIKE.get(name.split()[0], ())
     ours, fedavg = run(*AWAY[name], switches).state["model"], run("strategy=fedavg", switches, *common).state["model"]
     assert ours.keys() == fedavg.keys()
     assert all(not torch.equal(ours[key], fedavg[key]) for key in ours if ours[key].ndim > 1)
@@ -328,7 +340,7 @@ def test_moon_remembers_the_model_it_sent_and_has_no_contrast_before():
     sent, kept = home.strategy.train(site, shared, None, 1)
     assert same({key: kept["previous"][key] for key in sent.state["model"]}, sent.state["model"])
     assert same({key: kept["previous"][key] for key in kept["local"]}, kept["local"])
-    draws = [home.strategy.prepare(site, shared, own, 2)[1].drawn["mu"].tolist() for own in (None, kept)]
+    draws = [home.strategy.prepare(site, shared, own, 2)[1][0][0].drawn["mu"].tolist() for own in (None, kept)]
     assert draws == [[0.0] * 4, [1.0] * 4]
 
 
@@ -571,11 +583,11 @@ def test_feddistill_leaves_the_receiver_out():
     for client, table in {one: sent[two], two: sent[one], out: (sent[one] + sent[two]) / 2}.items():
         site = home.client(client, 2)
         own = memories.get(client) or strategy.fresh_memory(site)
-        batch = next(iter(strategy.prepare(site, state, own, 2)[1]))
+        batch = next(iter(strategy.prepare(site, state, own, 2)[1][0][0]))
         assert_close(strategy.table(batch, state, own), table, rtol=1e-12, atol=1e-12)
         assert batch.gamma == 1
     alone = {"logits": {"mean": sent[one], "clients": torch.tensor(1.0, dtype=torch.float64)}}
-    assert next(iter(strategy.prepare(home.client(one, 2), alone, memories[one], 2)[1])).gamma == 0
+    assert next(iter(strategy.prepare(home.client(one, 2), alone, memories[one], 2)[1][0][0])).gamma == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- FedEnsemble
