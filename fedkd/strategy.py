@@ -47,6 +47,15 @@ class Strategy(Rounds):
     needs_public: ClassVar[bool] = False
     """It distils on public examples."""
 
+    client_term: ClassVar[str] = ""
+    """What a client minimises beside cross-entropy, in a few words; empty: nothing."""
+
+    server_step: ClassVar[str] = "mean of models"
+    """What the server does, in a few words."""
+
+    only_sums: ClassVar[bool] = True
+    """The server needs nothing of a single client: ``update`` and ``refine`` depend on weighted sums of what is sent, as under secure aggregation."""
+
     batchnorm: Literal["local", "averaged"]
     aggregation: Literal["examples", "uniform"]
     lr_schedule: Literal["constant", "round", "last_participation"]

@@ -264,15 +264,14 @@ def suitable(
         return
     can = strategy.unlike_models if isinstance(strategy, Strategy) else "no"
     if can == "no":
+        from simulations.ingredients import able
+
+        as_they_are, with_heads = able()
+        advice = " or share heads alone (strategy.sharing=head)," if name in with_heads else ""
         raise ValueError(
-            f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(kinds)}; "
-            f"strategy.sharing=head averages heads alone, and these share none: {', '.join(sharing_no_models())}"
+            f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(kinds)}; take one "
+            f"network,{advice} or a strategy that can: {', '.join(as_they_are)}; with strategy.sharing=head also {', '.join(with_heads)}"
         )
     if can == "embedding" and len(set(kinds.values())) > 1:
         sizes = ", ".join(f"{one} {size}" for one, size in kinds.items())
         raise ValueError(f"model.networks must have embeddings of one size, as strategy {name} shares what reads them, got {sizes}")
-
-
-def sharing_no_models() -> list[str]:
-    """Names of the strategies that work with clients of unlike networks as they are."""
-    return ["feddistill_logits", "fedproto"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ class Dense(Strategy):
         student_steps: > 0, batches of an epoch; null is a pass over all images.
         student: begins as the ``average`` of the clients' models, or ``fresh``.
     """
+
+    server_step: ClassVar[str] = "mean of models; distils the ensemble on generated images"
+    only_sums: ClassVar[bool] = False
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory

@@ -41,6 +41,8 @@ class FedDF(Strategy):
         patience: > 0, steps without a gain after which it stops.
     """
 
+    server_step: ClassVar[str] = "mean of models; distils the ensemble on public images"
+    only_sums: ClassVar[bool] = False
     needs_public: ClassVar[bool] = True
 
     optimizer: OptimizerFactory

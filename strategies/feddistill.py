@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class FedDistill(Strategy):
         initial_count: >= 0, added to every count before dividing.
         leave_one_out: clients learn from the others' tables alone; where there were no others, from none.
     """
+
+    client_term: ClassVar[str] = "divergence from the label's mean logits"
+    server_step: ClassVar[str] = "mean of logits by label; mean of models where shared"
 
     share_model: bool
     gamma: float

@@ -23,6 +23,8 @@ class FedEnsemble(Strategy):
     Deviations: none known. The members' models are kept by the server for the evaluation; they cost no further bytes.
     """
 
+    server_step: ClassVar[str] = "mean of models; predicts with all"
+    only_sums: ClassVar[bool] = False
     clients_evaluate: ClassVar[bool] = False
 
     def init(self, server: Server) -> State:

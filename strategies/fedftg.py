@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class FedFTG(Strategy):
         weighting: of the labels' term, by each label's share (``per_sample``), or by the batch's mean share (``scalar``: public code).
         mean_over_classes: divide the model's loss by the number of classes, as the public code does.
     """
+
+    server_step: ClassVar[str] = "mean of models; distils the ensemble on generated hard images"
+    only_sums: ClassVar[bool] = False
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory

@@ -59,6 +59,8 @@ class FedGen(Strategy):
         client_labels: labels that clients draw: ``uniform`` over those reported so far, or by the last round's ``counts``.
     """
 
+    client_term: ClassVar[str] = "generated embeddings, latent divergence"
+    server_step: ClassVar[str] = "mean of models; trains a generator of embeddings on the heads"
     shares: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")
 
     generator: Callable[..., nn.Module]
@@ -79,6 +81,11 @@ class FedGen(Strategy):
     noise: Literal["uniform", "normal"]
     server_labels: Literal["uniform", "counts"]
     client_labels: Literal["uniform", "counts"]
+
+    @property
+    def only_sums(self) -> bool:
+        """The mean logit of linear heads is that of the mean head: so the paper's loss needs no head of its own, and the public code's does."""
+        return self.weighting == "none" and self.ensemble_loss == "loss_of_mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ class FedGKD(Strategy):
         gamma: >= 0, weight of the divergence.
         buffer: > 0, M.
     """
+
+    client_term: ClassVar[str] = "divergence from the mean of the last models"
+    server_step: ClassVar[str] = "mean of models; mean of the last of these"
 
     gamma: float
     buffer: int

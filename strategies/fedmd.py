@@ -35,6 +35,8 @@ class FedMD(Strategy):
         weight: >= 0, of the digest.
     """
 
+    client_term: ClassVar[str] = "public images: distance to the mean logits"
+    server_step: ClassVar[str] = "mean of logits of public images"
     shares: ClassVar[tuple[str, ...]] = ("asked", "consensus")
     needs_public: ClassVar[bool] = True
 

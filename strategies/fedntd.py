@@ -1,6 +1,7 @@
 """FedNTD: clients keep what the broadcast says of the classes that an example does not have."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class FedNTD(Strategy):
         beta: >= 0, weight of the divergence.
         tau: > 0, temperature.
     """
+
+    client_term: ClassVar[str] = "divergence from the broadcast on the other classes"
 
     beta: float
     tau: float

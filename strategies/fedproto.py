@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ class FedProto(Strategy):
         weight: >= 0, of the distance to the prototypes.
     """
 
+    client_term: ClassVar[str] = "distance to the label's mean embedding"
+    server_step: ClassVar[str] = "mean of embeddings by label"
+    only_sums: ClassVar[bool] = False
     shares: ClassVar[tuple[str, ...]] = ("prototypes",)
 
     weight: float
@@ -38,6 +41,11 @@ class FedProto(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.weight >= 0, "weight", "must be >= 0 (0 lets every client train alone)", self.weight)
+
+    @property
+    def unlike_models(self) -> Literal["no", "embedding", "any"]:
+        """Prototypes are compared with embeddings."""
+        return "embedding"
 
     def init(self, server: Server) -> State:
         classes, like = server.task.num_classes, {"dtype": server.dtype, "device": server.device}

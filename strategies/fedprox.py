@@ -1,6 +1,7 @@
 """FedProx: local training that stays near the broadcast."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from fedkd.types import Metrics, State
 
 @dataclass(kw_only=True)
 class FedProx(Strategy):
-    """``CE + mu / 2 ||w - w_global||^2`` over parameters (Li et al., MLSys 2020, equation 2); mu = 0 is FedAvg.
+    """``CE + mu / 2 ||w - w_global||^2`` over shared parameters (Li et al., MLSys 2020, equation 2); mu = 0 is FedAvg.
 
     Deviations: the inexactness that the paper allows each client is not simulated here; clients take the configured steps.
     FedGen's public code adds a weight decay of 0.001 to its FedProx alone: ``weight_decay``, 0 as shipped.
@@ -22,6 +23,8 @@ class FedProx(Strategy):
         mu: >= 0, weight of the proximal term.
         weight_decay: >= 0, weight of ``1/2 ||w||^2`` beside it.
     """
+
+    client_term: ClassVar[str] = "distance to the broadcast weights"
 
     mu: float
     weight_decay: float
@@ -34,6 +37,6 @@ class FedProx(Strategy):
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         value, metrics = super().loss(model, batch, shared, own)
         weights = model.parameters()
-        distance = sum((w - shared["model"][name]).square().sum() for name, w in weights.items())
+        distance = sum((w - shared["model"][name]).square().sum() for name, w in weights.items() if name in shared["model"])
         norm = sum(w.square().sum() for w in weights.values())
         return value + self.mu / 2 * distance + self.weight_decay / 2 * norm, metrics

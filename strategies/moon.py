@@ -1,6 +1,7 @@
 """MOON: clients draw near the broadcast's embedding of an image, and away from that of their own last model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class Moon(Strategy):
         mu: >= 0, weight of the contrastive term.
         tau: > 0, temperature.
     """
+
+    client_term: ClassVar[str] = "contrast with the broadcast and the last own model"
 
     mu: float
     tau: float

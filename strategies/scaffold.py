@@ -25,13 +25,15 @@ class Scaffold(Strategy):
     ``(K - rho (1 - rho^K) / (1 - rho)) / (1 - rho)``, as the steps then add up to more (as in FedNTD's public code).
 
     Deviations: the mean of models has the weights of ``aggregation`` (the paper's is uniform), that of control variates is uniform.
-    Only parameters have control variates. The equations are those of gradient descent: with another optimizer than SGD they mean nothing.
+    Only parameters that travel have control variates. The equations are those of gradient descent: with another optimizer than SGD they mean nothing.
 
     Args:
         correction: >= 0, weight of ``c - c_i``; 1 is the paper's, 0 is FedAvg.
         server_lr: > 0, by which the mean change of the model is multiplied; 1 is the mean itself.
     """
 
+    client_term: ClassVar[str] = "control variates"
+    server_step: ClassVar[str] = "mean of models and of control variates"
     shares: ClassVar[tuple[str, ...]] = ("model", "control")
 
     correction: float
@@ -43,15 +45,15 @@ class Scaffold(Strategy):
         require(self.server_lr > 0, "server_lr", "must be > 0 (1 takes the mean as it is)", self.server_lr)
 
     def init(self, server: Server) -> State:
-        return {**super().init(server), "control": zeros(server)}
+        return {**super().init(server), "control": self.zeros(server)}
 
     def memory(self, client: Client) -> State:
-        return {"control": zeros(client)}
+        return {"control": self.zeros(client)}
 
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         value, metrics = super().loss(model, batch, shared, own)
         ours, theirs = own["control"], shared["control"]
-        term = sum(((theirs[name] - ours[name]) * (w - w.detach())).sum() for name, w in model.parameters().items())
+        term = sum(((theirs[name] - ours[name]) * (w - w.detach())).sum() for name, w in model.parameters().items() if name in theirs)
         return value + self.correction * term, metrics
 
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
@@ -71,10 +73,10 @@ class Scaffold(Strategy):
         change = average([u.state["control"] for u in updates], [1 / len(updates)] * len(updates))
         return {**after, "control": {name: c + share * change[name] for name, c in state["control"].items()}}, metrics
 
-
-def zeros(site: Client | Server) -> Tensors:
-    """A control variate of nothing for every parameter."""
-    return {name: torch.zeros_like(site.initial[name]) for name, _ in site.model.named_parameters()}
+    def zeros(self, site: Client | Server) -> Tensors:
+        """A control variate of nothing for every parameter that travels."""
+        parameters = {name: torch.zeros_like(site.initial[name]) for name, _ in site.model.named_parameters()}
+        return self.travelling(site.model, parameters)
 
 
 def effective_steps(steps: int, momentum: float) -> float:

@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from simulations import ingredients
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_choices_are_those_of_conf() -> None:
     """The table of choices names every yaml of its groups, and no other."""
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.MULTILINE))
-    assert set(rows) == {"strategy", "data", "partition", "model", "engine"}
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", README, re.MULTILINE))
+    assert set(rows) == {"strategy", "data", "partition", "model", "public", "engine"}
     for group, text in rows.items():
         named = {word for word in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", text))}
         assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
@@ -52,3 +54,7 @@ def test_speeds_are_those_that_were_measured() -> None:
     rows = re.findall(r"^\| ([a-z_0-9, ]+) \| .* \| (.*) \|$", table, re.MULTILINE)
     shown = {key: value for keys, values in rows for key, value in zip(keys.split(", "), values.split(", "), strict=True)}
     assert shown == {key: f"{value:.2g}" for key, value in measured.items()}
+
+
+def test_the_table_of_ingredients_is_the_code_s_own() -> None:
+    assert ingredients.table() in README
