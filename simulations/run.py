@@ -9,12 +9,13 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from flwr.app import ArrayRecord, MetricRecord
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -148,7 +149,8 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], Me
 
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that the command line ``overrides`` describe."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    ready = GlobalHydra.instance().is_initialized()  # within the command
+    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", overrides, return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):

@@ -60,6 +60,23 @@ CASES = {
     "negative learning rate of the generator": (["strategy.generator_optimizer.lr=-1"], ["strategy.generator_optimizer", "lr", "-1"]),
     "no such policy": (["on_client_failure=shrug"], ["on_client_failure", "retry", "shrug"]),
     "no time": (["timeout=0"], ["timeout", "> 0"]),
+    "no public set": (["strategy=feddf"], ["public", "feddf", "held_out", "synthetic"]),
+    "unlike networks where models are averaged": (
+        ["strategy=fedavg", "model=mixed"],
+        ["model", "fedavg", "cnn_wide", "fedmd", "sharing=head"],
+    ),
+    "more classes than there are": (["partition=classes", "partition.per_client=11"], ["partition.per_client", "10", "11"]),
+    "everything held out": (["validation=1"], ["validation", "0..1"]),
+    "validation of nothing": (["evaluation.examples=validation"], ["validation", "> 0", "0"]),
+    "scored on what": (["evaluation.examples=train"], ["evaluation.examples", "validation", "train"]),
+    "a generator of images for embeddings": (["generator@strategy.generator=image_conv"], ["strategy.generator", "embeddings", "images"]),
+    "a generator of embeddings for images": (
+        ["strategy=dense", "generator@strategy.generator=feature_mlp", "~strategy.generator.conditional"],
+        ["strategy.generator", "images", "embeddings"],
+    ),
+    "teachers without statistics": (["strategy=dense", "strategy.batchnorm=local"], ["strategy.batchnorm", "averaged", "local"]),
+    "no such sharing": (["strategy.sharing=body"], ["strategy.sharing", "head", "body"]),
+    "no choices made": (["tuned=/nonexistent.csv"], ["tuned", "/nonexistent.csv"]),
 }
 
 
@@ -97,6 +114,15 @@ def test_partition_of_another_number_of_clients(tmp_path):
         tmp_path, "engine=local", *given, "partition=file", f"partition.path={tmp_path / 'two.npz'}", f"output={tmp_path / 'runs'}"
     )
     refused(ended, tmp_path / "runs", "partition.path", "num_clients=6", "two.npz")
+
+
+@pytest.mark.parametrize(("few", "words"), [([], ["client 1", "none"]), ([2], ["client 1", "BatchNorm"])])
+def test_a_client_with_too_little(tmp_path, few, words):
+    """No example at all; and one, where BatchNorm needs two."""
+    np.savez(tmp_path / "uneven.npz", train_0=[0, 1], train_1=np.array(few, int), test_0=[0], test_1=[1])
+    given = [o for o in TINY if not o.startswith(("partition", "num_clients", "clients_per_round"))]
+    given += ["partition=file", f"partition.path={tmp_path / 'uneven.npz'}", "num_clients=2", "clients_per_round=1"]
+    refused(quick(tmp_path, "engine=local", *given, f"output={tmp_path / 'runs'}"), tmp_path / "runs", "partition", *words)
 
 
 def test_damaged_data(tmp_path):

@@ -1,0 +1,85 @@
+"""The learning rate of every strategy from one grid, on examples that nobody trains on."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedkd.partition.hold_out import hold_out
+from fedkd.seed import Seed
+from simulations import tune
+from simulations.run import compose, execute
+from tests.conftest import SMALL, run, settle
+from tests.running import metrics
+
+GIVEN = [option for option in SMALL if not option.startswith("evaluation")] + ["rounds=3", "progress=false", "local_steps=10"]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path, capsys):
+    output = f"output={tmp_path}"
+    tune.main([*GIVEN, "strategy=fedavg,fedprox", output, "--grid", "0.001", "0.1", "1e30", "--table", str(tmp_path / "tuned.csv")])
+    rows = table(tmp_path / "tuned.csv")
+    assert [(row["strategy"], float(row["value"])) for row in rows] == [(s, v) for s in ("fedavg", "fedprox") for v in (0.001, 0.1, 1e30)]
+    for row in rows:
+        if row["folder"]:
+            own = [float(value) for value in metrics(Path(row["folder"]))["accuracy_own_labels"]]
+            assert float(row["accuracy"]) == pytest.approx(sum(own) / 3)
+        else:
+            assert float(row["value"]) == 1e30 and float(row["accuracy"]) == 0, "that diverges"
+    assert [row["value"] for row in rows if row["chosen"] == "1"] == ["0.1", "0.1"]
+    folder = execute(compose([*GIVEN, "strategy=fedprox", output, f"tuned={tmp_path / 'tuned.csv'}"]))
+    plain = execute(compose([*GIVEN, "strategy=fedprox", output, "optimizer.lr=0.1"]))
+    assert folder == plain, "a value that was chosen and one that was given are the same run"
+    with pytest.raises(ValueError, match=r"^tuned must hold a choice for strategy moon .*tuned\.csv"):
+        execute(compose([*GIVEN, "strategy=moon", output, f"tuned={tmp_path / 'tuned.csv'}"]))
+    (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="^tuned must be a file that simulations.tune has written"):
+        execute(compose([*GIVEN, output, f"tuned={tmp_path / 'odd.csv'}"]))
+
+
+def test_nothing_finite_is_nothing_to_choose(tmp_path):
+    with pytest.raises(ValueError, match=r"^optimizer\.lr must leave training finite"):
+        tune.tune("optimizer.lr", [1e30], 0.2, [*GIVEN, "strategy=fedavg", f"output={tmp_path}"], tmp_path / "tuned.csv")
+
+
+def test_tuning_sees_no_test_example():
+    """The examples that are scored are training examples, of each client its own, and it does not train on them."""
+    home, _ = settle("validation=0.25", "evaluation.examples=validation")
+    plain, _ = settle()
+    assert home.scored is home.train
+    for client in range(6):
+        held_out, stays, before = home.partition.test[client], home.partition.train[client], plain.partition.train[client]
+        assert len(held_out) == int(0.25 * len(before)) and not set(held_out) & set(stays)
+        assert sorted([*held_out, *stays]) == before.tolist()
+        assert home.shards[1][client].y.equal(home.train.y[held_out])
+    assert len(home.test) == sum(map(len, home.partition.test)) and home.validation is None
+    assert home.hash != plain.hash
+
+
+def test_what_is_held_out_for_early_stopping_is_the_server_s_and_the_test_set_stays():
+    home, _ = settle("validation=0.25")
+    plain, _ = settle()
+    assert home.test.y.equal(plain.test.y) and home.federation().server.validation is home.validation
+    total = sum(len(index) for index in plain.partition.train)
+    assert 0.2 * total < len(home.validation) <= 0.25 * total
+
+
+def test_one_example_stays_with_every_client():
+    stays, goes = hold_out([np.arange(1), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
+    assert [len(index) for index in stays] == [1, 1, 1] and [len(index) for index in goes] == [0, 1, 9]
+    again, _ = hold_out([np.arange(1), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
+    other, _ = hold_out([np.arange(3), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
+    assert [a.tolist() for a in again] == [a.tolist() for a in stays] and other[2].tolist() == stays[2].tolist()
+
+
+def test_a_public_set_and_a_validation_set_are_apart():
+    home = run("strategy=feddf", "public=held_out", "validation=0.2", "strategy.steps=2", "strategy.batch_size=8", "rounds=1").home
+    train = {i for index in home.partition.train for i in index.tolist()}
+    public, validation = set(home.public.rows.tolist()), set(home.validation.rows.tolist())
+    assert not train & public and not train & validation and not public & validation
