@@ -25,11 +25,19 @@ from fedkd.check import require
 
 @dataclass
 class Evaluation:
-    """When and how models are scored: every so many rounds, in batches of this size, on the ``test`` set or on the clients' ``validation`` examples."""
+    """When and how models are scored.
+
+    Args:
+        every: so many rounds.
+        batch_size: of evaluations.
+        examples: of the ``test`` set, or those that clients hold out for ``validation``.
+        shards: every client's model is scored on its ``own`` test shard, of the labels that it holds, or on ``all`` examples.
+    """
 
     every: int
     batch_size: int
     examples: str
+    shards: str
 
 
 @dataclass
@@ -140,6 +148,7 @@ def check(config: DictConfig) -> None:
         "precision": ("float32", "float64", "bfloat16"),
         "on_client_failure": ("raise", "retry", "drop"),
         "evaluation.examples": ("test", "validation"),
+        "evaluation.shards": ("own", "all"),
     }
     for key, allowed in choices.items():
         value = OmegaConf.select(config, key)

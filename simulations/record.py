@@ -28,7 +28,7 @@ COLUMNS = (
     "round", "accuracy", "loss", "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "bytes_up", "bytes_down",
     "seconds_local", "seconds_server", "seconds_evaluate", "num_failures", "train_loss",
 )  # fmt: skip
-CLIENT_COLUMNS = ("round", "client", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples")
+CLIENT_COLUMNS = ("round", "client", "architecture", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples")
 
 
 class Folder:
@@ -128,7 +128,7 @@ def client_rows(world: World, done: Round) -> list[dict[str, float]]:
     rows = []
     for client in sorted({*trained, *scores}):
         n, correct = scores.get(client, (0, 0))
-        row = {"round": done.number, "client": client, "participated": int(client in trained)}
+        row = {"round": done.number, "client": client, "architecture": world.networks[client].name, "participated": int(client in trained)}
         row |= {"num_examples": len(world.partition.train[client]), "num_test_examples": len(world.partition.test[client])}
         row |= {"loss": trained[client]["loss"]} if client in trained else {}
         rows.append(row | ({"accuracy_own_labels": correct / n} if n else {}))

@@ -209,7 +209,10 @@ def world(text: str) -> World:
     held_out = train.subset(np.concatenate(validation)) if config.validation else None
     public = make("public", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
     scored = train if config.evaluation.examples == "validation" else test
-    partition = replace(partition, train=stays, test=validation if scored is train else partition.test)
+    held = validation if scored is train else partition.test
+    if config.evaluation.shards == "all":
+        held = [np.sort(np.concatenate(validation)) if scored is train else np.arange(len(test))] * config.num_clients
+    partition = replace(partition, train=stays, test=held)
     shards = make("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift")
     networks, server = settled(config, task, strategy, seed)
     suitable(config, strategy, networks, partition, public)

@@ -1,13 +1,16 @@
 """Clients of unlike networks: who has which, what is made of them, and what is refused."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from fedkd.models.mixed import Mixed
-from tests.conftest import run, same, settle
+from simulations.run import compose, execute
+from tests.conftest import SMALL, run, same, settle
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
 
@@ -97,3 +100,17 @@ def test_fedgen_s_generator_learns_from_heads_of_unlike_networks():
         local = ran.memories[client]["local"]
         extractor = next(key for key in local if key.endswith("weight"))
         assert not torch.equal(local[extractor], ran.home.client(client, 1).initial[extractor])
+
+
+def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
+    """With ``evaluation.shards=all`` each of them on the whole test set, as an evaluation by itself says; the rows name its network."""
+    given = [option for option in SMALL if not option.startswith(("evaluation", "rounds"))]
+    given += ["model=mixed", "strategy=feddistill_logits", "evaluation.shards=all", "rounds=2", "progress=false", f"output={tmp_path}"]
+    folder = execute(compose(given))
+    rows = pd.read_csv(folder / "clients.csv").query("round == 2")
+    assert rows["architecture"].tolist() == ["cnn_small", "cnn_wide", "mlp"] * 2 and set(rows["num_test_examples"]) == {355}
+    ran = run(*given[:-2])
+    shared = {part: ran.state[part] for part in ran.home.strategy.shares}
+    for client, accuracy in zip(rows["client"], rows["accuracy_own_labels"]):
+        site = replace(ran.home.client(client, 2), data=ran.home.test)
+        assert ran.home.strategy.evaluate(site, shared, ran.memories.get(client), 100).accuracy == pytest.approx(accuracy, abs=1e-12)
