@@ -1,7 +1,7 @@
 """Means over clients: of tensors, of BatchNorm statistics, of scores. Always in the order given."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -51,3 +51,10 @@ def own_labels(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
         "accuracy_worst_tenth": each[: max(1, len(each) // 10)].mean().item(),
         "accuracy_spread": each.std(correction=0).item(),
     }
+
+
+def of_newcomers(counts: Mapping[int, tuple[int, int]], newcomers: Iterable[int]) -> dict[str, float]:
+    """``accuracy_newcomers``, from ``(examples, correct)`` by client: over all of newcomers' test examples; nothing where they have none."""
+    tested = [counts[client] for client in newcomers if client in counts]
+    total = sum(n for n, _ in tested)
+    return {"accuracy_newcomers": sum(c for _, c in tested) / total} if total else {}

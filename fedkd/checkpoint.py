@@ -15,12 +15,13 @@ from fedkd.wire import flatten, unflatten
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after ``round`` rounds: the server's state and every client's memory."""
+    """A run after ``round`` rounds: the server's state, every client's memory, and the simulated clock in seconds."""
 
     round: int
     config: str
     state: State
     memories: Mapping[int, State]
+    simulated_time: float = 0.0
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -42,6 +43,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
     for client, memory in checkpoint.memories.items():
         tensors |= {f"{client}|{name}": value for name, value in flatten(memory).items()}
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "finished": checkpoint.round == rounds}
+    header["simulated_time"] = checkpoint.simulated_time
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"fedkd": json.dumps(header)})
     write_atomically(folder / "checkpoint.safetensors", content)
     write_atomically(folder / "checkpoint.json", (json.dumps(header, indent=1) + "\n").encode())
@@ -78,4 +80,5 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         str(header["config"]),
         state,
         {int(k): unflatten(v) for k, v in sorted(parts.items(), key=lambda kv: int(kv[0]))},
+        float(header.get("simulated_time", 0.0)),
     )

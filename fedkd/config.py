@@ -109,7 +109,7 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it r
 
 PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
 WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices")
-PLACES = ("root", "path", "cache", "download")
+PLACES = ("root", "path", "cache", "download", "trace")
 
 
 def check(config: DictConfig) -> None:
@@ -256,7 +256,7 @@ def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
     kept = {key: value for key, value in node.items() if key not in WITHOUT_EFFECT}
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
-    kept |= {part: placeless(kept[part]) for part in ("data", "partition", "public")}
+    kept |= {part: placeless(kept[part]) for part in ("data", "partition", "systems", "public")}
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -16,41 +16,18 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedkd import wire
-from fedkd.aggregate import own_labels
+from fedkd.aggregate import of_newcomers, own_labels
+from fedkd.exchange import Federation, Waiting, begin, collect, passed
 from fedkd.site import Server
 from fedkd.types import State, Update
-
-Waiting = Callable[[], list[Message]]
-"""Waits for the replies to what was asked."""
-
-
-class ClientFailure(RuntimeError):
-    """A client failed and the run's policy does not put up with it."""
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What a strategy must know of its run beside its own knobs.
-
-    Args:
-        server: the server, with the run's seed (rounds are split off it).
-        clients_per_round: how many clients train in a round.
-        on_client_failure: ``raise`` ends the run, ``retry`` asks again up to ``retries`` times and then ends it, ``drop``
-            goes on with the others.
-        retries: for ``retry``.
-        evaluate_every: clients and server evaluate after every so many rounds, and after the last.
-    """
-
-    server: Server
-    clients_per_round: int
-    on_client_failure: Literal["raise", "retry", "drop"] = "raise"
-    retries: int = 2
-    evaluate_every: int = 1
 
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round, as ``start`` hands it to ``on_round``: what there is to record of it."""
+    """One finished round, as ``start`` hands it to ``on_round``: what there is to record of it.
+
+    ``trained`` are the answers that the round has used; ``simulated_time`` is in seconds since the beginning of the run.
+    """
 
     number: int
     arrays: ArrayRecord
@@ -59,6 +36,9 @@ class Round:
     trained: Sequence[Message]
     evaluated: Sequence[Message]
     num_failures: int
+    num_dropped: int
+    num_late: int
+    simulated_time: float
     bytes_up: int
     bytes_down: int
 
@@ -95,10 +75,8 @@ class Rounds(FlowerStrategy):
         """Flower prints this at the start; a run folder holds the resolved configuration instead."""
 
     def cohort(self, node_ids: Iterable[int], server_round: int) -> list[int]:
-        """The clients of a round, ascending: a draw that depends on the seed and the round alone."""
-        ids = sorted(node_ids)
-        rng = (self.federation.server.seed / "round" / server_round / "cohort").numpy()
-        return sorted(rng.choice(ids, self.federation.clients_per_round, replace=False).tolist())
+        """The clients that are chosen for a round, ascending."""
+        return self.federation.fleet.cohort(node_ids, self.federation.clients_per_round, server_round)
 
     def broadcast(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
         """What every client of a phase receives: the shared parts of the state. One object for all messages."""
@@ -106,10 +84,10 @@ class Rounds(FlowerStrategy):
         return RecordDict({wire.SHARED: shared, "config": ConfigRecord({"server-round": server_round})})
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message for each client of the round's cohort."""
-        self._arrays = arrays
-        content = self.broadcast(arrays, server_round)
-        ids = self.cohort(grid.get_node_ids(), server_round)
+        """One message for each client of the round's cohort, but for those that drop out."""
+        self._arrays, self._cohort = arrays, self.cohort(grid.get_node_ids(), server_round)
+        content, fleet = self.broadcast(arrays, server_round), self.federation.fleet
+        ids = [i for i in self._cohort if not fleet.drops_out(i, server_round)]
         return [Message(content, message_type=MessageType.TRAIN, dst_node_id=i) for i in ids]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -118,18 +96,23 @@ class Rounds(FlowerStrategy):
         return self.refined(self.aggregated(server_round, replies)) if replies else (None, None)
 
     def aggregated(self, server_round: int, replies: Iterable[Message]) -> "Aggregated":
-        """The state after ``update``."""
+        """The state after ``update``; as it was where there is nothing to update it with."""
         server, device = self.federation.server, self.federation.server.device
         server = replace(server, seed=server.seed / "round" / server_round / "server")
         updates = sorted((wire.to_update(reply) for reply in replies), key=lambda u: u.client)
         updates = [replace(u, state={p: {k: t.to(device) for k, t in ts.items()} for p, ts in u.state.items()}) for u in updates]
-        state, metrics = self.update(server, wire.from_record(self._arrays, device), updates, server_round)
+        state = wire.from_record(self._arrays, device)
+        if not updates:
+            return Aggregated(server, state, updates, server_round, {})
+        state, metrics = self.update(server, state, updates, server_round)
         loss = sum(w * u.metrics["loss"] for w, u in zip(self.weights(updates), updates))
         return Aggregated(server, state, updates, server_round, {"train_loss": loss, **metrics})
 
     def refined(self, after: "Aggregated") -> tuple[ArrayRecord, MetricRecord]:
-        """The state after ``refine`` too."""
-        state, metrics = self.refine(after.server, after.state, after.updates, after.server_round)
+        """The state after ``refine`` too, which a round without updates goes without."""
+        state, metrics = after.state, {}
+        if after.updates:
+            state, metrics = self.refine(after.server, after.state, after.updates, after.server_round)
         return wire.to_record(state), MetricRecord({name: float(value) for name, value in {**after.metrics, **metrics}.items()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -140,10 +123,11 @@ class Rounds(FlowerStrategy):
         return [Message(content, message_type=MessageType.EVALUATE, dst_node_id=i) for i in sorted(grid.get_node_ids())]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Accuracy over all clients' own test examples (micro average), that of the worst tenth, and the spread."""
-        counts = [next(iter(r.content.metric_records.values())) for r in replies if not r.has_error()]
-        scores = own_labels([(int(c["num-examples"]), int(c["num-correct"])) for c in counts])
-        return None if scores is None else MetricRecord(scores)
+        """Accuracy over all clients' own test examples (micro average), that of the worst tenth, the spread, and accuracy over newcomers'."""
+        records = {r.metadata.src_node_id: next(iter(r.content.metric_records.values())) for r in replies if not r.has_error()}
+        counts = {client: (int(record["num-examples"]), int(record["num-correct"])) for client, record in records.items()}
+        scores = own_labels(list(counts.values()))
+        return None if scores is None else MetricRecord({**scores, **of_newcomers(counts, self.federation.fleet.newcomers)})
 
     def start(
         self,
@@ -156,9 +140,11 @@ class Rounds(FlowerStrategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | Callable[[], MetricRecord] | None] | None = None,
         *,
         start_round: int = 1,
+        simulated_time: float = 0.0,
         on_round: Callable[[Round], None] | None = None,
     ) -> Result:
-        """Flower's loop, and: it can begin at ``start_round``, it knows failures, it hands every round to ``on_round``.
+        """Flower's loop, and: it can begin at ``start_round``, ``simulated_time`` seconds after the first began; it knows failures, clients
+        that drop out or are late, and rounds in which nobody is left; it hands every round to ``on_round``.
 
         A round's evaluation, the clients' and that of ``evaluate_fn`` where it returns a function that waits for it, goes on while the
         server refines and while the next round's clients begin to train: nobody waits for it but ``on_round``. On grids that cannot
@@ -189,11 +175,14 @@ class Rounds(FlowerStrategy):
                 training = begin(grid, messages, timeout)
             conclude()  # the last round, while this one's clients train
             with clock(seconds, "local"):
-                trained, num_failures = collect(grid, messages, timeout, number, self.federation, training)
+                answered, num_failures = collect(grid, messages, timeout, number, self.federation, training)
+            told = passed(self.federation.fleet, number, len(self._cohort), messages, answered)
+            simulated_time += told.seconds
+            trained = [reply for reply in answered if reply.metadata.src_node_id not in told.late]
             with clock(seconds, "server"):
                 after = self.aggregated(number, trained)
                 if hasattr(grid, "commit"):
-                    grid.commit()
+                    grid.commit(reply.metadata.src_node_id for reply in trained)
             with clock(seconds, "evaluate"):
                 due = number % self.federation.evaluate_every == 0 or number == num_rounds
                 before = wire.to_record(after.state) if due else None
@@ -202,8 +191,10 @@ class Rounds(FlowerStrategy):
                 judging = evaluate_fn(number, before) if due and evaluate_fn else None
             with clock(seconds, "server"):
                 arrays, metrics = self.refined(after)
-            up, down = wire.payload(trained), wire.payload(messages)
-            done = Round(number, arrays, dict(metrics), seconds, trained, [], num_failures, up, down)
+            done = Round(
+                number, arrays, dict(metrics), seconds, trained, [], num_failures, len(self._cohort) - len(messages), len(told.late),
+                simulated_time, wire.payload(trained), wire.payload(messages),
+            )  # fmt: skip
             under_way = Evaluation(done, asked, evaluating, judging)
         conclude()
         return result
@@ -220,52 +211,6 @@ class Rounds(FlowerStrategy):
             scores.update((judging() if callable(judging) else judging) or {})
             scores.update(self.aggregate_evaluate(done.number, replies) or {})
         return replace(done, evaluated=replies, num_failures=done.num_failures + lost), scores
-
-
-def begin(grid: Grid, messages: list[Message], timeout: float | None) -> Waiting | None:
-    """Begin to ask; None where there is nothing to ask, or the grid can only be asked and waited for in one."""
-    return grid.begin(messages, timeout=timeout) if messages and hasattr(grid, "begin") else None
-
-
-def collect(
-    grid: Grid,
-    messages: list[Message],
-    timeout: float | None,
-    server_round: int,
-    policy: Federation,
-    begun: Waiting | None = None,
-) -> tuple[list[Message], int]:
-    """Send, receive, and deal with failures as the policy says: the good replies in the order of clients, and how many failed.
-
-    Args:
-        grid: where ``messages`` go.
-        messages: one for each client.
-        timeout: seconds for each attempt.
-        server_round: for the error.
-        policy: says what a failure means.
-        begun: waits for the replies of a first attempt that has begun already.
-
-    Raises:
-        ClientFailure: a client failed and the policy does not put up with it.
-    """
-    wanted, good, failures = messages, [], 0
-    for attempt in range(1 + (policy.retries if policy.on_client_failure == "retry" else 0)):
-        first = attempt == 0 and begun is not None
-        replies = begun() if first else list(grid.send_and_receive(wanted, timeout=timeout)) if wanted else []
-        answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
-        good += [r for r in replies if not r.has_error()]
-        reasons = {r.metadata.src_node_id: r.error.reason for r in replies if r.has_error()}
-        wanted = [m for m in wanted if m.metadata.dst_node_id not in answered]
-        failures += len(wanted)
-        if not wanted:
-            break
-    if wanted and (policy.on_client_failure != "drop" or not good):
-        client = wanted[0].metadata.dst_node_id
-        raise ClientFailure(
-            f"{len(wanted)} of {len(messages)} clients failed in round {server_round} (on_client_failure={policy.on_client_failure}, "
-            f"after {attempt + 1} attempt(s)); client {client} said:\n{reasons.get(client, 'nothing before the timeout')}"
-        )
-    return sorted(good, key=lambda r: r.metadata.src_node_id), failures
 
 
 @contextmanager

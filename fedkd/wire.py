@@ -80,9 +80,14 @@ def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> Stat
 
 def payload(messages: Iterable[Message]) -> int:
     """Bytes of all arrays that ``messages`` carry: the numbers themselves, framing left out, a shared content counted each time."""
-    sizes: dict[int, int] = {}
-    contents = [message.content for message in messages if message.has_content()]
-    return sum(sizes[id(content)] if id(content) in sizes else sizes.setdefault(id(content), size(content)) for content in contents)
+    return sum(sizes(messages))
+
+
+def sizes(messages: Iterable[Message]) -> list[int]:
+    """Bytes of the arrays that each of ``messages`` carries; none where it is an error."""
+    known: dict[int, int] = {}
+    contents = [message.content if message.has_content() else RecordDict() for message in messages]
+    return [known[id(content)] if id(content) in known else known.setdefault(id(content), size(content)) for content in contents]
 
 
 def size(content: RecordDict) -> int:

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from fedkd import wire
 from fedkd.aggregate import assemble
-from fedkd.rounds import Federation, collect
+from fedkd.exchange import Federation, collect, passed
 from simulations.grids import ClientGrid
 from simulations.progress import Progress
 from simulations.record import Folder
@@ -26,12 +26,12 @@ class PolicyGrid(Grid):
     """
 
     def __init__(self, inner: ClientGrid, policy: Federation) -> None:
-        self._inner, self._policy = inner, policy
+        self._inner, self._policy, self.simulated_time = inner, policy, 0.0
         self.reset()
 
     def reset(self) -> None:
         """Begin to count a round's traffic and failures."""
-        self.began, self.num_failures, self.bytes_up, self.bytes_down = time.perf_counter(), 0, 0, 0
+        self.began, self.num_failures, self.num_participants, self.bytes_up, self.bytes_down = time.perf_counter(), 0, 0, 0, 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The good replies; bytes are counted of training, as for every strategy."""
@@ -42,7 +42,8 @@ class PolicyGrid(Grid):
         replies, failures = collect(self._inner, messages, timeout, number, self._policy)
         self.num_failures += failures
         if messages[0].metadata.message_type == "train":
-            self.bytes_up, self.bytes_down = wire.payload(replies), wire.payload(messages)
+            self.bytes_up, self.bytes_down, self.num_participants = wire.payload(replies), wire.payload(messages), len(replies)
+            self.simulated_time += passed(self._policy.fleet, number, len(messages), messages, replies).seconds
         return replies
 
     def get_node_ids(self) -> list[int]:
@@ -91,6 +92,12 @@ def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
             if number > 0:
                 row = {"round": number, "seconds_local": round(time.perf_counter() - watched.began, 4), **measure(home, number, arrays)}
                 row |= {"bytes_up": watched.bytes_up, "bytes_down": watched.bytes_down, "num_failures": watched.num_failures}
+                row |= {
+                    "num_participants": watched.num_participants,
+                    "num_dropped": 0,
+                    "num_late": 0,
+                    "simulated_time": watched.simulated_time,
+                }
                 folder.row(row)
                 progress.advance(row)
             watched.reset()
@@ -98,7 +105,7 @@ def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
 
         initial = ArrayRecord(home.initial)
         result = home.strategy.start(watched, initial, num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn)
-    folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {})
+    folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {}, watched.simulated_time)
 
 
 def measure(home: World, number: int, arrays: ArrayRecord) -> dict[str, float]:

@@ -91,12 +91,13 @@ class ClientGrid(Grid):
         if kind != "train":
             chunks = [[client] for client in clients]
             return split(chunks, self.num_workers, [len(home.partition.test[client]) for client in clients])
+        server_round = int(messages[0].content["config"]["server-round"])
         chunks = (
-            home.chunks(clients, self.chunk or home.config.cohort)
+            home.chunks(clients, self.chunk or home.config.cohort, server_round)
             if wire.SHARED in messages[0].content
             else [[client] for client in clients]
         )
-        return split(chunks, self.num_workers, [sum(home.load(client) for client in chunk) for chunk in chunks])
+        return split(chunks, self.num_workers, [sum(home.load(client, server_round) for client in chunk) for chunk in chunks])
 
     def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
         """The answer of ``client`` without its memory, which stays here until ``commit``."""
@@ -105,9 +106,9 @@ class ClientGrid(Grid):
             self._pending[client] = answer.pop(wire.OWN)
         return answer
 
-    def commit(self) -> None:
-        """The round stands: so do the memories that came back with it."""
-        self.memory.update(self._pending)
+    def commit(self, clients: Iterable[int] | None = None) -> None:
+        """The round stands: so do the memories that came back with it, or those of ``clients`` alone."""
+        self.memory.update(self._pending if clients is None else {c: self._pending[c] for c in clients if c in self._pending})
         self._pending.clear()
 
     def cohort(self, share: Share) -> ConfigRecord:

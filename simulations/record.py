@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from simulations.world import World
 
 COLUMNS = (
     "round", "accuracy", "loss", "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "bytes_up", "bytes_down",
-    "seconds_local", "seconds_server", "seconds_evaluate", "num_failures", "train_loss",
+    "seconds_local", "seconds_server", "seconds_evaluate", "num_failures", "num_participants", "num_dropped", "num_late", "simulated_time",
+    "train_loss",
 )  # fmt: skip
 CLIENT_COLUMNS = ("round", "client", "architecture", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples")
 
@@ -93,18 +94,24 @@ class Folder:
         write_atomically(self.path / "cohort.json", (json.dumps(choice, indent=1) + "\n").encode())
 
     def row(self, values: Mapping[str, float]) -> None:
-        """One row of ``metrics.csv``, flushed."""
+        """One row of ``metrics.csv``, flushed; columns that no row has had so far are added to all."""
         classes = [f"accuracy_class_{c:02d}" for c in range(self.world.task.num_classes)]
-        more = [name for name in values if name not in COLUMNS and name not in classes]
-        append(self.path / "metrics.csv", [*COLUMNS, *more, *classes], [values])
+        path, known = self.path / "metrics.csv", [*COLUMNS, *classes]
+        header = header_of(path) or known
+        more = [name for name in values if name not in header]
+        columns = [*header[: -len(classes)], *more, *classes]
+        if more and header is not known:
+            widen(path, columns)
+        append(path, columns, [values])
 
     def client_rows(self, rows: list[Mapping[str, float]]) -> None:
         """Rows of ``clients.csv``, flushed."""
         append(self.path / "clients.csv", CLIENT_COLUMNS, rows)
 
-    def checkpoint(self, server_round: int, state: State, memories: Mapping[int, State]) -> None:
+    def checkpoint(self, server_round: int, state: State, memories: Mapping[int, State], simulated_time: float) -> None:
         """The state after ``server_round``, atomically."""
-        write_checkpoint(self.path, Checkpoint(server_round, self.world.hash, state, memories), self.world.config.rounds)
+        checkpoint = Checkpoint(server_round, self.world.hash, state, memories, simulated_time)
+        write_checkpoint(self.path, checkpoint, self.world.config.rounds)
 
     def release(self) -> None:
         """Let others have the folder."""
@@ -116,11 +123,12 @@ def metrics_row(done: Round) -> dict[str, float]:
     numbers = {name: value for name, value in done.metrics.items() if not isinstance(value, list)}
     seconds = {f"seconds_{phase}": round(value, 4) for phase, value in done.seconds.items()}
     traffic = {"bytes_up": done.bytes_up, "bytes_down": done.bytes_down, "num_failures": done.num_failures}
-    return {"round": done.number, **numbers, **traffic, **seconds}
+    there = {"num_participants": len(done.trained), "num_dropped": done.num_dropped, "num_late": done.num_late}
+    return {"round": done.number, **numbers, **traffic, **there, "simulated_time": done.simulated_time, **seconds}
 
 
 def client_rows(world: World, done: Round) -> list[dict[str, float]]:
-    """One round as rows of ``clients.csv``: all clients in an evaluated round, otherwise those that trained."""
+    """One round as rows of ``clients.csv``: all clients in an evaluated round, otherwise those whose training counted."""
     trained = {r.metadata.src_node_id: r.content[wire.METRICS] for r in done.trained}
     scores = {r.metadata.src_node_id: counted(r) for r in done.evaluated}
     for client, (n, correct) in enumerate(zip(done.metrics.get("own_examples", []), done.metrics.get("own_correct", []))):
@@ -141,21 +149,38 @@ def counted(reply: Message) -> tuple[int, int]:
     return int(record["num-examples"]), int(record["num-correct"])
 
 
-def append(path: Path, columns: list[str] | tuple[str, ...], rows: list[Mapping[str, float]]) -> None:
+def append(path: Path, columns: Sequence[str], rows: list[Mapping[str, float]]) -> None:
     """Append ``rows`` under the header that the file has, or ``columns`` if it is new, and flush."""
-    header = columns
-    if path.exists() and path.stat().st_size:
-        with open(path, newline="") as file:
-            header = next(csv.reader(file))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header, restval="", extrasaction="ignore", lineterminator="\n")
-    if header is columns:
-        writer.writeheader()
-    writer.writerows(rows)
+    header = header_of(path)
     with open(path, "a", newline="") as file:
-        file.write(text.getvalue())
+        file.write(table(header or columns, rows, titled=header is None))
         file.flush()
         os.fsync(file.fileno())
+
+
+def header_of(path: Path) -> list[str] | None:
+    """The columns of a CSV file; None where there is none, or it is empty."""
+    if not (path.exists() and path.stat().st_size):
+        return None
+    with open(path, newline="") as file:
+        return next(csv.reader(file))
+
+
+def widen(path: Path, columns: list[str]) -> None:
+    """Give a CSV file more columns, empty in the rows that it has."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    write_atomically(path, table(columns, rows, titled=True).encode())
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, float]], *, titled: bool) -> str:
+    """Rows as CSV, with or without the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    if titled:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def cut(path: Path, server_round: int) -> None:

@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fedkd import wire
 from fedkd.check import require
 from fedkd.config import build, check, make
-from fedkd.rounds import ClientFailure, Round
+from fedkd.exchange import ClientFailure
+from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from simulations.calibrate import choose
 from simulations.compat import quieten
@@ -111,7 +112,7 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
             folder.row(row)
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
                 memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
-                folder.checkpoint(done.number, wire.from_record(done.arrays), memories)
+                folder.checkpoint(done.number, wire.from_record(done.arrays), memories, done.simulated_time)
             progress.advance(row)
 
         strategy.start(
@@ -121,6 +122,7 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
             timeout=config.timeout,
             evaluate_fn=lambda number, arrays: judge(home, grid, arrays),
             start_round=first,
+            simulated_time=0.0 if last is None else last.simulated_time,
             on_round=on_round,
         )
 
@@ -188,8 +190,8 @@ def take_tuned(config: DictConfig) -> None:
 
 
 def locate(config: DictConfig) -> None:
-    """Make the paths of data and partitions absolute: workers may stand in other folders."""
-    for key in ("data.root", "data.cache", "partition.path", "public.data.root", "public.data.cache"):
+    """Make the paths of data, partitions and traces absolute: workers may stand in other folders."""
+    for key in ("data.root", "data.cache", "partition.path", "systems.trace", "public.data.root", "public.data.cache"):
         if isinstance(value := OmegaConf.select(config, key), str):
             OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
 

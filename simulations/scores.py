@@ -5,7 +5,7 @@ from math import isnan
 
 import torch
 
-from fedkd.aggregate import own_labels
+from fedkd.aggregate import of_newcomers, own_labels
 from fedkd.evaluate import Score, evaluate
 from simulations.world import World
 
@@ -28,4 +28,6 @@ def on_shards(home: World, model: Callable) -> dict[str, float | list[int]]:
     batch, classes = home.config.evaluation.batch_size, home.task.num_classes
     scores = [evaluate(model, shard, batch, classes, home.dtype) for shard in home.shards[1]]
     examples, correct = [int(s.total.sum()) for s in scores], [int(s.correct.sum()) for s in scores]
-    return {**(own_labels(list(zip(examples, correct))) or {}), "own_examples": examples, "own_correct": correct}
+    counts = list(zip(examples, correct))
+    newcomers = of_newcomers(dict(enumerate(counts)), home.fleet.newcomers)
+    return {**(own_labels(counts) or {}), **newcomers, "own_examples": examples, "own_correct": correct}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.check import require
-from fedkd.rounds import ClientFailure
+from fedkd.exchange import ClientFailure
 from simulations.record import append
 from simulations.run import compose, execute, explained
 

@@ -1,6 +1,7 @@
 """What a configuration stands for: data, partition, network, strategy. Built once in every process that needs it."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,15 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from fedkd.bound import snapshot
 from fedkd.check import require
 from fedkd.config import build, check, identity, make
+from fedkd.exchange import Federation
 from fedkd.folding import has_randomness
 from fedkd.models.classifier import Classifier
 from fedkd.models.mixed import Mixed
 from fedkd.partition.hold_out import hold_out
-from fedkd.rounds import Federation
 from fedkd.seed import Seed
 from fedkd.site import Client, Server, statistics
 from fedkd.strategy import Strategy
-from fedkd.systems import Systems
+from fedkd.systems import ALIKE, Fleet, Systems, equip
 from fedkd.train import Execution
 from fedkd.types import Examples, Partition, Task, Tensors
 
@@ -54,7 +55,7 @@ class World:
         server_network: the server's.
         strategy: fedkd's or Flower's own.
         optimizer: the clients'.
-        systems: who takes part.
+        fleet: who takes part, and how long that takes.
         public: the server's public set, if it has one.
         validation: what the clients hold out for early stopping, if anything.
     """
@@ -70,7 +71,7 @@ class World:
     server_network: Network
     strategy: FlowerStrategy
     optimizer: Any
-    systems: Systems
+    fleet: Fleet
     public: Examples | None
     validation: Examples | None
 
@@ -111,7 +112,9 @@ class World:
         for index in (*self.partition.train, *self.partition.test):
             parts.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
         digests = {"train": self.train.digest, "test": self.test.digest, "partition": parts.hexdigest()}
-        return identity(self.config, digests | ({"public": self.public.digest} if self.public is not None else {}))
+        digests |= {"public": self.public.digest} if self.public is not None else {}
+        trace = hashlib.sha256(json.dumps(self.fleet.trace).encode()).hexdigest()
+        return identity(self.config, digests | ({"trace": trace} if self.fleet.trace else {}))
 
     def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
         """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
@@ -125,7 +128,7 @@ class World:
             initial=network.initial,
             architecture=network.name,
             data=self.shards[testing][number],
-            num_steps=self.shape(number)[1],
+            num_steps=self.fleet.steps(number, server_round),
             batch_size=settings.batch_size,
             optimizer=self.optimizer,
             lr=lr,
@@ -136,23 +139,20 @@ class World:
         )
 
     def shape(self, number: int) -> tuple[int, int]:
-        """Batch size and number of steps of a client's round."""
-        examples = len(self.partition.train[number])
-        batch = min(self.settings.batch_size, examples)
-        return batch, self.settings.local_steps or self.settings.local_epochs * (examples // batch)
+        """Batch size and number of steps of a client's round, where it is no straggler."""
+        return self.fleet.shapes[number]
 
-    def load(self, number: int) -> int:
+    def load(self, number: int, server_round: int) -> int:
         """The examples that a client computes in a round."""
-        batch, steps = self.shape(number)
-        return batch * steps
+        return self.shape(number)[0] * self.fleet.steps(number, server_round)
 
-    def chunks(self, clients: Sequence[int], size: int) -> list[list[int]]:
+    def chunks(self, clients: Sequence[int], size: int, server_round: int) -> list[list[int]]:
         """A round's clients in groups that train at once: alike in network and batch size, by steps and number, ``size`` at most.
 
         It depends on nothing else, so neither do the results: not on the number of workers, nor on who else is asked again.
         """
         alike: dict[tuple[str, int], list[int]] = {}
-        for client in sorted(clients, key=lambda number: (-self.shape(number)[1], number)) if size > 1 else clients:
+        for client in sorted(clients, key=lambda number: (-self.fleet.steps(number, server_round), number)) if size > 1 else clients:
             alike.setdefault(self.kind(client), []).append(client)
         sizes = {kind: 1 if has_randomness(self.networks[group[0]].model) else size for kind, group in alike.items()}
         return [group[i : i + sizes[kind]] for kind, group in alike.items() for i in range(0, len(group), sizes[kind])]
@@ -174,7 +174,8 @@ class World:
             self.task, self.seed, self.model, self.initial, config.num_clients, config.evaluation.batch_size, self.dtype, self.public,
             self.validation,
         )  # fmt: skip
-        return Federation(server, config.clients_per_round, config.on_client_failure, config.retries, config.evaluation.every)
+        policy = config.on_client_failure, config.retries, config.evaluation.every
+        return Federation(server, config.clients_per_round, *policy, self.fleet)
 
 
 def dtype_of(config: DictConfig) -> torch.dtype:
@@ -216,8 +217,9 @@ def world(text: str) -> World:
     shards = make("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift")
     networks, server = settled(config, task, strategy, seed)
     suitable(config, strategy, networks, partition, public)
+    fleet = equipped(config, strategy, systems, [len(index) for index in partition.train], seed)
     return World(
-        config, task, train, held_out if scored is train else test, partition, scored, shards, networks, server, strategy, optimizer, systems,
+        config, task, train, held_out if scored is train else test, partition, scored, shards, networks, server, strategy, optimizer, fleet,
         public, held_out if scored is test else None,
     )  # fmt: skip
 
@@ -235,6 +237,22 @@ def settled(config: DictConfig, task: Task, strategy: FlowerStrategy, seed: Seed
             model = make("model", of, task).to(config.device, dtype_of(config))
         networks[one] = Network(one, model, snapshot(model))
     return [networks[one] for one in assigned], next(iter(networks.values()))
+
+
+def equipped(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num_examples: Sequence[int], seed: Seed) -> Fleet:
+    """The clients' devices.
+
+    Raises:
+        ValueError: the rules do not suit the run, or its strategy, where that is Flower's own and chooses clients itself.
+    """
+    if not isinstance(strategy, Strategy):
+        rule = f"must be {{}} with {type(strategy).__name__}, which chooses clients itself and waits for all (with fedkd's strategies it may differ)"
+        for name in ("participation", "dropout", "stragglers", "deadline", "newcomers"):
+            given, alike = getattr(systems, name), getattr(ALIKE, name)
+            require(given == alike, f"systems.{name}", rule.format("null" if alike is None else alike), given)
+    batches = [min(config.batch_size, examples) for examples in num_examples]
+    steps = [config.local_steps or config.local_epochs * (examples // batch) for examples, batch in zip(num_examples, batches)]
+    return make("systems", equip, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
 
 
 def suitable(

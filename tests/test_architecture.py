@@ -27,6 +27,7 @@ LEVELS = [
     {"fedkd.train"},
     {"fedkd.cohort", "fedkd.distill", "fedkd.synthesis"},
     {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},
+    {"fedkd.exchange"},
     {"fedkd.rounds"},
     {"fedkd.strategy"},
     {"strategies"},
@@ -82,7 +83,7 @@ def test_no_module_imports_itself_by_a_detour():
 
 def test_in_the_library_flower_hydra_and_ray_have_one_place_each():
     library = {module for module in MODULES if module.startswith(("fedkd", "strategies"))}
-    assert users("flwr") & library == {"fedkd.rounds", "fedkd.wire"}
+    assert users("flwr") & library == {"fedkd.exchange", "fedkd.rounds", "fedkd.wire"}
     assert users("hydra") & library == users("omegaconf") & library == {"fedkd.config"}
     assert users("ray") == {"simulations.cluster", "simulations.workers"}
 

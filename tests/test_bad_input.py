@@ -77,6 +77,17 @@ CASES = {
     "teachers without statistics": (["strategy=dense", "strategy.batchnorm=local"], ["strategy.batchnorm", "averaged", "local"]),
     "no such sharing": (["strategy.sharing=body"], ["strategy.sharing", "head", "body"]),
     "no choices made": (["tuned=/nonexistent.csv"], ["tuned", "/nonexistent.csv"]),
+    "no such participation": (["systems.participation=perhaps"], ["systems.participation", "by_size", "perhaps"]),
+    "no trace": (["systems.participation=trace"], ["systems.trace", "columns round and client"]),
+    "a trace that nobody reads": (["systems.trace=x.csv"], ["systems.trace", "participation=trace", "x.csv"]),
+    "missing trace": (["systems.participation=trace", "systems.trace=/nonexistent.csv"], ["systems.trace", "CSV", "/nonexistent.csv"]),
+    "certain dropout": (["systems.dropout=1"], ["systems.dropout", "0..1", "got 1"]),
+    "stragglers without a step": (["systems.straggler_steps=0"], ["systems.straggler_steps", "(0, 1]", "got 0"]),
+    "deadline 0": (["systems.deadline=0"], ["systems.deadline", "> 0", "got 0"]),
+    "no speed": (["systems.examples_per_second=0"], ["systems.examples_per_second", "> 0", "got 0"]),
+    "negative sigma": (["systems.bandwidth_sigma=-1"], ["systems.bandwidth_sigma", "0..10", "-1"]),
+    "too many newcomers": (["systems.newcomers=3"], ["systems.newcomers", "clients_per_round (4)", "at most 2", "got 3"]),
+    "joining after the end": (["systems.newcomers=1", "systems.join_round=101"], ["systems.join_round", "rounds (100)", "101"]),
 }
 
 

@@ -80,14 +80,14 @@ def test_rounds_agree(name):
 def test_chunks_are_cut_by_batch_size_and_steps_alone():
     """Small clients, whose batches are smaller, train among themselves; those with more steps first; and a subset is cut alike."""
     home, _ = settle("num_clients=8", "local_steps=null", "local_epochs=1", "partition.alpha=0.3", "batch_size=64")
-    chunks = home.chunks(range(8), 2)
+    chunks = home.chunks(range(8), 2, 1)
     assert sorted(client for chunk in chunks for client in chunk) == list(range(8)) and max(map(len, chunks)) == 2
     for chunk in chunks:
         assert len({home.shape(client)[0] for client in chunk}) == 1
         assert [home.shape(c)[1] for c in chunk] == sorted((home.shape(c)[1] for c in chunk), reverse=True)
     assert len({home.shape(client)[0] for client in range(8)}) > 1, "there are clients smaller than a batch"
-    assert home.chunks(chunks[-1] + chunks[0], 2) == [chunks[0], chunks[-1]]
-    assert home.chunks([3, 1], 1) == [[3], [1]]
+    assert home.chunks(chunks[-1] + chunks[0], 2, 1) == [chunks[0], chunks[-1]]
+    assert home.chunks([3, 1], 1, 1) == [[3], [1]]
 
 
 def test_networks_with_dropout_train_one_by_one():

@@ -79,7 +79,7 @@ def test_every_client_trains_its_own_network_from_the_same_weights_as_its_kin():
 
 def test_a_cohort_is_of_one_network():
     home, _ = settle("model=mixed", "strategy=feddistill_logits", "batch_size=8")
-    chunks = home.chunks(range(6), 5)
+    chunks = home.chunks(range(6), 5, 1)
     assert sorted(map(sorted, chunks)) == [[0, 3], [1, 4], [2, 5]]
 
 

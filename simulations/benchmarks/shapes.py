@@ -198,7 +198,7 @@ def pixels_training(overrides: list[str], clients: int, size: int, steps: int = 
 
     def train() -> None:
         sites = [replace(home.client(client, 2), num_steps=steps) for client in range(clients)]
-        for chunk in home.chunks(range(clients), size):
+        for chunk in home.chunks(range(clients), size, 2):
             if len(chunk) == 1:
                 home.strategy.train(sites[chunk[0]], shared, None, 2)
             else:
