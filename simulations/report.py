@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations import figures
+from simulations import figures, times
 from simulations.groups import Group, comparable, gather, group
 from simulations.look import interval
 from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Run, find, natural, read
@@ -32,10 +32,11 @@ Top-5 rounds: own labels, the mean of each seed's five best rounds: FedGen's pub
 MB: 10^6 bytes, all rounds and clients, mean over seeds."""
 
 
-def summarise(metrics: pd.DataFrame) -> dict[str, float]:
+def summarise(metrics: pd.DataFrame, target: float | None = None) -> dict[str, float]:
     """One run in numbers: accuracies in 0..1 (NaN without a global model), bytes over all rounds, seconds a round as medians.
 
-    ``top5_rounds`` is the optimistic figure of FedGen's paper: the mean of the five best rounds in accuracy on own labels.
+    ``top5_rounds`` is the optimistic figure of FedGen's paper: the mean of the five best rounds in accuracy on own labels. Of the simulated
+    clock it says what :func:`simulations.times.clocked` does.
     """
     own = metrics["accuracy_own_labels"].dropna()
     summary = {"top5_rounds": own.nlargest(5).mean()}
@@ -47,20 +48,25 @@ def summarise(metrics: pd.DataFrame) -> dict[str, float]:
     timed = metrics[metrics[list(ACCURACIES)].notna().any(axis=1)]
     for cost in (cost for cost in COSTS if cost.startswith("seconds")):
         summary[f"{cost}_median"] = (timed if cost == "seconds_evaluate" else metrics)[cost].median()
-    return summary
+    return summary | times.clocked(metrics, target)
 
 
-def results(groups: Sequence[Group]) -> pd.DataFrame:
-    """One row a group: for every figure of ``summarise`` the mean over seeds, the lowest, the highest, the 95 % half-width."""
+def results(groups: Sequence[Group], target: float | None = None) -> pd.DataFrame:
+    """One row a group: for every figure of ``summarise`` the mean over seeds, the lowest, the highest, the 95 % half-width.
+
+    With a ``target``, how many seeds reach it too; figures of the way there are NaN unless all do.
+    """
     rows = []
     for one in groups:
-        runs = pd.DataFrame([summarise(run.metrics) for run in one.runs])
+        runs = pd.DataFrame([summarise(run.metrics, target) for run in one.runs])
         rounds, evaluated, _ = one.runs[0].shape
         row = {"label": one.label, "num_seeds": len(one.runs), "seeds": " ".join(map(str, one.seeds)), "rounds": rounds}
         row["last_evaluated_round"] = evaluated[-1]
+        row |= {} if target is None else {"target": target, "num_reached": int(runs["rounds_to_target"].notna().sum())}
         for name, values in runs.items():
             mean, half = interval(values.to_numpy(float))
-            row |= {f"{name}_mean": mean, f"{name}_lowest": values.min(), f"{name}_highest": values.max(), f"{name}_half_width": half}
+            low, high = values.min(skipna=False), values.max(skipna=False)
+            row |= {f"{name}_mean": mean, f"{name}_lowest": low, f"{name}_highest": high, f"{name}_half_width": half}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -97,13 +103,16 @@ def _references(one: Group, groups: Sequence[Group]) -> list[Group]:
     return [other for other, number in zip(found, shared, strict=True) if number == max(shared)]
 
 
-def markdown(table: pd.DataFrame, paired: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame, paired: pd.DataFrame, target: float | None = None) -> str:
     """The headline columns as Markdown tables, aligned so that they read as plain text too."""
     columns: dict[str, Sequence[str]] = {"strategy": table["label"], "n": table["num_seeds"].astype(str)}
     columns |= {title: _cells(table, name, "") for name, title in HEADLINES.items()}
     columns["top-5 rounds"] = _cells(table, "top5_rounds", "")
     columns |= {f"MB {way}": (table[f"bytes_{way}_total_mean"] / 1e6).map("{:.4g}".format) for way in ("up", "down")}
     text = f"{_table(columns)}\n\n{LEGEND}\n"
+    if target is not None or table["simulated_time_total_mean"].notna().any():
+        columns = {"strategy": table["label"], "n": table["num_seeds"].astype(str), **times.columns(table, target)}
+        text += f"\n{_table(columns)}\n\n{times.legend(target)}\n"
     if len(paired):
         columns = {"strategy": paired["label"], "less": paired["reference"], "n": paired["num_seeds"].astype(str)}
         columns |= {title: _cells(paired, name, "+") for name, title in HEADLINES.items()}
@@ -175,7 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or parents of them")
     parser.add_argument("--output", type=Path, help="default: the folder 'report' beside the runs")
     parser.add_argument("--until", type=int, metavar="ROUND", help="report the runs as they stood after this round")
+    parser.add_argument("--target", type=float, metavar="ACCURACY", help="and when they first reach this accuracy, in 0..1")
     arguments = parser.parse_args(argv)
+    if arguments.target is not None and not 0 < arguments.target <= 1:
+        return _fail(f"--target must be an accuracy in 0..1 (0.9 is 90 %), got {arguments.target:g}")
     try:
         groups, notes = collect(arguments.folders, arguments.until)
     except ValueError as error:
@@ -186,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("no finished run is left to report; finish one, or give another folder")
     output = arguments.output or Path(os.path.commonpath([run.folder.absolute().parent for one in groups for run in one.runs])) / "report"
     try:
-        return _write(groups, output)
+        return _write(groups, output, arguments.target)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -194,11 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"--output must be a folder that can be written, got {str(output)!r} ({error}); choose another")
 
 
-def _write(groups: Sequence[Group], output: Path) -> int:
+def _write(groups: Sequence[Group], output: Path, target: float | None) -> int:
     """Write all files, print the tables and the paths."""
     output.mkdir(parents=True, exist_ok=True)
-    table, paired = results(groups), differences(groups)
-    text = markdown(table, paired)
+    table, paired = results(groups, target), differences(groups)
+    text = markdown(table, paired, target)
     table.to_csv(output / "results.csv", index=False)
     (output / "results.md").write_text(text, encoding="utf-8")
     paths = [output / "results.csv", output / "results.md", *([output / "differences.csv"] if len(paired) else [])]

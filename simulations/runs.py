@@ -132,7 +132,8 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
         raise ValueError(f"corrupt: metrics.csv lacks the columns {', '.join(lacking)}")
     if metrics["round"].tolist() != list(range(1, rounds + 1)):
         raise ValueError(f"corrupt: metrics.csv must hold the rounds 1..{rounds}, one row each, got {len(metrics)} rows")
-    if odd := [column for column in needed if not pd.api.types.is_numeric_dtype(metrics[column])]:
+    counted = [*needed, *(["simulated_time"] if "simulated_time" in metrics else [])]
+    if odd := [column for column in counted if not pd.api.types.is_numeric_dtype(metrics[column])]:
         raise ValueError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
     accuracies = metrics[list(ACCURACIES)]
     if accuracies[["accuracy", "accuracy_own_labels"]].isna().all(axis=None):

@@ -303,6 +303,54 @@ def test_paired_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"+{100 * gains.mean():.2f} ± {100 * half_width(gains):.2f}" in capsys.readouterr().out
 
 
+def timed(folder: Path, times: Sequence[float], **options: Any) -> None:
+    """A run folder with a simulated clock."""
+    write(folder, **options)
+    table = pd.read_csv(folder / "metrics.csv")
+    table.assign(simulated_time=times).to_csv(folder / "metrics.csv", index=False)
+
+
+def times(text: str, strategy: str) -> list[str]:
+    """The cells of a strategy in the table of simulated times, number of seeds left out."""
+    lines = text.partition("simulated s")[2].splitlines()
+    return [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {strategy}")).split("|")[3:-1]]
+
+
+def test_time_to_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All seeds reach it: a mean with its interval. Not all do: a bound, and how many do."""
+    for seed, accuracy in enumerate(([0.1, 0.5, 0.8], [0.4, 0.2, 0.9], [0.3, 0.3, 0.5])):
+        timed(tmp_path / f"avg{seed}", [10.0, 20.0, 30.0 + seed], strategy="fedavg", seed=seed, accuracy=accuracy)
+        timed(tmp_path / f"gen{seed}", [1.0, 2.5, 4.0], strategy="fedgen", seed=seed, accuracy=[0.1, 0.5, 0.4] if seed else [0.5, 0.1, 0.4])
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert times(text, "fedavg") == [f"31 ± {half_width([30, 31, 32]):.2g}"] and times(text, "fedgen") == ["4 ± 0"]
+    assert main([str(tmp_path), "--target", "0.5"]) == 0
+    text, table_ = capsys.readouterr().out, table(tmp_path)
+    reached = [20.0, 31.0, 32.0], [2, 3, 3]
+    assert times(text, "fedavg")[1:] == [f"2.667 ± {half_width(reached[1]):.2g}", f"27.67 ± {half_width(reached[0]):.2g}"]
+    row = table_.loc["fedgen"]
+    assert row.num_reached == 3 and row.time_to_target_mean == 2 and row.time_to_target_lowest == 1 and row.rounds_to_target_highest == 2
+    assert main([str(tmp_path), "--target", "0.8"]) == 0
+    text, row = capsys.readouterr().out, table(tmp_path).loc["fedavg"]
+    assert times(text, "fedavg")[1:] == ["> 3 (2 of 3)", "> 31 (2 of 3)"] and times(text, "fedgen")[1:] == ["> 3 (0 of 3)", "> 4 (0 of 3)"]
+    assert row.num_reached == 2 and np.isnan([row.time_to_target_mean, row.time_to_target_lowest, row.time_to_target_highest]).all()
+    assert main([str(tmp_path), "--target", "80"]) == 2 and "--target must be an accuracy in 0..1" in capsys.readouterr().err
+
+
+def test_time_to_accuracy_on_own_labels_and_in_evaluated_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timed(tmp_path / "a", [1.0, 2.0, 3.0, 4.0], accuracy=[0.9, 0.4, 0.9, 0.5], every=2, global_model=False)
+    assert main([str(tmp_path), "--target", "0.6"]) == 0
+    assert times(capsys.readouterr().out, "fedavg") == ["4", "4", "4"]
+
+
+def test_runs_made_before_there_was_a_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No table of times; with a target, the round is known all the same."""
+    write(tmp_path / "a", accuracy=[0.1, 0.6, 0.7])
+    assert main([str(tmp_path)]) == 0 and "simulated s" not in capsys.readouterr().out
+    assert main([str(tmp_path), "--target", "0.5"]) == 0
+    assert times(capsys.readouterr().out, "fedavg") == ["-", "2", "-"]
+
+
 def test_starts_fast() -> None:
     """The report needs none of the heavy packages."""
     code = "import sys, simulations.report; print({'torch', 'flwr', 'ray', 'simulations.run', 'matplotlib.pyplot'} & set(sys.modules))"
