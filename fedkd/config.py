@@ -249,7 +249,7 @@ def make(part: str, maker: Callable[..., Any], *args: Any) -> Any:
 def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
     """Twelve hexadecimal digits that stand for everything that can change the result.
 
-    Left out: engine, output, progress and paths. Data counts by the content of ``digests``, the failure policy only where it
+    Left out: engine, output, progress and paths. Data and a trace count by the content of ``digests``, the failure policy only where it
     may drop clients.
     """
     node = OmegaConf.to_container(config, resolve=True)

@@ -35,7 +35,7 @@ def columns(table: pd.DataFrame, target: float | None) -> dict[str, Sequence[str
         for title, name in (("round", "rounds"), ("simulated s", "time")):
             numbers = zip(pairs(table, f"{name}_to_target"), table[f"{name}_spent_mean"], table["num_reached"], table["num_seeds"])
             found[f"{title} to {100 * target:g} %"] = [
-                plain(*pair) if reached == n else "-" if np.isnan(spent) else f"> {spent:.4g} ({reached} of {n})"
+                plain(*pair) if reached == n else "-" if np.isnan(spent) else f"> {digits(spent)} ({reached} of {n})"
                 for pair, spent, reached, n in numbers
             ]
     return found
@@ -47,8 +47,13 @@ def pairs(table: pd.DataFrame, name: str) -> np.ndarray:  # [groups, 2]
 
 
 def plain(mean: float, half: float) -> str:
-    """``812.4 ± 10.1``; no interval for one seed, and a dash where there is nothing."""
-    return "-" if np.isnan(mean) else f"{mean:.4g}" + ("" if np.isnan(half) else f" ± {half:.2g}")
+    """``812.4 ± 10.13``; no interval for one seed, and a dash where there is nothing."""
+    return "-" if np.isnan(mean) else digits(mean) + ("" if np.isnan(half) else f" ± {digits(half)}")
+
+
+def digits(value: float) -> str:
+    """Four digits, and all before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def legend(target: float | None) -> str:

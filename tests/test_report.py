@@ -323,11 +323,11 @@ def test_time_to_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         timed(tmp_path / f"gen{seed}", [1.0, 2.5, 4.0], strategy="fedgen", seed=seed, accuracy=[0.1, 0.5, 0.4] if seed else [0.5, 0.1, 0.4])
     assert main([str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert times(text, "fedavg") == [f"31 ± {half_width([30, 31, 32]):.2g}"] and times(text, "fedgen") == ["4 ± 0"]
+    assert times(text, "fedavg") == [f"31 ± {half_width([30, 31, 32]):.4g}"] and times(text, "fedgen") == ["4 ± 0"]
     assert main([str(tmp_path), "--target", "0.5"]) == 0
     text, table_ = capsys.readouterr().out, table(tmp_path)
     reached = [20.0, 31.0, 32.0], [2, 3, 3]
-    assert times(text, "fedavg")[1:] == [f"2.667 ± {half_width(reached[1]):.2g}", f"27.67 ± {half_width(reached[0]):.2g}"]
+    assert times(text, "fedavg")[1:] == [f"2.667 ± {half_width(reached[1]):.4g}", f"27.67 ± {half_width(reached[0]):.4g}"]
     row = table_.loc["fedgen"]
     assert row.num_reached == 3 and row.time_to_target_mean == 2 and row.time_to_target_lowest == 1 and row.rounds_to_target_highest == 2
     assert main([str(tmp_path), "--target", "0.8"]) == 0
