@@ -22,7 +22,7 @@ LEVELS = [
     {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture"},
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
-    {"fedkd.public", "fedkd.shift"},
+    {"fedkd.public", "fedkd.shift", "fedkd.view"},
     {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.folding"},
     {"fedkd.train"},
     {"fedkd.cohort"},

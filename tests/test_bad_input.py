@@ -59,6 +59,13 @@ CASES = {
     "negative learning rate": (["optimizer.lr=-1"], ["optimizer", "lr", "-1"]),
     "negative learning rate of the generator": (["strategy.generator_optimizer.lr=-1"], ["strategy.generator_optimizer", "lr", "-1"]),
     "no such policy": (["on_client_failure=shrug"], ["on_client_failure", "retry", "shrug"]),
+    "more than half a turn": (["shift.rotation=181"], ["shift.rotation", "0..180", "181"]),
+    "more labels than there are": (["shift=label_noise", "shift.label_noise=1.5"], ["shift.label_noise", "0..1", "1.5"]),
+    "fewer labels than none": (["shift.label_noise=-0.1"], ["shift.label_noise", "0..1", "-0.1"]),
+    "no such kind of wrong labels": (["shift.label_noise_kind=odd"], ["shift.label_noise_kind", "symmetric", "pair", "odd"]),
+    "no domains": (["shift=domains", "shift.domains=[]"], ["shift.domains", "one or more angles", "null"]),
+    "endless noise": (["shift.noise=inf"], ["shift.noise", "finite", "inf"]),
+    "a word for levels": (["shift.levels=many"], ["shift.levels", "drawn", "same", "many"]),
     "no time": (["timeout=0"], ["timeout", "> 0"]),
 }
 
