@@ -246,5 +246,11 @@ def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
     for part in ("data", "partition"):
-        kept[part] = {key: value for key, value in kept[part].items() if key not in PLACES}
+        kept[part] = without_places(kept[part])
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def without_places(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's node, and those within it, without the keys that say where files are."""
+    kept = {key: value for key, value in node.items() if key not in PLACES}
+    return {key: without_places(value) if isinstance(value, Mapping) else value for key, value in kept.items()}

@@ -158,10 +158,14 @@ def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
 
 
 def locate(config: DictConfig) -> None:
-    """Make the paths of data and partition absolute: workers may stand in other folders."""
-    for part, key in (("data", "root"), ("data", "cache"), ("partition", "path")):
-        if isinstance(config[part].get(key), str):
-            config[part][key] = str(Path(config[part][key]).expanduser().absolute())
+    """Make the paths of data and partition, and of what that is based on, absolute: workers may stand in other folders."""
+    places, partition = [(config.data, "root"), (config.data, "cache")], config.partition
+    while isinstance(partition, DictConfig):
+        places.append((partition, "path"))
+        partition = partition.get("base")
+    for part, key in places:
+        if isinstance(part.get(key), str):
+            part[key] = str(Path(part[key]).expanduser().absolute())
 
 
 def explain(error: Exception) -> str:

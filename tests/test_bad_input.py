@@ -42,6 +42,12 @@ CASES = {
     "no evaluation": (["evaluation.every=0"], ["evaluation.every", ">= 1", "0"]),
     "missing data": (["data=mnist", "data.root=/nonexistent"], ["data.root", "/nonexistent"]),
     "missing partition": (["partition=file", "partition.path=/nonexistent.npz"], ["partition.path", "/nonexistent.npz"]),
+    "missing partition to thin": (
+        ["partition=thinned", "partition@partition.base=file", "partition.base.path=/nonexistent.npz"],
+        ["partition.base.path", "/nonexistent.npz"],
+    ),
+    "alpha -1 of a partition to thin": (["partition=thinned", "partition.base.alpha=-1"], ["partition.base.alpha", "> 0", "-1"]),
+    "word in a partition to thin": (["partition=thinned", "partition.base.alpha=abc"], ["partition.base.alpha", "abc", "number"]),
     "no such device": (["device=cuda"], ["device", "cuda"]),
     "no device at all": (["device=abacus"], ["device", "abacus", "cuda"]),
     "no such strategy": (["strategy=nope"], ["strategy/nope", "fedgen"]),
