@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -110,6 +111,8 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it r
 PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
 WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices")
 PLACES = ("root", "path", "cache", "download", "trace")
+EXTRAS = {"flwr_datasets": "flwr-datasets"}
+"""Packages that parts may name and that need not be installed, and the extra that brings each."""
 
 
 def check(config: DictConfig) -> None:
@@ -174,7 +177,9 @@ def check_types(node: Mapping[str, Any], key: str) -> None:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise ValueError(f"{key}._target_ must be importable, got {node['_target_']!r}: {' '.join(str(error).split())}") from error
+        root = str(node["_target_"]).partition(".")[0]
+        advice = f"; pip install 'fedkd[{EXTRAS[root]}]'" if root in EXTRAS and sys.modules.get(root) is None else ""
+        raise ValueError(f"{key}._target_ must be importable, got {node['_target_']!r}: {' '.join(str(error).split())}{advice}") from error
     require(callable(target), f"{key}._target_", "must name a class or function", node["_target_"])
     signature = inspect.signature(target)
     known = {name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -209,8 +214,8 @@ def check_optimizer(target: type[torch.optim.Optimizer], arguments: Mapping[str,
 
 
 def check_type(hint: Any, value: Any, key: str) -> None:
-    """Refuse ``value`` where it is not what ``hint`` says; lists pass for tuples, integers for floats."""
-    if hint is inspect.Parameter.empty or isinstance(hint, str):
+    """Refuse ``value`` where it is not what ``hint`` says; lists pass for tuples and for arrays, which YAML has not, integers for floats."""
+    if hint is inspect.Parameter.empty or isinstance(hint, str) or (isinstance(value, list) and "ndarray" in str(hint)):
         return
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 WIDTH = 3.4  # inches: a column
+PAGE = 7.1  # inches: both columns and what is between them
 DPI = 300
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito's, less the faint yellow
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
@@ -50,12 +51,14 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -
 
 
 @contextmanager
-def canvas(height: float, path_stem: Path | str, layout: str = "constrained") -> Iterator[tuple[Figure, tuple[Path, Path]]]:
-    """A figure of ``height`` inches to draw on; it is written, as PDF and PNG, where the block ends."""
+def canvas(
+    height: float, path_stem: Path | str, layout: str = "constrained", width: float = WIDTH
+) -> Iterator[tuple[Figure, tuple[Path, Path]]]:
+    """A figure of ``height`` inches, a column wide, to draw on; it is written, as PDF and PNG, where the block ends."""
     stem = Path(path_stem)
     paths = stem.with_name(stem.name + ".pdf"), stem.with_name(stem.name + ".png")  # with_suffix would cut "alpha-0.1" to "alpha-0"
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout=layout)
+        figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure, paths
         figure.savefig(paths[0], metadata={"CreationDate": None})  # the same numbers give the same bytes

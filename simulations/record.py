@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 
 from fedkd import wire
 from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_atomically, write_checkpoint
+from fedkd.config import build
 from fedkd.partition.shards import counts, save
 from fedkd.rounds import Round
+from fedkd.shift import Shift
 from fedkd.types import State
 from simulations import figures
 from simulations.world import World
@@ -30,6 +32,7 @@ COLUMNS = (
     "train_loss",
 )  # fmt: skip
 CLIENT_COLUMNS = ("round", "client", "architecture", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples")
+SHIFT_COLUMNS = ("client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
 
 
 class Folder:
@@ -82,6 +85,9 @@ class Folder:
         labels, classes = world.train.y.cpu().numpy(), world.task.num_classes
         save(world.partition, path / "partition.npz", labels, world.scored.y.cpu().numpy(), classes)
         figures.partition(counts(world.partition.train, labels, classes), path / "partition")
+        if rows := shift_rows(world):
+            (path / "shift.csv").unlink(missing_ok=True)
+            append(path / "shift.csv", SHIFT_COLUMNS, rows)
         return None if self.header is None else read_checkpoint(path)
 
     def choice(self) -> dict[str, object] | None:
@@ -141,6 +147,16 @@ def client_rows(world: World, done: Round) -> list[dict[str, float]]:
         row |= {"loss": trained[client]["loss"]} if client in trained else {}
         rows.append(row | ({"accuracy_own_labels": correct / n} if n else {}))
     return rows
+
+
+def shift_rows(world: World) -> list[dict[str, float]]:
+    """Each client's levels, and the share of its training labels that were replaced; none where no client sees anything otherwise."""
+    shift = build(world.config, "shift")
+    if not (isinstance(shift, Shift) and (shift.changes_images or shift.changes_labels)):
+        return []
+    views = shift.views(world.config.num_clients, world.task.shape[0], world.seed / "shift")
+    wrong = [(held.y != world.train.y[index]).double().mean().item() for held, index in zip(world.shards[0], world.partition.train)]
+    return [{"client": client, **vars(view), "label_noise": share} for client, (view, share) in enumerate(zip(views, wrong))]
 
 
 def counted(reply: Message) -> tuple[int, int]:

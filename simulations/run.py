@@ -190,10 +190,18 @@ def take_tuned(config: DictConfig) -> None:
 
 
 def locate(config: DictConfig) -> None:
-    """Make the paths of data, partitions and traces absolute: workers may stand in other folders."""
-    for key in ("data.root", "data.cache", "partition.path", "systems.trace", "public.data.root", "public.data.cache"):
-        if isinstance(value := OmegaConf.select(config, key), str):
-            OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
+    """Make the paths of data, partitions and traces absolute, however deep: workers may stand in other folders."""
+    for part in ("data", "partition", "public", "systems"):
+        make_absolute(config[part])
+
+
+def make_absolute(node: DictConfig) -> None:
+    """Make every path in ``node`` absolute."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            make_absolute(value)
+        elif key in ("root", "cache", "path", "trace") and isinstance(value, str):
+            node[key] = str(Path(value).expanduser().absolute())
 
 
 def explain(error: Exception) -> str:

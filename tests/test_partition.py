@@ -20,6 +20,8 @@ from fedkd.partition.file import File
 from fedkd.partition.iid import IID
 from fedkd.partition.label_shards import LabelShards
 from fedkd.partition.quantity import Quantity
+from fedkd.partition.thinned import Thinned
+from simulations.run import compose
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "conf" / "partition").glob("*.yaml"))
@@ -47,16 +49,20 @@ def quantity(**changes) -> Quantity:
     return Quantity(**{"distribution": "dirichlet", "alpha": 0.5, "sigma": 1.0, "min_size": 2, "max_draws": 1000, **changes})
 
 
+def thinned(base, **changes) -> Thinned:
+    return Thinned(**{"base": base, "distribution": "lognormal", "sigma": 1.0, "alpha": 0.5, "min_size": 2, **changes})
+
+
 SPLITS = [
     IID(), dirichlet(), dirichlet(alpha=100.0), fedgen(min_size=2), fedgen(ratio=1.0), fedgen(alpha=10.0, ratio=0.3, min_size=2),
     Classes(per_client=1), Classes(per_client=3), LabelShards(per_client=1), LabelShards(per_client=2), quantity(),
-    quantity(distribution="lognormal"),
+    quantity(distribution="lognormal"), thinned(dirichlet()), thinned(Classes(per_client=3), distribution="dirichlet"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_a_yaml_holds_exactly_the_parameters_of_its_split(path):
-    conf = OmegaConf.to_container(OmegaConf.load(path))
+    conf = OmegaConf.to_container(compose([f"partition={path.stem}"]).partition)
     cls = get_class(conf.pop("_target_"))
     assert set(conf) == set(signature(cls).parameters)
     assert all(p.default is p.empty for p in signature(cls).parameters.values()), "defaults live in yaml only"
@@ -87,6 +93,7 @@ ALL = [
     Classes(per_client=1),
     LabelShards(per_client=2),
     quantity(),
+    thinned(dirichlet(), sigma=0.0),
 ]
 
 
@@ -197,6 +204,53 @@ def test_quantity_s_parameters():
     ):
         with pytest.raises(ValueError, match=rule):
             quantity(**changes)
+
+
+# --------------------------------------------------------------------------------------------------------------------- thinned
+
+
+@pytest.mark.parametrize("base", [IID(), dirichlet(), Classes(per_client=2)], ids=repr)
+@pytest.mark.parametrize("changes", [{}, {"distribution": "dirichlet"}, {"sigma": 3.0, "min_size": 1}], ids=repr)
+def test_a_client_keeps_a_part_of_what_the_base_gives_it_and_one_keeps_all(base, changes):
+    whole, part = split(base), split(thinned(base, **changes))
+    kept = np.array([len(index) / len(before) for index, before in zip(part.train, whole.train)])
+    assert all(np.isin(index, before).all() for index, before in zip(part.train, whole.train))
+    assert kept.max() == 1 and kept.min() < 0.6 and min(map(len, part.train)) >= changes.get("min_size", 2)
+    for index, before, train, train_before in zip(part.test, whole.test, part.train, whole.train):
+        lost = set(DIGITS[0][train_before]) - set(DIGITS[0][train])
+        assert index.tolist() == [i for i in before if DIGITS[1][i] not in lost]
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0])
+def test_what_is_kept_is_lognormal_and_does_not_look_at_labels(sigma):
+    train = split(thinned(IID(), sigma=sigma), LIKE_MNIST, 300).train
+    assert np.log([len(index) for index in train]).std() == pytest.approx(sigma, abs=4 * sigma / np.sqrt(2 * 300) + 0.02)
+    total, expected = sum(map(len, train)), np.array(MNIST_SIZES[0]) / 60000
+    held = shards.counts(train, LIKE_MNIST[0], 10).sum(axis=0) / total
+    assert (np.abs(held - expected) < 4 * np.sqrt(expected / total)).all()
+
+
+def test_what_is_kept_has_the_spread_of_a_dirichlet():
+    """Over its largest share: the ratio of mean to maximum."""
+    train = [split(thinned(IID(), distribution="dirichlet", min_size=1), LIKE_MNIST, 10, seed).train for seed in range(60)]
+    ours = np.mean([np.mean([len(index) for index in one]) / 6000 for one in train])
+    theirs = 0.1 / np.random.default_rng(0).dirichlet([0.5] * 10, 100_000).max(axis=1)
+    assert ours == pytest.approx(theirs.mean(), abs=4 * theirs.std() / np.sqrt(60))
+
+
+def test_a_base_that_cannot_be_is_named():
+    with pytest.raises(ValueError, match=r"min_size must be at most what base leaves the client with the fewest examples, \d+, got 100"):
+        split(thinned(dirichlet(), min_size=100))
+    with pytest.raises(ValueError, match="^base.per_client must be at most the number of classes"):
+        split(thinned(Classes(per_client=11)))
+    with pytest.raises(ValueError, match="sigma must be >= 0"):
+        thinned(IID(), sigma=-1.0)
+    with pytest.raises(ValueError, match="distribution must be one of lognormal, dirichlet, got 'pareto'"):
+        thinned(IID(), distribution="pareto")
+    with pytest.raises(ValueError, match="alpha must be > 0"):
+        thinned(IID(), alpha=0.0)
+    with pytest.raises(ValueError, match="min_size must be a whole number >= 1"):
+        thinned(IID(), min_size=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- test shards

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from fedkd.checkpoint import read_checkpoint
+from fedkd.config import identity
 from simulations.run import compose, explain, locate
 from tests.running import TINY, quick, run
 
@@ -129,3 +130,13 @@ def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_pat
     locate(config)
     assert config.data.root == str(tmp_path / "here") and config.partition.path == str(tmp_path / "mine" / "x.npz")
     assert config.data.cache is None
+
+
+def test_paths_of_a_partition_within_a_partition_are_absolute_and_not_in_the_hash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose(["partition=thinned", "partition@partition.base=file", "partition.base.path=x.npz"])
+    before = identity(config, {})
+    locate(config)
+    assert config.partition.base.path == str(tmp_path / "x.npz") and identity(config, {}) == before
+    config.partition.sigma = 0.5
+    assert identity(config, {}) != before

@@ -1,0 +1,59 @@
+"""The page that shows kinds of heterogeneity side by side."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from simulations.heterogeneity import SHIFTS, SPLITS, compare, panel, scene, strip, wrong_labels
+from simulations.run import compose
+from tests.conftest import ROOT, settle
+
+TEN = ["num_clients=10"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return scene(TEN)
+
+
+def test_the_page_is_drawn_again_to_the_same_bytes(tmp_path):
+    pages = [compare([*TEN, f"output={tmp_path / name}"]) for name in "ab"]
+    for left, right in zip(*pages):
+        assert left.read_bytes() == right.read_bytes() and left.name == right.name
+    assert [path.suffix for path in pages[0]] == [".pdf", ".png"] and imread(pages[0][1]).shape[1] == 2130
+
+
+def test_what_is_given_makes_a_panel_and_a_strip_more(tmp_path):
+    more = [*TEN, "partition=iid", "shift.noise=0.3", "shift.rotation=20"]
+    plain, extended = (imread(compare([*given, f"output={tmp_path}"])[1]).shape[0] for given in (TEN, more))
+    assert extended > plain
+
+
+def test_a_panel_shows_the_split_that_a_run_would_have(digits):
+    shown = panel(digits, "mine", SPLITS["dirichlet 0.1"])
+    home, _ = settle(*TEN, "clients_per_round=10", *SPLITS["dirichlet 0.1"])
+    held = [np.bincount(home.train.y[index], minlength=10) for index in home.partition.train]
+    assert np.array_equal(shown.counts, held) and shown.note.startswith("d 0.")
+
+
+def test_strips_show_one_image_and_labels_that_are_framed_are_wrong(digits):
+    for name in SHIFTS:
+        drawn = strip(digits, name, [f"shift={name}"])
+        assert len(drawn.images) == len(drawn.texts) == 11 and drawn.title.startswith(name)
+        assert all(image.shape == (8, 8, 3) and 0 <= image.min() and image.max() <= 1 for image in drawn.images)
+    assert drawn.wrong and all(drawn.texts[place] != "4" for place in drawn.wrong)
+    assert all(text == "4" for place, text in enumerate(drawn.texts) if place and place not in drawn.wrong)
+    table = wrong_labels(digits, ["shift=label_noise"]).counts
+    assert (table.sum(axis=1) > 0).sum() == 4 and {place - 1 for place in drawn.wrong} <= set(np.flatnonzero(table.sum(axis=1)))
+
+
+def test_every_split_and_shift_of_conf_is_shown():
+    shown = {word.removeprefix("partition=") for setting in SPLITS.values() for word in setting if word.startswith("partition=")}
+    assert shown == {path.stem for path in (ROOT / "conf" / "partition").glob("*.yaml")} - {"file", "flwr_datasets"}
+    assert set(SHIFTS) == {path.stem for path in (ROOT / "conf" / "shift").glob("*.yaml")} - {"none"}
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    with pytest.raises(ValueError, match="num_clients"):
+        compare(["num_clients=0", f"output={tmp_path}"])
+    assert compose(["num_clients=10"]).output == "outputs" and not list(tmp_path.iterdir())
