@@ -96,7 +96,9 @@ class Folder:
         """One row of ``metrics.csv``, flushed."""
         classes = [f"accuracy_class_{c:02d}" for c in range(self.world.task.num_classes)]
         more = [name for name in values if name not in COLUMNS and name not in classes]
-        append(self.path / "metrics.csv", [*COLUMNS, *more, *classes], [values])
+        columns = [*COLUMNS, *more, *classes]
+        widen(self.path / "metrics.csv", columns)
+        append(self.path / "metrics.csv", columns, [values])
 
     def client_rows(self, rows: list[Mapping[str, float]]) -> None:
         """Rows of ``clients.csv``, flushed."""
@@ -156,6 +158,23 @@ def append(path: Path, columns: list[str] | tuple[str, ...], rows: list[Mapping[
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())
+
+
+def widen(path: Path, columns: list[str]) -> None:
+    """Give a file that lacks some of ``columns`` all of them, empty so far: rounds without an evaluation know less than those with one."""
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        header = list(reader.fieldnames or columns)
+        if set(columns) <= set(header):
+            return
+        rows = list(reader)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns, *(name for name in header if name not in columns)], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def cut(path: Path, server_round: int) -> None:

@@ -129,3 +129,13 @@ def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_pat
     locate(config)
     assert config.data.root == str(tmp_path / "here") and config.partition.path == str(tmp_path / "mine" / "x.npz")
     assert config.data.cache is None
+
+
+def test_columns_that_only_evaluated_rounds_have_are_there(tmp_path):
+    """The header is written in round 1, which is not evaluated."""
+    given = [one for one in GIVEN if not one.startswith("strategy.")]
+    more = ("strategy=feddf", "public=held_out", "strategy.steps=2", "strategy.batch_size=8", "rounds=4", "evaluation.every=2")
+    with open(quick(tmp_path, *given, *more).folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["accuracy_average"] != "" for row in rows] == [False, True, False, True]
+    assert [row["distillation_steps"] for row in rows] == ["2.0"] * 4 and list(rows[0])[-1] == "accuracy_class_09"
