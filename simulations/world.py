@@ -55,7 +55,7 @@ class World:
         strategy: fedkd's or Flower's own.
         optimizer: the clients'.
         systems: who takes part.
-        public: the server's public set, if it has one.
+        public: the public set, if there is one; its labels are gone.
         validation: what the clients hold out for early stopping, if anything.
     """
 
@@ -209,6 +209,7 @@ def world(text: str) -> World:
     held_out = train.subset(np.concatenate(validation)) if config.validation else None
     public = make("public", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
     scored = train if config.evaluation.examples == "validation" else test
+    public = None if public is None else public.unlabelled()
     partition = replace(partition, train=stays, test=validation if scored is train else partition.test)
     shards = make("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift")
     networks, server = settled(config, task, strategy, seed)
@@ -252,7 +253,7 @@ def suitable(
     )
     for client, network in enumerate(networks):
         enough = len(partition.train[client]) > 1 or not statistics(network.model)
-        rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, or model=mlp)"
+        rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, less held out, or model=mlp)"
         require(enough, "partition", rule, f"client {client} with 1")
     name = config.choices.get("strategy", config.strategy["_target_"])
     if isinstance(strategy, Strategy) and strategy.needs_public and public is None:
@@ -275,4 +276,4 @@ def suitable(
 
 def sharing_no_models() -> list[str]:
     """Names of the strategies that work with clients of unlike networks as they are."""
-    return ["feddistill_logits", "fedproto"]
+    return ["feddistill_logits", "fedmd", "fedproto"]
