@@ -16,6 +16,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory, scaled
+from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
 from fedkd.synthesis import stacked, unstacked
@@ -86,7 +87,7 @@ class FedFTG(Strategy):
     # ------------------------------------------------------------------------------------------- the server's half
     def init(self, server: Server) -> State:
         with (server.seed / "generator").globally():
-            module = workspace.__wrapped__(self.generator, server.task)
+            module = self.generator(server.task)
         return {**super().init(server), "generator": snapshot(module.to(server.device, server.dtype))}
 
     def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
@@ -173,4 +174,5 @@ class FedFTG(Strategy):
 @lru_cache(maxsize=8)
 def workspace(generator: Callable[..., nn.Module], task: Task) -> nn.Module:
     """A place for generators of one kind: its values are always overwritten before use."""
-    return generator(task)
+    with Seed(0).globally():  # and nobody's draws are moved by them
+        return generator(task)
