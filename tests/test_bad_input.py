@@ -60,6 +60,26 @@ CASES = {
     "negative learning rate of the generator": (["strategy.generator_optimizer.lr=-1"], ["strategy.generator_optimizer", "lr", "-1"]),
     "no such policy": (["on_client_failure=shrug"], ["on_client_failure", "retry", "shrug"]),
     "no time": (["timeout=0"], ["timeout", "> 0"]),
+    "no public set": (["strategy=feddf"], ["public", "strategy feddf", "held_out", "got none"]),
+    "nothing to give away": (["strategy=fedmd", "public=held_out", "public.share=0"], ["public.share", "both excluded", "got 0"]),
+    "everything given away": (["strategy=fedmd", "public=held_out", "public.share=1.0"], ["public.share", "both excluded", "got 1.0"]),
+    "too little to give away": (["strategy=feddf", "public=held_out", "public.share=1e-5"], ["public.share", "larger share", "1e-05"]),
+    "no images": (["strategy=feddf", "public=synthetic", "public.size=0"], ["public.size", "> 0", "got 0"]),
+    "rising noise": (["strategy=feddf", "public=synthetic", "public.exponent=-1"], ["public.exponent", ">= 0", "-1"]),
+    "missing public data": (["strategy=feddf", "public=other", "public.data.root=/nonexistent"], ["public.data.root", "/nonexistent"]),
+    "all held out": (["validation=1.0"], ["validation", "1 excluded", "1.0"]),
+    "BatchNorm that stays": (
+        ["strategy=feddf", "public=held_out", "strategy.batchnorm=local"],
+        ["strategy.batchnorm", "averaged", "local"],
+    ),
+    "heads for teachers": (["strategy=dense", "strategy.sharing=head"], ["strategy.sharing", "all", "head"]),
+    "embeddings for images": (
+        ["strategy=fedftg", "generator@strategy.generator=feature_mlp"],
+        ["strategy.generator", "image_conv", "embeddings"],
+    ),
+    "no such average": (["strategy=feddf", "public=held_out", "strategy.average=losses"], ["strategy.average", "probabilities", "losses"]),
+    "no patience": (["strategy=feddf", "public=held_out", "strategy.patience=0"], ["strategy.patience", "> 0", "got 0"]),
+    "one image a batch": (["strategy=dense", "strategy.batch_size=1"], ["strategy.batch_size", "> 1", "got 1"]),
 }
 
 
