@@ -46,14 +46,14 @@ def distil(
         loss: as of :func:`fedkd.train.fit`.
         optimizer: ``parameters -> optimizer``.
         schedule: by what the learning rate is multiplied in each step.
-        every: steps between two judgements; None is all.
+        every: steps of a piece, and between two judgements; None is all.
         patience: steps without a gain; None is all.
         judge: the larger the better; None: there is nothing to judge by, and all steps are done.
     """
     tensors, state, sums, done = start, None, {}, 0
     best, kept, since = -math.inf if judge is None else judge(start), start, 0
-    every = num_steps if judge is None or every is None else every
-    while done < num_steps and (patience is None or since < patience):
+    every = num_steps if every is None else every
+    while done < num_steps and (judge is None or patience is None or since < patience):
         steps = slice(done, min(done + every, num_steps))
         rates = None if schedule is None else schedule[steps]
         fitted = fit(module, tensors, piece(steps), loss, optimizer, optimizer_state=state, schedule=rates)

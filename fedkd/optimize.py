@@ -46,9 +46,9 @@ def plain(stepper: torch.optim.Optimizer) -> bool:
     return type(stepper) is torch.optim.SGD and all(g["momentum"] == 0 == g["weight_decay"] for g in stepper.param_groups)
 
 
-def laid_out_like(leaf: Tensor, gradient: Tensor) -> Tensor:
-    """``gradient`` in the layout of its parameter: fused optimizers read both as they lie in memory."""
-    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(gradient)
+def laid_out_like(leaf: Tensor, value: Tensor) -> Tensor:
+    """A copy of ``value``, a gradient or a moment, in the layout of its parameter: fused optimizers read all as they lie in memory."""
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(value)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> Tensors:
@@ -63,11 +63,14 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
-    """Put what :func:`flatten_optimizer` gave back into a fresh optimizer of the same parameters."""
+    """Put what :func:`flatten_optimizer` gave back into a fresh optimizer of the same parameters, whose layouts it takes on."""
     if not tensors:
         return
+    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, parameter = key.partition("/")
-        state.setdefault(names.index(parameter), {})[name] = value.clone()
+        place = names.index(parameter)
+        alike = value.dim() > 0 and value.shape == leaves[place].shape
+        state.setdefault(place, {})[name] = laid_out_like(leaves[place], value) if alike else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -96,7 +96,8 @@ class Synthesis:
 @lru_cache(maxsize=8)
 def workspace(generator: Any, task: Task, batch_size: int) -> Latent:
     """A place for generators of one kind: its values are always overwritten before use."""
-    return Latent(generator(task), batch_size)
+    with Seed(0).globally():  # and nobody's draws are moved by them
+        return Latent(generator(task), batch_size)
 
 
 def stacked(models: Sequence[Tensors]) -> Tensors:

@@ -4,7 +4,7 @@ Letters in shape comments: B batch, C classes, D features of the embedding, K cl
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ Metrics = dict[str, Tensor]
 class Task:
     """What is to be learnt: images of one ``shape`` (channels, height, width) into ``num_classes`` classes.
 
-    Networks see ``(pixel - mean) / std`` of pixels 0..1; mean and std are per channel, or one for all.
+    Networks see ``(pixel - mean) / std`` of pixels 0..brightest; mean and std are per channel, or one for all.
     """
 
     name: str
@@ -34,6 +34,8 @@ class Task:
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    brightest: float = 1.0
+    """The pixel of full brightness: 1, but 255 where bytes are kept as they are (``scale`` 1)."""
 
 
 class Output(NamedTuple):
@@ -91,6 +93,10 @@ class Examples:
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
+
+    def unlabelled(self) -> "Examples":
+        """The same images, whose labels are all 0."""
+        return replace(self, y=torch.zeros_like(self.y))
 
     def scaling(self) -> "Examples":
         """How images become floats, without any images."""

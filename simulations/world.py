@@ -56,7 +56,7 @@ class World:
         strategy: fedkd's or Flower's own.
         optimizer: the clients'.
         fleet: who takes part, and how long that takes.
-        public: the server's public set, if it has one.
+        public: the public set, if there is one; its labels are gone.
         validation: what the clients hold out for early stopping, if anything.
     """
 
@@ -210,6 +210,7 @@ def world(text: str) -> World:
     held_out = train.subset(np.concatenate(validation)) if config.validation else None
     public = make("public", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
     scored = train if config.evaluation.examples == "validation" else test
+    public = None if public is None else public.unlabelled()
     held = validation if scored is train else partition.test
     if config.evaluation.shards == "all":
         held = [np.sort(np.concatenate(validation)) if scored is train else np.arange(len(test))] * config.num_clients
@@ -273,7 +274,7 @@ def suitable(
     )
     for client, network in enumerate(networks):
         enough = len(partition.train[client]) > 1 or not statistics(network.model)
-        rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, or model=mlp)"
+        rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, less held out, or model=mlp)"
         require(enough, "partition", rule, f"client {client} with 1")
     name = config.choices.get("strategy", config.strategy["_target_"])
     if isinstance(strategy, Strategy) and strategy.needs_public and public is None:

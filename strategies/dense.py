@@ -31,8 +31,9 @@ class Dense(Strategy):
     public code. One shot is ``rounds=1`` with every client in it and many local epochs; more rounds go on from the student. epochs = 0
     with ``student: average`` is FedAvg.
 
-    Deviations: generated images are not augmented, the last batch of a generator is kept and not the best of all its steps, and
-    the pool of images is emptied after a round. The teachers' BatchNorm statistics must travel. Unlike networks are not implemented.
+    Deviations: the student begins as shipped from the clients' mean, in the public code ``fresh``; the generator is smaller and begins
+    as torch's layers do; generated images are not augmented, the last batch of a generator is kept and not the best of all its steps, and the
+    pool of images is emptied after a round. The teachers' BatchNorm statistics must travel. Unlike networks are not implemented.
 
     Args:
         generator: ``task -> module(noise, y)`` of images.

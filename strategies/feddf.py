@@ -17,7 +17,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory
 from fedkd.site import Server
 from fedkd.strategy import Strategy
-from fedkd.types import Metrics, State, Tensors, Update
+from fedkd.types import Examples, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -28,8 +28,9 @@ class FedDF(Strategy):
     its public code. The clients train as in FedAvg. Where examples are held out (``validation``), the server judges by them and stops.
 
     Deviations: the paper's groups of unlike networks, and leaving out the worst teachers, are not implemented. The public code's third
-    way to average, over losses, has the gradient of ``probabilities`` and is therefore not a choice. The teachers' BatchNorm statistics must
-    travel. Without held-out examples all steps are done and the last model stands.
+    way to average, over losses, has the gradient of ``probabilities`` and is therefore not a choice. Gradients are not clipped, images are drawn
+    with replacement, and the clients' mean is judged too, so that a distillation which only harms is undone. The teachers'
+    BatchNorm statistics must travel. Without held-out examples all steps are done and the last model stands.
 
     Args:
         optimizer: ``parameters -> optimizer`` of the server.
@@ -63,13 +64,15 @@ class FedDF(Strategy):
 
     def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         after, metrics = super().update(server, state, updates, server_round)
-        teacher = self.teacher(server, [u.state["model"] for u in updates]) if self.steps else None
         random, number = (server.seed / "public").torch(), len(server.public)
         where = torch.randint(number, (self.steps, self.batch_size), generator=random).to(server.device)
+        needed, places = where.unique(return_inverse=True)  # what no step asks for, no teacher is asked about
+        images = server.public.subset(needed)
+        teacher = self.teacher(server, [u.state["model"] for u in updates], images) if self.steps else None
 
         def piece(steps: slice) -> Batches:
-            index = where[steps]
-            return Batches(server.public.y[index], index, server.public, server.dtype, {"teacher": teacher[index]})
+            index = places[steps]
+            return Batches(images.y[index], index, images, server.dtype, {"teacher": teacher[index]})
 
         distilled = distil(
             server.model, after["model"], piece, self.steps, self.distillation, self.optimizer,
@@ -80,9 +83,9 @@ class FedDF(Strategy):
         metrics = {**metrics, **more, "distillation_steps": torch.tensor(distilled.num_steps)}
         return {**after, "model": distilled.tensors, "average": after["model"]}, metrics
 
-    def teacher(self, server: Server, models: Sequence[Tensors]) -> Tensor:  # [N, C]
-        """What the ensemble says of every public image, as logits."""
-        said = torch.stack([logits_on(server.model, one, server.public, server.batch_size, server.dtype) for one in models])  # [K, N, C]
+    def teacher(self, server: Server, models: Sequence[Tensors], images: Examples) -> Tensor:  # [N, C]
+        """What the ensemble says of every image, as logits."""
+        said = torch.stack([logits_on(server.model, one, images, server.batch_size, server.dtype) for one in models])  # [K, N, C]
         return said.mean(0) if self.average == "logits" else said.softmax(-1).mean(0).clamp_min(torch.finfo(said.dtype).tiny).log()
 
     def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:

@@ -15,8 +15,8 @@ from fedkd.check import require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
-from fedkd.one_hot import one_hot
 from fedkd.optimize import OptimizerFactory, scaled
+from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
 from fedkd.synthesis import stacked, unstacked
@@ -30,10 +30,11 @@ class FedFTG(Strategy):
 
     Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
     2022; as shipped what its public code computes. w is the model, from the clients' mean; w_k is client k's share of the examples of label y
-    among the round's clients; labels are drawn in proportion to these clients' counts. iterations = 0 is FedAvg.
+    among the round's clients; labels are drawn in proportion to these clients' counts of examples. iterations = 0 is FedAvg.
 
-    Deviations: clients' gradients are not clipped; the model's weights learn in train mode from images made in eval mode; the
-    teachers' BatchNorm statistics must travel.
+    Deviations: clients' gradients are not clipped; every step has labels and noise of its own, where the public code deals out one batch
+    of them for all steps of an iteration; the teachers' BatchNorm statistics must travel. As there, the generator learns with both
+    networks in eval mode, and the model in train mode from images made in eval mode.
 
     Args:
         generator: ``task -> module(noise, y)`` of images.
@@ -46,7 +47,8 @@ class FedFTG(Strategy):
         student_lr_decay: (0, 1], of its learning rate, per round.
         cls: >= 0, weight of the labels.
         dis: >= 0, weight of the diversity.
-        discrepancy: d, ``l1``: mean absolute difference of logits (public code); ``kl``: divergence (paper).
+        discrepancy: d, ``l1``: mean absolute difference of logits, through the model's alone the generator learns (public code); ``kl``:
+            ``KL(softmax(z_k) || softmax(z_w))`` (paper).
         weighting: of the labels' term, by each label's share (``per_sample``), or by the batch's mean share (``scalar``: public code).
         mean_over_classes: divide the model's loss by the number of classes, as the public code does.
     """
@@ -81,18 +83,14 @@ class FedFTG(Strategy):
         require(makes == "images", "generator", "must make images (image_conv)", makes)
 
     # ------------------------------------------------------------------------------------------- the client's half
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
-        logits = model(batch.x).logits
-        return cross_entropy(logits, batch.y).mean(), {"labels": one_hot(batch.y, logits.shape[-1]).sum(0)}
-
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
         sent, kept = super().report(client, trained, sums, shared, own)
-        return {**sent, "labels": {"counts": sums["labels"]}}, kept
+        return {**sent, "labels": {"counts": client.data.y.bincount(minlength=client.task.num_classes)}}, kept
 
     # ------------------------------------------------------------------------------------------- the server's half
     def init(self, server: Server) -> State:
         with (server.seed / "generator").globally():
-            module = workspace.__wrapped__(self.generator, server.task)
+            module = self.generator(server.task)
         return {**super().init(server), "generator": snapshot(module.to(server.device, server.dtype))}
 
     def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
@@ -140,7 +138,7 @@ class FedFTG(Strategy):
         student = Bound(network).at(shared["student"])(x).logits
         shares = shared["labels"]["shares"]
         weight = shares.index_select(0, place)[0][batch.y]  # [B]
-        apart = (student - teacher).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
+        apart = (student - teacher.detach()).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
         label = cross_entropy(teacher, batch.y)
         label = (weight * label).mean() if self.weighting == "per_sample" else weight.mean() * label.mean()
         discrepancy, spread = (weight * apart).mean(), diversity(batch.distances, x.flatten(1))
@@ -179,4 +177,5 @@ class FedFTG(Strategy):
 @lru_cache(maxsize=8)
 def workspace(generator: Callable[..., nn.Module], task: Task) -> nn.Module:
     """A place for generators of one kind: its values are always overwritten before use."""
-    return generator(task)
+    with Seed(0).globally():  # and nobody's draws are moved by them
+        return generator(task)

@@ -6,7 +6,8 @@ sign, a missing mean or a forgotten detach shows in the comparison with autograd
 References:
     Hinton et al. 2015: divergence at a temperature. Li et al. 2020: FedProx, equation 2. Jeong et al. 2018: federated
     distillation. Zhu et al. 2021: FedGen, equations 4 and 5, and its public code. Mao et al. 2019: diversity. Lee et al. 2022:
-    FedNTD. Li et al. 2021: MOON. Karimireddy et al. 2020: SCAFFOLD, Algorithm 1, option II.
+    FedNTD. Li et al. 2021: MOON. Karimireddy et al. 2020: SCAFFOLD, Algorithm 1, option II. Lin et al. 2020: FedDF. Li and Wang 2019:
+    FedMD. Zhang et al. 2022, CVPR: FedFTG. Zhang et al. 2022, NeurIPS: DENSE.
 """
 
 from collections.abc import Callable, Mapping
@@ -177,3 +178,88 @@ def scaffold(
 def prototype_distance(embeddings: Array, y: Array, prototypes: Array, known: Array) -> Array:  # [B, D], [B], [C, D], [C] -> [B]
     """Mean squared distance to the prototype of the label, where there is one."""
     return np.array([((z - prototypes[label]) ** 2).mean() if known[label] else 0.0 for z, label in zip(embeddings, y)])
+
+
+def ensemble(logits: Array, average: str) -> Array:  # [K, B, C] -> [B, C]
+    """Probabilities of an ensemble: of the mean ``logits``, or the mean of ``probabilities``."""
+    return softmax(logits.mean(0)) if average == "logits" else softmax(logits).mean(0)
+
+
+def divergence(p: Array, student: Array) -> Array:  # [B, C], [B, C] -> [B]
+    """``sum_c p_c ln(p_c / q_c)``, p probabilities, q those of the student's logits."""
+    return (p * np.log(p / softmax(student))).sum(-1)
+
+
+def digest(weights: Mapping[str, Array], x: Array, consensus: Array) -> float:
+    """FedMD's first phase: the mean absolute difference of logits, over examples and classes."""
+    return float(np.abs(mlp(weights, x) - consensus).sum() / consensus.size)
+
+
+def convolution(x: Array, kernel: Array, bias: Array, stride: int) -> Array:  # [B, I, H, W], [O, I, 3, 3], [O] -> [B, O, h, w]
+    """3x3, padded by one."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    height, width = (-(-size // stride) for size in x.shape[2:])
+    out = np.zeros((len(x), len(kernel), height, width)) + bias[:, None, None]
+    for i in range(3):
+        for j in range(3):
+            seen = padded[:, :, i : i + stride * height : stride, j : j + stride * width : stride][:, :, :height, :width]
+            out += np.einsum("bihw,oi->bohw", seen, kernel[:, :, i, j])
+    return out
+
+
+def fedgen_cnn(weights: Mapping[str, Array], x: Array) -> tuple[Array, dict[str, Array]]:
+    """Logits of convolutions of stride 2 with BatchNorm by its kept statistics and rectifier, then two linear layers; and what enters
+    each BatchNorm."""
+    entering = {}
+    for stage in range(sum(name.endswith("running_mean") for name in weights)):
+        x = convolution(x, weights[f"stages.{stage}.0.weight"], weights[f"stages.{stage}.0.bias"], 2)
+        norm = f"stages.{stage}.1"
+        entering[norm] = x
+        mean, variance, scale, shift = (
+            weights[f"{norm}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * scale + shift, 0)
+    return linear(weights, "head", linear(weights, "embed.1", x.reshape(len(x), -1))), entering
+
+
+def dense_synthesis(
+    x: Array, y: Array, teachers: list[Mapping[str, Array]], student: Mapping[str, Array], bn: float, oh: float, adv: float
+) -> tuple[float, dict[str, float]]:
+    """DENSE's loss of a batch of images, and its three terms before their weights; networks are :func:`fedgen_cnn`."""
+    said, far = [], 0.0
+    for weights in teachers:
+        logits, entering = fedgen_cnn(weights, x)
+        said.append(logits)
+        for name, value in entering.items():
+            channels = np.moveaxis(value, 1, 0).reshape(value.shape[1], -1)  # [C, B * H * W]
+            far += np.sqrt(((channels.mean(1) - weights[f"{name}.running_mean"]) ** 2).sum())
+            far += np.sqrt(((((channels.T - channels.mean(1)) ** 2).mean(0) - weights[f"{name}.running_var"]) ** 2).sum())
+    mean, own = np.mean(said, axis=0), fedgen_cnn(student, x)[0]
+    unlike = [kl(m[None], o[None])[0] if m.argmax() != o.argmax() else 0.0 for m, o in zip(mean, own)]
+    terms = {"bn": far, "oh": cross_entropy(mean, y).mean(), "adv": -np.mean(unlike)}
+    return bn * terms["bn"] + oh * terms["oh"] + adv * terms["adv"], terms
+
+
+def fedftg_generator(
+    x: Array, noise: Array, y: Array, student: Mapping[str, Array], teacher: Mapping[str, Array], fixed: Array | None, weight: Array,
+    num_clients: int, cls: float, dis: float, discrepancy: str, weighting: str,
+) -> float:  # fmt: skip
+    """FedFTG's loss of images x for one client; networks are :func:`mlp`.
+
+    ``weight`` [B] is the client's share of each image's label; ``fixed`` the teacher's logits where the discrepancy does not move them.
+    """
+    student_logits, teacher_logits = mlp(student, x), mlp(teacher, x)
+    held = teacher_logits if fixed is None else fixed
+    apart = np.abs(student_logits - held).mean(1) if discrepancy == "l1" else kl(held, student_logits)
+    label = cross_entropy(teacher_logits, y)
+    label = (weight * label).mean() if weighting == "per_sample" else weight.mean() * label.mean()
+    return -(weight * apart).mean() + cls * label + dis * diversity(noise, x.reshape(len(x), -1)) / num_clients
+
+
+def fedftg_student(
+    weights: Mapping[str, Array], x: Array, y: Array, teachers: list[Mapping[str, Array]], counts: Array, mean_over_classes: bool
+) -> float:  # counts [K, C]
+    """Cross-entropy with the teachers' probabilities, each weighted by its share of the label; over B, or over B and C."""
+    target = sum((count[y] / counts[:, y].sum(0))[:, None] * softmax(mlp(teacher, x)) for count, teacher in zip(counts, teachers))
+    every = -target * np.log(softmax(mlp(weights, x)))
+    return float(every.mean() if mean_over_classes else every.sum() / len(y))

@@ -101,6 +101,24 @@ CASES = {
     "negative sigma": (["systems.bandwidth_sigma=-1"], ["systems.bandwidth_sigma", "0..10", "-1"]),
     "too many newcomers": (["systems.newcomers=3"], ["systems.newcomers", "clients_per_round (4)", "at most 2", "got 3"]),
     "joining after the end": (["systems.newcomers=1", "systems.join_round=101"], ["systems.join_round", "rounds (100)", "101"]),
+    "nothing to give away": (["strategy=fedmd", "public=held_out", "public.share=0"], ["public.share", "both excluded", "got 0"]),
+    "everything given away": (["strategy=fedmd", "public=held_out", "public.share=1.0"], ["public.share", "both excluded", "got 1.0"]),
+    "too little to give away": (["strategy=feddf", "public=held_out", "public.share=1e-5"], ["public.share", "larger share", "1e-05"]),
+    "no images": (["strategy=feddf", "public=synthetic", "public.size=0"], ["public.size", "> 0", "got 0"]),
+    "rising noise": (["strategy=feddf", "public=synthetic", "public.exponent=-1"], ["public.exponent", ">= 0", "-1"]),
+    "missing public data": (["strategy=feddf", "public=other", "public.data.root=/nonexistent"], ["public.data.root", "/nonexistent"]),
+    "BatchNorm that stays": (
+        ["strategy=feddf", "public=held_out", "strategy.batchnorm=local"],
+        ["strategy.batchnorm", "averaged", "local"],
+    ),
+    "heads for teachers": (["strategy=dense", "strategy.sharing=head"], ["strategy.sharing", "all", "head"]),
+    "embeddings for images": (
+        ["strategy=fedftg", "generator@strategy.generator=feature_mlp"],
+        ["strategy.generator", "image_conv", "embeddings"],
+    ),
+    "no such average": (["strategy=feddf", "public=held_out", "strategy.average=losses"], ["strategy.average", "probabilities", "losses"]),
+    "no patience": (["strategy=feddf", "public=held_out", "strategy.patience=0"], ["strategy.patience", "> 0", "got 0"]),
+    "one image a batch": (["strategy=dense", "strategy.batch_size=1"], ["strategy.batch_size", "> 1", "got 1"]),
 }
 
 

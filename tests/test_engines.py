@@ -10,17 +10,19 @@ from fedkd.checkpoint import read_checkpoint
 from simulations.grids import LocalGrid, RayGrid, split
 from simulations.run import compose, execute
 from simulations.world import world
-from tests.conftest import same, settle
+from tests.conftest import options, same, settle
 from tests.running import TINY, metrics
 
 ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None) for n in (1, 2, 3)}}
 RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen cohort=2")]
 RUNS += [(engine, "feddistill_logits") for engine in ("local", "ray3")]
+RUNS += [(engine, name) for engine in ("local", "ray2") for name in ("feddf", "fedmd", "dense", "fedftg")]
 
 
 def small(name: str) -> list[str]:
     strategy, *more = name.split()
-    return [o for o in TINY if strategy == "fedgen" or not o.startswith("strategy.")] + [f"strategy={strategy}", "rounds=3", *more]
+    tiny = TINY if strategy == "fedgen" else [*(o for o in TINY if not o.startswith("strategy.")), *options(strategy)]
+    return [*tiny, f"strategy={strategy}", "rounds=3", *more]
 
 
 @pytest.fixture(scope="session")

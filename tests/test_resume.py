@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from simulations.grids import LocalGrid
+from simulations.run import compose, execute
+from simulations.world import world
+from tests.conftest import options
 from tests.running import ROOT, TINY, Command, differing, metrics, quick, rows, run, until
 
 LONG = (*TINY, "rounds=30", "output=runs")
@@ -69,6 +73,29 @@ def test_killed_and_resumed(copy, whole):
     before = len(metrics(copy))
     check_resumed(copy, whole)
     assert before < len(metrics(copy)) == 30
+
+
+class Dying(LocalGrid):
+    """Ends the run when its third round is to begin."""
+
+    def begin(self, messages, *, timeout=None):
+        if messages[0].content["config"]["server-round"] == 3:
+            raise KeyboardInterrupt
+        return super().begin(messages, timeout=timeout)
+
+
+@pytest.mark.parametrize("name", ["feddf", "fedmd", "dense", "fedftg"])
+def test_interrupted_after_two_rounds_and_resumed(tmp_path, name):
+    """Whatever a server has made goes on from the checkpoint: consensus, generator, its moments."""
+    given = [*(one for one in TINY if not one.startswith("strategy.")), f"strategy={name}", *options(name), "engine=local", "rounds=4"]
+    given += ["validation=0.2"] if name == "feddf" else []
+    folders = [execute(compose([*given, f"output={tmp_path / 'whole'}"]))]
+    with pytest.raises(KeyboardInterrupt):
+        execute(compose([*given, f"output={tmp_path / 'cut'}"]), Dying)
+    assert rows(tmp_path / "cut") == 1, "the second round's row waits for its evaluation"
+    world.cache_clear()
+    folders.append(execute(compose([*given, f"output={tmp_path / 'cut'}"])))
+    assert len(metrics(folders[0])) == 4 and list(differing(*folders)) == ["config.yaml"], "which names the output"
 
 
 def test_killed_before_the_checkpoint(copy, whole):

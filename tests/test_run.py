@@ -11,7 +11,9 @@ import yaml
 
 from fedkd.checkpoint import read_checkpoint
 from fedkd.config import identity
-from simulations.run import compose, explain, locate
+from simulations.run import compose, execute, explain, locate
+from simulations.world import world
+from tests.conftest import options
 from tests.running import TINY, quick, run
 
 GIVEN = ("engine=local", *TINY, "output=runs")
@@ -140,3 +142,39 @@ def test_paths_of_a_partition_within_a_partition_are_absolute_and_not_in_the_has
     assert config.partition.base.path == str(tmp_path / "x.npz") and identity(config, {}) == before
     config.partition.sigma = 0.5
     assert identity(config, {}) != before
+
+
+def test_columns_that_only_evaluated_rounds_have_are_there(tmp_path):
+    """The header is written in round 1, which is not evaluated."""
+    given = [one for one in GIVEN if not one.startswith("strategy.")]
+    more = ("strategy=feddf", "public=held_out", "strategy.steps=2", "strategy.batch_size=8", "rounds=4", "evaluation.every=2")
+    with open(quick(tmp_path, *given, *more).folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["accuracy_average"] != "" for row in rows] == [False, True, False, True]
+    assert [row["distillation_steps"] for row in rows] == ["2.0"] * 4 and list(rows[0])[-1] == "accuracy_class_09"
+
+
+@pytest.mark.parametrize("name, others", [("feddf", ["average"]), ("fedftg", ["average"]), ("dense", ["average", "ensemble"])])
+def test_what_a_server_distilled_is_measured_beside_what_it_began_from(tmp_path, name, others):
+    """Against networks filled from the checkpoint and counted by hand."""
+    given = [one for one in GIVEN if not one.startswith(("strategy.", "output"))]
+    config = compose([*given, f"strategy={name}", *options(name), "rounds=2", "local_steps=20", "optimizer.lr=0.1", f"output={tmp_path}"])
+    folder = execute(config)
+    with open(folder / "metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    state, home = read_checkpoint(folder).state, world((folder / "config.yaml").read_text())
+    x, y = home.test.x / 16, home.test.y
+
+    def logits(tensors: dict) -> torch.Tensor:
+        home.model.load_state_dict(tensors)
+        with torch.no_grad():
+            return home.model.eval()(x).logits
+
+    said = {"accuracy": logits(state["model"]), "accuracy_average": logits(state["average"])}
+    if "ensemble" in others:
+        said["accuracy_ensemble"] = sum(logits(tensors) for part, tensors in state.items() if part.startswith("member-"))
+        assert sum(part.startswith("member-") for part in state) == 4
+    for column, z in said.items():
+        assert float(last[column]) == pytest.approx((z.argmax(-1) == y).double().mean().item(), abs=1.5 / len(y)), column
+    assert sorted(column for column in last if column in ("accuracy_average", "accuracy_ensemble")) == [f"accuracy_{o}" for o in others]
+    assert len(set(said)) == len(others) + 1 and float(last["accuracy_average"]) > 0.2

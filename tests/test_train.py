@@ -143,6 +143,27 @@ def test_an_optimizer_s_state_is_named_and_copied():
     assert same(flat, kept)
 
 
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.Adam, lr=0.1, fused=True), partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)]
+)
+def test_an_optimizer_that_was_stored_in_another_layout_goes_on_as_if_it_had_not_been(optimizer):
+    """Kernels are trained channels last and stored row by row; fused optimizers read memory as it lies."""
+    random, ends = torch.Generator().manual_seed(0), []
+    start, *slopes = (torch.randn(4, 3, 3, 3, generator=random) for _ in range(4))
+    for stored in (False, True):
+        leaf = start.clone(memory_format=torch.channels_last).requires_grad_()
+        stepper = optimizer([leaf])
+        for slope in slopes:
+            if stored:
+                flat = {key: value.clone(memory_format=torch.contiguous_format) for key, value in flatten_optimizer(stepper, ["w"]).items()}
+                stepper = optimizer([leaf])
+                restore_optimizer(stepper, ["w"], flat)
+            leaf.grad = slope.clone(memory_format=torch.channels_last)
+            stepper.step()
+        ends.append(leaf.detach())
+    assert torch.equal(*ends)
+
+
 def test_scaled_multiplies_the_learning_rate_and_nothing_else():
     model = MLP(TASK, widths=[5])
     made = scaled(OPTIMIZERS["adam"], 0.5)(model.parameters())

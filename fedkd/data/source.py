@@ -79,7 +79,7 @@ class Source(ABC):
         channels, height, width = train.x.shape[1:]
         require(len(self.mean) == channels, "mean", f"must hold one number per channel, {channels}", self.mean)
         num_classes = len(content.class_names) or int(train.y.max()) + 1
-        task = Task(self.name, (channels, height, width), num_classes, content.class_names, train.mean, train.std)
+        task = Task(self.name, (channels, height, width), num_classes, content.class_names, train.mean, train.std, 255 / train.scale)
         return task, train, test
 
     def _key(self) -> dict[str, object]:

@@ -24,9 +24,12 @@ class Other:
         """Its training images.
 
         Raises:
-            ValueError: they have another shape than the clients'.
+            ValueError: they cannot be read, or have another shape than the clients'.
         """
-        other, train, _ = self.data()
+        try:
+            other, train, _ = self.data()
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from error
         rule = f"must have images of the clients' shape {task.shape} (data.size, data.channels), as {other.name} has not"
         require(other.shape == task.shape, "data", rule, other.shape)
         return replace(train.to(held.y.device), mean=held.mean, std=held.std)

@@ -9,6 +9,9 @@ from fedkd.check import require
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
 
+BLOCK = 256
+"""Images that are made at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
@@ -32,13 +35,17 @@ class Synthetic:
         require(self.exponent >= 0, "exponent", "must be >= 0 (0 is white noise)", self.exponent)
 
     def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
-        """The images; each is stretched over 0..scale."""
-        channels, height, width = task.shape
-        frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-        frequency[0, 0] = np.inf if self.exponent else 1.0  # the mean is no noise
-        spectrum = np.fft.rfft2((seed / "noise").numpy().standard_normal((self.size, channels, height, width))) / frequency**self.exponent
-        image = np.fft.irfft2(spectrum, s=(height, width))
-        low, high = (bound(image, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
-        x = np.round((image - low) / (high - low) * held.scale).astype(np.uint8)
+        """The images; each is stretched over all bytes from black to full brightness."""
+        rng, brightest = (seed / "noise").numpy(), task.brightest * held.scale
+        sizes = [min(BLOCK, self.size - begin) for begin in range(0, self.size, BLOCK)]  # as doubles they would not all fit into memory
+        x = np.concatenate([np.round(brightest * self.noise((size, *task.shape), rng)).astype(np.uint8) for size in sizes])
         y = torch.zeros(self.size, dtype=torch.int64)
         return Examples(torch.from_numpy(x), y, held.scale, held.mean, held.std).to(held.y.device)
+
+    def noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        """Images [N, channels, height, width], each from 0 to 1."""
+        frequency = np.hypot(np.fft.fftfreq(shape[-2])[:, None], np.fft.rfftfreq(shape[-1])[None])
+        frequency[0, 0] = np.inf if self.exponent else 1.0  # the mean is no noise
+        image = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) / frequency**self.exponent, s=shape[-2:])
+        low, high = (bound(image, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
+        return (image - low) / (high - low)
