@@ -83,7 +83,7 @@ class Folder:
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(world.config, resolve=True).encode())
         write_atomically(path / "environment.json", (json.dumps(environment(world), indent=1) + "\n").encode())
         labels, classes = world.train.y.cpu().numpy(), world.task.num_classes
-        save(world.partition, path / "partition.npz", labels, world.scored.y.cpu().numpy(), classes)
+        save(world.partition, path / "partition.npz", labels, world.held.scored.y.cpu().numpy(), classes)
         figures.partition(counts(world.partition.train, labels, classes), path / "partition")
         if rows := shift_rows(world):
             (path / "shift.csv").unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def shift_rows(world: World) -> list[dict[str, float]]:
     if not (isinstance(shift, Shift) and (shift.changes_images or shift.changes_labels)):
         return []
     views = shift.views(world.config.num_clients, world.task.shape[0], world.seed / "shift")
-    wrong = [(held.y != world.train.y[index]).double().mean().item() for held, index in zip(world.shards[0], world.partition.train)]
+    wrong = [(held.y != world.train.y[index]).double().mean().item() for held, index in zip(world.held.shards[0], world.partition.train)]
     return [{"client": client, **vars(view), "label_noise": share} for client, (view, share) in enumerate(zip(views, wrong))]
 
 

@@ -26,7 +26,7 @@ def balanced(home: World, score: Score) -> dict[str, float]:
 def on_shards(home: World, model: Callable) -> dict[str, float | list[int]]:
     """One model on every client's own test shard."""
     batch, classes = home.config.evaluation.batch_size, home.task.num_classes
-    scores = [evaluate(model, shard, batch, classes, home.dtype) for shard in home.shards[1]]
+    scores = [evaluate(model, shard, batch, classes, home.dtype) for shard in home.held.shards[1]]
     examples, correct = [int(s.total.sum()) for s in scores], [int(s.correct.sum()) for s in scores]
     counts = list(zip(examples, correct))
     newcomers = of_newcomers(dict(enumerate(counts)), home.fleet.newcomers)

@@ -52,7 +52,7 @@ def test_the_digest_is_the_equation(weight):
 def test_parties_that_agree_have_nothing_to_digest():
     """Of two identical ones the consensus is what each of them says, and the gradient of the digest is zero."""
     home, server, state = started("model=mlp")
-    model, asked = deepcopy(home.model).train(), home.public.subset(state["asked"]["index"])
+    model, asked = deepcopy(home.model).train(), home.held.public.subset(state["asked"]["index"])
     own = model(asked.images(torch.arange(len(asked)))).logits
     after, _ = home.strategy.update(server, state, [sent(k, own.detach()) for k in (0, 1)], 1)
     assert torch.equal(after["consensus"]["logits"], own.detach())
@@ -79,13 +79,13 @@ def test_other_images_are_asked_for_in_every_round_each_once():
         at = replace(server, seed=home.seed / "round" / number / "server")
         state, _ = home.strategy.update(at, state, [sent(0, logits)], number)
         asked.append(state["asked"]["index"])
-    assert all(len(index.unique()) == 40 and 0 <= index.min() and index.max() < len(home.public) for index in asked)
+    assert all(len(index.unique()) == 40 and 0 <= index.min() and index.max() < len(home.held.public) for index in asked)
     assert len({tuple(index.tolist()) for index in asked}) == 3
 
 
 def test_all_images_are_asked_for_where_there_are_no_more():
     home, _, state = started("strategy.public_size=99999", "public.share=0.1")
-    assert state["asked"]["index"].sort().values.tolist() == list(range(len(home.public))) and len(home.public) < 200
+    assert state["asked"]["index"].sort().values.tolist() == list(range(len(home.held.public))) and len(home.held.public) < 200
 
 
 def test_a_client_sends_its_logits_of_the_images_asked_for_and_nothing_else():
@@ -95,7 +95,7 @@ def test_a_client_sends_its_logits_of_the_images_asked_for_and_nothing_else():
     model = deepcopy(home.model)
     model.load_state_dict({**kept["model"], **kept["local"]})
     with torch.no_grad():
-        expected = model.eval()(home.public.images(state["asked"]["index"])).logits
+        expected = model.eval()(home.held.public.images(state["asked"]["index"])).logits
     assert_close(update.state["logits"]["public"], expected, rtol=1e-4, atol=1e-5)
     assert home.strategy.shares == ("asked", "consensus") and home.strategy.predict(None, state) is None
 
@@ -124,7 +124,7 @@ def test_a_round_is_a_digest_and_a_revisit(own, epochs):
         order = torch.randperm(40, generator=(site.seed / "digest" / epoch).torch())
         for rows in order[:36].split(12):
             sgd.zero_grad()
-            x = home.public.images(shared["consensus"]["index"][rows], torch.float64)
+            x = home.held.public.images(shared["consensus"]["index"][rows], torch.float64)
             torch.nn.functional.l1_loss(model(x).logits, shared["consensus"]["logits"][rows]).backward()
             sgd.step()
     sgd, losses = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), []
@@ -162,7 +162,7 @@ def test_a_digest_brings_a_client_nearer_to_the_consensus():
     shared["consensus"]["logits"] = torch.linspace(-2, 2, 10).expand(40, -1)
     memory = home.strategy.fresh_memory(site)
     _, phases, begun, own = home.strategy.prepare(site, shared, memory, 2)
-    asked = home.public.subset(shared["consensus"]["index"])
+    asked = home.held.public.subset(shared["consensus"]["index"])
     after = fit(home.model, begun, *phases[0], site.stepper, shared=shared, own=own).tensors
     for tensors in (begun, after):
         far.append((logits_on(home.model, tensors, asked, 40, torch.float32) - shared["consensus"]["logits"]).abs().mean().item())
@@ -171,7 +171,7 @@ def test_a_digest_brings_a_client_nearer_to_the_consensus():
 
 def test_public_labels_have_no_say():
     home, server, state = started()
-    other = replace(home.public, y=torch.randint(10, (len(home.public),), generator=Seed(3).torch()))
+    other = replace(home.held.public, y=torch.randint(10, (len(home.held.public),), generator=Seed(3).torch()))
     shared, site = consensus(home, state), home.client(0, 2)
     (sent_, kept), (again, memory) = (home.strategy.train(one, shared, None, 2) for one in (site, replace(site, public=other)))
     assert same(sent_.state, again.state) and same(kept, memory)

@@ -49,19 +49,21 @@ def test_a_public_set_is_held_out_of_every_client(share):
     without, _ = settle(*FEDDF, "public=training")
     home, _ = settle(*FEDDF, "public=held_out", f"public.share={share}")
     before, after = without.partition.train, home.partition.train
-    assert sorted([*indices(after), *rows(home.public)]) == sorted(indices(before)) and not set(indices(after)) & set(rows(home.public))
+    assert sorted([*indices(after), *rows(home.held.public)]) == sorted(indices(before)) and not set(indices(after)) & set(
+        rows(home.held.public)
+    )
     for old, new in zip(before, after):
         assert len(new) == len(old) - int(share * len(old)) and set(new) <= set(old)
     for client in range(6):
-        assert rows(home.client(client, 1).data) == after[client].tolist() and home.client(client, 1).public is home.public
-    assert home.federation().server.public is home.public and not set(rows(home.public)) & set(indices(after))
+        assert rows(home.client(client, 1).data) == after[client].tolist() and home.client(client, 1).public is home.held.public
+    assert home.federation().server.public is home.held.public and not set(rows(home.held.public)) & set(indices(after))
 
 
 def test_validation_and_public_set_are_apart():
     home, _ = settle(*FEDDF, "public=held_out", "public.share=0.3", "validation=0.2")
-    parts = indices(home.partition.train), rows(home.public), rows(home.validation)
+    parts = indices(home.partition.train), rows(home.held.public), rows(home.held.validation)
     assert len(set().union(*parts)) == sum(map(len, parts)) == len(home.train)
-    assert torch.equal(home.validation.y, home.train.y[home.validation.rows]), "these have labels"
+    assert torch.equal(home.held.validation.y, home.train.y[home.held.validation.rows]), "these have labels"
     for client, whole in enumerate(settle(*FEDDF, "public=training")[0].partition.train):
         assert len(set(parts[2]) & set(whole.tolist())) == int(0.2 * len(whole))
         assert len(home.partition.train[client]) == len(whole) - int(0.2 * len(whole)) - int(0.3 * (len(whole) - int(0.2 * len(whole))))
@@ -76,16 +78,16 @@ def test_too_small_a_share_of_too_few_examples_is_refused():
 # ---------------------------------------------------------------------------------------------------------- the others
 def test_the_training_images_are_what_the_clients_train_on():
     home, _ = settle(*FEDDF, "public=training", "validation=0.2")
-    assert sorted(rows(home.public)) == sorted(indices(home.partition.train))
-    assert torch.equal(home.public.images(torch.arange(9)), home.train.images(home.public.rows[:9]))
+    assert sorted(rows(home.held.public)) == sorted(indices(home.partition.train))
+    assert torch.equal(home.held.public.images(torch.arange(9)), home.train.images(home.held.public.rows[:9]))
 
 
 @pytest.mark.parametrize("public", ["held_out", "training", "synthetic", "other"])
 def test_a_public_set_has_no_labels(public):
     more = {"synthetic": ["public.size=20"], "other": ["data@public.data=digits"]}.get(public, [])
     home, _ = settle(*FEDDF, f"public={public}", *more)
-    assert (home.public.y == 0).all() and len(home.public.y) == len(home.public) > 0 and (home.train.y > 0).any()
-    assert len(home.public.images(torch.arange(3))) == 3
+    assert (home.held.public.y == 0).all() and len(home.held.public.y) == len(home.held.public) > 0 and (home.train.y > 0).any()
+    assert len(home.held.public.images(torch.arange(3))) == 3
 
 
 def test_another_data_set_is_scaled_as_the_clients_images_are():
@@ -159,4 +161,4 @@ def test_a_strategy_that_needs_a_public_set_is_refused_without_one_and_no_other(
             settle(f"strategy={name}", *given)
     else:
         home, _ = settle(f"strategy={name}", *given)
-        assert home.public is None and home.federation().server.public is None and home.client(0, 1).public is None
+        assert home.held.public is None and home.federation().server.public is None and home.client(0, 1).public is None

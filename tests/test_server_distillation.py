@@ -77,7 +77,7 @@ def close(found, expected) -> None:
 def task_of_distilling():
     """A network with BatchNorm, a teacher's logits of its images, and the material of ten steps."""
     home, _ = settle("strategy=feddf", *options("feddf"))
-    images, where = home.public, torch.randint(100, (10, 16), generator=Seed(0).torch())
+    images, where = home.held.public, torch.randint(100, (10, 16), generator=Seed(0).torch())
     teacher = logits_on(home.model, {k: v + 0.1 for k, v in home.initial.items()}, images, 100, torch.float32)
 
     def piece(steps: slice) -> Batches:
@@ -141,8 +141,8 @@ def test_the_schedule_is_the_cosine_that_torch_has():
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 def test_feddf_s_loss_is_the_equation(kind):
     home, models, _ = perceptrons("strategy=feddf", *options("feddf"), f"strategy.average={kind}", number=3)
-    x = home.public.images(torch.arange(7), DOUBLE)
-    teacher = home.strategy.teacher(home.federation().server, models, home.public.subset(torch.arange(7)))
+    x = home.held.public.images(torch.arange(7), DOUBLE)
+    teacher = home.strategy.teacher(home.federation().server, models, home.held.public.subset(torch.arange(7)))
     p = oracles.ensemble(np.stack([oracles.mlp(numpy(one), x.numpy()) for one in models]), kind)
     np.testing.assert_allclose(teacher.softmax(-1).numpy(), p, rtol=1e-12)
     student = network(home, home.initial)
@@ -169,7 +169,7 @@ def test_the_two_averages_are_two():
 def test_a_probability_of_nothing_does_not_break_the_ensemble():
     home, _ = settle("strategy=feddf", *options("feddf"), "model=mlp", "model.widths=[4]", "strategy.average=probabilities")
     sure = {key: torch.zeros_like(value) for key, value in home.initial.items()} | {"head.bias": torch.tensor([1e4] + [0.0] * 9)}
-    teacher = home.strategy.teacher(home.federation().server, [sure, sure], home.public.subset(torch.arange(2)))
+    teacher = home.strategy.teacher(home.federation().server, [sure, sure], home.held.public.subset(torch.arange(2)))
     assert torch.isfinite(teacher).all() and torch.isfinite(kl_divergence(teacher, torch.zeros(2, 10))).all()
     assert kl_divergence(teacher, torch.zeros(2, 10)).tolist() == pytest.approx([np.log(10)] * 2, rel=1e-6)
 
@@ -186,10 +186,10 @@ def test_feddf_s_server_is_a_plain_loop(kind, schedule):
     assert same(after["average"], mean)
     student, teachers = network(home, mean), [network(home, u.state["model"]).eval() for u in updates]
     adam = torch.optim.Adam(student.parameters(), lr=1e-3, eps=1e-3)
-    where = torch.randint(len(home.public), (5, 16), generator=(server.seed / "public").torch())
+    where = torch.randint(len(home.held.public), (5, 16), generator=(server.seed / "public").torch())
     losses = []
     for step, index in enumerate(where):
-        x = home.public.images(index, DOUBLE)
+        x = home.held.public.images(index, DOUBLE)
         with torch.no_grad():
             logits = torch.stack([teacher(x).logits for teacher in teachers])
             p = logits.mean(0).softmax(-1) if kind == "logits" else logits.softmax(-1).mean(0)
@@ -210,9 +210,9 @@ def divergence_on(home, tensors, teacher, images) -> float:
 
 def test_feddf_comes_nearer_to_the_ensemble_than_the_mean_it_begins_from():
     home, server, state, updates = trained("feddf", "strategy.steps=150", "local_steps=20", "optimizer.lr=0.1", "partition.alpha=0.1")
-    teacher = home.strategy.teacher(server, [u.state["model"] for u in updates], home.public)
+    teacher = home.strategy.teacher(server, [u.state["model"] for u in updates], home.held.public)
     after, _ = home.strategy.update(server, state, updates, 1)
-    before, now = (divergence_on(home, after[part], teacher, home.public) for part in ("average", "model"))
+    before, now = (divergence_on(home, after[part], teacher, home.held.public) for part in ("average", "model"))
     assert now < 0.5 * before, (before, now)
 
 
@@ -221,26 +221,28 @@ def test_a_student_of_one_client_converges_to_it():
     home, server, state, updates = trained("feddf", "model=mlp", "strategy.steps=300", "local_steps=20", "optimizer.lr=0.1")
     _, metrics = home.strategy.update(server, state, updates[:1], 1)
     assert metrics["distillation_loss"].item() < 1e-6
-    teacher = home.strategy.teacher(server, [updates[0].state["model"]], home.public)
-    where = torch.randint(len(home.public), (300, 32), generator=Seed(1).torch())
-    piece = lambda steps: Batches(home.public.y[where[steps]], where[steps], home.public, home.dtype, {"teacher": teacher[where[steps]]})
-    adam, values = partial(torch.optim.Adam, lr=3e-3), [divergence_on(home, home.initial, teacher, home.public)]
+    teacher = home.strategy.teacher(server, [updates[0].state["model"]], home.held.public)
+    where = torch.randint(len(home.held.public), (300, 32), generator=Seed(1).torch())
+    piece = lambda steps: Batches(
+        home.held.public.y[where[steps]], where[steps], home.held.public, home.dtype, {"teacher": teacher[where[steps]]}
+    )
+    adam, values = partial(torch.optim.Adam, lr=3e-3), [divergence_on(home, home.initial, teacher, home.held.public)]
     for steps in (30, 100, 300):
         done = distil(home.model, home.initial, piece, steps, home.strategy.distillation, adam)
-        values.append(divergence_on(home, done.tensors, teacher, home.public))
+        values.append(divergence_on(home, done.tensors, teacher, home.held.public))
     assert values == sorted(values, reverse=True) and values[-1] < 0.05 * values[0], values
 
 
 def test_feddf_is_judged_by_the_held_out_examples_and_by_nothing_else():
     home, server, state, updates = trained("feddf", "validation=0.2", "strategy.steps=6", "strategy.every=2", "strategy.patience=2")
-    images, labels = home.validation.images(torch.arange(len(home.validation))), home.validation.y
+    images, labels = home.held.validation.images(torch.arange(len(home.held.validation))), home.held.validation.y
     tensors = updates[0].state["model"]
     right = network(home, tensors).eval()(images).logits.argmax(-1) == labels
     assert home.strategy.judge(server, tensors) == pytest.approx(right.double().mean().item())
     parts = [index for shards in (home.partition.train, home.partition.test) for index in shards]
-    assert home.validation.rows.numel() > 100 and home.scored is home.test
-    held = set(home.validation.rows.tolist())
-    assert not held & {int(i) for index in parts[:6] for i in index} and not held & set(home.public.rows.tolist())
+    assert home.held.validation.rows.numel() > 100 and home.held.scored is home.test
+    held = set(home.held.validation.rows.tolist())
+    assert not held & {int(i) for index in parts[:6] for i in index} and not held & set(home.held.public.rows.tolist())
     best = home.strategy.judge(server, home.strategy.update(server, state, updates, 1)[0]["model"])
     assert best >= home.strategy.judge(server, average([u.state["model"] for u in updates], home.strategy.weights(updates)))
     where_judged, _ = settle("strategy=feddf", *options("feddf"), "validation=0.2", "evaluation.examples=validation")
@@ -259,7 +261,7 @@ def test_feddf_stops_early_where_it_harms():
 
 def test_feddf_with_a_public_set_smaller_than_a_batch():
     home, server, state, updates = trained("feddf")
-    few = replace(server, public=home.public.subset(torch.arange(3)))
+    few = replace(server, public=home.held.public.subset(torch.arange(3)))
     after, _ = home.strategy.update(few, state, updates, 1)
     assert not same(after["model"], after["average"])
 
@@ -267,7 +269,7 @@ def test_feddf_with_a_public_set_smaller_than_a_batch():
 @pytest.mark.parametrize("name", ["feddf", "feddfusion"])
 def test_public_labels_have_no_say(name):
     home, server, state, updates = trained(name)
-    other = replace(server, public=replace(home.public, y=torch.randint(10, (len(home.public),), generator=Seed(3).torch())))
+    other = replace(server, public=replace(home.held.public, y=torch.randint(10, (len(home.held.public),), generator=Seed(3).torch())))
     results = [home.strategy.update(one, state, updates, 1) for one in (server, other)]
     assert same(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
 

@@ -262,7 +262,7 @@ def test_all_knobs_together_and_a_cohort_is_each_client_alone():
 
 def test_what_clients_hold_out_is_seen_as_they_see_it_with_its_true_labels():
     home, _ = settle("shift.domains=[90]", "shift.label_noise=1.0", "shift.levels=same", "validation=0.3", "evaluation.examples=validation")
-    for shard, index in zip(home.shards[1], home.partition.test):
+    for shard, index in zip(home.held.shards[1], home.partition.test):
         assert torch.equal(stored(shard), home.train.x[index].rot90(1, (-2, -1))) and torch.equal(shard.y, home.train.y[index])
     assert home.test.x is home.train.x, "the balanced test stays as it is"
 
@@ -277,8 +277,8 @@ def test_a_yaml_changes_what_it_is_called_after(path):
     home, _ = settle(f"shift={path.stem}")
     turned = {field.name for field in fields(Shift) if home.config.shift[field.name] != NEUTRAL[field.name]}
     assert turned - {"noisy_clients", "levels"} == {path.stem} - {"none"}
-    images = [not torch.equal(stored(shard), home.train.x[index]) for shard, index in zip(home.shards[0], home.partition.train)]
-    labels = [not torch.equal(shard.y, home.train.y[index]) for shard, index in zip(home.shards[0], home.partition.train)]
+    images = [not torch.equal(stored(shard), home.train.x[index]) for shard, index in zip(home.held.shards[0], home.partition.train)]
+    labels = [not torch.equal(shard.y, home.train.y[index]) for shard, index in zip(home.held.shards[0], home.partition.train)]
     assert any(images) == (path.stem in IMAGES) and any(labels) == (path.stem == "label_noise")
 
 
@@ -298,7 +298,7 @@ def test_what_each_client_got_stands_in_the_run_folder(tmp_path):
     for client, (row, view) in enumerate(zip(rows_, views, strict=True)):
         assert row["client"] == str(client)
         assert all(float(row[name]) == getattr(view, name) for name in row if name not in ("client", "label_noise"))
-        wrong = (home.shards[0][client].y != home.train.y[home.partition.train[client]]).double().mean().item()
+        wrong = (home.held.shards[0][client].y != home.train.y[home.partition.train[client]]).double().mean().item()
         assert float(row["label_noise"]) == pytest.approx(wrong)
         assert abs(wrong - view.label_noise) < 1 / len(home.partition.train[client])
     assert sum(float(row["label_noise"]) > 0 for row in rows_) == 3

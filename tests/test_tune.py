@@ -52,22 +52,22 @@ def test_tuning_sees_no_test_example():
     """The examples that are scored are training examples, of each client its own, and it does not train on them."""
     home, _ = settle("validation=0.25", "evaluation.examples=validation")
     plain, _ = settle()
-    assert home.scored is home.train
+    assert home.held.scored is home.train
     for client in range(6):
         held_out, stays, before = home.partition.test[client], home.partition.train[client], plain.partition.train[client]
         assert len(held_out) == int(0.25 * len(before)) and not set(held_out) & set(stays)
         assert sorted([*held_out, *stays]) == before.tolist()
-        assert home.shards[1][client].y.equal(home.train.y[held_out])
-    assert len(home.test) == sum(map(len, home.partition.test)) and home.validation is None
+        assert home.held.shards[1][client].y.equal(home.train.y[held_out])
+    assert len(home.test) == sum(map(len, home.partition.test)) and home.held.validation is None
     assert home.hash != plain.hash
 
 
 def test_what_is_held_out_for_early_stopping_is_the_server_s_and_the_test_set_stays():
     home, _ = settle("validation=0.25")
     plain, _ = settle()
-    assert home.test.y.equal(plain.test.y) and home.federation().server.validation is home.validation
+    assert home.test.y.equal(plain.test.y) and home.federation().server.validation is home.held.validation
     total = sum(len(index) for index in plain.partition.train)
-    assert 0.2 * total < len(home.validation) <= 0.25 * total
+    assert 0.2 * total < len(home.held.validation) <= 0.25 * total
 
 
 def test_one_example_stays_with_every_client():
@@ -81,5 +81,5 @@ def test_one_example_stays_with_every_client():
 def test_a_public_set_and_a_validation_set_are_apart():
     home = run("strategy=feddf", "public=held_out", "validation=0.2", "strategy.steps=2", "strategy.batch_size=8", "rounds=1").home
     train = {i for index in home.partition.train for i in index.tolist()}
-    public, validation = set(home.public.rows.tolist()), set(home.validation.rows.tolist())
+    public, validation = set(home.held.public.rows.tolist()), set(home.held.validation.rows.tolist())
     assert not train & public and not train & validation and not public & validation
