@@ -120,6 +120,20 @@ def markdown(table: pd.DataFrame, paired: pd.DataFrame, target: float | None = N
     return text
 
 
+def by_setting(groups: Sequence[Group], table: pd.DataFrame) -> str:
+    """Tables of a row a strategy and a column a setting, where there are several of both; empty where not."""
+    settings = list(dict.fromkeys(one.setting for one in groups))
+    lines = sorted({one.line for one in groups}, key=lambda line: (not line.startswith("fedavg"), natural(line)))
+    if len(settings) < 2 or len(lines) < 2:
+        return ""
+    text = ""
+    for name in ("accuracy_last_ten", "accuracy_own_labels_last_ten"):
+        cells = {(one.line, one.setting): cell for one, cell in zip(groups, _cells(table, name, ""), strict=True)}
+        columns = {"strategy": lines, **{setting: [cells.get((line, setting), "") for line in lines] for setting in settings}}
+        text += f"\n{HEADLINES[name][0].upper()}{HEADLINES[name][1:]}, by setting:\n\n{_table(columns)}\n"
+    return text
+
+
 def _cells(table: pd.DataFrame, name: str, sign: str) -> list[str]:
     """``81.20 ± 0.45`` in percent; no interval for one seed, and a dash where there is nothing (a strategy without a global model)."""
     pairs = 100 * table[[f"{name}_mean", f"{name}_half_width"]].to_numpy(float)
@@ -210,7 +224,7 @@ def _write(groups: Sequence[Group], output: Path, target: float | None) -> int:
     """Write all files, print the tables and the paths."""
     output.mkdir(parents=True, exist_ok=True)
     table, paired = results(groups, target), differences(groups)
-    text = markdown(table, paired, target)
+    text = markdown(table, paired, target) + by_setting(groups, table)
     table.to_csv(output / "results.csv", index=False)
     (output / "results.md").write_text(text, encoding="utf-8")
     paths = [output / "results.csv", output / "results.md", *([output / "differences.csv"] if len(paired) else [])]

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,9 +23,14 @@ COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_e
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
     r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned)(\.|$)|data\.(root|cache|download)$"
 )
-SETTING = re.compile(r"(data|partition)\.|num_clients$")  # what the clients hold: the strategies on one such setting share a figure
+SETTING = re.compile(
+    r"(data|partition|shift|systems)\.|num_clients$"
+)  # what the clients hold: the strategies on one such setting share a figure
 EVALUATION = re.compile(r"evaluation(\.|$)")
-STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches)(\.|$)")  # what may differ between a strategy and its baseline
+LATER = {"evaluation": "default", "shift": "none", "systems": "default", "public": "none"}
+"""Parts that older runs lack, or that have gained keys since, and what is shipped of each."""
+CONF = Path(__file__).resolve().parents[1] / "conf"
+STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$)")  # what may differ between a strategy and its baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +112,7 @@ def read(folder: Path, until: int | None = None) -> Run:
     if not (folder / "checkpoint.json").is_file():
         raise ValueError("unfinished: no checkpoint.json")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+        config = completed(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         metrics = pd.read_csv(folder / "metrics.csv")
         seed, rounds, finished = config["seed"], config["rounds"], checkpoint["finished"]
@@ -123,6 +128,21 @@ def read(folder: Path, until: int | None = None) -> Run:
     if not 1 <= until <= rounds:
         raise ValueError(f"--until must be a round of the run, 1..{rounds}, got {until}")
     return Run(folder, config | {"rounds": until}, metrics[:until])
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys that came after the run was made, at the values with which they are shipped: those change nothing."""
+    config = {"validation": 0.0, **config}
+    for part, name in LATER.items():
+        shipped, given = _shipped(part, name), config.get(part, {})
+        if given.get("_target_", shipped.get("_target_")) == shipped.get("_target_"):
+            config[part] = {**shipped, **given}
+    return config
+
+
+@cache
+def _shipped(part: str, name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(CONF / part / f"{name}.yaml"))
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:

@@ -18,6 +18,7 @@ from simulations import figures
 from simulations.groups import group
 from simulations.report import main
 from simulations.runs import find, read
+from tests.running import ROOT
 
 COUNTS = np.array([[5, 0, 3], [0, 20, 1]])
 
@@ -197,6 +198,32 @@ def test_failures(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str])
     assert main([str(runs), "--output", str(tmp_path / "file" / "report")]) == 2
     message = {"nothing": "config.yaml and metrics.csv", "missing": "config.yaml and metrics.csv", "unfinished": "no finished run"}
     assert message.get(case, "--output must be a folder") in capsys.readouterr().err
+
+
+def test_a_table_by_setting_where_there_are_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for alpha, accuracy in ((0.1, 0.5), (1.0, 0.75)):
+        for strategy, gain in (("fedavg", 0.0), ("fedgen", 0.125)):
+            write(tmp_path / f"{strategy}{alpha}", strategy, alpha=alpha, accuracy=[accuracy + gain] * 2)
+    write(tmp_path / "prox", "fedprox", alpha=1.0, accuracy=[0.25, 0.25])
+    assert main([str(tmp_path)]) == 0
+    tables = capsys.readouterr().out.partition("Test, last ten, by setting:")[2].partition("Own, last ten, by setting:")
+    for text in (tables[0], tables[2]):
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines() if line.startswith("|")]
+        assert rows[0] == ["strategy", "alpha 0.1", "alpha 1.0"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0].strip().splitlines()]
+    assert rows[2:] == [["fedavg", "50.00", "75.00"], ["fedgen", "62.50", "87.50"], ["fedprox", "", "25.00"]]
+
+
+def test_runs_made_before_a_key_there_is_are_runs_at_its_shipped_value(tmp_path: Path) -> None:
+    old, new = write(tmp_path / "old", seed=0), write(tmp_path / "new", seed=1)
+    config = OmegaConf.load(new / "config.yaml")
+    config.validation, config.shift = 0.0, OmegaConf.load(ROOT / "conf" / "shift" / "none.yaml")
+    config.systems = OmegaConf.load(ROOT / "conf" / "systems" / "default.yaml")
+    OmegaConf.save(config, new / "config.yaml")
+    assert [one.seeds for one in group([read(old), read(new)])] == [(0, 1)]
+    config.shift.noise = 0.1
+    OmegaConf.save(config, new / "config.yaml")
+    assert labels(tmp_path) == ["fedavg, noise 0.0", "fedavg, noise 0.1"]
 
 
 def labels(tmp_path: Path) -> list[str]:
