@@ -12,7 +12,7 @@ import pytest
 from simulations.grids import LocalGrid
 from simulations.run import compose, execute
 from simulations.world import world
-from tests.conftest import options
+from tests.conftest import STRATEGIES, options
 from tests.running import ROOT, TINY, Command, differing, metrics, quick, rows, run, until
 
 LONG = (*TINY, "rounds=30", "output=runs")
@@ -84,9 +84,9 @@ class Dying(LocalGrid):
         return super().begin(messages, timeout=timeout)
 
 
-@pytest.mark.parametrize("name", ["feddf", "fedmd", "dense", "fedftg"])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_interrupted_after_two_rounds_and_resumed(tmp_path, name):
-    """Whatever a server has made goes on from the checkpoint: consensus, generator, its moments."""
+    """Whatever server and clients remember goes on from the checkpoint: consensus, generator, its moments, control variates, tables."""
     given = [*(one for one in TINY if not one.startswith("strategy.")), f"strategy={name}", *options(name), "engine=local", "rounds=4"]
     given += ["validation=0.2"] if name == "feddf" else []
     folders = [execute(compose([*given, f"output={tmp_path / 'whole'}"]))]
