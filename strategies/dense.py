@@ -13,18 +13,18 @@ from fedkd.bound import Bound
 from fedkd.check import require
 from fedkd.distill import logits_on
 from fedkd.ensemble import Ensemble
+from fedkd.fusion import Fusion
 from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory
 from fedkd.seed import Seed
 from fedkd.site import Server
-from fedkd.strategy import Strategy
 from fedkd.synthesis import Synthesis, stacked
 from fedkd.train import fit
 from fedkd.types import Examples, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
-class Dense(Strategy):
+class Dense(Fusion):
     """Server, by epochs: images x from the clients' mean logits z (:mod:`fedkd.synthesis`); then ``T^2 KL(softmax(z/T) || softmax(z_w/T))`` on all x so far.
 
     Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022; the settings are those of its
@@ -51,7 +51,6 @@ class Dense(Strategy):
     """
 
     server_step: ClassVar[str] = "mean of models; distils the ensemble on generated images"
-    only_sums: ClassVar[bool] = False
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
@@ -75,10 +74,7 @@ class Dense(Strategy):
         require(
             self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps
         )
-        require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
-        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
-        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "images")
-        require(makes == "images", "generator", "must make images (image_conv)", makes)
+        self.need_images(self.generator)
         self.synthesis = Synthesis(
             self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv
         )  # fmt: skip
@@ -126,9 +122,7 @@ class Dense(Strategy):
     def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""
         members = [assemble(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")]
-        if not members:
-            return {}
-        return {"average": assemble(server.model, server.initial, state["average"]), "ensemble": Ensemble(members)}
+        return {**super().others(server, state), **({"ensemble": Ensemble(members)} if members else {})}
 
 
 def pool(x: Tensor) -> Examples:

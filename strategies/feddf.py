@@ -1,27 +1,26 @@
 """FedDF: the server distils the clients' ensemble into their mean, on public images without labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedkd.aggregate import assemble
 from fedkd.batch import Batch, Batches
 from fedkd.bound import Bound
 from fedkd.check import require
 from fedkd.distill import cosine, distil, logits_on
 from fedkd.evaluate import evaluate
+from fedkd.fusion import Fusion
 from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory
 from fedkd.site import Server
-from fedkd.strategy import Strategy
 from fedkd.types import Examples, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
-class FedDF(Strategy):
+class FedDF(Fusion):
     """Server: ``min_w KL(softmax(mean_k z_k(x)) || softmax(z_w(x)))`` over public images x, from w the clients' mean (steps = 0: FedAvg).
 
     Lin, Kong, Stich, Jaggi: Ensemble distillation for robust model fusion in federated learning, NeurIPS 2020; the settings are those of
@@ -43,7 +42,6 @@ class FedDF(Strategy):
     """
 
     server_step: ClassVar[str] = "mean of models; distils the ensemble on public images"
-    only_sums: ClassVar[bool] = False
     needs_public: ClassVar[bool] = True
 
     optimizer: OptimizerFactory
@@ -59,8 +57,6 @@ class FedDF(Strategy):
         require(self.steps >= 0, "steps", "must be >= 0 (0 is FedAvg)", self.steps)
         for name in ("batch_size", "every", "patience"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
-        require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
-        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
 
     def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         after, metrics = super().update(server, state, updates, server_round)
@@ -96,7 +92,3 @@ class FedDF(Strategy):
         """Accuracy on the held-out examples."""
         student = Bound(server.model).at(tensors)
         return evaluate(student, server.validation, server.batch_size, server.task.num_classes, server.dtype).accuracy
-
-    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The mean of the clients' models, before the distillation."""
-        return {"average": assemble(server.model, server.initial, state["average"])} if "average" in state else {}

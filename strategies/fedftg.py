@@ -3,29 +3,28 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.aggregate import assemble
 from fedkd.batch import Batch, Batches
 from fedkd.bound import Bound, snapshot
 from fedkd.check import require
+from fedkd.fusion import Fusion
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory, scaled
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
-from fedkd.strategy import Strategy
 from fedkd.synthesis import stacked, unstacked
 from fedkd.train import fit
 from fedkd.types import Metrics, State, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
-class FedFTG(Strategy):
+class FedFTG(Fusion):
     """G: ``-mean(w_k d(z_w, z_k)) + cls CE(z_k, y) w_k + dis L_div / K`` client by client; then w: ``CE(sum_k w_k softmax(z_k), z_w)``, on x = G(noise, y).
 
     Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
@@ -54,7 +53,6 @@ class FedFTG(Strategy):
     """
 
     server_step: ClassVar[str] = "mean of models; distils the ensemble on generated hard images"
-    only_sums: ClassVar[bool] = False
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
@@ -77,10 +75,7 @@ class FedFTG(Strategy):
         for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 < self.student_lr_decay <= 1, "student_lr_decay", "must be in (0, 1] (1 is no decay)", self.student_lr_decay)
-        require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
-        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
-        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "images")
-        require(makes == "images", "generator", "must make images (image_conv)", makes)
+        self.need_images(self.generator)
 
     # ------------------------------------------------------------------------------------------- the client's half
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
@@ -168,10 +163,6 @@ class FedFTG(Strategy):
         log_q = model(batch.image).logits.log_softmax(-1)
         value = -(batch.target * log_q).sum(-1).mean()
         return value / log_q.shape[-1] if self.mean_over_classes else value, {}
-
-    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The mean of the clients' models, before the finetuning."""
-        return {"average": assemble(server.model, server.initial, state["average"])} if "average" in state else {}
 
 
 @lru_cache(maxsize=8)

@@ -30,6 +30,7 @@ LEVELS = [
     {"fedkd.exchange"},
     {"fedkd.rounds"},
     {"fedkd.strategy"},
+    {"fedkd.fusion"},
     {"strategies"},
     {"fedkd.config", "simulations"},
 ]

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedkd.checkpoint import read_checkpoint
-from simulations.grids import LocalGrid, RayGrid, split
+from simulations.grids import LocalGrid, split
+from simulations.ray_grid import RayGrid
 from simulations.run import compose, execute
 from simulations.world import world
 from tests.conftest import options, same, settle

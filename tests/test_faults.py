@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from fedkd import wire
 from fedkd.checkpoint import read_checkpoint
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
-from simulations.grids import LocalGrid, RayGrid
+from simulations.grids import LocalGrid
+from simulations.ray_grid import RayGrid
 from simulations.run import compose
 from simulations.world import world
 from tests.conftest import same

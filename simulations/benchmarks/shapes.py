@@ -18,8 +18,8 @@ from fedkd.strategy import Strategy
 from fedkd.types import Examples, Partition, State, Task, Update
 from simulations.benchmarks.naive import PIXELS_PER_CLIENT, pixels
 from simulations.compat import identify
-from simulations.grids import RayGrid
 from simulations.process import settle
+from simulations.ray_grid import RayGrid
 from simulations.run import compose, judge, locate
 from simulations.world import World, world
 
