@@ -31,7 +31,7 @@ COLUMNS = (
     "seconds_local", "seconds_server", "seconds_evaluate", "num_failures", "num_participants", "num_dropped", "num_late", "simulated_time",
     "train_loss",
 )  # fmt: skip
-CLIENT_COLUMNS = ("round", "client", "architecture", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples")
+CLIENT_COLUMNS = ("round", "client", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples", "architecture")
 SHIFT_COLUMNS = ("client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
 
 
