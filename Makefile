@@ -13,7 +13,7 @@ run: .venv/ready
 	$(BIN)/python -m simulations.report outputs/digits
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .venv/ready: pins.txt pyproject.toml
 	$(PYTHON) -m venv .venv
