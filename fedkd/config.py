@@ -19,9 +19,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from fedkd.check import require
+from fedkd.check import check_optimizer, check_type, require
 
 
 @dataclass
@@ -203,29 +202,6 @@ def check_types(node: Mapping[str, Any], key: str) -> None:
         require(needed <= set(node), key, f"must give all that {target.__name__} needs; missing are", sorted(needed - set(node)))
     elif inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
         check_optimizer(target, {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}, key)
-
-
-def check_optimizer(target: type[torch.optim.Optimizer], arguments: Mapping[str, Any], key: str) -> None:
-    """Refuse now what the optimizer would refuse at a client's first step."""
-    try:
-        target([torch.zeros(1, requires_grad=True)], **arguments)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{key} must be what {target.__name__} takes, got {dict(arguments)}: {error}") from error
-
-
-def check_type(hint: Any, value: Any, key: str) -> None:
-    """Refuse ``value`` where it is not what ``hint`` says; lists pass for tuples and for arrays, which YAML has not, integers for floats."""
-    if hint is inspect.Parameter.empty or isinstance(hint, str) or (isinstance(value, list) and "ndarray" in str(hint)):
-        return
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticSchemaGenerationError:
-        return
-    try:
-        adapter.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ValueError(f"{key} must be {rule}, got {value!r}") from None
 
 
 def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from simulations.run import compose
 from tests.conftest import ROOT
 
 LEVELS = [
-    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture"},
+    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy"},
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
     {"fedkd.public", "fedkd.shift", "fedkd.view"},

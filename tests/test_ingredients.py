@@ -100,7 +100,8 @@ def test_works_with_unlike_networks_or_says_who_does(name):
     given = (f"strategy={name}", *options(name), "model=mixed", "rounds=2")
     if can in ("no", "heads alone"):
         with pytest.raises(
-            ValueError, match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*feddistill_logits, fedgen_head, fedmd, fedproto"
+            ValueError,
+            match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*feddistill_logits, fedgen_head, fedmd, fedproto",
         ):
             settle(*given)
     if can != "no":

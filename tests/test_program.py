@@ -10,7 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedkd import program, train, wire
 from fedkd.bound import Bound, snapshot
-from fedkd.program import Program, leaves, tidy
+from fedkd.program import Program, leaves
+from fedkd.tidy import tidy
 from fedkd.train import Execution, stored
 from fedkd.types import Examples
 from simulations.grids import LocalGrid
