@@ -3,7 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
@@ -177,7 +177,7 @@ def ident(value: object) -> str | None:
     return value.stem if isinstance(value, Path) else None
 
 
-@lru_cache(maxsize=64)
+@cache
 def composed(group: str, path: Path):
     """The configuration that chooses this file, its node, and where the node is."""
     place = PLACES[group]

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fedkd.check import require
 from fedkd.types import Output, Task
 
 
@@ -34,3 +35,14 @@ class Classifier(nn.Module):
             maps.append(x)
         z = self.embed(x)
         return Output(self.head(z), z, tuple(maps))
+
+    def extra_stage(self) -> nn.Module:
+        """One more stage of the last width and stride 1, freshly initialised, not part of this network: same blocks and depth as the last.
+
+        It stands between ``stages[-1]`` and a fresh ``embed``, where a distiller's branch begins from the last stage.
+
+        Raises:
+            ValueError: this kind of network has none.
+        """
+        known = "ResNet, WideResNet, PreActResNet, TorchvisionResNet, VGG, MobileNetV2, ShuffleNetV1, ShuffleNetV2, FedGenCNN"
+        require(False, "model", f"must be a network with an extra stage ({known})", type(self).__name__)

@@ -14,7 +14,7 @@ class FedGenCNN(Classifier):
     """3x3 convolutions with stride 2, each with BatchNorm and ReLU, then two linear layers without an activation between.
 
     The embedding is the output of the first linear layer. With widths (6, 16): 26,434 parameters for MNIST and 26,962 for
-    EMNIST's 26 letters; with widths (16, 32, 64) and pooling: 25,954 for CelebA at 84x84.
+    EMNIST's 26 letters; with widths (16, 32, 64) and pooling: 25,954 for CelebA at 84x84. Layers begin as PyTorch's.
 
     Args:
         task: images of any size that survives the strides.
@@ -40,3 +40,7 @@ class FedGenCNN(Classifier):
         flat = int(widths[-1] * size.prod())
         embed = nn.Sequential(nn.Flatten(), nn.Linear(flat, embedding_size))
         super().__init__(task, stages, embed, nn.Linear(embedding_size, task.num_classes), embedding_size)
+
+    def extra_stage(self) -> nn.Module:
+        width = self.stages[-1][0].out_channels
+        return nn.Sequential(nn.Conv2d(width, width, 3, stride=1, padding=1), nn.BatchNorm2d(width), nn.ReLU())
