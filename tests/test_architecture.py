@@ -23,7 +23,7 @@ LEVELS = [
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
     {"fedkd.public", "fedkd.shift", "fedkd.view"},
-    {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.folding"},
+    {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.retrieval", "fedkd.travel", "fedkd.folding"},
     {"fedkd.train"},
     {"fedkd.cohort", "fedkd.distill", "fedkd.synthesis"},
     {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},
