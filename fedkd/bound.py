@@ -34,6 +34,15 @@ class Bound:
         """Logits [..., C] of embeddings z [..., D]."""
         return functional_call(self._module.head, part(self._tensors, "head"), (z,))
 
+    def within(self, name: str) -> "Bound":
+        """One submodule, bound to its share of the tensors."""
+        frozen = None if self._frozen is None else getattr(self._frozen, name)
+        return Bound(getattr(self._module, name), part(self._tensors, name), frozen)
+
+    def asleep(self) -> "Bound":
+        """The same network in eval mode, detached."""
+        return self.at({})
+
     def parameters(self) -> Tensors:
         """The parameters (no buffers) by name, with gradients."""
         return {name: self._tensors[name] for name, _ in self._module.named_parameters()}

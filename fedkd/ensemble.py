@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedkd.types import Output
+from fedkd.types import Output, Tensors
 
 Teacher = Callable[[Tensor], Output]
 
@@ -29,3 +29,20 @@ class Ensemble:
         outputs = [member(x) for member in self.members]
         logits = torch.stack([weight * output.logits for weight, output in zip(self.weights, outputs)]).sum(0)
         return Output(logits, torch.cat([output.embedding for output in outputs], dim=-1))
+
+
+class Committee(nn.Module):
+    """An ensemble as one network, of members of one form: the mean of their logits, their embeddings side by side, no stages."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Output:
+        return Ensemble(list(self.members))(x)
+
+    def parted(self, tensors: Tensors) -> tuple[nn.Module, list[Tensors]]:
+        """The members' form, and each one's share of ``tensors``."""
+        each = [f"members.{number}." for number in range(len(self.members))]
+        parts = [{key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)} for prefix in each]
+        return self.members[0], parts

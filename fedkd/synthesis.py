@@ -17,7 +17,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory
 from fedkd.seed import Seed
 from fedkd.train import fit
-from fedkd.types import Metrics, Output, State, Task, Tensors
+from fedkd.types import Examples, Metrics, Output, State, Task, Tensors
 
 
 class Latent(nn.Module):
@@ -57,8 +57,11 @@ class Synthesis:
     oh: float
     adv: float
 
-    def __call__(self, network: nn.Module, teachers: Tensors, student: Tensors, task: Task, seed: Seed) -> tuple[Tensor, Metrics]:
-        """A batch of images [B, ...] for teachers (stacked, [K, ...]) and a student of one network; the mean of every term."""
+    def __call__(
+        self, network: nn.Module, teachers: Tensors, student: Tensors, task: Task, seed: Seed, learner: nn.Module | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """A batch of images [B, ...] for teachers (stacked, [K, ...]) of one network and a student, of the same one if ``learner`` is None;
+        the mean of every term."""
         example = next(iter(student.values()))
         module = workspace(self.generator, task, self.batch_size).to(example.device, example.dtype)
         with (seed / "generator").globally():
@@ -68,19 +71,21 @@ class Synthesis:
         start["noise"] = torch.randn(module.noise.shape, generator=random).to(example)
         y = torch.randint(task.num_classes, (self.batch_size,), generator=(seed / "labels").torch()).sort().values.to(example.device)
         fitted = fit(
-            module, start, Batches(y.expand(self.steps, -1), dtype=example.dtype), partial(self.loss, network=network), self.optimizer,
+            module, start, Batches(y.expand(self.steps, -1), dtype=example.dtype), partial(self.loss, network=network, learner=network if learner is None else learner), self.optimizer,
             shared={"teachers": teachers, "student": student},
         )  # fmt: skip
         with torch.no_grad():
             x = functional_call(module.train(), dict(fitted.tensors), (y,))
         return x, {name: value / self.steps for name, value in fitted.sums.items()}
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module, learner: nn.Module
+    ) -> tuple[Tensor, Metrics]:
         """The equation of this class."""
         x, teachers = model(batch.y), unstacked(shared["teachers"])
         said = [inputs_of_norms(network, one, x) for one in teachers]
         z = torch.stack([output.logits for output, _ in said]).mean(0)
-        student = Bound(network).at(shared["student"])(x).logits
+        student = Bound(learner).at(shared["student"])(x).logits
         apart = [
             statistics_distance(value, one[f"{name}.running_mean"], one[f"{name}.running_var"])
             for one, (_, inputs) in zip(teachers, said) for name, value in inputs.items()
@@ -98,6 +103,11 @@ def workspace(generator: Any, task: Task, batch_size: int) -> Latent:
     """A place for generators of one kind: its values are always overwritten before use."""
     with Seed(0).globally():  # and nobody's draws are moved by them
         return Latent(generator(task), batch_size)
+
+
+def as_seen(x: Tensor) -> Examples:
+    """Images as networks see them already, without labels."""
+    return Examples(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1.0, (0.0,) * x.shape[1], (1.0,) * x.shape[1])
 
 
 def stacked(models: Sequence[Tensors]) -> Tensors:

@@ -62,6 +62,7 @@ class Examples:
         std: per channel, divided by.
         digest: hash of the decoded content, so that a run is known by its data and not by a path.
         rows: which of ``x`` these examples are [N], int64, so that a subset shares its images; None is all, in order.
+        groups: where examples come from (their domain) [N], int64, of which a batch shall have equally many; None: nobody asks.
     """
 
     x: Tensor
@@ -71,6 +72,7 @@ class Examples:
     std: tuple[float, ...]
     digest: str = ""
     rows: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -105,14 +107,15 @@ class Examples:
     def subset(self, index: np.ndarray | Tensor) -> "Examples":
         """The examples at ``index`` [n]; the images are shared, not copied."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.y.device)
-        return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.where(index))
+        groups = None if self.groups is None else self.groups[index]
+        return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.where(index), groups=groups)
 
     def to(self, device: torch.device | str) -> "Examples":
         """The same examples on ``device``; itself if they are there already."""
         if self.x.device == torch.device(device):
             return self
-        rows = None if self.rows is None else self.rows.to(device)
-        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows)
+        rows, groups = (None if one is None else one.to(device) for one in (self.rows, self.groups))
+        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows, groups)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedkd import wire
 from fedkd.aggregate import assemble
 from fedkd.exchange import Federation, collect, passed
 from simulations.grids import ClientGrid
-from simulations.progress import Progress
+from simulations.progress import of_rounds
 from simulations.record import Folder
 from simulations.scores import balanced, on_shards, on_test
 from simulations.world import World
@@ -86,7 +86,7 @@ def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
         )
     folder.begin()
     watched = PolicyGrid(grid, home.federation())
-    with Progress(config, 1) as progress, (home.seed / "foreign").globally():
+    with of_rounds(config, 1) as progress, (home.seed / "foreign").globally():
 
         def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number > 0:

@@ -10,7 +10,7 @@ from typing import Self
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as Rich
 
 
 def narrate() -> None:
@@ -22,13 +22,19 @@ def narrate() -> None:
         logger.propagate = False
 
 
-class Progress:
-    """One line on standard error: round, accuracy, time left. Where that is no terminal: a plain line every tenth of the run."""
+class Bar:
+    """One line on standard error: what is done, accuracy, time left. Where that is no terminal: a plain line every tenth of it.
 
-    def __init__(self, config: DictConfig, first: int) -> None:
-        self._rounds, self._shown = config.rounds, config.progress
-        strategy = config.choices.get("strategy", config.strategy["_target_"].rpartition(".")[2])
-        self._label = f"{strategy} on {config.choices.get('data', 'data')}, seed {config.seed}"
+    Args:
+        label: what is being done.
+        total: rounds or epochs.
+        done: so many are already.
+        shown: anything at all.
+        unit: ``round`` or ``epoch``, the column that counts them.
+    """
+
+    def __init__(self, label: str, total: int, done: int, shown: bool, unit: str) -> None:
+        self._label, self._total, self._shown, self._unit = label, total, shown, unit
         console = Console(stderr=True)
         self._live = console.is_terminal and self._shown
         columns = (
@@ -38,8 +44,8 @@ class Progress:
             TextColumn("{task.fields[score]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Bar(*columns, console=console, disable=not self._live)
-        self._task = self._bar.add_task(self._label, total=config.rounds, completed=first - 1, score="")
+        self._bar = Rich(*columns, console=console, disable=not self._live)
+        self._task = self._bar.add_task(self._label, total=total, completed=done, score="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -49,12 +55,19 @@ class Progress:
         self._bar.stop()
 
     def advance(self, row: dict[str, float]) -> None:
-        """Show a finished round."""
+        """Show one that is finished."""
         shown = [f"{name} {row[key]:.3f}" for name, key in (("accuracy", "accuracy"), ("own labels", "accuracy_own_labels")) if key in row]
-        number = int(row["round"])
+        number = int(row[self._unit])
         self._bar.update(self._task, completed=number, **({"score": ", ".join(shown)} if shown else {}))
-        if self._shown and not self._live and (number % max(1, self._rounds // 10) == 0 or number == self._rounds):
-            print(f"{self._label}: round {number}/{self._rounds} {', '.join(shown)}", file=sys.stderr, flush=True)
+        if self._shown and not self._live and (number % max(1, self._total // 10) == 0 or number == self._total):
+            print(f"{self._label}: {self._unit} {number}/{self._total} {', '.join(shown)}", file=sys.stderr, flush=True)
+
+
+def of_rounds(config: DictConfig, first: int) -> Bar:
+    """The progress of a federated run, which goes on with round ``first``."""
+    strategy = config.choices.get("strategy", config.strategy["_target_"].rpartition(".")[2])
+    label = f"{strategy} on {config.choices.get('data', 'data')}, seed {config.seed}"
+    return Bar(label, config.rounds, first - 1, config.progress, "round")
 
 
 def summarise(folder: Path) -> str:

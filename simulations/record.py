@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from flwr.app import Message
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fedkd import wire
 from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_atomically, write_checkpoint
@@ -81,7 +81,7 @@ class Folder:
             cut(self.path / name, done)
         world, path = self.world, self.path
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(world.config, resolve=True).encode())
-        write_atomically(path / "environment.json", (json.dumps(environment(world), indent=1) + "\n").encode())
+        write_atomically(path / "environment.json", (json.dumps(environment(world.config), indent=1) + "\n").encode())
         labels, classes = world.train.y.cpu().numpy(), world.task.num_classes
         save(world.partition, path / "partition.npz", labels, world.held.scored.y.cpu().numpy(), classes)
         figures.partition(counts(world.partition.train, labels, classes), path / "partition")
@@ -219,7 +219,7 @@ def commit() -> tuple[str | None, bool]:
     return head.stdout.strip() or None, bool(dirty.stdout.strip())
 
 
-def environment(world: World) -> dict[str, object]:
+def environment(config: DictConfig) -> dict[str, object]:
     """Where a run was made."""
     head, dirty = commit()
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "hydra-core")
@@ -231,7 +231,7 @@ def environment(world: World) -> dict[str, object]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads_per_worker": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if world.config.device != "cpu" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if config.device != "cpu" else platform.processor() or platform.machine(),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations import figures, times
+from simulations import details, figures, times
 from simulations.groups import Group, comparable, gather, group
 from simulations.look import interval
 from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Run, find, natural, read
@@ -225,6 +225,8 @@ def _write(groups: Sequence[Group], output: Path, target: float | None) -> int:
     output.mkdir(parents=True, exist_ok=True)
     table, paired = results(groups, target), differences(groups)
     text = markdown(table, paired, target) + by_setting(groups, table)
+    for columns, legend in ((details.server_side(groups), details.SERVER_LEGEND), (details.by_network(groups), details.NETWORK_LEGEND)):
+        text += f"\n{_table(columns)}\n\n{legend}\n" if columns else ""
     table.to_csv(output / "results.csv", index=False)
     (output / "results.md").write_text(text, encoding="utf-8")
     paths = [output / "results.csv", output / "results.md", *([output / "differences.csv"] if len(paired) else [])]

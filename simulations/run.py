@@ -32,7 +32,7 @@ from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
 from simulations.process import settle
-from simulations.progress import Progress, narrate, summarise
+from simulations.progress import narrate, of_rounds, summarise
 from simulations.record import Folder, client_rows, metrics_row
 from simulations.scores import balanced, on_shards
 from simulations.world import World, world
@@ -104,7 +104,7 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
         grid.memory = {client: wire.to_record(memory) for client, memory in last.memories.items()}
     strategy.federation = home.federation()
     first = 1 if last is None else last.round + 1
-    with Progress(config, first) as progress:
+    with of_rounds(config, first) as progress:
 
         def on_round(done: Round) -> None:
             folder.client_rows(client_rows(home, done))
@@ -149,11 +149,11 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], Me
     return metrics
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """The configuration that the command line ``overrides`` describe."""
+def compose(overrides: list[str], name: str = "config") -> DictConfig:
+    """The configuration that the command line ``overrides`` describe, of a run or of what else ``name`` is the root of."""
     ready = GlobalHydra.instance().is_initialized()  # within the command
     with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("config", overrides, return_hydra_config=True)
+        config = hydra.compose(name, overrides, return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]

@@ -18,7 +18,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.optimize import OptimizerFactory
 from fedkd.seed import Seed
 from fedkd.site import Server
-from fedkd.synthesis import Synthesis, stacked
+from fedkd.synthesis import Synthesis, as_seen, stacked
 from fedkd.train import fit
 from fedkd.types import Examples, Metrics, State, Tensors, Update
 
@@ -93,10 +93,10 @@ class Dense(Fusion):
         for epoch in range(self.epochs):
             seed = server.seed / "epoch" / epoch
             x, terms = self.synthesis(server.model, teachers, student, server.task, seed)
-            fresh = pool(x)
+            fresh = as_seen(x)
             said.append(torch.stack([logits_on(server.model, one, fresh, self.batch_size, server.dtype) for one in models]).mean(0))
             images = torch.cat([images, x]) if len(images) else x
-            batches = self.material(pool(images), torch.cat(said), seed, server.dtype)
+            batches = self.material(as_seen(images), torch.cat(said), seed, server.dtype)
             fitted = fit(server.model, student, batches, self.distillation, self.student_optimizer, optimizer_state=optimizer)
             student, optimizer = fitted.tensors, fitted.optimizer
             terms = {
@@ -123,8 +123,3 @@ class Dense(Fusion):
         """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""
         members = [assemble(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")]
         return {**super().others(server, state), **({"ensemble": Ensemble(members)} if members else {})}
-
-
-def pool(x: Tensor) -> Examples:
-    """Generated images as examples without labels."""
-    return Examples(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1.0, (0.0,) * x.shape[1], (1.0,) * x.shape[1])

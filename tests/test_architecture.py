@@ -14,7 +14,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fedkd.config import build, check, check_types
-from simulations import compat
+from simulations import compat, distill_config
+from simulations.distill import composed as distillation
 from simulations.run import compose
 from tests.conftest import ROOT
 
@@ -22,12 +23,14 @@ LEVELS = [
     {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy"},
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
-    {"fedkd.public", "fedkd.shift", "fedkd.view"},
+    {"fedkd.public", "fedkd.shift", "fedkd.view", "fedkd.augment"},
+    {"fedkd.domains"},
     {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.retrieval", "fedkd.travel", "fedkd.folding"},
     {"fedkd.train"},
     {"fedkd.cohort", "fedkd.distill", "fedkd.synthesis"},
+    {"fedkd.sources"},
     {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},
-    {"fedkd.exchange"},
+    {"fedkd.exchange", "fedkd.distillation"},
     {"fedkd.rounds"},
     {"fedkd.strategy"},
     {"fedkd.fusion"},
@@ -166,6 +169,7 @@ def test_messages_can_be_made_in_a_process_that_flower_did_not_start(monkeypatch
 PLACES = {
     "data": "data", "partition": "partition", "model": "model", "optimizer": "optimizer", "strategy": "strategy", "engine": "engine",
     "generator": "strategy.generator", "shift": "shift", "systems": "systems", "public": "public",
+    "distiller": "distiller", "source": "source", "augmentation": "augmentation",
 }  # fmt: skip
 YAMLS = [(group, path) for group in PLACES for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 OPTIONAL = {"flwr_datasets"}
@@ -181,6 +185,9 @@ def ident(value: object) -> str | None:
 def composed(group: str, path: Path):
     """The configuration that chooses this file, its node, and where the node is."""
     place = PLACES[group]
+    if place in ("distiller", "source", "augmentation"):
+        config = distillation([f"{group}={path.stem}"])
+        return config, OmegaConf.to_container(config[place], resolve=True), place
     images = group == "generator" and path.stem.startswith("image")
     config = compose(
         ["strategy=fedftg" if images else "strategy=fedgen", f"{group}={path.stem}" if place == group else f"{group}@{place}={path.stem}"]
@@ -194,7 +201,7 @@ def test_a_part_resolves_type_checks_and_builds(group, path):
         pytest.importorskip(path.stem)
     config, node, place = composed(group, path)
     check_types(node, place)
-    check(config)
+    (distill_config.check if "distiller" in config else check)(config)
     assert build(config, place.partition(".")[0]) is not None
 
 

@@ -69,6 +69,7 @@ class ResNet(Classifier):
         first = nn.Sequential(nn.Conv2d(task.shape[0], stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
         stages[0] = nn.Sequential(first, *stages[0])
         super().__init__(task, stages, GlobalAveragePool(), nn.Linear(widths[-1], task.num_classes), widths[-1])
+        self.widths = tuple(widths)
         fan_out(self)
 
     def extra_stage(self) -> nn.Module:

@@ -1,0 +1,57 @@
+"""Attention transfer."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fedkd.check import require
+from fedkd.distillers.distiller import Distiller, Pair, Seen, weight
+from fedkd.losses.attention import attention_transfer
+from fedkd.types import Metrics
+
+
+@dataclass(kw_only=True)
+class AT(Distiller):
+    """``ce CE(z_s, y) + weight sum_l mean (a(F_s^l) - a(F_t^l))^2``, ``a(F)`` the normalised map of ``mean_c |F_c|^p``, l every stage.
+
+    Zagoruyko, Komodakis: Paying more attention to attention, ICLR 2017, with the means and the weight of public recipes: the paper's
+    norm of the difference, halved, is another scale.
+
+    Args:
+        weight: >= 0, of the sum over stages.
+        power: > 0, p.
+    """
+
+    taught: ClassVar[bool] = True
+
+    weight: float
+    power: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight(self.weight)
+        require(self.power > 0, "power", "must be > 0", self.power)
+
+    def check(self, pair: Pair, batch_size: int) -> None:
+        same_number(pair)
+        maps(pair)
+
+    def terms(self, seen: Seen) -> Metrics:
+        pairs = zip(seen.teacher.stages, seen.student.stages, strict=True)
+        apart = torch.stack([attention_transfer(t, s, power=self.power).mean() for t, s in pairs])
+        return {"attention": self.weight * apart.sum()}
+
+
+def same_number(pair: Pair) -> None:
+    """Refuse networks that have not the same number of stages."""
+    student, teacher = (len(sizes.stages) for sizes in pair.sizes)
+    rule = f"must be a network of as many stages as the teacher, {teacher}, for a method that compares all of them"
+    require(student == teacher > 0, "student", rule, student)
+
+
+def maps(pair: Pair) -> None:
+    """Refuse networks whose stages give no maps."""
+    for sizes in pair.sizes:
+        flat = [tuple(stage) for stage in sizes.stages if len(stage) != 3]
+        require(not flat, sizes.name, "must be a network whose stages give maps (channels, height, width)", flat)

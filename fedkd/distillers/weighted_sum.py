@@ -1,0 +1,61 @@
+"""Several methods at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import nn
+
+from fedkd.batch import Batch
+from fedkd.check import require
+from fedkd.distillers.distiller import Distiller, Pair, Seen, Steps, weight
+from fedkd.types import Metrics, Tensors
+
+
+@dataclass(kw_only=True)
+class WeightedSum(Distiller):
+    """``ce CE(z_s, y) + sum_m weights_m terms_m``: the terms of several methods, each weighted already as it is by itself.
+
+    Args:
+        parts: the methods by name; the sum has the cross-entropy, so theirs is 0.
+        weights: >= 0, one a method.
+    """
+
+    taught: ClassVar[bool] = True
+
+    parts: Mapping[str, Distiller]
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.parts) > 0, "parts", "must name one method or more", dict(self.parts))
+        require(
+            set(self.parts) == set(self.weights), "weights", f"must give one number for each of {sorted(self.parts)}", dict(self.weights)
+        )
+        for name, one in self.parts.items():
+            weight(self.weights[name], f"weights.{name}")
+            require(one.ce == 0, f"parts.{name}.ce", "must be 0: the sum has the cross-entropy", one.ce)
+            adds = type(one).loss is Distiller.loss and type(one).learner is Distiller.learner
+            require(adds, f"parts.{name}", "must be a method that adds terms to a student's answers", type(one).__name__)
+
+    def check(self, pair: Pair, batch_size: int) -> None:
+        for one in self.parts.values():
+            one.check(pair, batch_size)
+
+    def modules(self, pair: Pair) -> nn.Module:
+        return nn.ModuleDict({name: one.modules(pair) or nn.Module() for name, one in self.parts.items()})
+
+    def draw(self, steps: Steps) -> Tensors:
+        return {
+            f"{name}/{key}": value
+            for name, one in self.parts.items()
+            for key, value in one.draw(replace(steps, seed=steps.seed / name)).items()
+        }
+
+    def terms(self, seen: Seen) -> Metrics:
+        terms: Metrics = {}
+        for name, one in self.parts.items():
+            drawn = {key.removeprefix(f"{name}/"): value for key, value in seen.batch.drawn.items() if key.startswith(f"{name}/")}
+            mine = replace(seen, method=seen.method.within(name), batch=Batch(seen.batch.x, seen.batch.y, drawn))
+            terms |= {f"{name}_{key}": self.weights[name] * value for key, value in one.terms(mine).items()}
+        return terms

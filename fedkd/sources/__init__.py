@@ -1,0 +1,1 @@
+"""Where the images of a distillation come from: one source per file."""

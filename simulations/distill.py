@@ -1,0 +1,203 @@
+"""``python -m simulations.distill run=outputs/digits/<hash> student=resnet8 source=synthetic``: from a model that knows to a smaller one.
+
+Without ``run`` a teacher is trained first (``teacher=resnet56``), once: whoever asks for the same one again finds it. Add ``-m`` for
+sweeps. A training that is finished is skipped, one that was interrupted goes on from its last checkpoint. ``teacher=<name>`` and
+``student=<name>`` stand for ``model@teacher=<name>`` and ``model@student=<name>``. The last line on standard output is ``run: <folder>``.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from fedkd.bound import load, part
+from fedkd.distillation import Progress, Training
+from fedkd.evaluate import Score, evaluate
+from fedkd.types import Tensors
+from simulations.distill_config import check, schedule
+from simulations.distill_folder import DistillFolder, rows, trained
+from simulations.distill_setup import Setup, alone, set_up
+from simulations.export import export
+from simulations.flow import flow
+from simulations.process import settle
+from simulations.progress import Bar, narrate
+from simulations.run import CONF, chosen, compose, explained, make_absolute
+from simulations.world import dtype_of
+
+
+def execute(config: DictConfig) -> Path:
+    """Train the student that ``config`` describes, or what is missing of it, after its teacher; return its folder.
+
+    Raises:
+        ValueError: the configuration is wrong; nothing was begun.
+        FloatingPointError: the loss is no longer finite; the last checkpoint holds.
+    """
+    narrate()
+    settle()
+    check(config)
+    make_absolute(config.data)
+    make_absolute(config.source)
+    setup = set_up(config)
+    taught = setup.taught if setup.before is None else trained(execute(setup.before))
+    start = begun(setup, taught or {})
+    training = setup.training(start, placed(taught or {}, setup))
+    folder = DistillFolder(config, setup.hash(taught or {}, start))
+    try:
+        if folder.finished:
+            print("finished already, skipped")
+        else:
+            train(setup, training, folder, start)
+        print(f"{label(config)}: {summary(folder.path)}")
+        print(f"run: {folder.path}", flush=True)
+    finally:
+        folder.release()
+    return folder.path
+
+
+def begun(setup: Setup, taught: Tensors) -> Tensors:
+    """What the training begins with."""
+    init = setup.config.init
+    if init is None:
+        return setup.start
+    if init == "teacher":
+        student = part(taught, "student")
+    else:
+        folder = execute(alone(setup.config)) if init == "alone" else Path(init).expanduser().absolute()
+        student = part(trained(folder), "student")
+    load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
+    return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}
+
+
+def placed(tensors: Tensors, setup: Setup) -> Tensors:
+    """A teacher's tensors where and as the training computes."""
+    if setup.teacher is None:
+        return {}
+    like = setup.teacher.state_dict()
+    return {key: tensors[key].to(value) for key, value in like.items()}
+
+
+def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensors) -> None:
+    """Epoch after epoch, from the last checkpoint or the beginning; then what leaves the house."""
+    config = setup.config
+    progress = folder.begin()
+    if progress is None:
+        progress = Progress(0, start)
+        folder.row({"epoch": 0, **scores(setup, progress.tensors)})
+    else:
+        progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
+    rates = schedule(config)
+    with Bar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
+        while progress.epoch < config.epochs:
+            began = time.perf_counter()
+            progress, terms = training.epoch(progress)
+            values = {name: float(value) for name, value in terms.items()}
+            row = {
+                "epoch": progress.epoch,
+                "train_loss": values.pop("loss"),
+                "lr": config.optimizer.lr * rates[progress.epoch - 1],
+                **values,
+            }
+            row["seconds_train"] = round(time.perf_counter() - began, 4)
+            if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
+                row |= scores(setup, progress.tensors)
+                if config.flow:
+                    folder.flow(flow(setup, progress, training.taught))
+            folder.row(row)
+            if progress.epoch % config.checkpoint_every == 0 or progress.epoch == config.epochs:
+                if progress.epoch == config.epochs:
+                    folder.models(export(setup, training, progress.tensors, folder.path))
+                folder.checkpoint(progress)
+            bar.advance(row)
+
+
+def scores(setup: Setup, tensors: Tensors) -> dict[str, float]:
+    """Accuracy and loss of every network that leaves the house; the student's without its name."""
+    began, row = time.perf_counter(), {}
+    for name, (network, own) in setup.distiller.networks(setup.learner, tensors).items():
+        score = scored(setup, network, own)
+        ending = "" if name == "student" else f"_{name}"
+        row |= {f"accuracy{ending}": score.accuracy, f"loss{ending}": score.loss / score.total.sum().item()}
+    return {**row, "seconds_evaluate": round(time.perf_counter() - began, 4)}
+
+
+def scored(setup: Setup, network: nn.Module, tensors: Tensors) -> Score:
+    """One network on the test set, with the BatchNorm statistics that the method wants."""
+    batch_statistics = getattr(setup.distiller, "bn_eval", "running") == "batch"
+    kept = {key: value.clone() for key, value in tensors.items()}
+    network.train(batch_statistics)
+
+    def model(x: Tensor) -> object:
+        return torch.func.functional_call(network, kept, (x,))
+
+    config = setup.config
+    return evaluate(model, setup.test, config.evaluation_batch_size, setup.task.num_classes, dtype_of(config))
+
+
+def label(config: DictConfig) -> str:
+    """A training in a few words."""
+    names = config.choices
+    teacher = "" if config.teacher is None else f"{names.get('teacher', 'teacher')} to "
+    return f"{teacher}{names.get('student', 'student')} by {names.get('distiller', 'distiller')} on {names.get('source')} {names.get('data')}, seed {config.seed}"
+
+
+def summary(folder: Path) -> str:
+    """Accuracy before and after."""
+    scored = [row for row in rows(folder) if row["accuracy"]]
+    return f"accuracy {float(scored[0]['accuracy']):.4f} before, {float(scored[-1]['accuracy']):.4f} after {scored[-1]['epoch']} epochs"
+
+
+def settled(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
+    """``config`` with the names of the files it was composed from, if what was asked for goes together.
+
+    Raises:
+        ValueError: a run brings its own data and teacher, and another was asked for.
+    """
+    config = chosen(config, {key.rpartition("@")[2]: name for key, name in choices.items()})
+    OmegaConf.set_struct(config, False)
+    named = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
+    named = [one for one in named if not one.startswith(("data.root=", "data.cache="))]
+    if config.run is not None and named:
+        raise ValueError(
+            f"run must be null where data or teacher are chosen: a run brings its own, got {config.run!r} with {', '.join(named)}"
+        )
+    return config
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The configuration that ``overrides``, as the command takes them, describe."""
+    overrides = [longhand(one) for one in overrides]
+    config = compose(overrides, "distill")
+    return settled(config, dict(config.choices), overrides)
+
+
+def longhand(override: str) -> str:
+    """``teacher=resnet20`` is ``model@teacher=resnet20`` to Hydra."""
+    key, sign, value = override.partition("=")
+    return f"model@{key}{sign}{value}" if key in ("teacher", "student") and sign else override
+
+
+@hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
+def command(config: DictConfig) -> None:
+    """The command, as Hydra runs it: once, or for every combination of a sweep."""
+    with explained():
+        run = HydraConfig.get()
+        execute(settled(config, dict(run.runtime.choices), list(run.overrides.task)))
+
+
+def main() -> None:
+    """The command."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = [longhand(one) for one in sys.argv[1:]]
+    with explained():
+        command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""What a distillation's configuration stands for: images, networks, method; and the trainings that come before it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fedkd.bound import snapshot
+from fedkd.check import require
+from fedkd.config import build, make, placeless
+from fedkd.distillation import Training
+from fedkd.distillers.distiller import Distiller, Learner, Pair
+from fedkd.models.classifier import Classifier
+from fedkd.partition.hold_out import hold_out
+from fedkd.seed import Seed
+from fedkd.sources.source import Source
+from fedkd.train import Execution
+from fedkd.types import Examples, Task, Tensors
+from simulations.distill_config import WITHOUT_EFFECT, schedule
+from simulations.run import compose
+from simulations.teachers import Teacher, aggregated, config_of, digest, is_federated, pooled
+from simulations.world import dtype_of, world
+
+
+@dataclass
+class Setup:
+    """A distillation before it begins.
+
+    Args:
+        config: resolved.
+        task: what is learnt.
+        train: the images that a source may use.
+        test: what is scored: the test set, or what is held out.
+        distiller: the method.
+        source: where images come from.
+        pool: its images, where they do not change.
+        learner: all that trains; its own values are a workspace.
+        start: its tensors at the beginning, but for ``init``.
+        teacher: the teacher's form; None where none is needed.
+        before: how to train it; None where a run has.
+        taught: its tensors, where a run has trained it.
+    """
+
+    config: DictConfig
+    task: Task
+    train: Examples
+    test: Examples
+    distiller: Distiller
+    source: Source
+    pool: Examples | None
+    learner: Learner
+    start: Tensors
+    teacher: Learner | None
+    before: DictConfig | None
+    taught: Tensors | None
+
+    def training(self, start: Tensors, taught: Tensors) -> Training:
+        """All of it, ready to begin."""
+        config = self.config
+        return Training(
+            self.task, self.distiller, self.learner, self.teacher, taught, self.source, self.pool, self.train.scaling(), build(config, "augmentation"),
+            build(config, "optimizer"), config.batch_size, config.steps, config.epochs, schedule(config), Seed(config.seed), dtype_of(config),
+            Execution(config.compile, autocast=config.precision == "bfloat16"),
+        )  # fmt: skip
+
+    def hash(self, taught: Tensors, start: Tensors) -> str:
+        """Twelve hexadecimal digits that stand for everything that can change the result: the teacher counts by its numbers."""
+        node = OmegaConf.to_container(self.config, resolve=True)
+        kept = {key: placeless(value) for key, value in node.items() if key not in WITHOUT_EFFECT}
+        digests = {"train": self.train.digest, "test": self.test.digest, "teacher": digest(taught)}
+        digests |= {"run": self.config.run is not None, "start": digest(start) if self.config.init else ""}
+        return hashlib.sha256(json.dumps([kept, digests], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def set_up(config: DictConfig) -> Setup:
+    """What ``config`` stands for; everything that can be refused before any training is.
+
+    Raises:
+        ValueError: naming the key, the rule and the value.
+    """
+    require(
+        config.device == "cpu" or torch.cuda.is_available(),
+        "device",
+        "must be one that this machine has (no GPU is visible here)",
+        config.device,
+    )
+    distiller, source = build(config, "distiller"), build(config, "source")
+    require(isinstance(distiller, Distiller), "distiller._target_", "must be a distiller", config.distiller["_target_"])
+    rule = f"must have labels for distiller {config.choices.get('distiller')}, which learns from them"
+    require(source.labelled or not distiller.needs_labels, "source", rule, config.choices.get("source"))
+    given = None if config.run is None else origin(Path(config.run).expanduser().absolute(), config)
+    task, train, test = reduced(config, *(make("data", build(config, "data")) if given is None else given.images))
+    needed = distiller.taught or not source.labelled or source.looks or config.init == "teacher"
+    teacher, before, taught = None, None, None
+    if not needed:
+        config.teacher = config.teacher_epochs = None
+        config.teacher_seed, config.of = 0, "model"
+        config.choices.pop("teacher", None)
+    elif given is not None and not distiller.preparation():
+        teacher, taught = given.teacher.learner, given.teacher.tensors
+    else:
+        before = teachers_config(config, distiller)
+        teacher = set_up(deepcopy(before)).learner
+    fresh = maker(config, "student", task)
+    seed = Seed(config.seed)
+    with (seed / "student").globally():
+        student = fresh()
+    pair = Pair(task, student, fresh, None if teacher is None else teacher.student, None if teacher is None else teacher.method)
+    try:
+        distiller.check(pair, config.batch_size)
+    except ValueError as error:
+        raise (error if str(error).split()[0] in config else ValueError(f"distiller.{error}")) from error
+    if teacher is not None:
+        same_classes(teacher, task)
+    with (seed / "method").globally():
+        learner = distiller.learner(pair).to(config.device, dtype_of(config))
+    teacher = None if teacher is None else teacher.to(config.device, dtype_of(config))
+    taught = None if taught is None else {key: value.to(teacher.state_dict()[key]) for key, value in taught.items()}
+    train, test = train.to(config.device), test.to(config.device)
+    pool = make("source", source.open, task, train, seed / "source")
+    return Setup(config, task, train, test, distiller, source, pool, learner, snapshot(learner), teacher, before, taught)
+
+
+def maker(config: DictConfig, part: str, task: Task) -> Callable[..., Classifier]:
+    """``(**changes) -> network`` of a part."""
+    network = build(config, part)
+    return lambda **changes: make(part, partial(network, **changes), task)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What ``run`` names: its images and the network that it ended with."""
+
+    images: tuple[Task, Examples, Examples]
+    teacher: Teacher
+
+
+def origin(folder: Path, config: DictConfig) -> Origin:
+    """A finished run of either kind; ``config`` takes on its data.
+
+    Raises:
+        ValueError: it cannot be used; says why.
+    """
+    theirs = config_of(folder)
+    chosen = config.choices.pop("data", None)
+    asked = OmegaConf.to_container(config.data, resolve=True)
+    config.data = theirs.data
+    config.choices.data = theirs.choices.get("data", "data")
+    named = placeless(asked) == placeless(OmegaConf.to_container(theirs.data, resolve=True)) or chosen in (None, "digits")
+    require(named, "data", f"must be left to the run ({theirs.choices.get('data')}), on whose images its model is distilled", chosen)
+    if is_federated(theirs):
+        return Origin(pooled(world(OmegaConf.to_yaml(theirs, resolve=True))), aggregated(folder, theirs, config.of))
+    earlier = set_up(theirs)
+    from simulations.distill_folder import trained
+
+    return Origin((earlier.task, earlier.train, earlier.test), Teacher(earlier.learner, trained(folder)))
+
+
+def reduced(config: DictConfig, task: Task, train: Examples, test: Examples) -> tuple[Task, Examples, Examples]:
+    """The first classes alone, so many images, and a part of these held out, the same for every seed.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    digests = train.digest, test.digest
+    if config.classes is not None:
+        require(config.classes <= task.num_classes, "classes", f"must be at most the task's, {task.num_classes}", config.classes)
+        task = Task(task.name, task.shape, config.classes, task.class_names[: config.classes], task.mean, task.std, task.brightest)
+        train, test = (one.subset(torch.nonzero(one.y < config.classes).flatten()) for one in (train, test))
+    if config.examples is not None:
+        each = config.examples // task.num_classes
+        counts = torch.bincount(train.y, minlength=task.num_classes)
+        enough = f"must be at least one and at most {counts.min()} images of each of {task.num_classes} classes"
+        require(1 <= each <= counts.min(), "examples", enough, config.examples)
+        rng = (Seed(0) / "examples").numpy()
+        kept = [rng.permutation(np.flatnonzero(train.y.numpy() == c))[:each] for c in range(task.num_classes)]
+        train = train.subset(np.sort(np.concatenate(kept)))
+    if config.validation:
+        (stays,), (withheld,) = hold_out([np.arange(len(train))], config.validation, Seed(0) / "validation")
+        train, test = train.subset(stays), train.subset(withheld)
+    return task, replace(train, digest=digests[0]), replace(test, digest=digests[1])
+
+
+def same_classes(teacher: Learner, task: Task) -> None:
+    """Refuse a teacher that answers with other classes, or sees images of another shape."""
+    example = next(teacher.parameters())
+    with torch.no_grad():
+        classes = teacher.student.eval()(torch.zeros(2, *task.shape, dtype=example.dtype, device=example.device)).logits.shape[-1]
+    require(classes == task.num_classes, "teacher", f"must have the task's classes, {task.num_classes}", classes)
+
+
+def teachers_config(config: DictConfig, distiller: Distiller) -> DictConfig:
+    """How the teacher is trained: as the student, with labels alone; then as the method prepares it."""
+    labels = compose(["distiller=none", "source=real"], "distill")
+    mine = deepcopy(config)
+    mine.student, mine.choices.student = (
+        (deepcopy(config.teacher), config.choices.get("teacher", "teacher")) if config.run is None else form(config)
+    )
+    mine.seed, mine.epochs = config.teacher_seed, config.teacher_epochs or config.epochs
+    mine.init = None
+    for part in ("distiller", "source"):
+        mine[part], mine.choices[part] = labels[part], labels.choices[part]
+    if overrides := list(distiller.preparation()):
+        composed = compose(overrides, "distill")
+        for key in {one.partition("=")[0].partition(".")[0].rpartition("@")[2] for one in overrides}:
+            mine[key] = composed[key]
+            if key in composed.choices or f"model@{key}" in composed.choices:
+                mine.choices[key] = composed.choices.get(key, composed.choices.get(f"model@{key}"))
+    return mine
+
+
+def alone(config: DictConfig) -> DictConfig:
+    """The same student trained with labels alone."""
+    labels, mine = compose(["distiller=none", "source=real"], "distill"), deepcopy(config)
+    mine.init = None
+    for part in ("distiller", "source"):
+        mine[part], mine.choices[part] = labels[part], labels.choices[part]
+    return mine
+
+
+def form(config: DictConfig) -> tuple[DictConfig, str]:
+    """The network of the run that is distilled."""
+    theirs = config_of(Path(config.run).expanduser().absolute())
+    part = "model" if is_federated(theirs) else "student"
+    return deepcopy(theirs[part]), theirs.choices.get(part, part)

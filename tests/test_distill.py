@@ -1,0 +1,248 @@
+"""Central distillation, from the command's configuration to what leaves the house, on real digits."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from simulations import distill
+from simulations.distill import composed, execute
+from simulations.distill_folder import rows, trained
+from simulations.distill_setup import set_up
+from simulations.progress import Bar
+from tests.conftest import ROOT
+
+DISTILLERS = sorted(path.stem for path in (ROOT / "conf" / "distiller").glob("*.yaml"))
+SMALL = (
+    "teacher=resnet14", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "epochs=2", "steps=3", "batch_size=16",
+    "progress=false", "export=false", "examples=200",
+)  # fmt: skip
+TINY = {
+    "dpk": ("distiller.grid=2", "distiller.width=8", "distiller.heads=2", "distiller.depth=1"),
+    "information_flow": ("distiller.teaching=[]",),
+}
+NEUTRAL = {
+    "kd": ("ce=1", "weight=0"), "fitnet": ("weight=0",), "at": ("weight=0",), "sp": ("weight=0",), "pkt": ("weight=0",),
+    "dkd": ("alpha=0", "beta=0"), "dpk": ("alpha=0", "beta=0"), "information_flow": ("ce=1", "weight=0"), "kddg": ("ce=1", "weight=0"),
+    "kd_sp": ("ce=1", "weights.kd=0", "weights.sp=0"),
+}  # fmt: skip
+
+
+def small(name: str, folder: Path, *overrides: str):
+    """A tiny distillation of one method."""
+    return composed([*SMALL, f"output={folder}", f"distiller={name}", *TINY.get(name, ()), *overrides])
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    """One folder for all, so that a teacher is trained once."""
+    return tmp_path_factory.mktemp("house")
+
+
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_every_method_trains_a_student_that_leaves_without_the_method_s_modules(name, house):
+    folder = execute(small(name, house))
+    seen = rows(folder)
+    assert [row["epoch"] for row in seen] == ["0", "1", "2"]
+    assert all(0 <= float(row["accuracy"]) <= 1 and row["loss"] for row in seen)
+    alone = execute(small("none", house))
+    student, plain = load_file(folder / "student.safetensors"), load_file(alone / "student.safetensors")
+    if name != "hsakd_teacher":
+        assert {key: value.shape for key, value in student.items()} == {key: value.shape for key, value in plain.items()}
+        assert any(not torch.equal(student[key], plain[key]) for key in plain) == (name != "none"), "a method makes a difference"
+    with open(folder / "models.csv", newline="") as file:
+        table = {row["network"]: row for row in csv.DictReader(file)}
+    with open(alone / "models.csv", newline="") as file:
+        assert table["student"]["parameters"] == next(csv.DictReader(file))["parameters"]
+    assert float(table["student"]["accuracy"]) == float(seen[-1]["accuracy"])
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_with_its_weights_at_zero_a_method_is_training_with_labels_bit_for_bit(name, house):
+    neutral = execute(small(name, house, *(f"distiller.{one}" for one in NEUTRAL[name])))
+    alone = execute(small("none", house))
+    left, right = load_file(neutral / "student.safetensors"), load_file(alone / "student.safetensors")
+    assert all(torch.equal(left[key], right[key]) for key in right)
+
+
+def test_every_method_that_adds_terms_has_a_neutral_setting_here():
+    from hydra.utils import get_object
+
+    from fedkd.distillers.distiller import Distiller
+
+    nodes = {name: composed([f"distiller={name}"]).distiller["_target_"] for name in DISTILLERS}
+    kinds = {name: get_object(target) for name, target in nodes.items()}
+    adds = {name for name, kind in kinds.items() if kind.loss is Distiller.loss and kind is not Distiller}
+    assert adds <= set(NEUTRAL)
+
+
+@pytest.mark.parametrize("name", ["kd", "dpk", "hsakd", "online_ensemble", "dkd"])
+def test_interrupted_and_started_again_is_never_interrupted(name, house, tmp_path, monkeypatch):
+    whole = execute(small(name, house, "epochs=3"))
+    advance = Bar.advance
+
+    def stop(self, row):
+        advance(self, row)
+        if row["epoch"] == 2 and "none" not in self._label and "teacher" not in self._label:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bar, "advance", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(small(name, tmp_path, "epochs=3"))
+    monkeypatch.setattr(Bar, "advance", advance)
+    again = execute(small(name, tmp_path, "epochs=3"))
+    assert again.name == whole.name
+    left, right = trained(again), trained(whole)
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
+    timing = ("seconds_train", "seconds_evaluate")
+    kept = [[{key: value for key, value in row.items() if key not in timing} for row in rows(folder)] for folder in (again, whole)]
+    assert kept[0] == kept[1]
+
+
+def test_a_teacher_is_trained_once_and_found_again(house, capsys):
+    execute(small("kd", house, "seed=5"))
+    capsys.readouterr()
+    execute(small("sp", house, "seed=6"))
+    said = capsys.readouterr().out
+    assert said.count("finished already, skipped") == 1
+
+
+def test_the_teacher_is_not_moved(house):
+    setup = set_up(small("hsakd", house))
+    assert setup.before is not None
+    folder = execute(setup.before)
+    taught = trained(folder)
+    training = setup.training(setup.start, {key: value.clone() for key, value in taught.items()})
+    from fedkd.distillation import Progress
+
+    training.epoch(Progress(0, setup.start))
+    assert all(torch.equal(training.taught[key], taught[key]) for key in taught)
+
+
+@pytest.mark.parametrize("source", ["public", "synthetic"])
+def test_other_images_will_do(source, house):
+    more = ["source.generator.width=4", "source.steps=2", "source.batch_size=16"] if source == "synthetic" else ["data@source.data=digits"]
+    before = execute(small("kd", house, f"source={source}", *more))
+    ended = rows(before)[-1]
+    assert float(ended["ce"]) > 0 and float(ended["kd"]) > 0
+    assert ("synthesis_oh" in ended) == (source == "synthetic")
+
+
+@pytest.fixture(scope="module")
+def federated(house) -> Path:
+    """A finished federated run."""
+    from simulations.run import compose
+    from simulations.run import execute as run
+
+    tiny = (
+        "strategy=fedensemble",
+        "rounds=2",
+        "engine=local",
+        "num_clients=4",
+        "clients_per_round=2",
+        "local_steps=3",
+        "cohort=1",
+        "progress=false",
+    )
+    return run(compose([*tiny, f"output={house}"]))
+
+
+@pytest.mark.parametrize("of", ["model", "ensemble"])
+def test_what_a_federation_ended_with_is_distilled(of, federated, house):
+    run = ["student=mlp", "student.widths=[8]", f"run={federated}", f"of={of}"]
+    config = composed([*run, "source=synthetic", "source.generator.width=4", "source.steps=2", "epochs=2", "source.batch_size=16", "progress=false",
+                       f"output={house}"])  # fmt: skip
+    folder = execute(config)
+    with open(folder / "models.csv", newline="") as file:
+        teacher = next(csv.DictReader(file))
+    with open(federated / "metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    if of == "model":
+        assert float(teacher["accuracy"]) == pytest.approx(float(last["accuracy"]), abs=1e-12)
+    else:
+        assert int(teacher["parameters"]) == 4 * int(model_size(federated))
+    about = json.loads((folder / "student.json").read_text())
+    assert about["num_classes"] == 10 and about["network"]["widths"] == [8]
+
+
+def model_size(folder: Path) -> int:
+    """Parameters of a federated run's network."""
+    from simulations.teachers import aggregated, config_of
+
+    return sum(p.numel() for p in aggregated(folder, config_of(folder), "model").learner.parameters())
+
+
+def test_the_student_s_program_gives_the_student_s_logits(house):
+    folder = execute(small("kd", house, "export=true", "seed=9"))
+    program = torch.export.load(folder / "student.pt2").module()
+    setup = set_up(small("kd", house, "seed=9"))
+    setup.learner.student.load_state_dict(load_file(folder / "student.safetensors"))
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_close(program(x), setup.learner.student.eval()(x).logits, atol=1e-5, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distiller=dpk", "batch_size=3"], r"^batch_size must be > 3 where ratio=dynamic: .* got 3$"),
+        (["distiller=at", "student=fedgen_cnn"], r"^student must be a network of as many stages as the teacher, 3, .* got 2$"),
+            (["distiller=fitnet", "student=mlp"], r"^student must be a network whose stages give maps \(channels, height, width\), got \[\(128,\), \(32,\)\]$"),
+        (["distiller=sp", "distiller.stage=3"], r"^distiller\.stage must be a stage of the student, which has 3 .* got 3$"),
+        (["distiller=hsakd_online", "student=mlp"], r"^student must be a network with an extra stage \(ResNet, .* got 'MLP'$"),
+        (["distiller=online_ensemble", "student=mlp"], r"^student must be a ResNet, .* got 'MLP'$"),
+        (["distiller=hsakd_teacher", "source=public"], r"^source must have labels for distiller hsakd_teacher, .* got 'public'$"),
+        (["source=public", "data@source.data=rotated_mnist"], r"^source\.data\.data\.root must hold the files of mnist, got "),
+        (["run=nowhere"], r"^run must be a run folder .* got '.*nowhere'$"),
+        (["epochs=0"], r"^epochs must be >= 1, got 0$"),
+        (["milestones=[0.9,0.5]"], r"^milestones must be ascending shares of the training"),
+        (["distiller.temperature=0"], r"^distiller\.temperature must be > 0, got 0"),
+        (["distiller=kd_sp", "distiller.parts.kd.ce=1"], r"^distiller\.parts\.kd\.ce must be 0: the sum has the cross-entropy, got 1"),
+        (["classes=11"], r"^classes must be at most the task's, 10, got 11$"),
+        (["examples=5"], r"^examples must be at least one and at most \d+ images of each of 10 classes, got 5$"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        execute(composed(["progress=false", f"output={tmp_path}", *overrides]))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_run_brings_its_own_data_and_teacher():
+    with pytest.raises(
+        ValueError, match=r"^run must be null where data or teacher are chosen: .* got 'there' with model@teacher=resnet20$"
+    ):
+        composed(["run=there", "teacher=resnet20"])
+
+
+def test_an_unfinished_run_is_refused(federated, tmp_path):
+    import shutil
+
+    from fedkd.checkpoint import read_checkpoint, write_checkpoint
+
+    copy = Path(shutil.copytree(federated, tmp_path / "run"))
+    write_checkpoint(copy, read_checkpoint(copy), rounds=7)
+    with pytest.raises(ValueError, match=r"^run must be finished; .*\(2 of 7 done\), got"):
+        execute(composed([f"run={copy}", f"output={tmp_path}"]))
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_holds(tmp_path, monkeypatch):
+    config = small("kd", tmp_path, "epochs=3")
+    original = distill.Training.epoch
+
+    def explode(self, progress):
+        if progress.epoch == 1 and self.teacher is not None:
+            self.taught = {key: value * (float("inf") if key.endswith("head.weight") else 1) for key, value in self.taught.items()}
+        return original(self, progress)
+
+    monkeypatch.setattr(distill.Training, "epoch", explode)
+    with pytest.raises(FloatingPointError, match=r"in step 1 of epoch 2, where kd is nan: lower the learning rate$"):
+        execute(config)
+    folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
+    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
+    assert all(torch.isfinite(value).all() for value in trained(folder).values())
