@@ -20,7 +20,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.check import check_optimizer, check_type, require
+from fedkd.check import require
+from fedkd.values import check_optimizer, check_type
 
 
 @dataclass
@@ -67,6 +68,9 @@ class Run:
         checkpoint_every: rounds between checkpoints; the last round always makes one.
         output: where run folders go.
         progress: show a progress bar.
+        distill: the distiller (a name in conf/distiller) by which the aggregated model is distilled after the last round; null: none.
+        distill_every: and after every so many rounds, a multiple of ``checkpoint_every``; null: after the last alone.
+        distill_with: what is overridden in ``simulations.distill`` for it: student, source, epochs.
         tuned: the file in which ``simulations.tune`` has noted its choices: the strategy's own is taken from there; null: none is.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
@@ -90,6 +94,9 @@ class Run:
     checkpoint_every: int
     output: str
     progress: bool
+    distill: str | None
+    distill_every: int | None
+    distill_with: dict[str, Any]
     tuned: str | None
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +115,9 @@ ConfigStore.instance().store(name="schema", node=Run)
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
-WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices")
+WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices", "distill",
+    "distill_every", "distill_with",
+)  # fmt: skip
 PLACES = ("root", "path", "cache", "download", "trace")
 EXTRAS = {"flwr_datasets": "flwr-datasets"}
 """Packages that parts may name and that need not be installed, and the extra that brings each."""
@@ -161,6 +170,9 @@ def check(config: DictConfig) -> None:
     require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
     require(config.retries >= 0, "retries", "must be >= 0", config.retries)
     require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
+    every = config.distill_every
+    fits = every is None or (every >= 1 and every % config.checkpoint_every == 0)
+    require(fits, "distill_every", f"must be null, or a multiple of checkpoint_every ({config.checkpoint_every})", every)
     require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
     for part in PARTS:
         check_types(OmegaConf.to_container(config[part], resolve=True), part)

@@ -52,8 +52,9 @@ def evaluate(message: Message, context: Context) -> Message:
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that ``overrides`` describe on the nodes that Flower provides."""
+    from simulations.command import compose
     from simulations.grids import CohortGrid
-    from simulations.run import compose, execute
+    from simulations.run import execute
 
     config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
     execute(config, lambda num_clients, text: CohortGrid(num_clients, text, grid))
@@ -103,7 +104,7 @@ def single_world(context: Context) -> World:
     """The world of a node that is one client: composed from the run's overrides."""
     from omegaconf import OmegaConf
 
-    from simulations.run import compose
+    from simulations.command import compose
 
     return world(OmegaConf.to_yaml(compose(shlex.split(str(context.run_config.get("overrides", "")))), resolve=True))
 

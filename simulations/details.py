@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from simulations.groups import Group
-from simulations.look import interval
+from simulations.look import percent
 
 FURTHER = {"accuracy_average": "mean of models", "accuracy": "after the server's training", "accuracy_ensemble": "ensemble"}
 SERVER_LEGEND = """Balanced test, mean of the last ten evaluated rounds: the mean of the clients' models, what the server makes of it, and the ensemble
@@ -51,9 +51,3 @@ def networks(folder: Path) -> dict[str, float]:
     correct = rows["accuracy_own_labels"] * rows["num_test_examples"]
     sums = pd.DataFrame({"correct": correct, "n": rows["num_test_examples"]}).groupby(rows["architecture"]).sum()
     return (sums["correct"] / sums["n"]).to_dict()
-
-
-def percent(values: Sequence[float]) -> str:
-    """``81.20 ± 0.45`` over runs; no interval for one, a dash where there is nothing."""
-    mean, half = interval(100 * np.array(values, float))
-    return "-" if np.isnan(mean) else f"{mean:.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")

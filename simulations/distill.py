@@ -9,27 +9,26 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 
 from fedkd.bound import load, part
 from fedkd.distillation import Progress, Training
-from fedkd.evaluate import Score, evaluate
+from fedkd.travel import Travel
 from fedkd.types import Tensors
+from simulations.command import CONF, chosen, compose, explained, make_absolute
 from simulations.distill_config import check, schedule
 from simulations.distill_folder import DistillFolder, rows, trained
+from simulations.distill_scores import scores
 from simulations.distill_setup import Setup, alone, set_up
 from simulations.export import export
 from simulations.flow import flow
 from simulations.process import settle
 from simulations.progress import Bar, narrate
-from simulations.run import CONF, chosen, compose, explained, make_absolute
-from simulations.world import dtype_of
 
 
 def execute(config: DictConfig) -> Path:
@@ -52,6 +51,8 @@ def execute(config: DictConfig) -> Path:
     try:
         if folder.finished:
             print("finished already, skipped")
+            if config.retrieval and "precision_100" not in folder.models_known():
+                folder.models(export(setup, training, trained(folder.path), folder.path))
         else:
             train(setup, training, folder, start)
         print(f"{label(config)}: {summary(folder.path)}")
@@ -92,7 +93,7 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
         folder.row({"epoch": 0, **scores(setup, progress.tensors)})
     else:
         progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
-    rates = schedule(config)
+    rates, travel = schedule(config), travelled(setup, start, progress, folder)
     with Bar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
             began = time.perf_counter()
@@ -104,6 +105,8 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
                 "lr": config.optimizer.lr * rates[progress.epoch - 1],
                 **values,
             }
+            travel = travel.to(parameters(setup, progress.tensors))
+            row["travel"] = travel.relative
             row["seconds_train"] = round(time.perf_counter() - began, 4)
             if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
                 row |= scores(setup, progress.tensors)
@@ -117,33 +120,25 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
             bar.advance(row)
 
 
-def scores(setup: Setup, tensors: Tensors) -> dict[str, float]:
-    """Accuracy and loss of every network that leaves the house; the student's without its name."""
-    began, row = time.perf_counter(), {}
-    for name, (network, own) in setup.distiller.networks(setup.learner, tensors).items():
-        score = scored(setup, network, own)
-        ending = "" if name == "student" else f"_{name}"
-        row |= {f"accuracy{ending}": score.accuracy, f"loss{ending}": score.loss / score.total.sum().item()}
-    return {**row, "seconds_evaluate": round(time.perf_counter() - began, 4)}
+def parameters(setup: Setup, tensors: Tensors) -> Tensors:
+    """Those of the student alone."""
+    student, own = setup.distiller.networks(setup.learner, tensors)["student"]
+    return {name: own[name] for name, _ in student.named_parameters()}
 
 
-def scored(setup: Setup, network: nn.Module, tensors: Tensors) -> Score:
-    """One network on the test set, with the BatchNorm statistics that the method wants."""
-    batch_statistics = getattr(setup.distiller, "bn_eval", "running") == "batch"
-    kept = {key: value.clone() for key, value in tensors.items()}
-    network.train(batch_statistics)
-
-    def model(x: Tensor) -> object:
-        return torch.func.functional_call(network, kept, (x,))
-
-    config = setup.config
-    return evaluate(model, setup.test, config.evaluation_batch_size, setup.task.num_classes, dtype_of(config))
+def travelled(setup: Setup, start: Tensors, progress: Progress, folder: DistillFolder) -> Travel:
+    """How far the student has come."""
+    begin = Travel.begin(parameters(setup, start))
+    if progress.epoch == 0:
+        return begin
+    length = float(rows(folder.path)[-1]["travel"]) * begin.first
+    return replace(begin, here=parameters(setup, progress.tensors), length=length)
 
 
 def label(config: DictConfig) -> str:
     """A training in a few words."""
     names = config.choices
-    teacher = "" if config.teacher is None else f"{names.get('teacher', 'teacher')} to "
+    teacher = f"{names.teacher} to " if "teacher" in names else ""
     return f"{teacher}{names.get('student', 'student')} by {names.get('distiller', 'distiller')} on {names.get('source')} {names.get('data')}, seed {config.seed}"
 
 

@@ -20,6 +20,7 @@ class Distillation:
         seed: root of all randomness of the student's training.
         run: folder of a finished federated run, whose aggregated model is the teacher and whose data are distilled on; or of a finished
             distillation, whose student is. Null: the teacher is trained here.
+        round: of the run; null: it must be finished. Else its checkpoint must be of this round.
         of: the run's aggregated ``model``, or the ``ensemble`` of its clients.
         classes: the first so many classes alone; null is all.
         examples: so many training images, equally many of each class, drawn once for all seeds; null is all.
@@ -37,6 +38,7 @@ class Distillation:
         evaluation_batch_size: of evaluations.
         checkpoint_every: epochs between checkpoints.
         export: write the student as a program of its own too (``torch.export``), and time it.
+        retrieval: and what its embedding finds again among the training images.
         flow: so many training images on which every layer's information is measured after each evaluation; 0: none.
         compile, precision, device, output, progress: as of a federated run.
         choices: names of the yaml files that were chosen, filled in by the command.
@@ -45,6 +47,7 @@ class Distillation:
     name: str
     seed: int
     run: str | None
+    round: int | None
     of: str
     classes: int | None
     examples: int | None
@@ -61,6 +64,7 @@ class Distillation:
     evaluation_batch_size: int
     checkpoint_every: int
     export: bool
+    retrieval: bool
     flow: int
     compile: bool
     precision: str
@@ -80,7 +84,7 @@ class Distillation:
 ConfigStore.instance().store(name="distillation", node=Distillation)
 
 PARTS = ("data", "augmentation", "teacher", "student", "distiller", "source", "optimizer")
-WITHOUT_EFFECT = ("name", "run", "init", "output", "progress", "checkpoint_every", "export", "choices")
+WITHOUT_EFFECT = ("name", "run", "round", "init", "output", "progress", "checkpoint_every", "export", "retrieval", "choices")
 
 
 def check(config: DictConfig) -> None:

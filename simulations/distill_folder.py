@@ -13,7 +13,7 @@ from fedkd.distillation import Progress
 from fedkd.types import Tensors
 from simulations.record import append, cut, environment, header_of, table, widen
 
-COLUMNS = ("epoch", "accuracy", "loss", "train_loss", "lr", "seconds_train", "seconds_source", "seconds_evaluate", "num_images")
+COLUMNS = ("epoch", "accuracy", "loss", "train_loss", "lr", "seconds_train", "seconds_evaluate", "travel")
 
 
 class DistillFolder:
@@ -66,11 +66,15 @@ class DistillFolder:
 
     def flow(self, rows: list[Mapping[str, float]]) -> None:
         """Rows of ``flow.csv``, flushed."""
-        append(self.path / "flow.csv", ("epoch", "network", "layer", "information"), rows)
+        append(self.path / "flow.csv", ("epoch", "network", "layer", "information", "binned"), rows)
 
     def models(self, rows: list[Mapping[str, object]]) -> None:
         """``models.csv``: the networks side by side."""
         write_atomically(self.path / "models.csv", table(list(rows[0]), rows, titled=True).encode())
+
+    def models_known(self) -> list[str]:
+        """The columns of ``models.csv``."""
+        return header_of(self.path / "models.csv") or []
 
     def checkpoint(self, progress: Progress) -> None:
         """Where the training stands, atomically."""

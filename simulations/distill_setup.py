@@ -23,8 +23,9 @@ from fedkd.seed import Seed
 from fedkd.sources.source import Source
 from fedkd.train import Execution
 from fedkd.types import Examples, Task, Tensors
+from simulations.command import compose
 from simulations.distill_config import WITHOUT_EFFECT, schedule
-from simulations.run import compose
+from simulations.distill_folder import trained
 from simulations.teachers import Teacher, aggregated, config_of, digest, is_federated, pooled
 from simulations.world import dtype_of, world
 
@@ -79,8 +80,12 @@ class Setup:
         return hashlib.sha256(json.dumps([kept, digests], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def set_up(config: DictConfig) -> Setup:
+def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
     """What ``config`` stands for; everything that can be refused before any training is.
+
+    Args:
+        config: composed.
+        given: what the run has, where it has not ended yet; None: it is read.
 
     Raises:
         ValueError: naming the key, the rule and the value.
@@ -95,37 +100,47 @@ def set_up(config: DictConfig) -> Setup:
     require(isinstance(distiller, Distiller), "distiller._target_", "must be a distiller", config.distiller["_target_"])
     rule = f"must have labels for distiller {config.choices.get('distiller')}, which learns from them"
     require(source.labelled or not distiller.needs_labels, "source", rule, config.choices.get("source"))
-    given = None if config.run is None else origin(Path(config.run).expanduser().absolute(), config)
+    given = given if given is not None or config.run is None else origin(Path(config.run).expanduser().absolute(), config)
     task, train, test = reduced(config, *(make("data", build(config, "data")) if given is None else given.images))
-    needed = distiller.taught or not source.labelled or source.looks or config.init == "teacher"
-    teacher, before, taught = None, None, None
-    if not needed:
-        config.teacher = config.teacher_epochs = None
-        config.teacher_seed, config.of = 0, "model"
-        config.choices.pop("teacher", None)
-    elif given is not None and not distiller.preparation():
-        teacher, taught = given.teacher.learner, given.teacher.tensors
-    else:
-        before = teachers_config(config, distiller)
-        teacher = set_up(deepcopy(before)).learner
+    teacher, before, taught = instructor(config, distiller, source, given)
     fresh = maker(config, "student", task)
     seed = Seed(config.seed)
     with (seed / "student").globally():
-        student = fresh()
-    pair = Pair(task, student, fresh, None if teacher is None else teacher.student, None if teacher is None else teacher.method)
+        pair = Pair(task, fresh(), fresh, *((None, None) if teacher is None else (teacher.student, teacher.method)))
     try:
         distiller.check(pair, config.batch_size)
     except ValueError as error:
         raise (error if str(error).split()[0] in config else ValueError(f"distiller.{error}")) from error
     if teacher is not None:
         same_classes(teacher, task)
+        teacher = teacher.to(config.device, dtype_of(config))
     with (seed / "method").globally():
         learner = distiller.learner(pair).to(config.device, dtype_of(config))
-    teacher = None if teacher is None else teacher.to(config.device, dtype_of(config))
-    taught = None if taught is None else {key: value.to(teacher.state_dict()[key]) for key, value in taught.items()}
-    train, test = train.to(config.device), test.to(config.device)
     pool = make("source", source.open, task, train, seed / "source")
+    train, test, pool = (None if one is None else one.to(config.device) for one in (train, test, pool))
     return Setup(config, task, train, test, distiller, source, pool, learner, snapshot(learner), teacher, before, taught)
+
+
+def instructor(
+    config: DictConfig, distiller: Distiller, source: Source, given: "Origin | None"
+) -> tuple[Learner | None, DictConfig | None, Tensors | None]:
+    """The teacher's form, if one is needed; how to train it, or its tensors where a run has. ``config`` forgets what is not needed."""
+    needed = distiller.taught or not source.labelled or source.looks or config.init == "teacher"
+    prepared = needed and (given is None or len(distiller.preparation()) > 0)
+    before = teachers_config(config, distiller, given) if prepared else None
+    if given is not None or not needed:
+        config.teacher, config.teacher_seed = None, 0
+        config.choices.pop("teacher", None)
+    if not prepared:
+        config.teacher_epochs = None
+    if not needed:
+        config.of = "model"
+        return None, None, None
+    if before is not None:
+        return set_up(deepcopy(before), given).learner, before, None
+    assert given is not None, "a teacher is trained, or a run has it"
+    config.choices.teacher = given.network[1]
+    return given.teacher.learner, None, given.teacher.tensors
 
 
 def maker(config: DictConfig, part: str, task: Task) -> Callable[..., Classifier]:
@@ -136,10 +151,11 @@ def maker(config: DictConfig, part: str, task: Task) -> Callable[..., Classifier
 
 @dataclass(frozen=True)
 class Origin:
-    """What ``run`` names: its images and the network that it ended with."""
+    """What ``run`` names: its images, the model that it ended with, and how its network is described and called."""
 
     images: tuple[Task, Examples, Examples]
     teacher: Teacher
+    network: tuple[DictConfig, str]
 
 
 def origin(folder: Path, config: DictConfig) -> Origin:
@@ -148,7 +164,7 @@ def origin(folder: Path, config: DictConfig) -> Origin:
     Raises:
         ValueError: it cannot be used; says why.
     """
-    theirs = config_of(folder)
+    theirs = config_of(folder, config.round)
     chosen = config.choices.pop("data", None)
     asked = OmegaConf.to_container(config.data, resolve=True)
     config.data = theirs.data
@@ -156,11 +172,12 @@ def origin(folder: Path, config: DictConfig) -> Origin:
     named = placeless(asked) == placeless(OmegaConf.to_container(theirs.data, resolve=True)) or chosen in (None, "digits")
     require(named, "data", f"must be left to the run ({theirs.choices.get('data')}), on whose images its model is distilled", chosen)
     if is_federated(theirs):
-        return Origin(pooled(world(OmegaConf.to_yaml(theirs, resolve=True))), aggregated(folder, theirs, config.of))
+        name = f"{theirs.choices.get('strategy', 'run')}'s {theirs.choices.get('model', 'model')}"
+        home = world(OmegaConf.to_yaml(theirs, resolve=True))
+        return Origin(pooled(home), aggregated(folder, theirs, config.of), (theirs.model, name))
     earlier = set_up(theirs)
-    from simulations.distill_folder import trained
-
-    return Origin((earlier.task, earlier.train, earlier.test), Teacher(earlier.learner, trained(folder)))
+    network = theirs.student, theirs.choices.get("student", "student")
+    return Origin((earlier.task, earlier.train, earlier.test), Teacher(earlier.learner, trained(folder)), network)
 
 
 def reduced(config: DictConfig, task: Task, train: Examples, test: Examples) -> tuple[Task, Examples, Examples]:
@@ -196,15 +213,14 @@ def same_classes(teacher: Learner, task: Task) -> None:
     require(classes == task.num_classes, "teacher", f"must have the task's classes, {task.num_classes}", classes)
 
 
-def teachers_config(config: DictConfig, distiller: Distiller) -> DictConfig:
+def teachers_config(config: DictConfig, distiller: Distiller, given: Origin | None) -> DictConfig:
     """How the teacher is trained: as the student, with labels alone; then as the method prepares it."""
     labels = compose(["distiller=none", "source=real"], "distill")
     mine = deepcopy(config)
-    mine.student, mine.choices.student = (
-        (deepcopy(config.teacher), config.choices.get("teacher", "teacher")) if config.run is None else form(config)
-    )
+    network, name = given.network if given is not None else (config.teacher, config.choices.get("teacher", "teacher"))
+    mine.student, mine.choices.student = deepcopy(network), name
     mine.seed, mine.epochs = config.teacher_seed, config.teacher_epochs or config.epochs
-    mine.init = None
+    mine.init, mine.flow, mine.steps = None, 0, None if config.source._target_ != labels.source._target_ else config.steps
     for part in ("distiller", "source"):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     if overrides := list(distiller.preparation()):
@@ -219,14 +235,7 @@ def teachers_config(config: DictConfig, distiller: Distiller) -> DictConfig:
 def alone(config: DictConfig) -> DictConfig:
     """The same student trained with labels alone."""
     labels, mine = compose(["distiller=none", "source=real"], "distill"), deepcopy(config)
-    mine.init = None
+    mine.init, mine.flow = None, 0
     for part in ("distiller", "source"):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     return mine
-
-
-def form(config: DictConfig) -> tuple[DictConfig, str]:
-    """The network of the run that is distilled."""
-    theirs = config_of(Path(config.run).expanduser().absolute())
-    part = "model" if is_federated(theirs) else "student"
-    return deepcopy(theirs[part]), theirs.choices.get(part, part)

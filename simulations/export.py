@@ -15,6 +15,7 @@ from fedkd.bound import load
 from fedkd.checkpoint import write_atomically
 from fedkd.distillation import Training
 from fedkd.types import Tensors
+from simulations.distill_scores import retrieved, scored
 from simulations.distill_setup import Setup
 
 REPEATS = 20
@@ -33,8 +34,6 @@ class Logits(nn.Module):
 
 def export(setup: Setup, training: Training, tensors: Tensors, folder: Path) -> list[Mapping[str, object]]:
     """Write every network that leaves the house; give the rows of ``models.csv``, the teacher's first."""
-    from simulations.distill import scored
-
     rows = []
     if setup.teacher is not None:
         taught = {k.removeprefix("student."): v for k, v in training.taught.items() if k.startswith("student.")}
@@ -49,7 +48,7 @@ def write(setup: Setup, folder: Path, name: str, network: nn.Module, tensors: Te
     """``<name>.safetensors``, which says in its header what network it is for, and ``<name>.pt2``."""
     config, task = setup.config, setup.task
     about = {
-        "network": OmegaConf.to_container(config.student, resolve=True), "shape": list(task.shape), "num_classes": task.num_classes,
+        "network": {**OmegaConf.to_container(config.student, resolve=True), **setup.distiller.changes(setup.learner, name)}, "shape": list(task.shape), "num_classes": task.num_classes,
         "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
     }  # fmt: skip
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -79,6 +78,7 @@ def described(setup: Setup, name: str, network: nn.Module, tensors: Tensors, acc
         "multiply_adds": counter.get_total_flops() // 2,
         "milliseconds": round(1000 * sorted(times)[REPEATS // 2], 3),
         "accuracy": accuracy,
+        **(retrieved(setup, network, tensors) if setup.config.retrieval else {}),
     }
 
 

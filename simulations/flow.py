@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from fedkd.distillation import Progress
 from fedkd.distillers.information_flow import representations
-from fedkd.losses.information import quadratic_mutual_information
+from fedkd.losses.information import binned_mutual_information, quadratic_mutual_information
 from fedkd.types import Tensors
 from simulations.distill_setup import Setup
 from simulations.world import dtype_of
@@ -16,7 +16,7 @@ from simulations.world import dtype_of
 
 @torch.no_grad()
 def flow(setup: Setup, progress: Progress, taught: Tensors) -> list[Mapping[str, object]]:
-    """Rows of the quadratic mutual information between each layer and the labels, on the first training images; the last layer is the embedding."""
+    """Rows of the information between each layer and the labels, quadratic and binned, on the first training images; the last is the embedding."""
     config = setup.config
     index = torch.arange(min(config.flow, len(setup.train)), device=setup.train.y.device)
     x, y = setup.train.images(index, dtype_of(config)), setup.train.y[index]
@@ -30,5 +30,6 @@ def flow(setup: Setup, progress: Progress, taught: Tensors) -> list[Mapping[str,
         layers = representations(functional_call(network.eval(), tensors, (x,)), "all")
         for number, layer in enumerate(reversed(layers), 1):
             value = quadratic_mutual_information(layer.flatten(1), y, setup.task.num_classes, kernel="adaptive_rbf").item()
-            found.append({"epoch": progress.epoch, "network": name, "layer": number, "information": value})
+            binned = binned_mutual_information(layer.flatten(1), y, setup.task.num_classes, num_components=2, num_bins=4).item()
+            found.append({"epoch": progress.epoch, "network": name, "layer": number, "information": value, "binned": binned})
     return found

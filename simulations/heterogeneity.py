@@ -19,8 +19,8 @@ from fedkd.partition.skew import effective_classes, label_distance
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, Task
 from fedkd.view import View, full_scale
+from simulations.command import compose, explained
 from simulations.page import SHOWN, Panel, Strip, page
-from simulations.run import compose, explained
 
 SPLITS = {
     "iid": ["partition=iid"],

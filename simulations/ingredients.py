@@ -15,7 +15,7 @@ from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
 from fedkd.types import Examples, State, Task, Tensors
-from simulations.run import CONF, compose
+from simulations.command import CONF, compose
 
 TASK = Task("mnist", (1, 28, 28), 10)
 HEADER = ("strategy", "down", "up", "client adds", "server", "public set", "unlike networks", "secure aggregation", "kB down", "kB up")

@@ -50,6 +50,12 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -
     return mean, stdtrit(n - 1, 0.975) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
 
 
+def percent(values: Sequence[float], sign: str = "") -> str:
+    """Shares as ``81.20 ± 0.45`` percent over runs; no interval for one, a dash where there is nothing."""
+    mean, half = interval(100 * np.array(values, float))
+    return "-" if np.isnan(mean) else f"{mean:{sign}.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
+
+
 @contextmanager
 def canvas(
     height: float, path_stem: Path | str, layout: str = "constrained", width: float = WIDTH

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations import details, figures, times
+from simulations import details, distill_pages, figures, times
 from simulations.groups import Group, comparable, gather, group
 from simulations.look import interval
-from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Run, find, natural, read
+from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Run, find, is_distillation, natural, read
+from simulations.tables import markdown_table
 
 HEADLINES = {
     "accuracy_last": "test, last",
@@ -109,14 +110,14 @@ def markdown(table: pd.DataFrame, paired: pd.DataFrame, target: float | None = N
     columns |= {title: _cells(table, name, "") for name, title in HEADLINES.items()}
     columns["top-5 rounds"] = _cells(table, "top5_rounds", "")
     columns |= {f"MB {way}": (table[f"bytes_{way}_total_mean"] / 1e6).map("{:.4g}".format) for way in ("up", "down")}
-    text = f"{_table(columns)}\n\n{LEGEND}\n"
+    text = f"{markdown_table(columns)}\n\n{LEGEND}\n"
     if target is not None or table["simulated_time_total_mean"].notna().any():
         columns = {"strategy": table["label"], "n": table["num_seeds"].astype(str), **times.columns(table, target)}
-        text += f"\n{_table(columns)}\n\n{times.legend(target)}\n"
+        text += f"\n{markdown_table(columns)}\n\n{times.legend(target)}\n"
     if len(paired):
         columns = {"strategy": paired["label"], "less": paired["reference"], "n": paired["num_seeds"].astype(str)}
         columns |= {title: _cells(paired, name, "+") for name, title in HEADLINES.items()}
-        text += f"\nDifference in percentage points, paired by seed:\n\n{_table(columns)}\n"
+        text += f"\nDifference in percentage points, paired by seed:\n\n{markdown_table(columns)}\n"
     return text
 
 
@@ -130,7 +131,7 @@ def by_setting(groups: Sequence[Group], table: pd.DataFrame) -> str:
     for name in ("accuracy_last_ten", "accuracy_own_labels_last_ten"):
         cells = {(one.line, one.setting): cell for one, cell in zip(groups, _cells(table, name, ""), strict=True)}
         columns = {"strategy": lines, **{setting: [cells.get((line, setting), "") for line in lines] for setting in settings}}
-        text += f"\n{HEADLINES[name][0].upper()}{HEADLINES[name][1:]}, by setting:\n\n{_table(columns)}\n"
+        text += f"\n{HEADLINES[name][0].upper()}{HEADLINES[name][1:]}, by setting:\n\n{markdown_table(columns)}\n"
     return text
 
 
@@ -138,16 +139,6 @@ def _cells(table: pd.DataFrame, name: str, sign: str) -> list[str]:
     """``81.20 ± 0.45`` in percent; no interval for one seed, and a dash where there is nothing (a strategy without a global model)."""
     pairs = 100 * table[[f"{name}_mean", f"{name}_half_width"]].to_numpy(float)
     return ["-" if np.isnan(mean) else f"{mean:{sign}.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}") for mean, half in pairs]
-
-
-def _table(columns: dict[str, Sequence[str]]) -> str:
-    """A Markdown table, text to the left and numbers to the right."""
-    cells = [[title, *(str(cell).replace("|", "\\|") for cell in column)] for title, column in columns.items()]
-    widths = [max(2, *map(len, column)) for column in cells]
-    text = [title in ("strategy", "less") for title in columns]
-    rows = [[c.ljust(w) if t else c.rjust(w) for c, w, t in zip(row, widths, text, strict=True)] for row in zip(*cells, strict=True)]
-    rows.insert(1, ["-" * w if t else "-" * (w - 1) + ":" for w, t in zip(widths, text, strict=True)])  # the colon aligns right
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def draw(groups: Sequence[Group], output: Path) -> tuple[list[Path], list[str]]:
@@ -175,21 +166,24 @@ def _finals(one: Group) -> pd.DataFrame:
 
 
 def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of comparable runs among and below ``folders``, and a note on each run left out.
+    """The groups of comparable runs among ``folders``, and a note on each run left out.
 
     With ``until``, every run counts as if it had ended after that round; runs that are shorter are left out.
-
-    Raises:
-        ValueError: if a folder holds no run.
     """
     runs, notes = [], []
-    for folder in find(folders):
+    for folder in folders:
         try:
             runs.append(read(folder, until))
         except ValueError as error:
             notes.append(f"{folder}: {error}")
     kept, unlike = comparable(runs)
     return group(kept), notes + unlike
+
+
+def made(folder: Path) -> Path:
+    """The folder, which is there now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,16 +197,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.target is not None and not 0 < arguments.target <= 1:
         return _fail(f"--target must be an accuracy in 0..1 (0.9 is 90 %), got {arguments.target:g}")
     try:
-        groups, notes = collect(arguments.folders, arguments.until)
+        found = find(arguments.folders)
     except ValueError as error:
         return _fail(str(error))
-    for note in notes:
-        print(f"left out: {note}", file=sys.stderr)
-    if not groups:
-        return _fail("no finished run is left to report; finish one, or give another folder")
-    output = arguments.output or Path(os.path.commonpath([run.folder.absolute().parent for one in groups for run in one.runs])) / "report"
+    distilled = [folder for folder in found if is_distillation(folder)]
+    groups, notes = collect([folder for folder in found if folder not in distilled], arguments.until)
+    output = arguments.output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
     try:
-        return _write(groups, output, arguments.target)
+        text, paths, more = distill_pages.write(distilled, made(output)) if distilled else ("", [], [])
+        for note in [*notes, *more]:
+            print(f"left out: {note}", file=sys.stderr)
+        if not groups and not text:
+            return _fail("no finished run is left to report; finish one, or give another folder")
+        if text:
+            print(text, *paths, sep="\n")
+        return _write(groups, made(output), arguments.target) if groups else 0
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -222,11 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(groups: Sequence[Group], output: Path, target: float | None) -> int:
     """Write all files, print the tables and the paths."""
-    output.mkdir(parents=True, exist_ok=True)
     table, paired = results(groups, target), differences(groups)
     text = markdown(table, paired, target) + by_setting(groups, table)
     for columns, legend in ((details.server_side(groups), details.SERVER_LEGEND), (details.by_network(groups), details.NETWORK_LEGEND)):
-        text += f"\n{_table(columns)}\n\n{legend}\n" if columns else ""
+        text += f"\n{markdown_table(columns)}\n\n{legend}\n" if columns else ""
     table.to_csv(output / "results.csv", index=False)
     (output / "results.md").write_text(text, encoding="utf-8")
     paths = [output / "results.csv", output / "results.md", *([output / "differences.csv"] if len(paired) else [])]

@@ -7,38 +7,31 @@ round was done under the failure policy.
 
 import csv
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from flwr.app import ArrayRecord, MetricRecord
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from fedkd import wire
 from fedkd.check import require
 from fedkd.config import build, check, make
-from fedkd.exchange import ClientFailure
 from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from simulations.calibrate import choose
+from simulations.command import CONF, chosen, explained, make_absolute
 from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
+from simulations.last_stage import distil, foresee
 from simulations.process import settle
 from simulations.progress import narrate, of_rounds, summarise
 from simulations.record import Folder, client_rows, metrics_row
 from simulations.scores import balanced, on_shards
 from simulations.world import World, world
-
-FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | None = None) -> Path:
@@ -60,6 +53,7 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)
     home = world(text)
+    foresee(home)
     folder = Folder(home)
     try:
         if folder.finished:
@@ -75,6 +69,8 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
                     start_foreign(home, folder, grid)
             finally:
                 grid.close()
+        if config.distill is not None:
+            distil(home, folder.path, config.rounds)
         print(summarise(folder.path))
         print(f"run: {folder.path}", flush=True)
     finally:
@@ -113,6 +109,8 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
                 memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
                 folder.checkpoint(done.number, wire.from_record(done.arrays), memories, done.simulated_time)
+            if config.distill and config.distill_every and done.number % config.distill_every == 0 and done.number < config.rounds:
+                distil(home, folder.path, done.number)
             progress.advance(row)
 
         strategy.start(
@@ -149,23 +147,6 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], Me
     return metrics
 
 
-def compose(overrides: list[str], name: str = "config") -> DictConfig:
-    """The configuration that the command line ``overrides`` describe, of a run or of what else ``name`` is the root of."""
-    ready = GlobalHydra.instance().is_initialized()  # within the command
-    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(name, overrides, return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return chosen(config, choices)
-
-
-def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
-    """``config`` with the names of the files it was composed from."""
-    config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
-    return config
-
-
 def take_tuned(config: DictConfig) -> None:
     """Set what was chosen for this strategy in the file ``tuned``.
 
@@ -193,42 +174,6 @@ def locate(config: DictConfig) -> None:
     """Make the paths of data, partitions and traces absolute, however deep: workers may stand in other folders."""
     for part in ("data", "partition", "public", "systems"):
         make_absolute(config[part])
-
-
-def make_absolute(node: DictConfig) -> None:
-    """Make every path in ``node`` absolute."""
-    for key, value in node.items():
-        if isinstance(value, DictConfig):
-            make_absolute(value)
-        elif key in ("root", "cache", "path", "trace") and isinstance(value, str):
-            node[key] = str(Path(value).expanduser().absolute())
-
-
-def explain(error: Exception) -> str:
-    """Hydra's errors in one line: what was given and what is wrong with it, without advice that does not apply here."""
-    lines = [line.strip() for part in (error, error.__cause__) if part is not None for line in str(part).splitlines()]
-    noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
-    return "; ".join(line for line in lines if line and not line.startswith(noise))
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """One line and exit code 1 for what the user can mend; a traceback for what is ours, and for all if HYDRA_FULL_ERROR asked for it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except ClientFailure as error:
-        sys.exit(f"error: {error}\nEverything up to the last round is on disk; run the same command to go on from there.")
-    except (ValueError, HydraException, OmegaConfBaseException, FileExistsError, NotADirectoryError, PermissionError) as error:
-        if FULL_ERROR:
-            raise
-        if isinstance(error, (HydraException, OmegaConfBaseException)):
-            sys.exit(f"error: {explain(error)}")
-        if isinstance(error, OSError):
-            sys.exit(f"error: output must be a folder that can be written, got {error.filename!r}: {error}")
-        sys.exit(f"error: {error}")
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

@@ -21,7 +21,7 @@ Values = dict[str, Hashable]
 ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
 COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
-    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned)(\.|$)|data\.(root|cache|download)$"
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*)(\.|$)|data\.(root|cache|download)$"
 )
 SETTING = re.compile(
     r"(data|partition|shift|systems)\.|num_clients$"
@@ -66,7 +66,7 @@ class Run:
     @cached_property
     def values(self) -> Values:
         """All that can change a result, but for the seed. A key that is null counts as absent."""
-        return {key: value for key, value in _flat(self.config) if value is not None and not NO_EFFECT.match(key)}
+        return {key: value for key, value in laid_flat(self.config) if value is not None and not NO_EFFECT.match(key)}
 
     def part(self, pattern: re.Pattern[str]) -> frozenset[tuple[str, Hashable]]:
         """The values whose keys match ``pattern``."""
@@ -103,6 +103,14 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return sorted(found.values(), key=lambda folder: natural(str(folder)))
 
 
+def is_distillation(folder: Path) -> bool:
+    """The folder is that of a distillation, as its configuration says."""
+    try:
+        return any(line.startswith("distiller:") for line in (folder / "config.yaml").read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def read(folder: Path, until: int | None = None) -> Run:
     """The run in ``folder``, all of it or its rounds 1..``until``.
 
@@ -132,7 +140,7 @@ def read(folder: Path, until: int | None = None) -> Run:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the keys that came after the run was made, at the values with which they are shipped: those change nothing."""
-    config = {"validation": 0.0, **config}
+    config = {"validation": 0.0, "distill": None, "distill_every": None, "distill_with": {}, **config}
     for part, name in LATER.items():
         shipped, given = _shipped(part, name), config.get(part, {})
         if given.get("_target_", shipped.get("_target_")) == shipped.get("_target_"):
@@ -168,10 +176,10 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Hashable]]:
+def laid_flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Hashable]]:
     """The leaves under their dotted keys; lists as tuples."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from laid_flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value) if isinstance(value, list) else value

@@ -27,17 +27,21 @@ class Teacher:
     tensors: Tensors
 
 
-def config_of(folder: Path) -> DictConfig:
-    """The configuration of the finished run in ``folder``.
+def config_of(folder: Path, server_round: int | None = None) -> DictConfig:
+    """The configuration of the run in ``folder``, which is finished, or stands at ``server_round``.
 
     Raises:
-        ValueError: there is none, or it is not finished.
+        ValueError: there is none, or it is not.
     """
     require((folder / "config.yaml").is_file(), "run", "must be a run folder (it holds config.yaml)", str(folder))
     header = read_header(folder)
-    done = header is not None and bool(header["finished"])
     state = "nothing" if header is None else f"{header['round']} of {header['rounds']}"
-    require(done, "run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
+    if server_round is not None:
+        there = header is not None and header["round"] == server_round
+        require(there, "round", f"must be that of the run's checkpoint ({state} done)", server_round)
+    else:
+        done = header is not None and bool(header["finished"])
+        require(done, "run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     return OmegaConf.create(completed(config) if "strategy" in config else config)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from fedkd.check import require
 from fedkd.exchange import ClientFailure
+from simulations.command import compose, explained
 from simulations.record import append
-from simulations.run import compose, execute, explained
+from simulations.run import execute
 
 COLUMNS = ("strategy", "key", "value", "accuracy", "rounds", "seed", "chosen", "folder")
 

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from fedkd import wire
 from fedkd.types import State
+from simulations.command import compose
 from simulations.compat import identify
 from simulations.grids import LocalGrid
-from simulations.run import compose
 from simulations.world import World, world
 
 torch.set_num_threads(1)

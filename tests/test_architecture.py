@@ -15,12 +15,12 @@ from omegaconf import OmegaConf
 
 from fedkd.config import build, check, check_types
 from simulations import compat, distill_config
+from simulations.command import compose
 from simulations.distill import composed as distillation
-from simulations.run import compose
 from tests.conftest import ROOT
 
 LEVELS = [
-    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy"},
+    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy", "fedkd.values"},
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
     {"fedkd.public", "fedkd.shift", "fedkd.view", "fedkd.augment"},

@@ -135,7 +135,7 @@ def test_other_images_will_do(source, house):
 @pytest.fixture(scope="module")
 def federated(house) -> Path:
     """A finished federated run."""
-    from simulations.run import compose
+    from simulations.command import compose
     from simulations.run import execute as run
 
     tiny = (

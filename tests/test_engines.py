@@ -7,9 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedkd.checkpoint import read_checkpoint
+from simulations.command import compose
 from simulations.grids import LocalGrid, split
 from simulations.ray_grid import RayGrid
-from simulations.run import compose, execute
+from simulations.run import execute
 from simulations.world import world
 from tests.conftest import options, same, settle
 from tests.running import TINY, metrics

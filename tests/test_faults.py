@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from fedkd import wire
 from fedkd.checkpoint import read_checkpoint
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
+from simulations.command import compose
 from simulations.grids import LocalGrid
 from simulations.ray_grid import RayGrid
-from simulations.run import compose
 from simulations.world import world
 from tests.conftest import same
 from tests.mischief import asleep, plan

@@ -18,7 +18,7 @@ from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.types import Examples, State, Task, Update
-from simulations.run import compose
+from simulations.command import compose
 from strategies.fedgen import FedGen
 from tests import oracles
 from tests.conftest import SMALL, same

@@ -52,7 +52,8 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 from simulations.apps import client_app
 from simulations.grids import CohortGrid
-from simulations.run import compose, execute
+from simulations.command import compose
+from simulations.run import execute
 
 server_app = ServerApp()
 

@@ -17,7 +17,7 @@ from fedkd.partition.fedgen import FedGen
 from fedkd.partition.flwr_datasets import FlwrDatasets
 from fedkd.partition.iid import IID
 from fedkd.partition.label_shards import LabelShards
-from simulations.run import compose
+from simulations.command import compose
 
 EVEN = np.repeat(np.arange(10), 140), np.repeat(np.arange(10), 30)
 """Sorted by class, as a folder of images is: a partitioner that takes rows as it finds them depends on their being shuffled."""

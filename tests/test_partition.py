@@ -21,7 +21,7 @@ from fedkd.partition.iid import IID
 from fedkd.partition.label_shards import LabelShards
 from fedkd.partition.quantity import Quantity
 from fedkd.partition.thinned import Thinned
-from simulations.run import compose
+from simulations.command import compose
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "conf" / "partition").glob("*.yaml"))

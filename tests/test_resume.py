@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from simulations.command import compose
 from simulations.grids import LocalGrid
-from simulations.run import compose, execute
+from simulations.run import execute
 from simulations.world import world
 from tests.conftest import STRATEGIES, options
 from tests.running import ROOT, TINY, Command, differing, metrics, quick, rows, run, until

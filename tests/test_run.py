@@ -11,7 +11,8 @@ import yaml
 
 from fedkd.checkpoint import read_checkpoint
 from fedkd.config import identity
-from simulations.run import compose, execute, explain, locate
+from simulations.command import compose, explain
+from simulations.run import execute, locate
 from simulations.world import world
 from tests.conftest import options
 from tests.running import TINY, quick, run

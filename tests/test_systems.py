@@ -22,9 +22,10 @@ from fedkd.rounds import Round
 from fedkd.seed import Seed
 from fedkd.systems import ALIKE, Fleet, equip, read_trace
 from fedkd.wire import flatten
+from simulations.command import compose
 from simulations.grids import LocalGrid
 from simulations.ray_grid import RayGrid
-from simulations.run import compose, execute, judge
+from simulations.run import execute, judge
 from simulations.world import world
 from tests.conftest import STRATEGIES, options, run, same, settle
 from tests.running import TINY, differing, metrics, quick

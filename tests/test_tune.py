@@ -9,7 +9,8 @@ import pytest
 from fedkd.partition.hold_out import hold_out
 from fedkd.seed import Seed
 from simulations import tune
-from simulations.run import compose, execute
+from simulations.command import compose
+from simulations.run import execute
 from tests.conftest import SMALL, run, settle
 from tests.running import metrics
 

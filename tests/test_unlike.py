@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedkd.models.mixed import Mixed
-from simulations.run import compose, execute
+from simulations.command import compose
+from simulations.run import execute
 from tests.conftest import SMALL, run, same, settle
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)

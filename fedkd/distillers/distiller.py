@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,10 @@ class Distiller:
     def networks(self, learner: Learner, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
         """The networks that leave the house, without the method's modules: modules and their tensors by name, ``student`` first."""
         return {"student": (learner.student, part(tensors, "student"))}
+
+    def changes(self, learner: Learner, name: str) -> dict[str, Any]:
+        """In what a network that leaves the house differs from the student's configuration."""
+        return {}
 
 
 def classification(student: Output, teacher: Output | None, y: Tensor, labelled: bool) -> Tensor:

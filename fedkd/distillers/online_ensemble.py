@@ -146,6 +146,11 @@ class OnlineEnsemble(Distiller):
             f"member-{j}": (network, stem | part(tensors, f"method.members.{j - 1}")) for j, network in enumerate(learner.whole, 1)
         }}  # fmt: skip
 
+    def changes(self, learner: Learner, name: str) -> dict[str, Any]:
+        assert isinstance(learner, Members), "the ensemble trains its members"
+        wide = learner.student.widths
+        return {} if name == "student" else {"stem": wide[0], "widths": list(learner.whole[int(name.removeprefix("member-")) - 1].widths)}
+
 
 def adapt(model: Bound, outputs: list[Output]) -> list[list[Tensor]]:
     """The maps of every member but the widest, as wide as its own."""

@@ -24,8 +24,9 @@ from omegaconf import OmegaConf
 
 from fedkd import wire
 from simulations.benchmarks.nodes import CONFIG, echo_app, single_app
+from simulations.command import compose
 from simulations.compat import quieten, simulate
-from simulations.run import compose, locate
+from simulations.run import locate
 from simulations.scores import balanced, on_test
 from simulations.world import world
 

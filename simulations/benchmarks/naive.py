@@ -23,7 +23,7 @@ from fedkd.seed import Seed
 from fedkd.types import Examples, Task
 from simulations.benchmarks.loops import NaiveClient, NaiveFedAvg
 from simulations.benchmarks.naive_fedgen import NaiveFedGen
-from simulations.run import compose
+from simulations.command import compose
 from simulations.world import world
 
 PIXELS = Task("pixels", (3, 32, 32), 100)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from simulations.run import compose, execute
+from simulations.command import compose
+from simulations.run import execute
 
 PHASES = ("local", "server", "evaluate")
 REPETITIONS, ROUNDS = 5, 10

@@ -17,10 +17,11 @@ from fedkd.site import Client
 from fedkd.strategy import Strategy
 from fedkd.types import Examples, Partition, State, Task, Update
 from simulations.benchmarks.naive import PIXELS_PER_CLIENT, pixels
+from simulations.command import compose
 from simulations.compat import identify
 from simulations.process import settle
 from simulations.ray_grid import RayGrid
-from simulations.run import compose, judge, locate
+from simulations.run import judge, locate
 from simulations.world import World, world
 
 

@@ -1,0 +1,71 @@
+"""What all commands have in common: configurations composed from conf/, paths made absolute, errors in a line."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fedkd.exchange import ClientFailure
+
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def compose(overrides: list[str], name: str = "config") -> DictConfig:
+    """The configuration that the command line ``overrides`` describe, of a run or of what else ``name`` is the root of."""
+    ready = GlobalHydra.instance().is_initialized()  # within the command
+    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(name, overrides, return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return chosen(config, choices)
+
+
+def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
+    """``config`` with the names of the files it was composed from."""
+    config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
+    return config
+
+
+def make_absolute(node: DictConfig) -> None:
+    """Make every path in ``node`` absolute."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            make_absolute(value)
+        elif key in ("root", "cache", "path", "trace") and isinstance(value, str):
+            node[key] = str(Path(value).expanduser().absolute())
+
+
+def explain(error: Exception) -> str:
+    """Hydra's errors in one line: what was given and what is wrong with it, without advice that does not apply here."""
+    lines = [line.strip() for part in (error, error.__cause__) if part is not None for line in str(part).splitlines()]
+    noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
+    return "; ".join(line for line in lines if line and not line.startswith(noise))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """One line and exit code 1 for what the user can mend; a traceback for what is ours, and for all if HYDRA_FULL_ERROR asked for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except ClientFailure as error:
+        sys.exit(f"error: {error}\nEverything up to the last round is on disk; run the same command to go on from there.")
+    except (ValueError, HydraException, OmegaConfBaseException, FileExistsError, NotADirectoryError, PermissionError) as error:
+        if FULL_ERROR:
+            raise
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            sys.exit(f"error: {explain(error)}")
+        if isinstance(error, OSError):
+            sys.exit(f"error: output must be a folder that can be written, got {error.filename!r}: {error}")
+        sys.exit(f"error: {error}")

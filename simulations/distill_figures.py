@@ -1,0 +1,63 @@
+"""The figures of distillations: learning curves, students by their teachers, and images that were made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from simulations.distill_report import Lesson, monotone
+from simulations.look import PAGE, WIDTH, canvas, interval, legend, legend_shape, limits, look
+
+
+def curves(labelled: Mapping[str, Sequence[Lesson]], path_stem: Path) -> tuple[Path, Path]:
+    """Accuracy by epoch: the mean over seeds, its 95 % interval as a band."""
+    with canvas(1.9 + 0.14 * (1 + legend_shape(labelled)[0]), path_stem) as (figure, paths):
+        axes = figure.subplots()
+        for style, same in enumerate(labelled.values()):
+            frames = [one.metrics.set_index("epoch")["accuracy"].dropna() for one in same]
+            values = 100 * pd.concat(frames, axis=1).dropna().loc[1:]
+            mean, half = interval(values.to_numpy().T)
+            axes.plot(values.index, mean, **look(style), markevery=max(1, len(values) // 8))
+            if len(same) > 1:
+                axes.fill_between(values.index, mean - half, mean + half, color=look(style)["color"], alpha=0.15, linewidth=0)
+        limits(axes)
+        axes.set_xlabel("Epoch")
+        axes.set_ylabel("Accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        legend(figure, labelled, {name: style for style, name in enumerate(labelled)})
+    return paths
+
+
+def ladder(frames: Mapping[str, pd.DataFrame], path_stem: Path) -> tuple[Path, Path]:
+    """The student's accuracy against its teacher's, by method: every seed a faint point, means joined; Spearman's rho of the means in the legend."""
+    with canvas(2.0 + 0.14 * (1 + len(frames)), path_stem) as (figure, paths):
+        axes = figure.subplots()
+        for style, (method, frame) in enumerate(frames.items()):
+            means = 100 * frame.groupby("name")[["teacher", "student"]].mean().sort_values("teacher")
+            axes.plot(means["teacher"], means["student"], **look(style), label=f"{method}: rho {monotone(frame)[0]:+.2f}")
+            axes.scatter(100 * frame["teacher"], 100 * frame["student"], s=4, color=look(style)["color"], alpha=0.35, linewidth=0)
+        limits(axes)
+        axes.set_xlabel("Teacher's accuracy (%)")
+        axes.set_ylabel("Student's accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=1, frameon=False, handlelength=3.2, labelspacing=0.3, borderpad=0.1)
+    return paths
+
+
+def sheet(
+    images: np.ndarray, names: Sequence[str], path_stem: Path
+) -> tuple[Path, Path]:  # [classes, n, H, W] or [classes, n, H, W, 3] in 0..1
+    """Images by class, a row each."""
+    classes, number = images.shape[:2]
+    width = PAGE if number > 12 else WIDTH
+    with canvas(width * classes / (number + 1.5), path_stem, layout="none", width=width) as (figure, paths):
+        grid = figure.add_gridspec(classes, number, left=0.12, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06)
+        for row in range(classes):
+            for column in range(number):
+                axes = figure.add_subplot(grid[row, column])
+                axes.imshow(images[row, column], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set_axis_off()
+                if column == 0:
+                    axes.text(-0.25, 0.5, names[row], ha="right", va="center", transform=axes.transAxes)
+    return paths

@@ -1,0 +1,172 @@
+"""Distillations side by side: read from their folders, paired by seed, as tables and figures. It reads files only."""
+
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+from scipy.stats import spearmanr
+
+from simulations.groups import gather
+from simulations.look import percent
+from simulations.runs import laid_flat, natural
+
+SEEDLESS = re.compile(
+    r"(seed|name|output|choices|run|round|progress|export|retrieval|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
+)
+TASK = re.compile(
+    r"(data|classes|examples|validation|epochs|steps|batch_size|milestones|lr_decay|augmentation|optimizer|precision|device)(\.|$)"
+)
+LEGEND = """Accuracy in %: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1), after the last epoch.
+Before: the student untrained, or as it began. Less none, less kd: paired by seed, on the same images with the same student (and teacher)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One finished distillation."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+    models: pd.DataFrame
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    def choice(self, part: str) -> str:
+        """The name under which a part was chosen; a dash where there is none."""
+        return self.config["choices"].get(part, "-")
+
+    @property
+    def values(self) -> dict[str, Hashable]:
+        """All that can change a result, but for the seed."""
+        return {key: value for key, value in laid_flat(self.config) if value is not None and not SEEDLESS.match(key)}
+
+    @property
+    def accuracy(self) -> float:
+        """The student's in the end."""
+        return self.metrics["accuracy"].dropna().iloc[-1]
+
+    @property
+    def teacher(self) -> float:
+        """The teacher's accuracy; NaN without one."""
+        found = self.models.loc[self.models["network"] == "teacher", "accuracy"]
+        return found.iloc[0] if len(found) else np.nan
+
+
+def read(folder: Path) -> Lesson:
+    """The distillation in ``folder``.
+
+    Raises:
+        ValueError: it is unfinished, or a file cannot be understood.
+    """
+    try:
+        header = json.loads((folder / "checkpoint.json").read_text())
+        if not header["finished"]:
+            raise ValueError(f"unfinished: {header['round']} of {header['rounds']} epochs; start it again to go on with it")
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        return Lesson(folder, config, pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "models.csv"))
+    except OSError as error:
+        raise ValueError(f"unfinished: {error}") from error
+
+
+def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
+    """Those that differ in the seed alone together, in its order, under a label that tells them from the others."""
+    alike = [sorted(same, key=lambda one: one.seed) for same in gather(lessons, lambda one: frozenset(one.values.items()))]
+    labelled = {}
+    for same in sorted(
+        alike, key=lambda same: [natural(same[0].choice(part)) for part in ("data", "student", "teacher", "distiller", "source")]
+    ):
+        kin = [
+            other[0]
+            for other in alike
+            if all(other[0].choice(p) == same[0].choice(p) for p in ("teacher", "student", "distiller", "source"))
+        ]
+        labelled[label(same[0], kin)] = same
+    return labelled
+
+
+def label(one: Lesson, kin: Sequence[Lesson]) -> str:
+    """``resnet20 > resnet8, dpk, ratio 0.5``: the choices, and what differs from others of the same choices."""
+    keys = sorted({key for other in kin for key in (*other.values, *one.values) if other.values.get(key) != one.values.get(key)})
+    teacher = "" if one.choice("teacher") == "-" else f"{one.choice('teacher')} > "
+    source = [] if one.choice("source") == "real" else [one.choice("source")]
+    differing = [f"{key.rpartition('.')[2]} {one.values.get(key)}" for key in keys]
+    return ", ".join([f"{teacher}{one.choice('student')}", one.choice("distiller"), *source, *differing])
+
+
+def table(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
+    """The columns of the headline table."""
+    columns: dict[str, list[str]] = {"strategy": list(labelled), "n": [str(len(same)) for same in labelled.values()]}
+    columns["teacher"] = [percent([one.teacher for one in same]) for same in labelled.values()]
+    columns["before"] = [percent([one.metrics["accuracy"].dropna().iloc[0] for one in same]) for same in labelled.values()]
+    columns["student"] = [percent([one.accuracy for one in same]) for same in labelled.values()]
+    for baseline in ("none", "kd"):
+        columns[f"less {baseline}"] = [less(same, labelled, baseline) for same in labelled.values()]
+    for name, title in (("mean_average_precision", "mAP"), ("precision_100", "precision at 100")):
+        if any(name in one.models for same in labelled.values() for one in same):
+            columns[title] = [percent([of_student(one, name) for one in same]) for same in labelled.values()]
+    columns["parameters"] = [f"{of_student(same[0], 'parameters'):,.0f}" for same in labelled.values()]
+    return columns
+
+
+def of_student(one: Lesson, name: str) -> float:
+    """A figure of the student's."""
+    return one.models.loc[one.models["network"] == "student", name].iloc[0] if name in one.models else np.nan
+
+
+def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> str:
+    """The gain over a baseline, paired by seed; a dash where the same seeds have none."""
+    first = same[0]
+    task = {key: value for key, value in first.values.items() if TASK.match(key)}
+    for others in labelled.values():
+        other = others[0]
+        alike = all(
+            other.choice(part) == first.choice(part) for part in (("student",) if baseline == "none" else ("student", "teacher", "source"))
+        )
+        trained = {key: value for key, value in other.values.items() if TASK.match(key)} == task
+        if (
+            other.choice("distiller") == baseline != first.choice("distiller")
+            and alike
+            and trained
+            and [o.seed for o in others] == [s.seed for s in same]
+        ):
+            return percent([s.accuracy - o.accuracy for s, o in zip(same, others)], "+")
+    return "-"
+
+
+def members(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
+    """Columns of all networks that leave the house, where there are several; empty where not."""
+    rows = [
+        (name, one, [lesson.models.set_index("network")["accuracy"].get(one, np.nan) for lesson in same], same[0].models.set_index("network").loc[one])
+        for name, same in labelled.items() for one in same[0].models["network"] if one != "teacher" and len(same[0].models["network"]) > 2
+    ]  # fmt: skip
+    columns = {"strategy": [name for name, *_ in rows], "network": [one for _, one, *_ in rows]}
+    columns["accuracy"] = [percent(values) for *_, values, _ in rows]
+    columns["parameters"] = [f"{row['parameters']:,.0f}" for *_, row in rows]
+    return columns if rows else {}
+
+
+def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:
+    """By method, the student's accuracy against its teacher's, where a method has three teachers or more for one student."""
+    rungs: dict[str, list[dict[str, float]]] = {}
+    for name, same in labelled.items():
+        if not np.isnan(same[0].teacher):
+            method = re.sub(r"^.* > ", "", name)
+            rungs.setdefault(method, []).extend(
+                {"teacher": one.teacher, "student": one.accuracy, "seed": one.seed, "name": one.choice("teacher")} for one in same
+            )
+    frames = {method: pd.DataFrame(rows) for method, rows in rungs.items()}
+    return {method: frame for method, frame in frames.items() if frame["name"].nunique() >= 3}
+
+
+def monotone(frame: pd.DataFrame) -> tuple[float, float]:
+    """Spearman's rho between the teachers' accuracy and the students' means, and the slope of a line through them."""
+    means = frame.groupby("name")[["teacher", "student"]].mean()
+    return float(spearmanr(means["teacher"], means["student"]).statistic), float(np.polyfit(means["teacher"], means["student"], 1)[0])

@@ -1,0 +1,60 @@
+"""The last stage of a federated run, or one every so many rounds: its aggregated model is distilled into a student."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedkd.distillers.distiller import Learner
+from simulations.distill import composed, execute
+from simulations.distill_config import check
+from simulations.distill_folder import rows
+from simulations.distill_setup import Origin, set_up
+from simulations.record import append, cut
+from simulations.teachers import holding, pooled
+from simulations.world import World
+
+COLUMNS = ("round", "distiller", "accuracy_before", "accuracy", "folder")
+
+
+def described(config: DictConfig, folder: str, server_round: int | None) -> DictConfig:
+    """The distillation that a federated run's configuration asks for."""
+    own = [f"{key}={config[key]}" for key in ("output", "device", "progress")]
+    own += ["precision=float64"] if config.precision == "float64" else []
+    at = [] if server_round is None else [f"round={server_round}"]
+    return composed(
+        [*own, f"distiller={config.distill}", *(f"{key}={value}" for key, value in config.distill_with.items()), f"run={folder}", *at]
+    )
+
+
+def foresee(home: World) -> None:
+    """Refuse now what could not be distilled in the end.
+
+    Raises:
+        ValueError: naming the key, the rule and the value.
+    """
+    if home.config.distill is None:
+        return
+    config = described(home.config, "later", None)
+    check(config)
+    config.data = home.config.data
+    model = home.strategy.predict(home.federation().server, home.strategy.init(home.federation().server))
+    if model is None:
+        name = home.config.choices.get("strategy", home.config.strategy["_target_"])
+        raise ValueError(f"distill must be null for a strategy without a global model, got {home.config.distill} with {name}")
+    network = home.config.model, home.config.choices.get("model", "model")
+    set_up(config, Origin(pooled(home), holding(Learner(home.model)), network))
+
+
+def distil(home: World, folder: Path, server_round: int) -> None:
+    """Distil what the run has after ``server_round``, and note it in ``distilled.csv``."""
+    config = described(OmegaConf.create(OmegaConf.to_container(home.config)), str(folder), server_round)
+    student = execute(config)
+    scored = [row for row in rows(student) if row["accuracy"]]
+    cut(folder / "distilled.csv", server_round - 1)
+    row = {
+        "round": server_round,
+        "distiller": home.config.distill,
+        "accuracy_before": scored[0]["accuracy"],
+        "accuracy": scored[-1]["accuracy"],
+    }
+    append(folder / "distilled.csv", COLUMNS, [{**row, "folder": student.name}])
