@@ -246,3 +246,69 @@ def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_hol
     folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
     assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
     assert all(torch.isfinite(value).all() for value in trained(folder).values())
+
+
+def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
+    chain = ["model@student=fedgen_cnn", "init=alone", "distiller=information_flow", "distiller.layers=last", "distiller.teaching=[]"]
+    small = (
+        "student=fedgen_cnn",
+        "student.widths=[3,4]",
+        "teacher=resnet14",
+        "teacher.widths=[6,8,10]",
+        "epochs=1",
+        "steps=2",
+        "batch_size=16",
+    )
+    config = composed(
+        [*small, f"output={tmp_path}", "progress=false", "export=false", "distiller=information_flow", f"distiller.teaching={chain}"]
+    )
+    execute(config)
+    said = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
+    assert [line.partition(" on ")[0] for line in said] == [
+        "resnet14 by none", "fedgen_cnn by none", "resnet14 to fedgen_cnn by information_flow", "resnet14 to fedgen_cnn by information_flow",
+    ]  # fmt: skip
+    folders = list((tmp_path / "distilled").iterdir())
+    assert len(folders) == 4
+
+
+def test_a_federated_run_may_end_in_a_distillation(tmp_path):
+    from simulations.command import compose
+    from simulations.run import execute as run
+
+    tiny = (
+        "rounds=3",
+        "engine=local",
+        "num_clients=4",
+        "clients_per_round=2",
+        "local_steps=3",
+        "cohort=1",
+        "progress=false",
+        "strategy=fedavg",
+    )
+    asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=2", "+distill_with.export=false", f"output={tmp_path}")
+    folder = run(compose([*tiny, *asked]))
+    with open(folder / "distilled.csv", newline="") as file:
+        noted = list(csv.DictReader(file))
+    assert [row["round"] for row in noted] == ["2", "3"] and noted[0]["folder"] != noted[1]["folder"]
+    for row in noted:
+        assert float(row["accuracy"]) == float(rows(tmp_path / "distilled" / row["folder"])[-1]["accuracy"])
+    plain = run(compose([*tiny, f"output={tmp_path / 'plain'}"]))
+    assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"^student must be a network with an extra stage"):
+        run(compose([*tiny, "distill=hsakd", f"output={tmp_path / 'never'}"]))
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
+    from simulations.report import main
+
+    folders = [execute(small(name, house, f"seed={seed}")) for name in ("none", "kd") for seed in (0, 1)]
+    capsys.readouterr()
+    assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    accuracies = [float(rows(folder)[-1]["accuracy"]) for folder in folders]
+    for pair in (accuracies[:2], accuracies[2:]):
+        assert f"{50 * sum(pair):.2f} ±" in text
+    gain = 50 * (accuracies[2] - accuracies[0] + accuracies[3] - accuracies[1])
+    assert f"{gain:+.2f} ±" in text
+    assert (tmp_path / "curves.pdf").exists() and (tmp_path / "distillation.md").read_text().strip() in text

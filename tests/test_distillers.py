@@ -1,0 +1,297 @@
+"""Each method of central distillation against what its equations imply, on tiny networks and real digits."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from fedkd.batch import Batch
+from fedkd.bound import Bound, snapshot
+from fedkd.distillation import Progress
+from fedkd.distillers.distiller import Steps
+from fedkd.distillers.dpk import Priors, choose
+from fedkd.losses.alignment import unbiased_cka
+from fedkd.losses.kl import kl_divergence
+from fedkd.seed import Seed
+from simulations.distill import composed
+from simulations.distill_setup import Setup, set_up
+
+TINY = (
+    "teacher=resnet8", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "batch_size=8", "precision=float64", "steps=3",
+)  # fmt: skip
+SMALL_DPK = ("distiller=dpk", "distiller.grid=2", "distiller.width=8", "distiller.heads=2", "distiller.depth=1")
+
+
+def ready(*overrides: str) -> Setup:
+    """A small distillation, whose teacher is untrained."""
+    return set_up(composed([*TINY, *overrides]))
+
+
+def step(setup: Setup, taught=None, start=None) -> tuple[dict, dict]:
+    """The terms of one real batch, and the gradients of their sum by all that trains, None where there is none."""
+    taught = {} if setup.teacher is None else (snapshot(setup.teacher) if taught is None else taught)
+    training = setup.training(setup.start, taught)
+    batch = next(iter(training.batches(setup.pool, 0, Seed(3))))
+    tensors = {key: value.clone() for key, value in (start or setup.start).items()}
+    leaves = {name: tensors[name].requires_grad_() for name, _ in setup.learner.named_parameters()}
+    shared = {"teacher": taught, "images": {"black": training.black}}
+    value, terms = training.loss(Bound(setup.learner.train(), tensors), batch, shared, {})
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    assert_close(value, sum(terms.values()))
+    return {name: term.item() for name, term in terms.items()}, dict(zip(leaves, gradients))
+
+
+def moved(gradients: dict, prefix: str) -> bool:
+    """Some parameter called so has a gradient that is not zero."""
+    return any(g is not None and bool((g != 0).any()) for name, g in gradients.items() if name.startswith(prefix))
+
+
+# ------------------------------------------------------------------------------------------------------------------ DPK
+def test_with_a_whole_prior_the_maps_teach_the_student_nothing():
+    _, whole = step(ready(*SMALL_DPK, "distiller.ratio=1.0", "distiller.ce=0", "distiller.alpha=0"))
+    assert not moved(whole, "student.") and moved(whole, "method.")
+    _, half = step(ready(*SMALL_DPK, "distiller.ratio=0.5", "distiller.ce=0", "distiller.alpha=0"))
+    assert moved(half, "student.")
+
+
+def test_without_a_prior_the_teacher_s_maps_are_not_looked_at():
+    setup = ready(*SMALL_DPK, "distiller.ratio=0.0")
+    priors, stage = setup.learner.method, setup.learner.method.stages[0]
+    student, teacher = torch.rand(4, 5, 8, 8, dtype=torch.float64), torch.rand(4, 6, 8, 8, dtype=torch.float64)
+    none = torch.zeros(4, 4, dtype=torch.bool)
+    assert torch.equal(stage(student, teacher, none), stage(student, teacher + 1, none))
+    assert not torch.equal(stage(student, teacher, ~none), stage(student, teacher + 1, ~none))
+    assert isinstance(priors, Priors) and (priors.share == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_as_many_patches_are_the_teacher_s_as_the_share_says(share):
+    chosen = choose(torch.tensor(share), torch.rand(1000, 16, generator=torch.Generator().manual_seed(0)))
+    assert (chosen.sum(-1) == round(share * 16)).all()
+    where = chosen.double().mean(0)  # by place: every one has the same chance
+    assert ((where - round(share * 16) / 16).abs() <= 3.5 * (0.25 / 1000) ** 0.5).all()
+
+
+def test_with_modules_that_do_nothing_only_the_student_s_patches_err():
+    setup = ready(
+        "distiller=dpk", "teacher.widths=[5,6,7]", "distiller.grid=8", "distiller.width=8", "distiller.heads=2", "distiller.depth=0"
+    )
+    stage = setup.learner.method.stages[0]  # maps of 8 x 8 in 8 x 8 patches of a pixel
+    with torch.no_grad():
+        for tokens in (stage.student, stage.teacher):
+            tokens.embed.weight.copy_(torch.eye(8, 5, dtype=torch.float64)[..., None, None])
+            tokens.embed.bias.zero_()
+            tokens.position.zero_()
+        stage.patches.project.weight.copy_(torch.eye(5, 8, dtype=torch.float64))
+        stage.patches.project.bias.zero_()
+    s, t = torch.rand(2, 3, 5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    chosen = choose(torch.tensor(0.25), torch.rand(3, 64, generator=torch.Generator().manual_seed(2)))
+    made = stage(s, t, chosen)
+    error = ((s - t) ** 2).flatten(2) * ~chosen[:, None]
+    assert_close(setup.distiller.apart(t, made, chosen), error.mean())
+    assert_close(replace(setup.distiller, positions="student").apart(t, made, chosen), error.sum() / (5 * (~chosen).sum()))
+    assert_close(made.flatten(2)[~chosen[:, None].expand(-1, 5, -1)], s.flatten(2)[~chosen[:, None].expand(-1, 5, -1)])
+
+
+def test_the_share_follows_the_gap_between_the_networks():
+    setup = ready(*SMALL_DPK)
+    taught = snapshot(setup.teacher)
+    training = setup.training(setup.start, taught)
+    batches = training.batches(setup.pool, 0, Seed(3))
+    one = replace(batches, y=batches.y[:1], index=batches.index[:1], drawn={k: v[:1] for k, v in batches.drawn.items()})
+    after = training.fit(Progress(0, setup.start), one).tensors["method.share"]
+    x = next(iter(one)).x
+    student = setup.learner.student.train()
+    maps = torch.func.functional_call(
+        student, {k.removeprefix("student."): v for k, v in setup.start.items() if k.startswith("student.")}, (x,)
+    ).stages
+    known = setup.teacher.student.eval()(x).stages
+    gaps = torch.stack([1 - unbiased_cka(t.flatten(1), s.flatten(1)).clamp(0, 1) for t, s in zip(known, maps)])
+    assert_close(after, (0.9 * 0.5 + 0.1 * gaps).to(after))
+    assert ((gaps > 0) & (gaps < 1)).all()
+
+
+def test_tokens_become_the_map_that_they_came_from():
+    setup = ready(
+        "distiller=dpk", "distiller.grid=2", "distiller.width=64", "distiller.heads=2", "distiller.depth=0", "teacher.widths=[4,6,7]"
+    )
+    stage = setup.learner.method.stages[0]
+    with torch.no_grad():  # 4 channels, patches of 4 x 4 pixels: 64 numbers a token
+        stage.teacher.embed.weight.copy_(torch.eye(64, dtype=torch.float64).view(64, 4, 4, 4))
+        stage.teacher.embed.bias.zero_()
+        stage.teacher.position.zero_()
+        stage.patches.project.weight.copy_(torch.eye(64, dtype=torch.float64))
+        stage.patches.project.bias.zero_()
+    t = torch.rand(2, 4, 8, 8, dtype=torch.float64)
+    assert_close(stage.patches(stage.teacher(t)), t)
+
+
+# ---------------------------------------------------------------------------------------------------------------- HSAKD
+def trained_branches(*overrides: str) -> Setup:
+    return ready("distiller=hsakd", "student.widths=[6,8,10]", *overrides)
+
+
+def test_a_student_that_is_its_teacher_has_only_labels_to_learn():
+    setup = trained_branches()
+    setup.learner.eval()  # with the same statistics, no batch's
+    taught = snapshot(setup.learner)
+    value, terms = setup.distiller.loss(Bound(setup.learner.eval(), taught), Bound(setup.learner.eval(), taught), batch_of(setup), True)
+    assert terms["joint"].abs() < 1e-12 and terms["kd"].abs() < 1e-12
+    assert_close(value, terms["ce"])
+
+
+def batch_of(setup: Setup) -> Batch:
+    return Batch(setup.train.images(torch.arange(8), torch.float64), setup.train.y[:8])
+
+
+def test_branches_answer_with_class_and_rotation_at_every_stage():
+    setup = trained_branches()
+    x = batch_of(setup).x
+    maps = setup.learner.student.eval()(x).stages
+    answers = setup.learner.method.eval()(maps, False)
+    assert [tuple(q.shape) for q in answers] == [(8, 40)] * 3
+
+
+@pytest.mark.parametrize("detach", ["true", "false"])
+def test_the_branches_train_the_stages_unless_detached(detach):
+    setup = trained_branches(f"distiller.detach={detach}", "distiller.ce=0", "distiller.kd=0")
+    _, gradients = step(setup, taught=snapshot(setup.teacher))
+    assert moved(gradients, "student.stages.") == (detach == "false") and moved(gradients, "method.")
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_a_frozen_teacher_s_branches_alone_are_trained(frozen):
+    setup = ready("distiller=hsakd_teacher", f"distiller.frozen={frozen}")
+    _, gradients = step(setup)
+    assert moved(gradients, "student.") == (frozen == "false") and moved(gradients, "method.")
+    training = setup.training(setup.start, {})
+    after, _ = training.epoch(Progress(0, setup.start))
+    stays = all(torch.equal(after.tensors[k], v) for k, v in setup.start.items() if k.startswith("student."))
+    assert stays == (frozen == "true"), "statistics included"
+
+
+def test_online_the_two_networks_are_each_other_s_teachers():
+    setup = ready("distiller=hsakd_online")
+    terms, gradients = step(setup)
+    assert moved(gradients, "student.") and moved(gradients, "method.network.")
+    swapped = {}
+    for key, value in setup.start.items():
+        other = (
+            key.replace("student.", "method.network.", 1) if key.startswith("student.") else key.replace("method.network.", "student.", 1)
+        )
+        other = (
+            other.replace("method.own.", "method.x.").replace("method.branches.", "method.own.", 1).replace("method.x.", "method.branches.")
+        )
+        swapped[other] = value
+    again, _ = step(setup, start=swapped)
+    assert again == pytest.approx(terms, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------ online ensemble
+def ensemble(*overrides: str) -> Setup:
+    return ready("distiller=online_ensemble", "student.widths=[6,8,10]", "distiller.members=3", *overrides)
+
+
+def test_members_are_as_wide_as_the_rule_says_and_leave_whole():
+    setup = ensemble()
+    networks = setup.distiller.networks(setup.learner, setup.start)
+    assert [n.widths for n, _ in networks.values()] == [(6, 8, 10), (4, 5, 6), (2, 2, 3)]
+    x = batch_of(setup).x
+    together = setup.learner.eval()(x)
+    for (network, tensors), output in zip(networks.values(), together, strict=True):
+        alone = torch.func.functional_call(network.eval(), tensors, (x,))
+        assert_close(alone.logits, output.logits)
+        assert all(torch.equal(a, b) for a, b in zip(alone.stages, output.stages, strict=True))
+
+
+def test_the_widest_member_s_maps_are_a_target_alone():
+    _, gradients = step(ensemble("distiller.ce=0", "distiller.kd=0"))
+    own = [name for name in gradients if name.startswith("student.") and not name.startswith("student.stages.0.0.")]
+    assert own and not any(moved(gradients, name) for name in own)
+    assert moved(gradients, "method.members.") and moved(gradients, "method.adapters.") and moved(gradients, "student.stages.0.0.")
+
+
+@pytest.mark.parametrize("detach", ["true", "false"])
+def test_the_stem_learns_from_all_members_or_from_the_widest(detach):
+    _, gradients = step(ensemble("distiller.ce=0", "distiller.kd=0", f"distiller.detach={detach}"))
+    assert moved(gradients, "student.stages.0.0.") == (detach == "false")
+
+
+def test_the_ensemble_s_answer_pulls_by_the_equation():
+    logits = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target = logits.mean(0).detach()
+    (pull,) = torch.autograd.grad(sum(kl_divergence(target, z, 2.0).mean() for z in logits), logits)
+    assert_close(pull, 2.0 * ((logits / 2).softmax(-1) - (target / 2).softmax(-1)) / 5)
+
+
+def test_one_member_alone_has_only_labels():
+    terms, _ = step(ensemble("distiller.members=1", "distiller.ce=1"))
+    assert terms["maps"] == 0 and abs(terms["kd"]) < 1e-15
+
+
+def test_adapters_learn_at_their_own_rate():
+    setup = ensemble("optimizer.momentum=0", "optimizer.weight_decay=0")
+    training = setup.training(setup.start, {})
+    rates = {}
+    leaves = [parameter for _, parameter in setup.learner.named_parameters()]
+    stepper = training.stepper(leaves)
+    for group in stepper.param_groups:
+        rates |= {id(one): group["lr"] for one in group["params"]}
+    by_name = {name: rates[id(one)] for name, one in setup.learner.named_parameters()}
+    assert {rate for name, rate in by_name.items() if "adapters" in name} == {0.025}
+    assert {rate for name, rate in by_name.items() if "adapters" not in name} == {0.05}
+
+
+# ------------------------------------------------------------------------------------------------------- the other ones
+def test_the_critical_period_s_weights():
+    setup = ready("distiller=information_flow", "distiller.teaching=[]")
+    weights = [setup.distiller.draw(Steps(2, 4, epoch, 50, Seed(0)))["critical"] for epoch in (0, 1, 5, 13, 20)]
+    assert torch.stack(weights)[:, 0].tolist() == pytest.approx([100, 70, 16.807, 0.9689, 0.0798], rel=1e-3)
+
+
+def test_a_student_whose_similarities_are_the_teacher_s_has_nothing_to_learn():
+    setup = ready("distiller=information_flow", "distiller.teaching=[]", "student.widths=[6,8,10]")
+    same = {**setup.start, **{k: v for k, v in snapshot(setup.teacher).items() if k.startswith("student.")}}
+    taught = {k: v for k, v in same.items() if k in snapshot(setup.teacher)}
+    learner = setup.learner.eval()
+    _, terms = setup.distiller.loss(
+        Bound(learner, same),
+        Bound(setup.teacher.eval(), taught),
+        Batch(batch_of(setup).x, batch_of(setup).y, {"critical": torch.tensor(100.0)}),
+        True,
+    )
+    assert all(abs(float(term)) < 1e-12 for term in terms.values())
+
+
+@pytest.mark.parametrize("name", ["none", "sample_conf", "target_only", "nontarget_only", "sym", "wrong_teacher"])
+def test_a_filter_leaves_the_value_and_takes_from_the_gradient(name):
+    plain, full = step(ready("distiller=kddg", "distiller.filter=none"))
+    terms, gradients = step(ready("distiller=kddg", f"distiller.filter={name}", "distiller.threshold=0.01"))
+    assert terms == plain
+    same = all(torch.equal(gradients[key], value) for key, value in full.items() if value is not None)
+    assert same == (name == "none")
+
+
+def test_a_weighted_sum_is_the_sum_of_its_parts():
+    both, _ = step(ready("distiller=kd_sp", "distiller.weights.sp=0.5"))
+    kd, _ = step(ready("distiller=kd"))
+    sp, _ = step(ready("distiller=sp"))
+    assert both == pytest.approx({"ce": kd["ce"], "kd_kd": kd["kd"], "sp_similarity": 0.5 * sp["similarity"]}, rel=1e-12)
+
+
+def test_decoupled_distillation_warms_up():
+    setup = ready("distiller=dkd", "distiller.warmup=4")
+    weights = [setup.distiller.draw(Steps(1, 4, epoch, 9, Seed(0)))["warm"].item() for epoch in range(6)]
+    assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["kd", "fitnet", "at", "sp", "pkt", "dkd", "dpk"])
+def test_the_student_is_pulled_and_the_method_s_modules_learn_along(name):
+    small = SMALL_DPK[1:] if name == "dpk" else ()
+    setup = ready(f"distiller={name}", "distiller.ce=0", *small)
+    _, gradients = step(setup)
+    assert moved(gradients, "student.")
+    assert moved(gradients, "method.") == any(True for _ in setup.learner.method.parameters())
+    assert isinstance(setup.learner.method, nn.Module)
