@@ -27,6 +27,7 @@ from simulations.distill_scores import scores
 from simulations.distill_setup import Setup, alone, set_up
 from simulations.export import export
 from simulations.flow import flow
+from simulations.images_made import sheet
 from simulations.process import settle
 from simulations.progress import Bar, narrate
 
@@ -115,6 +116,7 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
             folder.row(row)
             if progress.epoch % config.checkpoint_every == 0 or progress.epoch == config.epochs:
                 if progress.epoch == config.epochs:
+                    sheet(setup, training, progress, folder.path)
                     folder.models(export(setup, training, progress.tensors, folder.path))
                 folder.checkpoint(progress)
             bar.advance(row)

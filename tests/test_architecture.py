@@ -223,9 +223,14 @@ def test_an_experiment_composes(name):
     check(compose([f"experiment={name}"]))
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")))
+def test_a_recipe_composes(name):
+    distill_config.check(distillation([f"recipe={name}"]))
+
+
 def test_every_folder_of_conf_is_enumerated_here():
     folders = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
-    assert folders == {*PLACES, "switches", "evaluation", "experiment"}
+    assert folders == {*PLACES, "switches", "evaluation", "experiment", "recipe"}
 
 
 @pytest.mark.parametrize("path", [path for group, path in YAMLS if group == "strategy"], ids=ident)

@@ -285,7 +285,14 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
         "progress=false",
         "strategy=fedavg",
     )
-    asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=2", "+distill_with.export=false", f"output={tmp_path}")
+    asked = (
+        "distill=kd",
+        "distill_every=2",
+        "distill_with.source=real",
+        "distill_with.epochs=2",
+        "+distill_with.export=false",
+        f"output={tmp_path}",
+    )
     folder = run(compose([*tiny, *asked]))
     with open(folder / "distilled.csv", newline="") as file:
         noted = list(csv.DictReader(file))
