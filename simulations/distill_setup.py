@@ -16,7 +16,8 @@ from fedkd.bound import snapshot
 from fedkd.check import require
 from fedkd.config import build, make, placeless
 from fedkd.distillation import Training
-from fedkd.distillers.distiller import Distiller, Learner, Pair
+from fedkd.distillers.distiller import Distiller, Learner
+from fedkd.distillers.pair import Pair
 from fedkd.models.classifier import Classifier
 from fedkd.partition.hold_out import hold_out
 from fedkd.seed import Seed

@@ -15,7 +15,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_choices_are_those_of_conf() -> None:
     """The table of choices names every yaml of its groups, and no other."""
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", README, re.MULTILINE))
-    assert set(rows) == {"strategy", "data", "partition", "shift", "model", "public", "distiller", "source", "recipe", "augmentation", "engine"}
+    assert set(rows) == {
+        "strategy",
+        "data",
+        "partition",
+        "shift",
+        "model",
+        "public",
+        "distiller",
+        "source",
+        "recipe",
+        "augmentation",
+        "engine",
+    }
     for group, text in rows.items():
         named = {word for word in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", text))}
         assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group

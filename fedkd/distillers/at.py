@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 
 from fedkd.check import require
-from fedkd.distillers.distiller import Distiller, Pair, Seen, weight
+from fedkd.distillers.distiller import Distiller, Seen, weight
+from fedkd.distillers.pair import Pair, maps, same_number
 from fedkd.losses.attention import attention_transfer
 from fedkd.types import Metrics
 
@@ -41,17 +42,3 @@ class AT(Distiller):
         pairs = zip(seen.teacher.stages, seen.student.stages, strict=True)
         apart = torch.stack([attention_transfer(t, s, power=self.power).mean() for t, s in pairs])
         return {"attention": self.weight * apart.sum()}
-
-
-def same_number(pair: Pair) -> None:
-    """Refuse networks that have not the same number of stages."""
-    student, teacher = (len(sizes.stages) for sizes in pair.sizes)
-    rule = f"must be a network of as many stages as the teacher, {teacher}, for a method that compares all of them"
-    require(student == teacher > 0, "student", rule, student)
-
-
-def maps(pair: Pair) -> None:
-    """Refuse networks whose stages give no maps."""
-    for sizes in pair.sizes:
-        flat = [tuple(stage) for stage in sizes.stages if len(stage) != 3]
-        require(not flat, sizes.name, "must be a network whose stages give maps (channels, height, width)", flat)

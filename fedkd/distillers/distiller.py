@@ -1,6 +1,6 @@
 """The contract of central distillation: what a student minimises, and what a method adds to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from fedkd.batch import Batch
 from fedkd.bound import Bound, part
 from fedkd.check import require
+from fedkd.distillers.pair import Pair
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.models.classifier import Classifier
 from fedkd.seed import Seed
-from fedkd.types import Metrics, Output, Task, Tensors
+from fedkd.types import Metrics, Output, Tensors
 
 
 class Learner(nn.Module):
@@ -25,62 +25,6 @@ class Learner(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         return self.student(x)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a network gives for one image: the shapes of its stages' maps, and the size of its embedding."""
-
-    name: str
-    stages: tuple[torch.Size, ...]
-    embedding: int
-
-    @classmethod
-    def of(cls, network: nn.Module, task: Task, name: str) -> "Sizes":
-        """As measured on black images."""
-        example = next(network.parameters(), torch.empty(0))
-        training = network.training
-        with torch.no_grad():
-            output = network.eval()(torch.zeros(2, *task.shape, dtype=example.dtype, device=example.device))
-        network.train(training)
-        return cls(name, tuple(stage.shape[1:] for stage in output.stages), output.embedding.shape[-1])
-
-    def stage(self, number: int, key: str) -> torch.Size:
-        """The shape of stage ``number`` (-1: the last).
-
-        Raises:
-            ValueError: the network has no such stage.
-        """
-        count = len(self.stages)
-        require(
-            -count <= number < count, key, f"must be a stage of the {self.name}, which has {count} (0..{count - 1}, -1 is the last)", number
-        )
-        return self.stages[number]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two networks that a method brings together; no teacher where the method needs none.
-
-    Args:
-        task: what is learnt.
-        student: a workspace.
-        teacher: likewise; its modules beside the network are ``teacher_method``.
-        teacher_method: what the teacher was trained with, where that is kept (HSAKD's branches).
-        fresh: another network of the student's kind, freshly initialised, with other arguments if given.
-    """
-
-    task: Task
-    student: Classifier
-    fresh: Callable[..., Classifier]
-    teacher: nn.Module | None = None
-    teacher_method: nn.Module | None = None
-
-    @property
-    def sizes(self) -> tuple[Sizes, Sizes]:
-        """Of student and teacher."""
-        assert self.teacher is not None, "the method has a teacher"
-        return Sizes.of(self.student, self.task, "student"), Sizes.of(self.teacher, self.task, "teacher")
 
 
 @dataclass(frozen=True)

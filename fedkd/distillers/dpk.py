@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.check import require
-from fedkd.distillers.at import maps, same_number
-from fedkd.distillers.distiller import Distiller, Pair, Seen, Steps, temperature, weight
+from fedkd.distillers.distiller import Distiller, Seen, Steps, temperature, weight
+from fedkd.distillers.pair import Pair, maps, same_number
 from fedkd.losses.alignment import unbiased_cka
 from fedkd.losses.hint import hint
 from fedkd.losses.kl import kl_divergence

@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedkd.check import require
-from fedkd.distillers.at import maps
-from fedkd.distillers.distiller import Distiller, Pair, Seen, weight
+from fedkd.distillers.distiller import Distiller, Seen, weight
+from fedkd.distillers.pair import Pair, maps
 from fedkd.losses.hint import hint
 from fedkd.types import Metrics
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fedkd.batch import Batch
 from fedkd.bound import Bound
-from fedkd.distillers.at import same_number
-from fedkd.distillers.distiller import Distiller, Pair, classification, temperature, weight
+from fedkd.distillers.distiller import Distiller, classification, temperature, weight
+from fedkd.distillers.pair import Pair, same_number
 from fedkd.losses.kl import kl_divergence
 from fedkd.losses.rotation import rotations
 from fedkd.models.classifier import Classifier

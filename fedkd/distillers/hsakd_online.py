@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fedkd.batch import Batch
 from fedkd.bound import Bound, part
-from fedkd.distillers.distiller import Distiller, Learner, Pair, classification, temperature, weight
+from fedkd.distillers.distiller import Distiller, Learner, classification, temperature, weight
 from fedkd.distillers.hsakd import Branches, extensible, turned, upright
+from fedkd.distillers.pair import Pair
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.losses.rotation import joint_labels

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fedkd.batch import Batch
 from fedkd.bound import Bound
-from fedkd.distillers.distiller import Distiller, Pair, classification, weight
+from fedkd.distillers.distiller import Distiller, classification, weight
 from fedkd.distillers.hsakd import Branches, extensible, turned, upright
+from fedkd.distillers.pair import Pair
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.rotation import joint_labels
 from fedkd.types import Metrics

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedkd.check import require
-from fedkd.distillers.at import same_number
-from fedkd.distillers.distiller import Distiller, Pair, Seen, Steps, weight
+from fedkd.distillers.distiller import Distiller, Seen, Steps, weight
+from fedkd.distillers.pair import Pair, same_number
 from fedkd.losses.pairwise import probabilistic_knowledge_transfer
 from fedkd.types import Metrics, Output, Tensors
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from fedkd.batch import Batch
 from fedkd.bound import Bound, part
 from fedkd.check import require
-from fedkd.distillers.distiller import Distiller, Learner, Pair, temperature, weight
+from fedkd.distillers.distiller import Distiller, Learner, temperature, weight
+from fedkd.distillers.pair import Pair
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.types import Metrics, Output, Tensors

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd.check import require
-from fedkd.distillers.distiller import Distiller, Pair, Seen, weight
+from fedkd.distillers.distiller import Distiller, Seen, weight
+from fedkd.distillers.pair import Pair
 from fedkd.losses.similarity import similarity_preserving
 from fedkd.types import Metrics
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from fedkd.batch import Batch
 from fedkd.check import require
-from fedkd.distillers.distiller import Distiller, Pair, Seen, Steps, weight
+from fedkd.distillers.distiller import Distiller, Seen, Steps, weight
+from fedkd.distillers.pair import Pair
 from fedkd.types import Metrics, Tensors
 
 
