@@ -117,3 +117,14 @@ def test_contrastive_at_a_temperature_of_a_half(near, far, value):
     z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     found = model_contrastive(3 * z, *(2 * torch.tensor([other], dtype=torch.float64) for other in (near, far)), 0.5)
     assert found.item() == pytest.approx(value, abs=1e-7)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_logarithms_of_half_precision_logits_are_taken_in_float32(precision):
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).to(precision)
+    other, y = logits.flip(0), torch.arange(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = kl_divergence(logits, other, 4.0), cross_entropy(logits, y)
+    assert [value.dtype for value in values] == [torch.float32] * 2
+    assert_close(values[0], kl_divergence(logits.float(), other.float(), 4.0), rtol=0, atol=0)
+    assert_close(values[1], cross_entropy(logits.float(), y), rtol=0, atol=0)

@@ -2,15 +2,18 @@
 
 from torch import Tensor
 
+from fedkd.losses.rows import wide
+
 
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:  # [B, C], [B, C] -> [B]
-    """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` per example, in log space.
+    """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` per example, in log space, in float32 at least.
 
     Args:
         teacher: logits of the target distribution; detach them where the teacher is not to learn.
         student: logits of the distribution that is to follow.
         temperature: T > 0; the factor T^2 keeps the gradient's scale.
     """
+    teacher, student = wide(teacher), wide(student)
     if temperature != 1:
         return temperature**2 * kl_divergence(teacher / temperature, student / temperature)
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
