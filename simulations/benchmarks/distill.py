@@ -22,11 +22,12 @@ from fedkd.bound import snapshot
 from fedkd.distillation import Progress, Training
 from fedkd.seed import Seed
 from fedkd.train import fit
+from fedkd.types import Tensors
 from simulations.benchmarks.engine import ratio, timed
 from simulations.benchmarks.shapes import random_pixels
 from simulations.command import CONF
 from simulations.distill import composed
-from simulations.distill_setup import set_up
+from simulations.distill_setup import Setup, set_up
 from simulations.process import settle
 
 STEPS, PAIRS = 10, 5
@@ -49,8 +50,13 @@ def prepared(name: str, overrides: list[str]) -> tuple[Training, Progress]:
     """A training of ten steps an epoch, whose teacher is untrained: that changes no cost."""
     config = configured(name, [*overrides, f"steps={STEPS}"])
     setup = set_up(config)
-    taught = {} if setup.teacher is None else snapshot(setup.teacher)
-    return setup.training(setup.start, taught), Progress(0, setup.start)
+    return setup.training(setup.start, untrained(setup)), Progress(0, setup.start)
+
+
+def untrained(setup: Setup) -> Tensors:
+    """A teacher's tensors as it begins, but for variances that keep its maps small: in eval mode, nothing else does."""
+    own = {} if setup.teacher is None else snapshot(setup.teacher)
+    return {key: 100 * value if key.endswith("running_var") else value for key, value in own.items()}
 
 
 def epochs(name: str, overrides: list[str]) -> Callable[[], None]:
