@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -319,3 +322,52 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
     gain = 50 * (accuracies[2] - accuracies[0] + accuracies[3] - accuracies[1])
     assert f"{gain:+.2f} ±" in text
     assert (tmp_path / "curves.pdf").exists() and (tmp_path / "distillation.md").read_text().strip() in text
+
+
+# ----------------------------------------------------------------------------------------------------------- the command
+def command(folder: Path, *overrides: str) -> list[str]:
+    """The command line of a small distillation."""
+    return [sys.executable, "-m", "simulations.distill", *SMALL, f"output={folder}", *overrides]
+
+
+def test_killed_at_any_moment_and_started_again_is_never_killed(tmp_path):
+    long = ("distiller=dpk", *TINY["dpk"], "epochs=25", "steps=20")
+    whole = subprocess.run(command(tmp_path / "whole", *long), check=True, capture_output=True, text=True, cwd=ROOT)
+    folder = Path(whole.stdout.splitlines()[-1].removeprefix("run: "))
+    there = tmp_path / "killed" / "distilled" / folder.name / "metrics.csv"
+    process = subprocess.Popen(command(tmp_path / "killed", *long), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and (not there.exists() or len(there.read_text().splitlines()) < 5):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 5 <= len(there.read_text().splitlines()) < 27, "it was killed in its middle"
+    again = subprocess.run(command(tmp_path / "killed", *long), check=True, capture_output=True, text=True, cwd=ROOT)
+    assert Path(again.stdout.splitlines()[-1].removeprefix("run: ")).name == folder.name
+    assert (there.parent / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
+    timing = ("seconds_train", "seconds_evaluate")
+    kept = [[{key: value for key, value in row.items() if key not in timing} for row in rows(one)] for one in (there.parent, folder)]
+    assert kept[0] == kept[1]
+
+
+def test_an_error_is_a_line(tmp_path):
+    done = subprocess.run(command(tmp_path, "distiller.weight=-1"), check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr == "error: distiller.weight must be >= 0 (0 switches the term off), got -1\n"
+
+
+def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path, capsys):
+    from scipy.stats import spearmanr
+
+    from simulations.report import main
+
+    teachers = ("resnet8", "resnet14", "resnet20")
+    folders = [execute(small("kd", house, f"teacher={name}")) for name in teachers]
+    capsys.readouterr()
+    assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    tables = []
+    for folder in folders:
+        with open(folder / "models.csv", newline="") as file:
+            tables.append({row["network"]: float(row["accuracy"]) for row in csv.DictReader(file)})
+    rho = spearmanr([one["teacher"] for one in tables], [one["student"] for one in tables]).statistic
+    assert f"{rho:+.2f}" in text.partition("Spearman")[2] and (tmp_path / "ladder.pdf").exists()
