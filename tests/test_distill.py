@@ -371,3 +371,11 @@ def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path
             tables.append({row["network"]: float(row["accuracy"]) for row in csv.DictReader(file)})
     rho = spearmanr([one["teacher"] for one in tables], [one["student"] for one in tables]).statistic
     assert f"{rho:+.2f}" in text.partition("Spearman")[2] and (tmp_path / "ladder.pdf").exists()
+
+
+def test_a_learning_rate_that_is_too_large_is_an_error_that_says_where(tmp_path):
+    done = subprocess.run(command(tmp_path, "distiller=none", "optimizer.lr=1e30"), check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: the loss is no longer finite in step ") and "where ce is nan: lower the learning rate" in first
+    assert second == "The last checkpoint is on disk."
