@@ -1,5 +1,6 @@
 """What all commands have in common: configurations composed from conf/, paths made absolute, errors in a line."""
 
+import csv
 import os
 import sys
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fedkd.check import require
 from fedkd.exchange import ClientFailure
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
@@ -33,6 +35,27 @@ def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
     """``config`` with the names of the files it was composed from."""
     config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
     return config
+
+
+def take_tuned(config: DictConfig, part: str) -> None:
+    """Set what was chosen for this ``part`` (``strategy``, ``distiller``) in the file ``tuned``.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no choice for it.
+    """
+    if config.tuned is None:
+        return
+    config.tuned, name = str(Path(config.tuned).expanduser().absolute()), config.choices.get(part)
+    try:
+        with open(config.tuned, newline="") as file:
+            chosen = {row["key"]: float(row["value"]) for row in csv.DictReader(file) if row["chosen"] == "1" and row["strategy"] == name}
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"tuned must be a file that simulations.tune has written, got {config.tuned!r}: {error}") from error
+    command = {"strategy": "tune", "distiller": "tune_distill"}[part]
+    rule = f"must hold a choice for {part} {name} (python -m simulations.{command} {part}={name})"
+    require(bool(chosen), "tuned", rule, config.tuned)
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value)
 
 
 def make_absolute(node: DictConfig) -> None:

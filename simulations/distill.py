@@ -20,7 +20,7 @@ from fedkd.bound import load, part
 from fedkd.distillation import Progress, Training
 from fedkd.travel import Travel
 from fedkd.types import Tensors
-from simulations.command import CONF, chosen, compose, explained, make_absolute
+from simulations.command import CONF, chosen, compose, explained, make_absolute, take_tuned
 from simulations.distill_config import check, schedule
 from simulations.distill_folder import DistillFolder, rows, trained
 from simulations.distill_scores import scores
@@ -42,6 +42,7 @@ def execute(config: DictConfig) -> Path:
     narrate()
     settle()
     check(config)
+    take_tuned(config, "distiller")
     make_absolute(config.data)
     make_absolute(config.source)
     setup = set_up(config)

@@ -41,6 +41,7 @@ class Distillation:
         retrieval: and what its embedding finds again among the training images.
         flow: so many training images on which every layer's information is measured after each evaluation; 0: none.
         compile, precision, device, output, progress: as of a federated run.
+        tuned: the file in which ``simulations.tune_distill`` has noted its choices: the distiller's own is taken from there; null: none is.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
 
@@ -71,6 +72,7 @@ class Distillation:
     device: str
     output: str
     progress: bool
+    tuned: str | None
     data: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None
@@ -84,7 +86,7 @@ class Distillation:
 ConfigStore.instance().store(name="distillation", node=Distillation)
 
 PARTS = ("data", "augmentation", "teacher", "student", "distiller", "source", "optimizer")
-WITHOUT_EFFECT = ("name", "run", "round", "init", "output", "progress", "checkpoint_every", "export", "retrieval", "choices")
+WITHOUT_EFFECT = ("name", "run", "round", "init", "output", "progress", "checkpoint_every", "export", "retrieval", "tuned", "choices")
 
 
 def check(config: DictConfig) -> None:

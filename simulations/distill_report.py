@@ -17,7 +17,7 @@ from simulations.look import percent
 from simulations.runs import laid_flat, natural
 
 SEEDLESS = re.compile(
-    r"(seed|name|output|choices|run|round|progress|export|retrieval|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
+    r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
 )
 TASK = re.compile(
     r"(data|classes|examples|validation|epochs|steps|batch_size|milestones|lr_decay|augmentation|optimizer|precision|device)(\.|$)"

@@ -221,6 +221,7 @@ def teachers_config(config: DictConfig, distiller: Distiller, given: Origin | No
     network, name = given.network if given is not None else (config.teacher, config.choices.get("teacher", "teacher"))
     mine.student, mine.choices.student = deepcopy(network), name
     mine.seed, mine.epochs = config.teacher_seed, config.teacher_epochs or config.epochs
+    mine.tuned = None
     mine.init, mine.flow, mine.steps = None, 0, None if config.source._target_ != labels.source._target_ else config.steps
     for part in ("distiller", "source"):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
@@ -236,7 +237,7 @@ def teachers_config(config: DictConfig, distiller: Distiller, given: Origin | No
 def alone(config: DictConfig) -> DictConfig:
     """The same student trained with labels alone."""
     labels, mine = compose(["distiller=none", "source=real"], "distill"), deepcopy(config)
-    mine.init, mine.flow = None, 0
+    mine.init, mine.flow, mine.tuned = None, 0, None
     for part in ("distiller", "source"):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     return mine

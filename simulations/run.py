@@ -5,7 +5,6 @@ goes on from its last checkpoint. The last line on standard output is ``run: <fo
 round was done under the failure policy.
 """
 
-import csv
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd import wire
-from fedkd.check import require
 from fedkd.config import build, check, make
 from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from simulations.calibrate import choose
-from simulations.command import CONF, chosen, explained, make_absolute
+from simulations.command import CONF, chosen, explained, make_absolute, take_tuned
 from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
@@ -49,7 +47,7 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     narrate()
     settle()
     check(config)
-    take_tuned(config)
+    take_tuned(config, "strategy")
     locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)
     home = world(text)
@@ -145,29 +143,6 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], Me
         return record
 
     return metrics
-
-
-def take_tuned(config: DictConfig) -> None:
-    """Set what was chosen for this strategy in the file ``tuned``.
-
-    Raises:
-        ValueError: the file cannot be read, or holds no choice for the strategy.
-    """
-    if config.tuned is None:
-        return
-    config.tuned, strategy = str(Path(config.tuned).expanduser().absolute()), config.choices.get("strategy")
-    try:
-        with open(config.tuned, newline="") as file:
-            chosen = {
-                row["key"]: float(row["value"]) for row in csv.DictReader(file) if row["chosen"] == "1" and row["strategy"] == strategy
-            }
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"tuned must be a file that simulations.tune has written, got {config.tuned!r}: {error}") from error
-    require(
-        bool(chosen), "tuned", f"must hold a choice for strategy {strategy} (python -m simulations.tune strategy={strategy})", config.tuned
-    )
-    for key, value in chosen.items():
-        OmegaConf.update(config, key, value)
 
 
 def locate(config: DictConfig) -> None:

@@ -35,7 +35,7 @@ def tune(key: str, grid: Sequence[float], share: float, overrides: Sequence[str]
         row = {"strategy": strategy, "key": key, "value": value, "rounds": config.rounds, "seed": config.seed}
         try:
             folder = execute(config)
-            rows.append({**row, "accuracy": judged(folder), "folder": str(folder)})
+            rows.append({**row, "accuracy": judged(folder), "folder": str(folder.relative_to(Path(config.output).absolute()))})
         except ClientFailure as error:
             if "no longer finite" not in str(error):
                 raise

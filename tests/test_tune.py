@@ -8,8 +8,10 @@ import pytest
 
 from fedkd.partition.hold_out import hold_out
 from fedkd.seed import Seed
-from simulations import tune
+from simulations import tune, tune_distill
 from simulations.command import compose
+from simulations.distill import composed
+from simulations.distill import execute as distil
 from simulations.run import execute
 from tests.conftest import SMALL, run, settle
 from tests.running import metrics
@@ -29,7 +31,7 @@ def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path
     assert [(row["strategy"], float(row["value"])) for row in rows] == [(s, v) for s in ("fedavg", "fedprox") for v in (0.001, 0.1, 1e30)]
     for row in rows:
         if row["folder"]:
-            own = [float(value) for value in metrics(Path(row["folder"]))["accuracy_own_labels"]]
+            own = [float(value) for value in metrics(tmp_path / row["folder"])["accuracy_own_labels"]]
             assert float(row["accuracy"]) == pytest.approx(sum(own) / 3)
         else:
             assert float(row["value"]) == 1e30 and float(row["accuracy"]) == 0, "that diverges"
@@ -84,3 +86,24 @@ def test_a_public_set_and_a_validation_set_are_apart():
     train = {i for index in home.partition.train for i in index.tolist()}
     public, validation = set(home.held.public.rows.tolist()), set(home.held.validation.rows.tolist())
     assert not train & public and not train & validation and not public & validation
+
+
+def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path):
+    small = ["teacher=resnet8", "teacher.widths=[4,5,6]", "student=resnet8", "student.widths=[4,5,6]", "epochs=2", "steps=5", "batch_size=16",
+             "progress=false", "export=false", f"output={tmp_path}"]  # fmt: skip
+    tune_distill.main([*small, "distiller=kd,sp", "--factors", "1", "0.1", "--table", str(tmp_path / "tuned.csv")])
+    rows = table(tmp_path / "tuned.csv")
+    assert [(row["strategy"], float(row["value"])) for row in rows] == [("kd", 0.9), ("kd", 0.09), ("sp", 3000), ("sp", 300)]
+    for row in rows:
+        assert float(row["accuracy"]) == float(metrics(tmp_path / row["folder"])["accuracy"].iloc[-1])
+    chosen = {row["strategy"]: row for row in rows if row["chosen"] == "1"}
+    assert all(float(chosen[row["strategy"]]["accuracy"]) >= float(row["accuracy"]) for row in rows)
+    taken = distil(composed([*small, "distiller=sp", f"tuned={tmp_path / 'tuned.csv'}"]))
+    given = distil(composed([*small, "distiller=sp", f"distiller.weight={chosen['sp']['value']}"]))
+    assert taken == given
+    with pytest.raises(
+        ValueError, match=r"^tuned must hold a choice for distiller at \(python -m simulations\.tune_distill distiller=at\)"
+    ):
+        distil(composed([*small, "distiller=at", f"tuned={tmp_path / 'tuned.csv'}"]))
+    with pytest.raises(ValueError, match=r"^distiller must be a method with a weight to be tuned, got 'none'$"):
+        tune_distill.tune([1], 0.2, [*small, "distiller=none"], tmp_path / "tuned.csv")

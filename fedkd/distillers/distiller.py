@@ -79,6 +79,8 @@ class Distiller:
     """A teacher is needed."""
     needs_labels: ClassVar[bool] = False
     """Images without labels will not do."""
+    scale: ClassVar[str | None] = None
+    """The parameter that weighs what the method adds, which is tuned first; None where it adds nothing."""
 
     ce: float
 

@@ -25,6 +25,7 @@ class DKD(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "beta"
 
     alpha: float
     beta: float

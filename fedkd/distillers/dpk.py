@@ -129,6 +129,7 @@ class DPK(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "beta"
 
     alpha: float
     beta: float

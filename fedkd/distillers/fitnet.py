@@ -44,6 +44,7 @@ class FitNet(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "weight"
 
     weight: float
     stage: int

@@ -80,6 +80,7 @@ class HSAKD(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "joint"
 
     joint: float
     kd: float

@@ -42,6 +42,7 @@ class HSAKDOnline(Distiller):
     """
 
     needs_labels: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "joint"
 
     self_supervised: float
     joint: float

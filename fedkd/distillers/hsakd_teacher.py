@@ -31,6 +31,7 @@ class HSAKDTeacher(Distiller):
     """
 
     needs_labels: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "joint"
 
     joint: float
     frozen: bool

@@ -38,6 +38,7 @@ class InformationFlow(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "weight"
 
     weight: float
     kernels: Sequence[str]

@@ -20,6 +20,7 @@ class KD(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "weight"
 
     weight: float
     temperature: float

@@ -36,6 +36,7 @@ class KDDG(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "weight"
 
     weight: float
     temperature: float

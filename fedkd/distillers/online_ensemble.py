@@ -91,6 +91,7 @@ class OnlineEnsemble(Distiller):
     """
 
     needs_labels: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "kd"
 
     maps: float
     kd: float

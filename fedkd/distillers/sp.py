@@ -22,6 +22,7 @@ class SP(Distiller):
     """
 
     taught: ClassVar[bool] = True
+    scale: ClassVar[str | None] = "weight"
 
     weight: float
     stage: int
