@@ -156,7 +156,6 @@ def check(config: DictConfig) -> None:
     chunk = config.cohort
     require(chunk == "auto" or (isinstance(chunk, int) and chunk >= 1), "cohort", "must be >= 1, or auto", chunk)
     choices = {
-        "precision": ("float32", "float64", "bfloat16"),
         "on_client_failure": ("raise", "retry", "drop"),
         "evaluation.examples": ("test", "validation"),
         "evaluation.shards": ("own", "all"),
@@ -167,15 +166,26 @@ def check(config: DictConfig) -> None:
     require(0 <= config.validation < 1, "validation", "must be a share in 0..1, 1 excluded (0 holds nothing out)", config.validation)
     held_out = config.evaluation.examples == "test" or config.validation > 0
     require(held_out, "validation", "must be > 0 where evaluation.examples=validation", config.validation)
-    require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
     require(config.retries >= 0, "retries", "must be >= 0", config.retries)
     require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
     every = config.distill_every
     fits = every is None or (every >= 1 and every % config.checkpoint_every == 0)
     require(fits, "distill_every", f"must be null, or a multiple of checkpoint_every ({config.checkpoint_every})", every)
-    require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
+    check_common(config)
     for part in PARTS:
         check_types(OmegaConf.to_container(config[part], resolve=True), part)
+
+
+def check_common(config: DictConfig) -> None:
+    """The keys that runs and distillations have in common.
+
+    Raises:
+        ValueError: naming the key, the rule and the value.
+    """
+    precisions = ("float32", "float64", "bfloat16")
+    require(config.precision in precisions, "precision", f"must be one of {', '.join(precisions)}", config.precision)
+    require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
+    require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
 
 
 def check_types(node: Mapping[str, Any], key: str) -> None:

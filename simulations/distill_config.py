@@ -1,6 +1,5 @@
 """What a distillation's own keys are, and what they must obey."""
 
-import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -8,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.check import require
-from fedkd.config import check_types
+from fedkd.config import check_common, check_types
 
 
 @dataclass
@@ -114,10 +113,7 @@ def check(config: DictConfig) -> None:
     require(ascending, "milestones", "must be ascending shares of the training, between 0 and 1", stones)
     require(0 <= config.lr_decay <= 1, "lr_decay", "must be in 0..1", config.lr_decay)
     require(config.flow >= 0, "flow", "must be >= 0 images", config.flow)
-    precisions = ("float32", "float64", "bfloat16")
-    require(config.precision in precisions, "precision", f"must be one of {', '.join(precisions)}", config.precision)
-    require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
-    require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
+    check_common(config)
     for part in PARTS:
         if config[part] is not None:
             check_types(OmegaConf.to_container(config[part], resolve=True), part)

@@ -5,45 +5,23 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_atomically, write_checkpoint
+from fedkd.checkpoint import Checkpoint, read_checkpoint, write_atomically, write_checkpoint
 from fedkd.distillation import Progress
 from fedkd.types import Tensors
+from simulations.locked import LockedFolder
 from simulations.record import append, cut, environment, header_of, table, widen
 
 COLUMNS = ("epoch", "accuracy", "loss", "train_loss", "lr", "seconds_train", "seconds_evaluate", "travel")
 
 
-class DistillFolder:
-    """``<output>/<name>/<hash>/``, locked for as long as this object lives.
-
-    Raises:
-        ValueError: the folder cannot be written, is in use, or holds a checkpoint of another configuration.
-    """
+class DistillFolder(LockedFolder):
+    """The folder of a distillation."""
 
     def __init__(self, config: DictConfig, key: str) -> None:
+        super().__init__(config, key)
         self.config, self.key = config, key
-        self.path = Path(config.output).expanduser().absolute() / config.name / key
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"output must hold run folders that no other process is writing, got {self.path}, which is in use") from None
-        except OSError as error:
-            raise ValueError(f"output must be a folder that can be written, got {config.output!r}: {error}") from error
-        self.header = read_header(self.path)
-        if self.header is not None and self.header["config"] != key:
-            raise ValueError(
-                f"output must hold checkpoints of this very configuration ({key}), got one of {self.header['config']} in {self.path}"
-            )
-
-    @property
-    def finished(self) -> bool:
-        """All epochs are done."""
-        return self.header is not None and bool(self.header["finished"])
 
     def begin(self) -> Progress | None:
         """Write what describes the training, cut what lies behind the checkpoint, and give where it stands if there is one."""
@@ -80,10 +58,6 @@ class DistillFolder:
         """Where the training stands, atomically."""
         state = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.memory}
         write_checkpoint(self.path, Checkpoint(progress.epoch, self.key, state, {}), self.config.epochs)
-
-    def release(self) -> None:
-        """Let others have the folder."""
-        self._lock.release()
 
 
 def stood(folder: Path) -> Progress:

@@ -12,18 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from flwr.app import Message
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd import wire
-from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_atomically, write_checkpoint
+from fedkd.checkpoint import Checkpoint, read_checkpoint, write_atomically, write_checkpoint
 from fedkd.config import build
 from fedkd.partition.shards import counts, save
 from fedkd.rounds import Round
 from fedkd.shift import Shift
 from fedkd.types import State
 from simulations import figures
+from simulations.locked import LockedFolder
 from simulations.world import World
 
 COLUMNS = (
@@ -35,35 +35,12 @@ CLIENT_COLUMNS = ("round", "client", "participated", "num_examples", "loss", "ac
 SHIFT_COLUMNS = ("client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
 
 
-class Folder:
-    """``<output>/<name>/<hash>/``, locked for as long as this object lives.
-
-    Raises:
-        ValueError: the folder cannot be written, is in use, or holds a checkpoint of another configuration.
-    """
+class Folder(LockedFolder):
+    """The folder of a federated run."""
 
     def __init__(self, world: World) -> None:
-        config = world.config
-        self.world, self.path = world, Path(config.output).expanduser().absolute() / config.name / world.hash
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"output must hold run folders that no other process is writing, got {self.path}, which is in use") from None
-        except OSError as error:
-            raise ValueError(f"output must be a folder that can be written, got {config.output!r}: {error}") from error
-        self.header = read_header(self.path)
-        if self.header is not None and self.header["config"] != world.hash:
-            raise ValueError(
-                f"output must hold checkpoints of this very configuration ({world.hash}), got one of {self.header['config']} in {self.path}; "
-                "a run cannot be resumed with another configuration"
-            )
-
-    @property
-    def finished(self) -> bool:
-        """All rounds are done."""
-        return self.header is not None and bool(self.header["finished"])
+        super().__init__(world.config, world.hash)
+        self.world = world
 
     def commit_note(self) -> str | None:
         """A line to show where the finished run was made by other code; None where it was not, or nobody knows."""
@@ -118,10 +95,6 @@ class Folder:
         """The state after ``server_round``, atomically."""
         checkpoint = Checkpoint(server_round, self.world.hash, state, memories, simulated_time)
         write_checkpoint(self.path, checkpoint, self.world.config.rounds)
-
-    def release(self) -> None:
-        """Let others have the folder."""
-        self._lock.release()
 
 
 def metrics_row(done: Round) -> dict[str, float]:

@@ -8,8 +8,10 @@ appended to a CSV file, which a run reads with ``tuned=<file>``.
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from fedkd.check import require
 from fedkd.exchange import ClientFailure
@@ -56,24 +58,39 @@ def judged(folder: Path) -> float:
     return sum(values) / len(values)
 
 
+def parser(prog: str, part: str, about: str, share: str) -> argparse.ArgumentParser:
+    """What the commands that tune have in common."""
+    made = argparse.ArgumentParser(prog=prog, description=about.partition("\n\n")[0])
+    made.add_argument("overrides", nargs="*", help=f"of the configuration; {part} may name several, separated by commas")
+    made.add_argument("--validation", type=float, default=0.2, help=f"share of {share} that is held out (0.2)")
+    made.add_argument("--table", type=Path, help="the file of choices (<output>/<name>/tuned.csv)")
+    return made
+
+
+def each(
+    arguments: argparse.Namespace, part: str, composing: Callable[[list[str]], DictConfig], work: Callable[[list[str], Path], object]
+) -> None:
+    """Do the work for every option of ``part`` that is named, or the one that is shipped, and say where the table is."""
+    with explained():
+        named = [one for one in arguments.overrides if one.startswith(f"{part}=")]
+        others = [one for one in arguments.overrides if one not in named]
+        options = named[-1].partition("=")[2].split(",") if named else [composing(others).choices[part]]
+        config = composing([*others, f"{part}={options[0]}"])
+        table = arguments.table or Path(config.output) / config.name / "tuned.csv"
+        for option in options:
+            work([*others, f"{part}={option}"], table)
+        print(f"table: {table}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.tune", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("overrides", nargs="*", help="as of simulations.run; strategy may name several, separated by commas")
-    parser.add_argument("--key", default="optimizer.lr", help="what is chosen (optimizer.lr)")
-    parser.add_argument("--grid", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="from these values (0.01 0.03 0.1)")
-    parser.add_argument("--validation", type=float, default=0.2, help="share of each client's training examples that is held out (0.2)")
-    parser.add_argument("--table", type=Path, help="the file of choices (<output>/<name>/tuned.csv)")
-    arguments = parser.parse_args(argv)
-    with explained():
-        named = [one for one in arguments.overrides if one.startswith("strategy=")]
-        others = [one for one in arguments.overrides if one not in named]
-        strategies = named[-1].partition("=")[2].split(",") if named else [compose([*others]).choices["strategy"]]
-        config = compose([*others, f"strategy={strategies[0]}"])
-        table = arguments.table or Path(config.output) / config.name / "tuned.csv"
-        for strategy in strategies:
-            tune(arguments.key, arguments.grid, arguments.validation, [*others, f"strategy={strategy}"], table)
-        print(f"table: {table}")
+    asked = parser("python -m simulations.tune", "strategy", __doc__, "each client's training examples")
+    asked.add_argument("--key", default="optimizer.lr", help="what is chosen (optimizer.lr)")
+    asked.add_argument("--grid", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="from these values (0.01 0.03 0.1)")
+    arguments = asked.parse_args(argv)
+    each(
+        arguments, "strategy", compose, lambda overrides, table: tune(arguments.key, arguments.grid, arguments.validation, overrides, table)
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ accuracy on what was held out, after the last epoch. No test image is seen. The 
 appended to a CSV file, which a distillation reads with ``tuned=<file>``.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ from pathlib import Path
 from hydra.utils import get_object
 
 from fedkd.check import require
-from simulations.command import explained
 from simulations.distill import composed, execute
 from simulations.distill_folder import rows
 from simulations.record import append
-from simulations.tune import COLUMNS
+from simulations.tune import COLUMNS, each, parser
 
 
 def tune(factors: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
@@ -53,21 +51,10 @@ def tune(factors: Sequence[float], share: float, overrides: Sequence[str], table
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.tune_distill", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("overrides", nargs="*", help="as of simulations.distill; distiller may name several, separated by commas")
-    parser.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3], help="multiples of the shipped weight (0.3 1 3)")
-    parser.add_argument("--validation", type=float, default=0.2, help="share of the training images that is held out (0.2)")
-    parser.add_argument("--table", type=Path, help="the file of choices (<output>/<name>/tuned.csv)")
-    arguments = parser.parse_args(argv)
-    with explained():
-        named = [one for one in arguments.overrides if one.startswith("distiller=")]
-        others = [one for one in arguments.overrides if one not in named]
-        methods = named[-1].partition("=")[2].split(",") if named else [composed(others).choices.distiller]
-        config = composed([*others, f"distiller={methods[0]}"])
-        table = arguments.table or Path(config.output) / config.name / "tuned.csv"
-        for method in methods:
-            tune(arguments.factors, arguments.validation, [*others, f"distiller={method}"], table)
-        print(f"table: {table}")
+    asked = parser("python -m simulations.tune_distill", "distiller", __doc__, "the training images")
+    asked.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3], help="multiples of the shipped weight (0.3 1 3)")
+    arguments = asked.parse_args(argv)
+    each(arguments, "distiller", composed, lambda overrides, table: tune(arguments.factors, arguments.validation, overrides, table))
 
 
 if __name__ == "__main__":
