@@ -85,7 +85,7 @@ class Distillation:
 ConfigStore.instance().store(name="distillation", node=Distillation)
 
 PARTS = ("data", "augmentation", "teacher", "student", "distiller", "source", "optimizer")
-WITHOUT_EFFECT = ("name", "run", "round", "init", "output", "progress", "checkpoint_every", "export", "retrieval", "tuned", "choices")
+WITHOUT_EFFECT = ("name", "checkpoint_every", "run", "round", "init", "output", "progress", "export", "retrieval", "tuned", "choices")
 
 
 def check(config: DictConfig) -> None:

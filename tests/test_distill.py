@@ -223,6 +223,19 @@ def test_a_run_brings_its_own_data_and_teacher():
         composed(["run=there", "teacher=resnet20"])
 
 
+def test_a_teacher_of_other_classes_is_refused(house):
+    folder = execute(small("none", house, "classes=5", "examples=100"))
+    with pytest.raises(ValueError, match=r"^teacher must have the task's classes, 3, got 5$"):
+        execute(composed([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
+
+
+def test_a_student_may_teach_the_next(house):
+    first = execute(small("kd", house))
+    second = execute(composed([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"]))
+    with open(second / "models.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["accuracy"]) == float(rows(first)[-1]["accuracy"])
+
+
 def test_an_unfinished_run_is_refused(federated, tmp_path):
     import shutil
 
