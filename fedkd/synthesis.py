@@ -71,7 +71,7 @@ class Synthesis:
         start["noise"] = torch.randn(module.noise.shape, generator=random).to(example)
         y = torch.randint(task.num_classes, (self.batch_size,), generator=(seed / "labels").torch()).sort().values.to(example.device)
         fitted = fit(
-            module, start, Batches(y.expand(self.steps, -1), dtype=example.dtype), partial(self.loss, network=network, learner=network if learner is None else learner), self.optimizer,
+            module, start, Batches(y.expand(self.steps, -1), dtype=example.dtype), partial(self.loss, network=network, learner=learner), self.optimizer,
             shared={"teachers": teachers, "student": student},
         )  # fmt: skip
         with torch.no_grad():
@@ -79,13 +79,13 @@ class Synthesis:
         return x, {name: value / self.steps for name, value in fitted.sums.items()}
 
     def loss(
-        self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module, learner: nn.Module
+        self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module, learner: nn.Module | None = None
     ) -> tuple[Tensor, Metrics]:
         """The equation of this class."""
         x, teachers = model(batch.y), unstacked(shared["teachers"])
         said = [inputs_of_norms(network, one, x) for one in teachers]
         z = torch.stack([output.logits for output, _ in said]).mean(0)
-        student = Bound(learner).at(shared["student"])(x).logits
+        student = Bound(network if learner is None else learner).at(shared["student"])(x).logits
         apart = [
             statistics_distance(value, one[f"{name}.running_mean"], one[f"{name}.running_var"])
             for one, (_, inputs) in zip(teachers, said) for name, value in inputs.items()

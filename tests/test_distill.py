@@ -231,7 +231,9 @@ def test_a_teacher_of_other_classes_is_refused(house):
 
 def test_a_student_may_teach_the_next(house):
     first = execute(small("kd", house))
-    second = execute(composed([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"]))
+    second = execute(
+        composed([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"])
+    )
     with open(second / "models.csv", newline="") as file:
         assert float(next(csv.DictReader(file))["accuracy"]) == float(rows(first)[-1]["accuracy"])
 
