@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.bound import load, part
 from fedkd.distillation import Progress, Training
-from fedkd.travel import Travel
+from fedkd.travel import distance, norm
 from fedkd.types import Tensors
 from simulations.command import CONF, chosen, compose, explained, make_absolute, take_tuned
 from simulations.distill_config import check, schedule
@@ -95,7 +94,8 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
         folder.row({"epoch": 0, **scores(setup, progress.tensors)})
     else:
         progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
-    rates, travel = schedule(config), travelled(setup, start, progress, folder)
+    rates, before, whole = schedule(config), parameters(setup, progress.tensors), norm(parameters(setup, start)).item()
+    travel = float(rows(folder.path)[-1]["travel"] or 0)  # as it is written, so that a training that goes on adds to the same number
     with Bar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
             began = time.perf_counter()
@@ -107,8 +107,9 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
                 "lr": config.optimizer.lr * rates[progress.epoch - 1],
                 **values,
             }
-            travel = travel.to(parameters(setup, progress.tensors))
-            row["travel"] = travel.relative
+            here = parameters(setup, progress.tensors)
+            row["travel"] = travel = travel + distance(before, here).item() / whole
+            before = here
             row["seconds_train"] = round(time.perf_counter() - began, 4)
             if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
                 row |= scores(setup, progress.tensors)
@@ -127,15 +128,6 @@ def parameters(setup: Setup, tensors: Tensors) -> Tensors:
     """Those of the student alone."""
     student, own = setup.distiller.networks(setup.learner, tensors)["student"]
     return {name: own[name] for name, _ in student.named_parameters()}
-
-
-def travelled(setup: Setup, start: Tensors, progress: Progress, folder: DistillFolder) -> Travel:
-    """How far the student has come."""
-    begin = Travel.begin(parameters(setup, start))
-    if progress.epoch == 0:
-        return begin
-    length = float(rows(folder.path)[-1]["travel"]) * begin.first
-    return replace(begin, here=parameters(setup, progress.tensors), length=length)
 
 
 def label(config: DictConfig) -> str:
