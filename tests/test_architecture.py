@@ -20,7 +20,7 @@ from simulations.distill import composed as distillation
 from tests.conftest import ROOT
 
 LEVELS = [
-    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy", "fedkd.values"},
+    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy", "fedkd.values", "fedkd.schema"},
     {"fedkd.seed"},
     {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
     {"fedkd.public", "fedkd.shift", "fedkd.view", "fedkd.augment"},

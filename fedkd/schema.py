@@ -1,0 +1,91 @@
+"""The keys of a federated run, and what they mean."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Evaluation:
+    """When and how models are scored.
+
+    Args:
+        every: so many rounds.
+        batch_size: of evaluations.
+        examples: of the ``test`` set, or those that clients hold out for ``validation``.
+        shards: every client's model is scored on its ``own`` test shard, of the labels that it holds, or on ``all`` examples.
+    """
+
+    every: int
+    batch_size: int
+    examples: str
+    shards: str
+
+
+@dataclass
+class Run:
+    """One experiment. Keys that cannot change a result are left out of its hash (see :func:`identity`).
+
+    Args:
+        name: folder under ``output`` that groups runs.
+        seed: root of all randomness.
+        rounds: federated rounds.
+        num_clients: the population.
+        clients_per_round: how many of it train in a round.
+        local_steps: optimizer steps of a client in a round; null with ``local_epochs``.
+        local_epochs: passes over a client's data in a round; null with ``local_steps``.
+        batch_size: of local training.
+        validation: 0..1 (1 excluded), share of each client's training examples that is held out: for early stopping, and for choosing
+            parameters (``evaluation.examples``).
+        cohort: how many clients a worker trains as one tensor program; 1 is one after the other. Another number changes rounding.
+            ``auto`` times some, keeps the fastest, and notes it in the run folder.
+        compile: fuse the operations of a local step with ``torch.compile``: tens of seconds at the start, and another rounding.
+        precision: ``float32`` or ``float64``, of weights and images; ``bfloat16`` is float32 with local training's convolutions and
+            products in bfloat16.
+        device: ``cpu`` or ``cuda``.
+        on_client_failure: ``raise``, ``retry`` or ``drop``.
+        retries: attempts after the first, for ``retry``.
+        timeout: seconds that a phase of a round may take.
+        checkpoint_every: rounds between checkpoints; the last round always makes one.
+        output: where run folders go.
+        progress: show a progress bar.
+        distill: the distiller (a name in conf/distiller) by which the aggregated model is distilled after the last round; null: none.
+        distill_every: and after every so many rounds, a multiple of ``checkpoint_every``; null: after the last alone.
+        distill_with: what is overridden in ``simulations.distill`` for it: student, source, epochs.
+        tuned: the file in which ``simulations.tune`` has noted its choices: the strategy's own is taken from there; null: none is.
+        choices: names of the yaml files that were chosen, filled in by the command.
+    """
+
+    name: str
+    seed: int
+    rounds: int
+    num_clients: int
+    clients_per_round: int
+    local_steps: int | None
+    local_epochs: int | None
+    batch_size: int
+    validation: float
+    cohort: int | str
+    compile: bool
+    precision: str
+    device: str
+    on_client_failure: str
+    retries: int
+    timeout: float
+    checkpoint_every: int
+    output: str
+    progress: bool
+    distill: str | None
+    distill_every: int | None
+    distill_with: dict[str, Any]
+    tuned: str | None
+    evaluation: Evaluation
+    data: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    shift: dict[str, Any] = field(default_factory=dict)
+    systems: dict[str, Any] = field(default_factory=dict)
+    public: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
