@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedkd.augment import Augmentation, black
 from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound
+from fedkd.bound import Bound, part
 from fedkd.distillers.distiller import Distiller, Learner, Steps
 from fedkd.optimize import OptimizerFactory
 from fedkd.seed import Seed
@@ -180,5 +180,5 @@ def order(pool: Examples, random: torch.Generator) -> Tensor:  # [N]
 
 def members(network: nn.Module, taught: Tensors) -> tuple[nn.Module, list[Tensors]]:
     """The form and the tensors of each of the networks that a teacher is made of."""
-    own = {key.removeprefix("student."): value for key, value in taught.items() if key.startswith("student.")}
+    own = part(taught, "student")
     return (network, [own]) if not hasattr(network, "parted") else network.parted(own)

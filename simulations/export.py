@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedkd.bound import load
+from fedkd.bound import load, part
 from fedkd.checkpoint import write_atomically
 from fedkd.distillation import Training
 from fedkd.types import Tensors
@@ -36,7 +36,7 @@ def export(setup: Setup, training: Training, tensors: Tensors, folder: Path) -> 
     """Write every network that leaves the house; give the rows of ``models.csv``, the teacher's first."""
     rows = []
     if setup.teacher is not None:
-        taught = {k.removeprefix("student."): v for k, v in training.taught.items() if k.startswith("student.")}
+        taught = part(training.taught, "student")
         rows.append(described(setup, "teacher", setup.teacher.student, taught, scored(setup, setup.teacher.student, taught).accuracy))
     for name, (network, own) in setup.distiller.networks(setup.learner, tensors).items():
         write(setup, folder, name, network, own)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fedkd.bound import part
 from fedkd.distillation import Progress
 from fedkd.distillers.information_flow import representations
 from fedkd.losses.information import binned_mutual_information, quadratic_mutual_information
@@ -22,9 +23,7 @@ def flow(setup: Setup, progress: Progress, taught: Tensors) -> list[Mapping[str,
     x, y = setup.train.images(index, dtype_of(config)), setup.train.y[index]
     networks: dict[str, tuple[nn.Module, Tensors]] = setup.distiller.networks(setup.learner, progress.tensors)
     if setup.teacher is not None:
-        networks |= {
-            "teacher": (setup.teacher.student, {k.removeprefix("student."): v for k, v in taught.items() if k.startswith("student.")})
-        }
+        networks |= {"teacher": (setup.teacher.student, part(taught, "student"))}
     found = []
     for name, (network, tensors) in networks.items():
         layers = representations(functional_call(network.eval(), tensors, (x,)), "all")

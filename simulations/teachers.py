@@ -21,7 +21,7 @@ from simulations.world import World, world
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network that knows: its form, its tensors, and what the trained tensors are called by (``digest``)."""
+    """A network that knows: its form and its tensors."""
 
     learner: Learner
     tensors: Tensors

@@ -26,10 +26,19 @@ class Other:
         Raises:
             ValueError: they cannot be read, or have another shape than the clients'.
         """
-        try:
-            other, train, _ = self.data()
-        except ValueError as error:
-            raise ValueError(f"data.{error}") from error
-        rule = f"must have images of the clients' shape {task.shape} (data.size, data.channels), as {other.name} has not"
-        require(other.shape == task.shape, "data", rule, other.shape)
-        return replace(train.to(held.y.device), mean=held.mean, std=held.std)
+        return replace(images_of(self.data, task).to(held.y.device), mean=held.mean, std=held.std)
+
+
+def images_of(data: Callable[[], tuple[Task, Examples, Examples]], task: Task) -> Examples:
+    """Another data set's training images.
+
+    Raises:
+        ValueError: they cannot be read, or have another shape than the task's.
+    """
+    try:
+        other, train, _ = data()
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
+    rule = f"must have images of the clients' shape {task.shape} (data.size, data.channels), as {other.name} has not"
+    require(other.shape == task.shape, "data", rule, other.shape)
+    return train

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fedkd.check import require
+from fedkd.public.other import images_of
 from fedkd.seed import Seed
 from fedkd.sources.source import Source
 from fedkd.types import Examples, Task
@@ -27,11 +28,6 @@ class Public(Source):
         require(self.number is None or self.number > 0, "number", "must be > 0 images, or null for all", self.number)
 
     def open(self, task: Task, train: Examples, seed: Seed) -> Examples:
-        try:
-            other, images, _ = self.data()
-        except ValueError as error:
-            raise ValueError(f"data.{error}") from error
-        rule = f"must have images of the task's shape {task.shape} (data.size, data.channels), as {other.name} has not"
-        require(other.shape == task.shape, "data", rule, other.shape)
+        images = images_of(self.data, task)
         drawn = torch.randperm(len(images), generator=seed.torch())[: self.number].sort().values
         return replace(images.subset(drawn).unlabelled().to(train.y.device), mean=train.mean, std=train.std)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -56,14 +57,17 @@ class Synthetic(Source):
             self.capacity is None or self.capacity >= self.batch_size, "capacity", "must be >= batch_size, or null for all", self.capacity
         )
 
+    @cached_property
+    def synthesis(self) -> Synthesis:
+        """Made once, so that its step is recorded once."""
+        return Synthesis(self.generator, self.optimizer, self.steps, self.batch_size, self.bn, self.oh, self.adv)
+
     def open(self, task: Task, train: Examples, seed: Seed) -> None:
         return None
 
     def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Knowledge, seed: Seed, dtype: torch.dtype) -> Pool:
-        synthesis = Synthesis(self.generator, self.optimizer, self.steps, self.batch_size, self.bn, self.oh, self.adv)
-        x, metrics = synthesis(
-            knowledge.network, stacked(knowledge.teachers), knowledge.learnt, knowledge.task, seed, knowledge.student
-        )  # fmt: skip
+        teachers = stacked(knowledge.teachers)
+        x, metrics = self.synthesis(knowledge.network, teachers, knowledge.learnt, knowledge.task, seed, knowledge.student)
         images = torch.cat([memory["images"], x]) if "images" in memory else x
         images = images if self.capacity is None else images[-self.capacity :]
         return Pool(as_seen(images), {"images": images}, {f"synthesis_{name}": value for name, value in metrics.items()})
