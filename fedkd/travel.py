@@ -1,7 +1,5 @@
 """How far an optimizer travels: of two ways to the same accuracy, the shorter had the easier mapping to learn (Wang et al., 2021)."""
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
@@ -25,36 +23,17 @@ def distance(before: Tensors, after: Tensors) -> Tensor:  # -> []
     return norm({key: after[key].double() - value.double() for key, value in before.items()})
 
 
-@dataclass(frozen=True, eq=False)
-class Travel:
-    """A way so far: ``sum_k ||w_k - w_{k-1}||_2 / ||w_0||_2``, k from one (epochs, or rounds).
+def travelled(length: float, before: Tensors, after: Tensors, first: Tensors) -> float:
+    """``length + ||after - before||_2 / ||first||_2``: summed over epochs, ``sum_k ||w_k - w_{k-1}||_2 / ||w_0||_2``.
 
-    The paper's text was not at hand: this is its cumulative weight distance as others tell it. ``Travel.begin(w_0).to(w_1).to(w_2)``;
-    parameters alone count, not buffers, and are not copied: give snapshots.
+    The paper's text was not at hand: this is its cumulative weight distance as others tell it. Parameters alone count, not buffers.
+
+    Args:
+        length: the sum so far.
+        before: w_{k-1}.
+        after: w_k.
+        first: w_0, not all zero.
     """
-
-    first: float
-    """``||w_0||_2``."""
-    here: Tensors
-    length: float = 0.0
-    """The sum of steps."""
-
-    @classmethod
-    def begin(cls, weights: Tensors) -> "Travel":
-        """At w_0.
-
-        Raises:
-            ValueError: w_0 is zero, and no distance is any multiple of it.
-        """
-        first = norm(weights).item()
-        require(first > 0, "travel", "must begin at parameters that are not all zero", first)
-        return cls(first, weights)
-
-    def to(self, weights: Tensors) -> "Travel":
-        """One step further."""
-        return replace(self, here=weights, length=self.length + distance(self.here, weights).item())
-
-    @property
-    def relative(self) -> float:
-        """The cumulative weight distance."""
-        return self.length / self.first
+    whole = norm(first).item()
+    require(whole > 0, "travel", "must begin at parameters that are not all zero", whole)
+    return length + distance(before, after).item() / whole

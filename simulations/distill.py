@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.bound import load, part
 from fedkd.distillation import Progress, Training
-from fedkd.travel import distance, norm
+from fedkd.travel import travelled
 from fedkd.types import Tensors
 from simulations.command import CONF, chosen, compose, explained, make_absolute, take_tuned
 from simulations.distill_config import check, schedule
@@ -94,7 +94,7 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
         folder.row({"epoch": 0, **scores(setup, progress.tensors)})
     else:
         progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
-    rates, before, whole = schedule(config), parameters(setup, progress.tensors), norm(parameters(setup, start)).item()
+    rates, first, before = schedule(config), parameters(setup, start), parameters(setup, progress.tensors)
     travel = float(rows(folder.path)[-1]["travel"] or 0)  # as it is written, so that a training that goes on adds to the same number
     with Bar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
@@ -108,7 +108,7 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
                 **values,
             }
             here = parameters(setup, progress.tensors)
-            row["travel"] = travel = travel + distance(before, here).item() / whole
+            row["travel"] = travel = travelled(travel, before, here, first)
             before = here
             row["seconds_train"] = round(time.perf_counter() - began, 4)
             if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
