@@ -1,5 +1,6 @@
 """The losses and measures of central distillation against their equations, and the laws they keep."""
 
+import itertools
 import math
 from functools import partial
 
@@ -609,7 +610,7 @@ def test_travel_counts_every_step_in_lengths_of_the_beginning():
     assert travelled(0.0, start, start, start) == 0
     way = [{key: value * (1 + 0.25 * k) for key, value in start.items()} for k in range(6)]
     length = 0.0
-    for before, after in zip(way, way[1:]):
+    for before, after in itertools.pairwise(way):
         length = travelled(length, before, after, start)
     assert length == pytest.approx(5 * 0.25, rel=1e-6)
     double = {key: 2 * value for key, value in start.items()}
