@@ -57,9 +57,10 @@ _asleep: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def asleep(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` in eval mode, made once; only for use with other tensors than its own."""
+    """``module`` in eval mode, made once, of the same tensors; only for use with others. It may be asked for while a step is recorded."""
     if module not in _asleep:
-        _asleep[module] = copy.deepcopy(module).eval()
+        own = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        _asleep[module] = copy.deepcopy(module, own).eval()
     return _asleep[module]
 
 

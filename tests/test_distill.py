@@ -72,6 +72,15 @@ def test_with_its_weights_at_zero_a_method_is_training_with_labels_bit_for_bit(n
     assert all(torch.equal(left[key], right[key]) for key in right)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kd", "dpk", "hsakd"])
+def test_compiled_from_the_first_step_on_a_method_trains_to_the_same_but_for_rounding(name, house):
+    plain, compiled = (execute(small(name, house, f"compile={flag}", "precision=float64", "epochs=1")) for flag in ("false", "true"))
+    left, right = load_file(plain / "student.safetensors"), load_file(compiled / "student.safetensors")
+    for key, value in left.items():
+        assert_close(right[key], value, rtol=1e-7, atol=1e-9)
+
+
 def test_every_method_that_adds_terms_has_a_neutral_setting_here():
     from hydra.utils import get_object
 

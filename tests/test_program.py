@@ -208,6 +208,17 @@ def test_a_function_that_looks_at_values_is_run_as_written(monkeypatch, function
     assert list(made._graphs.values()) == [None] and equal(found, written)
 
 
+def test_a_network_may_be_put_to_sleep_while_a_step_is_recorded(monkeypatch):
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    tensors = snapshot(network)
+
+    def taught(fixed, changing):
+        return {"logits": Bound(network).at(tensors)(changing["x"])}
+
+    _, _, made = train_on(taught, material(8), after=ALWAYS, monkeypatch=monkeypatch)
+    assert None not in made._graphs.values()
+
+
 @pytest.mark.parametrize("function", [branching, reading, masking, counting])
 def test_to_compile_one_is_refused(function):
     with pytest.raises(ValueError, match="^compile must be false for a loss that looks at its tensors' values, got true: "):
