@@ -51,13 +51,13 @@ def sheet(
     """Images by class, a row each."""
     classes, number = images.shape[:2]
     width = PAGE if number > 12 else WIDTH
-    with canvas(width * classes / (number + 1.5), path_stem, layout="none", width=width) as (figure, paths):
-        grid = figure.add_gridspec(classes, number, left=0.12, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06)
-        for row in range(classes):
-            for column in range(number):
-                axes = figure.add_subplot(grid[row, column])
-                axes.imshow(images[row, column], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axes.set_axis_off()
-                if column == 0:
-                    axes.text(-0.25, 0.5, names[row], ha="right", va="center", transform=axes.transAxes)
+    with canvas(width * classes / (number + 1.5), path_stem, width=width) as (figure, paths):
+        figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
+        grid = figure.subplots(classes, number, squeeze=False)
+        for row, name in enumerate(names):
+            for axes, image in zip(grid[row], images[row], strict=True):
+                axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set(xticks=(), yticks=())
+                axes.spines[:].set_visible(False)
+            grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
     return paths
