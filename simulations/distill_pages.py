@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simulations import distill_figures
-from simulations.distill_report import LEGEND, groups, ladder, members, monotone, read, table
+from simulations.distill_report import LEGEND, distinct, groups, ladder, members, monotone, read, table
 from simulations.tables import markdown_table
 
 
@@ -18,6 +18,8 @@ def write(folders: Sequence[Path], output: Path) -> tuple[str, list[Path], list[
             notes.append(f"{folder}: {error}")
     if not lessons:
         return "", [], notes
+    lessons, again = distinct(lessons)
+    notes += again
     labelled = groups(lessons)
     text = f"\n{markdown_table(table(labelled))}\n\n{LEGEND}\n"
     if several := members(labelled):

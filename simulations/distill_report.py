@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ from scipy.stats import spearmanr
 
 from simulations.groups import gather
 from simulations.look import percent
-from simulations.runs import laid_flat, natural
+from simulations.runs import NO_EFFECT, SETTING, completed, laid_flat, natural
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
 )
 TASK = re.compile(
-    r"(data|classes|examples|validation|epochs|steps|batch_size|milestones|lr_decay|augmentation|optimizer|precision|device)(\.|$)"
+    rf"run\.({SETTING.pattern})|(data|classes|examples|validation|epochs|steps|batch_size|milestones|lr_decay|augmentation|optimizer|precision|device)(\.|$)"
 )
 LEGEND = """Accuracy in %: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1), after the last epoch.
-Before: the student untrained, or as it began. Less none, less kd: paired by seed, on the same images with the same student (and teacher)."""
+Before: the student untrained, or as it began. Of teacher: the student's accuracy as a share of its teacher's. Less none, less kd: paired by seed, on the same images with the same student (and teacher)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +44,12 @@ class Lesson:
         """The name under which a part was chosen; a dash where there is none."""
         return self.config["choices"].get(part, "-")
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Hashable]:
-        """All that can change a result, but for the seed."""
-        return {key: value for key, value in laid_flat(self.config) if value is not None and not SEEDLESS.match(key)}
+        """All that can change a result, but for the seed; of a run that gave images alone, what made these."""
+        mine = {key: value for key, value in laid_flat(self.config) if value is not None and not SEEDLESS.match(key)}
+        counts = SETTING if np.isnan(self.teacher) else re.compile("")
+        return mine | {f"run.{key}": value for key, value in origin(self.config["run"]).items() if counts.match(key)}
 
     @property
     def accuracy(self) -> float:
@@ -58,6 +61,18 @@ class Lesson:
         """The teacher's accuracy; NaN without one."""
         found = self.models.loc[self.models["network"] == "teacher", "accuracy"]
         return found.iloc[0] if len(found) else np.nan
+
+
+def origin(folder: str | None) -> dict[str, Hashable]:
+    """The configuration of the run in ``folder``, but for its seed; the folder's name where there is no such file any more."""
+    if folder is None:
+        return {}
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"))
+    except OSError:
+        return {"folder": Path(folder).name}
+    values = laid_flat(completed(config) if "strategy" in config else config)
+    return {key: value for key, value in values if value is not None and not (NO_EFFECT.match(key) or SEEDLESS.match(key))}
 
 
 def read(folder: Path) -> Lesson:
@@ -74,6 +89,19 @@ def read(folder: Path) -> Lesson:
         return Lesson(folder, config, pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "models.csv"))
     except OSError as error:
         raise ValueError(f"unfinished: {error}") from error
+
+
+def distinct(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[str]]:
+    """The first of those that differ in nothing, and a note on each other."""
+    kept: dict[Hashable, Lesson] = {}
+    for one in lessons:
+        kept.setdefault((frozenset(one.values.items()), one.seed), one)
+    again = [(one, kept[frozenset(one.values.items()), one.seed]) for one in lessons]
+    return list(kept.values()), [
+        f"{one.folder}: the same configuration and seed as {first.folder}, {'and' if one.accuracy == first.accuracy else 'BUT NOT'} the same accuracy"
+        for one, first in again
+        if one is not first
+    ]
 
 
 def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
@@ -107,6 +135,7 @@ def table(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
     columns["teacher"] = [percent([one.teacher for one in same]) for same in labelled.values()]
     columns["before"] = [percent([one.metrics["accuracy"].dropna().iloc[0] for one in same]) for same in labelled.values()]
     columns["student"] = [percent([one.accuracy for one in same]) for same in labelled.values()]
+    columns["of teacher"] = [percent([one.accuracy / one.teacher for one in same]) for same in labelled.values()]
     for baseline in ("none", "kd"):
         columns[f"less {baseline}"] = [less(same, labelled, baseline) for same in labelled.values()]
     for name, title in (("mean_average_precision", "mAP"), ("precision_100", "precision at 100")):

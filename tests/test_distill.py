@@ -144,23 +144,19 @@ def test_other_images_will_do(source, house):
     assert ("synthesis_oh" in ended) == (source == "synthetic")
 
 
-@pytest.fixture(scope="module")
-def federated(house) -> Path:
+def federation(house: Path, *overrides: str) -> Path:
     """A finished federated run."""
     from simulations.command import compose
     from simulations.run import execute as run
 
-    tiny = (
-        "strategy=fedensemble",
-        "rounds=2",
-        "engine=local",
-        "num_clients=4",
-        "clients_per_round=2",
-        "local_steps=3",
-        "cohort=1",
-        "progress=false",
-    )
-    return run(compose([*tiny, f"output={house}"]))
+    tiny = ("rounds=2", "engine=local", "num_clients=4", "clients_per_round=2", "local_steps=3", "cohort=1", "progress=false")
+    return run(compose([*tiny, f"output={house}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def federated(house) -> Path:
+    """One that leaves an ensemble too."""
+    return federation(house, "strategy=fedensemble")
 
 
 @pytest.mark.parametrize("of", ["model", "ensemble"])
@@ -346,6 +342,36 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
     gain = 50 * (accuracies[2] - accuracies[0] + accuracies[3] - accuracies[1])
     assert f"{gain:+.2f} ±" in text
     assert (tmp_path / "curves.pdf").exists() and (tmp_path / "distillation.md").read_text().strip() in text
+
+
+def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_in_the_seed_are(house, tmp_path, capsys):
+    from simulations.report import main
+
+    def taught(run: Path, seed: int, method: str = "kd") -> Path:
+        return execute(composed([f"run={run}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps=2",
+                                 "progress=false", "export=false", f"output={house}"]))  # fmt: skip
+
+    fedavg, other = (federation(house, "strategy=fedavg", f"seed={seed}") for seed in (0, 1))
+    fedprox = federation(house, "strategy=fedprox")
+    unlike = federation(house, "strategy=fedavg", "local_steps=2")
+    folders = [
+        taught(fedavg, 0),
+        taught(other, 1),
+        taught(fedprox, 0),
+        taught(unlike, 0),
+        taught(fedavg, 0, "none"),
+        taught(fedprox, 0, "none"),
+    ]
+    capsys.readouterr()
+    assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    found = dict(line.split("|")[1:3] for line in said.out.splitlines() if line.startswith("| ") and "distil" not in line)
+    counts = {name.strip(): n.strip() for name, n in found.items() if "mlp" in name}
+    assert counts == {
+        "mlp, none": "1", "fedprox's fedgen_cnn > mlp, kd": "1", "fedavg's fedgen_cnn > mlp, kd, local_steps 2": "1",
+        "fedavg's fedgen_cnn > mlp, kd, local_steps 3": "2",
+    }  # fmt: skip
+    assert f"{folders[-1]}: the same configuration and seed as {folders[-2]}, and the same accuracy" in said.out + said.err
 
 
 # ----------------------------------------------------------------------------------------------------------- the command
