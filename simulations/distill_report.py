@@ -123,10 +123,12 @@ def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
 def label(one: Lesson, kin: Sequence[Lesson]) -> str:
     """``resnet20 > resnet8, dpk, ratio 0.5``: the choices, and what differs from others of the same choices."""
     keys = sorted({key for other in kin for key in (*other.values, *one.values) if other.values.get(key) != one.values.get(key)})
-    teacher = "" if one.choice("teacher") == "-" else f"{one.choice('teacher')} > "
+    differing = {key: f"{key.rpartition('.')[2]} {one.values.get(key)}" for key in keys}
     source = [] if one.choice("source") == "real" else [one.choice("source")]
-    differing = [f"{key.rpartition('.')[2]} {one.values.get(key)}" for key in keys]
-    return ", ".join([f"{teacher}{one.choice('student')}", one.choice("distiller"), *source, *differing])
+    own = [text for key, text in differing.items() if not key.startswith("teacher.")]
+    learner = ", ".join([one.choice("student"), one.choice("distiller"), *source, *own])
+    teacher = [one.choice("teacher"), *(text for key, text in differing.items() if key.startswith("teacher."))]
+    return learner if one.choice("teacher") == "-" else f"{' '.join(teacher)} > {learner}"
 
 
 def table(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
@@ -187,9 +189,9 @@ def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:
     rungs: dict[str, list[dict[str, float]]] = {}
     for name, same in labelled.items():
         if not np.isnan(same[0].teacher):
-            method = re.sub(r"^.* > ", "", name)
+            teacher, _, method = name.rpartition(" > ")
             rungs.setdefault(method, []).extend(
-                {"teacher": one.teacher, "student": one.accuracy, "seed": one.seed, "name": one.choice("teacher")} for one in same
+                {"teacher": one.teacher, "student": one.accuracy, "seed": one.seed, "name": teacher} for one in same
             )
     frames = {method: pd.DataFrame(rows) for method, rows in rungs.items()}
     return {method: frame for method, frame in frames.items() if frame["name"].nunique() >= 3}

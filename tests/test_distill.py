@@ -410,8 +410,8 @@ def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path
 
     from simulations.report import main
 
-    teachers = ("resnet8", "resnet14", "resnet20")
-    folders = [execute(small("kd", house, f"teacher={name}")) for name in teachers]
+    teachers = (["teacher=resnet8"], ["teacher=resnet14"], ["teacher=resnet14", "teacher.widths=[5,6,7]"])
+    folders = [execute(small("kd", house, *teacher)) for teacher in teachers]
     capsys.readouterr()
     assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -420,7 +420,9 @@ def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path
         with open(folder / "models.csv", newline="") as file:
             tables.append({row["network"]: float(row["accuracy"]) for row in csv.DictReader(file)})
     rho = spearmanr([one["teacher"] for one in tables], [one["student"] for one in tables]).statistic
-    assert f"{rho:+.2f}" in text.partition("Spearman")[2] and (tmp_path / "ladder.pdf").exists()
+    assert "resnet14 widths [5, 6, 7] > resnet8, kd" in text
+    columns = [cell.strip() for cell in text.partition("Spearman")[2].splitlines()[2].split("|")]
+    assert columns[1:4] == ["resnet8, kd", "3", f"{rho:+.2f}"] and (tmp_path / "ladder.pdf").exists()
 
 
 def test_a_learning_rate_that_is_too_large_is_an_error_that_says_where(tmp_path):
