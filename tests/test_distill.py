@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,11 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
         (["milestones=[0.9,0.5]"], r"^milestones must be ascending shares of the training"),
         (["distiller.temperature=0"], r"^distiller\.temperature must be > 0, got 0"),
         (["distiller=kd_sp", "distiller.parts.kd.ce=1"], r"^distiller\.parts\.kd\.ce must be 0: the sum has the cross-entropy, got 1"),
+        (["distiller=at", "distiller.power=0.5"], r"^distiller\.power must be >= 1 \(2 is the paper's\), got 0\.5$"),
+        (["distiller=information_flow", "distiller.kernels=[normal]"], r"^distiller\.kernels must name one or more of cosine, .*, got \['normal'\]$"),
+        (["distiller=dpk", "source=synthetic", "source.batch_size=3"], r"^batch_size must be > 3 where ratio=dynamic: .* got 3$"),
+        (["student=mlp", "init=teacher"], r"^init must be of a network of the student's very form, got 'teacher'$"),
+        (["init=nowhere"], r"^init must be null, teacher, alone, or the folder of a finished distillation, got '.*nowhere'$"),
         (["classes=11"], r"^classes must be at most the task's, 10, got 11$"),
         (["examples=5"], r"^examples must be at least one and at most \d+ images of each of 10 classes, got 5$"),
     ],
@@ -222,6 +228,13 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
 def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         execute(composed(["progress=false", f"output={tmp_path}", *overrides]))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_student_does_not_begin_as_another_network(house, tmp_path):
+    folder = execute(small("none", house))
+    with pytest.raises(ValueError, match=r"^init must be of a network of the student's very form, got '.*'$"):
+        execute(composed(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -273,6 +286,32 @@ def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_hol
     folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
     assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
     assert all(torch.isfinite(value).all() for value in trained(folder).values())
+
+
+def test_a_last_step_that_leads_nowhere_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    config = small("none", tmp_path, "epochs=3")
+    original = distill.Training.epoch
+
+    def overshoot(self, progress):
+        progress, terms = original(self, progress)
+        if progress.epoch == 2:
+            progress = replace(
+                progress, tensors={k: v * float("inf") if k.endswith("head.weight") else v for k, v in progress.tensors.items()}
+            )
+        return progress, terms
+
+    monkeypatch.setattr(distill.Training, "epoch", overshoot)
+    with pytest.raises(FloatingPointError, match=r"after the last step of epoch 2, where the test's loss is nan: lower"):
+        execute(config)
+    (folder,) = (tmp_path / "distilled").iterdir()
+    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1 == int(rows(folder)[-1]["epoch"])
+
+
+def test_what_was_not_exported_is_when_it_is_asked_for(tmp_path, capsys):
+    folder = execute(small("none", tmp_path, "retrieval=true"))
+    assert not (folder / "student.pt2").exists()
+    assert execute(small("none", tmp_path, "export=true")) == folder and "skipped" in capsys.readouterr().out
+    assert (folder / "student.pt2").exists() and "precision_100" in (folder / "models.csv").read_text()
 
 
 def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
@@ -328,9 +367,46 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
         assert float(row["accuracy"]) == float(rows(tmp_path / "distilled" / row["folder"])[-1]["accuracy"])
     plain = run(compose([*tiny, f"output={tmp_path / 'plain'}"]))
     assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"^student must be a network with an extra stage"):
-        run(compose([*tiny, "distill=hsakd", f"output={tmp_path / 'never'}"]))
+    never = [*tiny, f"output={tmp_path / 'never'}"]
+    for more, message in (
+        (["distill=hsakd"], r"^student must be a network with an extra stage"),
+        (["distill=kd", "+distill_with.of=ensemble"], r"^distill_with\.of must be model for a strategy without its clients' models, got .* fedavg$"),
+        (["distill=kd", "+distill_with.source.steps=2"], r"^distill_with\.source must be one value; the keys of a part stand with a dot: .*, got"),
+        (["distill=kd", "+distill_with={source.steps: 0}"], r"^source\.steps must be > 0, got 0$"),
+        (["distill=kd", "~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+strategy.fraction_evaluate=0.0"], r"^distill must be null for Flower's own strategies, which keep no state, got kd"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            run(compose([*never, *more]))
     assert not (tmp_path / "never").exists()
+
+
+def test_a_distillation_between_rounds_that_was_interrupted_is_made_up_for(tmp_path, monkeypatch):
+    from simulations import run
+    from simulations.command import compose
+
+    tiny = (
+        "rounds=3",
+        "engine=local",
+        "num_clients=4",
+        "clients_per_round=2",
+        "local_steps=3",
+        "cohort=1",
+        "progress=false",
+        "strategy=fedavg",
+    )
+    asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=1", "+distill_with.export=false")
+    config = [*tiny, *asked, f"output={tmp_path}"]
+    distil = run.distil
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "distil", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(compose(config))
+    monkeypatch.setattr(run, "distil", distil)
+    with open(run.execute(compose(config)) / "distilled.csv", newline="") as file:
+        assert [row["round"] for row in csv.DictReader(file)] == ["2", "3"]
 
 
 def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):

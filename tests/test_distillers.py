@@ -12,10 +12,15 @@ from fedkd.bound import Bound, snapshot
 from fedkd.distillation import Progress
 from fedkd.distillers.distiller import Steps
 from fedkd.distillers.dpk import Priors, choose
+from fedkd.distillers.hsakd import Branches
 from fedkd.losses.alignment import unbiased_cka
 from fedkd.losses.kl import kl_divergence
+from fedkd.losses.rotation import rotations
+from fedkd.models.wide_resnet import WideResNet
 from fedkd.seed import Seed
+from fedkd.types import Task
 from simulations.distill import composed
+from simulations.distill_scores import scores
 from simulations.distill_setup import Setup, set_up
 
 TINY = (
@@ -41,6 +46,11 @@ def step(setup: Setup, taught=None, start=None) -> tuple[dict, dict]:
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     assert_close(value, sum(terms.values()))
     return {name: term.item() for name, term in terms.items()}, dict(zip(leaves, gradients))
+
+
+def first_batch(setup: Setup) -> Batch:
+    """The batch of :func:`step`."""
+    return next(iter(setup.training(setup.start, {} if setup.teacher is None else snapshot(setup.teacher)).batches(setup.pool, 0, Seed(3))))
 
 
 def moved(gradients: dict, prefix: str) -> bool:
@@ -92,6 +102,7 @@ def test_with_modules_that_do_nothing_only_the_student_s_patches_err():
     error = ((s - t) ** 2).flatten(2) * ~chosen[:, None]
     assert_close(setup.distiller.apart(t, made, chosen), error.mean())
     assert_close(replace(setup.distiller, positions="student").apart(t, made, chosen), error.sum() / (5 * (~chosen).sum()))
+    assert_close(setup.distiller.apart(t, stage(t, t, chosen), chosen), torch.zeros((), dtype=torch.float64))
     assert_close(made.flatten(2)[~chosen[:, None].expand(-1, 5, -1)], s.flatten(2)[~chosen[:, None].expand(-1, 5, -1)])
 
 
@@ -189,6 +200,25 @@ def test_online_the_two_networks_are_each_other_s_teachers():
     assert again == pytest.approx(terms, rel=1e-12)
 
 
+def test_online_a_peer_s_answers_are_targets_alone():
+    """A head's bias is pulled by ``T (q - p)``, p the peer's answers; nothing comes back through these."""
+    setup = ready("distiller=hsakd_online", "distiller.ce=0", "distiller.self_supervised=0", "distiller.joint=0")
+    _, gradients = step(setup)
+    x, learner = rotations(first_batch(setup).x), setup.learner.train()
+    own, peer = ((network(x).logits / 3).softmax(-1) for network in (learner.student, learner.method.network))
+    assert_close(gradients["student.head.bias"], 3 * (own - peer).mean(0))
+    assert_close(gradients["method.network.head.bias"], 3 * (peer - own).mean(0))
+
+
+def test_branches_of_a_wide_network_end_in_four_logits_a_class():
+    task = Task("small", (3, 16, 16), 100)
+    network = WideResNet(task, depth=40, widen_factor=2).eval()
+    x = rotations(torch.rand(1, 3, 16, 16))
+    output = network(x)
+    assert [tuple(q.shape) for q in Branches(lambda: network).eval()(output.stages, False)] == [(4, 400)] * 3
+    assert_close(output.logits[::4], network(x[::4]).logits)
+
+
 # ------------------------------------------------------------------------------------------------------ online ensemble
 def ensemble(*overrides: str) -> Setup:
     return ready("distiller=online_ensemble", "student.widths=[6,8,10]", "distiller.members=3", *overrides)
@@ -217,6 +247,23 @@ def test_the_widest_member_s_maps_are_a_target_alone():
 def test_the_stem_learns_from_all_members_or_from_the_widest(detach):
     _, gradients = step(ensemble("distiller.ce=0", "distiller.kd=0", f"distiller.detach={detach}"))
     assert moved(gradients, "student.stages.0.0.") == (detach == "false")
+
+
+def test_the_ensemble_s_answer_is_a_target_alone():
+    """A head's bias is pulled by ``T (p_j - p_E)`` alone."""
+    setup = ensemble("distiller.ce=0", "distiller.maps=0", "distiller.kd=1")
+    _, gradients = step(setup)
+    logits = [output.logits for output in setup.learner.train()(first_batch(setup).x)]
+    mean = (torch.stack(logits).mean(0) / 2).softmax(-1)
+    for z, name in zip(logits, ("student", "method.members.0", "method.members.1"), strict=True):
+        assert_close(gradients[f"{name}.head.bias"], 2 * ((z / 2).softmax(-1) - mean).mean(0))
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_an_answer_depends_on_the_rest_of_a_test_batch_in_the_public_code_alone(statistics):
+    by_size = [ensemble(f"distiller.bn_eval={statistics}", f"evaluation_batch_size={size}") for size in (40, 80)]
+    losses = [scores(setup, setup.start)["loss_member-1"] for setup in by_size]
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-12)) == (statistics == "running")
 
 
 def test_the_ensemble_s_answer_pulls_by_the_equation():

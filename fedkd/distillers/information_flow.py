@@ -10,7 +10,7 @@ from torch import Tensor
 from fedkd.check import require
 from fedkd.distillers.distiller import Distiller, Seen, Steps, weight
 from fedkd.distillers.pair import Pair, same_number
-from fedkd.losses.pairwise import probabilistic_knowledge_transfer
+from fedkd.losses.pairwise import KERNELS, MIXTURES, probabilistic_knowledge_transfer
 from fedkd.types import Metrics, Output, Tensors
 
 
@@ -28,7 +28,8 @@ class InformationFlow(Distiller):
 
     Args:
         weight: >= 0, of all layers.
-        kernels: any of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf``, ``cauchy``; their losses are added (the paper's hybrid: the first two).
+        kernels: any of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf``, ``cauchy``; their losses are added (the paper's hybrid: the first two,
+            ``combined``).
         divergence: ``jeffreys`` or ``kl``.
         diagonal: a row's sum has ``K(x_i, x_i)`` in it (public code), or not (paper).
         layers: ``all``, or the ``last``.
@@ -54,7 +55,10 @@ class InformationFlow(Distiller):
         weight(self.weight)
         weight(self.initial, "initial")
         require(0 <= self.decay <= 1, "decay", "must be in 0..1", self.decay)
-        require(len(self.kernels) > 0, "kernels", "must name one kernel or more", list(self.kernels))
+        known = {*self.kernels} <= {*KERNELS, *MIXTURES}
+        require(
+            known and len(self.kernels) > 0, "kernels", f"must name one or more of {', '.join([*KERNELS, *MIXTURES])}", list(self.kernels)
+        )
 
     def check(self, pair: Pair, batch_size: int) -> None:
         least = 1 if self.diagonal else 2
