@@ -141,16 +141,24 @@ def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], basel
     return "-"
 
 
-def members(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
-    """Columns of all networks that leave the house, where there are several; empty where not."""
-    rows = [
-        (name, one, [lesson.models.set_index("network")["accuracy"].get(one, np.nan) for lesson in same], same[0].models.set_index("network").loc[one])
-        for name, same in labelled.items() for one in same[0].models["network"] if one != "teacher" and len(same[0].models["network"]) > 2
-    ]  # fmt: skip
-    columns = {"strategy": [name for name, *_ in rows], "network": [one for _, one, *_ in rows]}
-    columns["accuracy"] = [percent(values) for *_, values, _ in rows]
-    columns["parameters"] = [f"{row['parameters']:,.0f}" for *_, row in rows]
-    return columns if rows else {}
+def costs(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
+    """What every network costs and knows: each teacher once, then the students and whatever else leaves the house."""
+    found: dict[Hashable, list[dict[str, Any]]] = {}
+    for name, same in labelled.items():
+        task = frozenset((key, value) for key, value in same[0].values.items() if TASK.match(key))
+        for one in same:
+            for row in one.models.to_dict("records"):
+                title = {"teacher": f"{one.choice('teacher')}, teacher", "student": name}.get(row["network"], f"{name}, {row['network']}")
+                found.setdefault((title, task if row["network"] == "teacher" else None), []).append(row)
+    ordered = sorted(found.items(), key=lambda item: item[0][1] is None)
+    columns = {"network": [title for (title, _), _ in ordered], "parameters": [f"{rows[0]['parameters']:,.0f}" for _, rows in ordered]}
+    columns["multiply-adds"] = [f"{rows[0]['multiply_adds']:,.0f}" for _, rows in ordered]
+    columns["ms an image"] = [f"{np.median([row['milliseconds'] for row in rows]):.2f}" for _, rows in ordered]
+    columns["accuracy"] = [
+        percent(list(dict.fromkeys(row["accuracy"] for row in rows)) if task else [row["accuracy"] for row in rows])
+        for (_, task), rows in ordered
+    ]
+    return columns
 
 
 def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:

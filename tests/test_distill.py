@@ -419,6 +419,13 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
     accuracies = [float(rows(folder)[-1]["accuracy"]) for folder in folders]
     for pair in (accuracies[:2], accuracies[2:]):
         assert f"{50 * sum(pair):.2f} ±" in text
+    lines = text.partition("multiply-adds")[2].splitlines()[2:]
+    costs = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    with open(folders[2] / "models.csv", newline="") as file:
+        networks = [(f"{int(row['parameters']):,}", f"{int(row['multiply_adds']):,}") for row in csv.DictReader(file)]
+    named = ["resnet14, teacher", "resnet8, none", "resnet14 > resnet8, kd"]
+    assert [(row[0], row[1], row[2]) for row in costs] == [(name, *networks[place]) for name, place in zip(named, (0, 1, 1), strict=True)]
+    assert [row[4].split()[0] for row in costs[1:]] == [f"{50 * sum(pair):.2f}" for pair in (accuracies[:2], accuracies[2:])]
     gain = 50 * (accuracies[2] - accuracies[0] + accuracies[3] - accuracies[1])
     assert f"{gain:+.2f} ±" in text
     assert (tmp_path / "curves.pdf").exists() and (tmp_path / "distillation.md").read_text().strip() in text
