@@ -137,10 +137,11 @@ def instructor(
     if not needed:
         config.of = "model"
         return None, None, None
+    if given is not None:
+        config.choices.teacher = given.network[1]
     if before is not None:
         return set_up(deepcopy(before), given).learner, before, None
     assert given is not None, "a teacher is trained, or a run has it"
-    config.choices.teacher = given.network[1]
     return given.teacher.learner, None, given.teacher.tensors
 
 

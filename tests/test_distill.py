@@ -260,6 +260,15 @@ def test_a_student_may_teach_the_next(house):
         assert float(next(csv.DictReader(file))["accuracy"]) == float(rows(first)[-1]["accuracy"])
 
 
+def test_a_run_s_teacher_has_its_name_also_where_the_method_prepares_it(house):
+    folder = execute(small("none", house))
+    asked = [f"run={folder}", "student=resnet8", "student.widths=[5,6,7]", "batch_size=16", f"output={house}"]
+    for name in ("kd", "hsakd"):
+        setup = set_up(composed([*asked, f"distiller={name}"]))
+        assert setup.config.choices.teacher == "resnet8" and setup.config.teacher is None
+    assert setup.before is not None and setup.taught is None
+
+
 def test_an_unfinished_run_is_refused(federated, tmp_path):
     import shutil
 
