@@ -10,15 +10,18 @@ from torch.testing import assert_close
 from fedkd.batch import Batch
 from fedkd.bound import Bound, snapshot
 from fedkd.distillation import Progress
-from fedkd.distillers.distiller import Steps
+from fedkd.distillers.distiller import Steps, classification
 from fedkd.distillers.dpk import Priors, choose
 from fedkd.distillers.hsakd import Branches
+from fedkd.distillers.information_flow import InformationFlow
+from fedkd.distillers.sp import SP
+from fedkd.distillers.weighted_sum import WeightedSum
 from fedkd.losses.alignment import unbiased_cka
 from fedkd.losses.kl import kl_divergence
 from fedkd.losses.rotation import rotations
 from fedkd.models.wide_resnet import WideResNet
 from fedkd.seed import Seed
-from fedkd.types import Task
+from fedkd.types import Output, Task
 from simulations.distill import composed
 from simulations.distill_scores import scores
 from simulations.distill_setup import Setup, set_up
@@ -326,6 +329,37 @@ def test_a_weighted_sum_is_the_sum_of_its_parts():
     kd, _ = step(ready("distiller=kd"))
     sp, _ = step(ready("distiller=sp"))
     assert both == pytest.approx({"ce": kd["ce"], "kd_kd": kd["kd"], "sp_similarity": 0.5 * sp["similarity"]}, rel=1e-12)
+
+
+def test_a_weighted_sum_s_teacher_is_prepared_as_its_part_asks():
+    flow = make_flow(["init=alone"])
+    both = {"flow": flow, "sp": SP(ce=0.0, weight=1.0, stage=-1)}
+    assert WeightedSum(ce=1.0, parts=both, weights=dict.fromkeys(both, 1.0)).preparation() == ["init=alone"]
+    twice = {"flow": flow, "again": make_flow(["init=teacher"])}
+    with pytest.raises(ValueError, match=r"^parts must have one teacher: at most one of them prepares it \(teaching\), got"):
+        WeightedSum(ce=1.0, parts=twice, weights=dict.fromkeys(twice, 1.0))
+
+
+def make_flow(teaching: list[str]) -> InformationFlow:
+    return InformationFlow(
+        ce=0.0,
+        weight=1.0,
+        kernels=["cosine"],
+        divergence="jeffreys",
+        diagonal=True,
+        layers="last",
+        initial=1.0,
+        decay=0.5,
+        teaching=teaching,
+    )
+
+
+def test_a_teacher_s_probabilities_stand_for_labels_and_half_precision_is_computed_in_single():
+    t, s = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    teacher, student = (Output(z, z) for z in (t, s))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = classification(student, teacher, torch.zeros(5, dtype=torch.int64), False)
+    assert_close(value, -(t.float().softmax(-1) * s.float().log_softmax(-1)).sum(-1).mean(), rtol=0, atol=0)
 
 
 def test_decoupled_distillation_warms_up():
