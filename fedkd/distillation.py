@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -87,6 +88,8 @@ class Training:
             FloatingPointError: the loss is no longer finite; says in which epoch and step, and which term.
         """
         seed = self.seed / "epoch" / progress.epoch
+        if self.distiller.forgets(progress.epoch):
+            progress = replace(progress, optimizer={})
         pool = self.source.refresh(self.pool, progress.memory, self.knowledge(progress.tensors), seed / "source", self.dtype)
         batches = self.batches(pool.examples, progress.epoch, seed)
         try:
@@ -122,8 +125,9 @@ class Training:
         """Train from ``progress`` on these steps."""
         rates = [self.schedule[progress.epoch]] * len(batches)
         shared: State = {"teacher": self.taught, "images": {"black": self.black}}
+        stepper = partial(self.stepper, epoch=progress.epoch)
         return fit(
-            self.learner, progress.tensors, batches, self.loss, self.stepper, shared=shared, optimizer_state=progress.optimizer,
+            self.learner, progress.tensors, batches, self.loss, stepper, shared=shared, optimizer_state=progress.optimizer,
             schedule=rates, execution=self.execution,
         )  # fmt: skip
 
@@ -135,10 +139,10 @@ class Training:
         x = self.augmentation(batch.x, draws, shared["images"]["black"]).contiguous(memory_format=torch.channels_last)
         return self.distiller.loss(model, teacher, replace(batch, x=x), self.source.labelled)
 
-    def stepper(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def stepper(self, leaves: Iterable[Tensor], epoch: int) -> torch.optim.Optimizer:
         """The optimizer, of which some of the method's modules take their own rate."""
         names = [name for name, _ in self.learner.named_parameters()]
-        groups = groupby(zip(names, leaves, strict=True), key=lambda one: self.distiller.lr_of(one[0]))
+        groups = groupby(zip(names, leaves, strict=True), key=lambda one: self.distiller.lr_of(one[0], epoch))
         rated = [(rate, [leaf for _, leaf in group]) for rate, group in groups]
         made = self.optimizer([{"params": parameters} for _, parameters in rated])
         for group, (rate, _) in zip(made.param_groups, rated, strict=True):

@@ -5,6 +5,7 @@ sweeps. A training that is finished is skipped, one that was interrupted goes on
 ``student=<name>`` stand for ``model@teacher=<name>`` and ``model@student=<name>``. The last line on standard output is ``run: <folder>``.
 """
 
+import math
 import os
 import sys
 import time
@@ -16,6 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.bound import load, part
+from fedkd.check import require
+from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.distillation import Progress, Training
 from fedkd.travel import travelled
 from fedkd.types import Tensors
@@ -45,6 +48,7 @@ def execute(config: DictConfig) -> Path:
     make_absolute(config.data)
     make_absolute(config.source)
     setup = set_up(config)
+    may_begin(setup)
     taught = setup.taught if setup.before is None else trained(execute(setup.before))
     start = begun(setup, taught or {})
     training = setup.training(start, placed(taught or {}, setup))
@@ -52,8 +56,7 @@ def execute(config: DictConfig) -> Path:
     try:
         if folder.finished:
             print("finished already, skipped")
-            if config.retrieval and "precision_100" not in folder.models_known():
-                folder.models(export(setup, training, trained(folder.path), folder.path))
+            complete(setup, training, folder)
         else:
             train(setup, training, folder, start)
         print(f"{label(config)}: {summary(folder.path)}")
@@ -61,6 +64,45 @@ def execute(config: DictConfig) -> Path:
     finally:
         folder.release()
     return folder.path
+
+
+def complete(setup: Setup, training: Training, folder: DistillFolder) -> None:
+    """What leaves the house, if more of it is asked for than when the training was finished."""
+    config, searched = setup.config, "precision_100" in folder.models_known()
+    exported = (folder.path / "student.pt2").exists()
+    if (config.export and not exported) or (config.retrieval and not searched):
+        config.retrieval = config.retrieval or searched
+        folder.models(export(setup, training, trained(folder.path), folder.path))
+
+
+def may_begin(setup: Setup) -> None:
+    """Refuse what the student cannot begin as.
+
+    Raises:
+        ValueError: ``init`` is not the folder of a finished distillation, or of another network.
+    """
+    init = setup.config.init
+    if init in (None, "alone"):
+        return
+    if init == "teacher":
+        assert setup.teacher is not None, "it is asked for"
+        theirs = setup.teacher.student.state_dict()
+    else:
+        theirs = part(finished(Path(init).expanduser().absolute()), "student")
+    mine, theirs = ({key: value.shape for key, value in one.items()} for one in (setup.learner.student.state_dict(), theirs))
+    require(mine == theirs, "init", "must be of a network of the student's very form", init)
+
+
+def finished(folder: Path) -> Tensors:
+    """What was trained in ``folder``.
+
+    Raises:
+        ValueError: it is not the folder of a finished distillation.
+    """
+    header = read_header(folder)
+    done = header is not None and bool(header["finished"]) and "learner" in read_checkpoint(folder).state
+    require(done, "init", "must be null, teacher, alone, or the folder of a finished distillation", str(folder))
+    return trained(folder)
 
 
 def begun(setup: Setup, taught: Tensors) -> Tensors:
@@ -112,7 +154,8 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
             before = here
             row["seconds_train"] = round(time.perf_counter() - began, 4)
             if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
-                row |= scores(setup, progress.tensors)
+                row |= (scored := scores(setup, progress.tensors))
+                sound(scored, progress.epoch)
                 if config.flow:
                     folder.flow(flow(setup, progress, training.taught))
             folder.row(row)
@@ -122,6 +165,19 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
                     folder.models(export(setup, training, progress.tensors, folder.path))
                 folder.checkpoint(progress)
             bar.advance(row)
+
+
+def sound(scored: Mapping[str, float], epoch: int) -> None:
+    """Stop where the last step has led away from all numbers, before a checkpoint is made of it.
+
+    Raises:
+        FloatingPointError: a network that leaves the house has a loss that is not finite.
+    """
+    if bad := [name for name, value in scored.items() if not math.isfinite(value)]:
+        place = f"after the last step of epoch {epoch}"
+        raise FloatingPointError(
+            f"the loss is no longer finite {place}, where the test's {', '.join(bad)} is {scored[bad[0]]}: lower the learning rate"
+        )
 
 
 def parameters(setup: Setup, tensors: Tensors) -> Tensors:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simulations import distill_figures
-from simulations.distill_report import LEGEND, distinct, groups, ladder, members, monotone, read, table
+from simulations.distill_report import LEGEND, costs, distinct, groups, ladder, monotone, read, table
 from simulations.tables import markdown_table
 
 
@@ -21,9 +21,7 @@ def write(folders: Sequence[Path], output: Path) -> tuple[str, list[Path], list[
     lessons, again = distinct(lessons)
     notes += again
     labelled = groups(lessons)
-    text = f"\n{markdown_table(table(labelled))}\n\n{LEGEND}\n"
-    if several := members(labelled):
-        text += f"\n{markdown_table(several)}\n"
+    text = f"\n{markdown_table(table(labelled))}\n\n{LEGEND}\n\n{markdown_table(costs(labelled))}\n"
     steps = ladder(labelled)
     if steps:
         found = {method: monotone(frame) for method, frame in steps.items()}

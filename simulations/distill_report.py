@@ -23,6 +23,7 @@ SEEDLESS = re.compile(
 TASK = re.compile(
     rf"run\.({SETTING.pattern})|(data|classes|examples|validation|epochs|steps|batch_size|milestones|lr_decay|augmentation|optimizer|precision|device)(\.|$)"
 )
+IMAGES = re.compile(rf"run\.({SETTING.pattern})|(data|classes|examples|validation)(\.|$)")
 LEGEND = """Accuracy in %: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1), after the last epoch.
 Before: the student untrained, or as it began. Of teacher: the student's accuracy as a share of its teacher's. Less none, less kd: paired by seed, on the same images with the same student (and teacher)."""
 
@@ -172,16 +173,26 @@ def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], basel
     return "-"
 
 
-def members(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
-    """Columns of all networks that leave the house, where there are several; empty where not."""
-    rows = [
-        (name, one, [lesson.models.set_index("network")["accuracy"].get(one, np.nan) for lesson in same], same[0].models.set_index("network").loc[one])
-        for name, same in labelled.items() for one in same[0].models["network"] if one != "teacher" and len(same[0].models["network"]) > 2
-    ]  # fmt: skip
-    columns = {"strategy": [name for name, *_ in rows], "network": [one for _, one, *_ in rows]}
-    columns["accuracy"] = [percent(values) for *_, values, _ in rows]
-    columns["parameters"] = [f"{row['parameters']:,.0f}" for *_, row in rows]
-    return columns if rows else {}
+def costs(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
+    """What every network costs and knows: each teacher once, then the students and whatever else leaves the house."""
+    found: dict[tuple[str, frozenset], dict[Path | float, dict[str, Any]]] = {}
+    for name, same in labelled.items():
+        images = frozenset((key, value) for key, value in same[0].values.items() if IMAGES.match(key))
+        teacher = f"{name.rpartition(' > ')[0]}, teacher"
+        for one in same:
+            for row in one.models.to_dict("records"):
+                if row["network"] == "teacher":  # the same one as often as it has taught
+                    found.setdefault((teacher, images), {})[row["accuracy"]] = row
+                else:
+                    title = name if row["network"] == "student" else f"{name}, {row['network']}"
+                    found.setdefault((title, frozenset()), {})[one.folder] = row
+    ordered = sorted(found.items(), key=lambda item: not item[0][0].endswith(", teacher"))
+    rows = [(title, list(values.values())) for (title, _), values in ordered]
+    columns = {"network": [title for title, _ in rows], "parameters": [f"{same[0]['parameters']:,.0f}" for _, same in rows]}
+    columns["multiply-adds"] = [f"{same[0]['multiply_adds']:,.0f}" for _, same in rows]
+    columns["ms an image"] = [f"{np.median([row['milliseconds'] for row in same]):.2f}" for _, same in rows]
+    columns["accuracy"] = [percent([row["accuracy"] for row in same]) for _, same in rows]
+    return columns
 
 
 def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:

@@ -108,8 +108,9 @@ def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
     seed = Seed(config.seed)
     with (seed / "student").globally():
         pair = Pair(task, fresh(), fresh, *((None, None) if teacher is None else (teacher.student, teacher.method)))
+    pool = make("source", source.open, task, train, seed / "source")
     try:
-        distiller.check(pair, config.batch_size)
+        distiller.check(pair, min(config.batch_size, source.fewest(pool)))
     except ValueError as error:
         raise (error if str(error).split()[0] in config else ValueError(f"distiller.{error}")) from error
     if teacher is not None:
@@ -117,7 +118,6 @@ def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
         teacher = teacher.to(config.device, dtype_of(config))
     with (seed / "method").globally():
         learner = distiller.learner(pair).to(config.device, dtype_of(config))
-    pool = make("source", source.open, task, train, seed / "source")
     train, test, pool = (None if one is None else one.to(config.device) for one in (train, test, pool))
     return Setup(config, task, train, test, distiller, source, pool, learner, snapshot(learner), teacher, before, taught)
 
@@ -137,10 +137,11 @@ def instructor(
     if not needed:
         config.of = "model"
         return None, None, None
+    if given is not None:
+        config.choices.teacher = given.network[1]
     if before is not None:
         return set_up(deepcopy(before), given).learner, before, None
     assert given is not None, "a teacher is trained, or a run has it"
-    config.choices.teacher = given.network[1]
     return given.teacher.learner, None, given.teacher.tensors
 
 

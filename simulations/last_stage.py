@@ -4,26 +4,35 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedkd.check import require
 from fedkd.distillers.distiller import Learner
+from fedkd.ensemble import Committee
+from fedkd.strategy import Strategy
 from simulations.distill import composed, execute
 from simulations.distill_config import check
 from simulations.distill_folder import rows
 from simulations.distill_setup import Origin, set_up
 from simulations.record import append, cut
-from simulations.teachers import holding, pooled
+from simulations.teachers import clients_ensemble, holding, pooled
 from simulations.world import World
 
 COLUMNS = ("round", "distiller", "accuracy_before", "accuracy", "folder")
 
 
 def described(config: DictConfig, folder: str, server_round: int | None) -> DictConfig:
-    """The distillation that a federated run's configuration asks for."""
+    """The distillation that a federated run's configuration asks for.
+
+    Raises:
+        ValueError: a part's own keys are nested, which would take the place of its name.
+    """
+    for key, value in config.distill_with.items():
+        rule = f"must be one value; the keys of a part stand with a dot: '+distill_with={{{key}.<name>: <value>}}'"
+        require(not isinstance(value, DictConfig), f"distill_with.{key}", rule, str(value))
+    asked = [f"{key}={'null' if value is None else value}" for key, value in config.distill_with.items()]
     own = [f"{key}={config[key]}" for key in ("output", "device", "progress")]
     own += ["precision=float64"] if config.precision == "float64" else []
     at = [] if server_round is None else [f"round={server_round}"]
-    return composed(
-        [*own, f"distiller={config.distill}", *(f"{key}={value}" for key, value in config.distill_with.items()), f"run={folder}", *at]
-    )
+    return composed([*own, f"distiller={config.distill}", *asked, f"run={folder}", *at])
 
 
 def foresee(home: World) -> None:
@@ -37,12 +46,23 @@ def foresee(home: World) -> None:
     config = described(home.config, "later", None)
     check(config)
     config.data = home.config.data
-    model = home.strategy.predict(home.federation().server, home.strategy.init(home.federation().server))
-    if model is None:
-        name = home.config.choices.get("strategy", home.config.strategy["_target_"])
+    name = home.config.choices.get("strategy", home.config.strategy["_target_"])
+    if not isinstance(home.strategy, Strategy):
+        raise ValueError(f"distill must be null for Flower's own strategies, which keep no state, got {home.config.distill} with {name}")
+    server = home.federation().server
+    state = home.strategy.init(server)
+    if home.strategy.predict(server, state) is None:
         raise ValueError(f"distill must be null for a strategy without a global model, got {home.config.distill} with {name}")
+    ensemble = config.of == "ensemble"
+    if ensemble and clients_ensemble(home.strategy, server, {**state, "member-0": state["model"]}) is None:
+        raise ValueError(f"distill_with.of must be model for a strategy without its clients' models, got 'ensemble' with {name}")
     network = home.config.model, home.config.choices.get("model", "model")
-    set_up(config, Origin(pooled(home), holding(Learner(home.model)), network))
+    set_up(config, Origin(pooled(home), holding(Learner(Committee([home.model]) if ensemble else home.model)), network))
+
+
+def due(config: DictConfig, server_round: int) -> bool:
+    """A round before the last after which it is distilled too."""
+    return bool(config.distill and config.distill_every) and server_round % config.distill_every == 0 and server_round < config.rounds
 
 
 def distil(home: World, folder: Path, server_round: int) -> None:

@@ -24,7 +24,7 @@ from simulations.command import CONF, chosen, explained, make_absolute, take_tun
 from simulations.compat import quieten
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
-from simulations.last_stage import distil, foresee
+from simulations.last_stage import distil, due, foresee
 from simulations.process import settle
 from simulations.progress import narrate, of_rounds, summarise
 from simulations.record import Folder, client_rows, metrics_row
@@ -98,6 +98,8 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
         grid.memory = {client: wire.to_record(memory) for client, memory in last.memories.items()}
     strategy.federation = home.federation()
     first = 1 if last is None else last.round + 1
+    if last is not None and due(config, last.round):
+        distil(home, folder.path, last.round)
     with of_rounds(config, first) as progress:
 
         def on_round(done: Round) -> None:
@@ -107,7 +109,7 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
                 memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
                 folder.checkpoint(done.number, wire.from_record(done.arrays), memories, done.simulated_time)
-            if config.distill and config.distill_every and done.number % config.distill_every == 0 and done.number < config.rounds:
+            if due(config, done.number):
                 distil(home, folder.path, done.number)
             progress.advance(row)
 

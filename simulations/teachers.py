@@ -13,8 +13,9 @@ from fedkd.check import require
 from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.distillers.distiller import Learner
 from fedkd.ensemble import Committee, Ensemble
+from fedkd.site import Server
 from fedkd.strategy import Strategy
-from fedkd.types import Examples, Task, Tensors
+from fedkd.types import Examples, State, Task, Tensors
 from simulations.runs import completed
 from simulations.world import World, world
 
@@ -71,16 +72,19 @@ def aggregated(folder: Path, config: DictConfig, of: str) -> Teacher:
     server = replace(home.federation().server, memories=last.memories)
     model = strategy.predict(server, last.state)
     if of == "ensemble":
-        others = strategy.others(server, last.state)
-        model = next(
-            (one for one in (strategy.ensemble(server, last.state), others.get("ensemble"), model) if isinstance(one, Ensemble)), None
-        )
+        model = clients_ensemble(strategy, server, last.state)
     name = config.choices.get("strategy", config.strategy["_target_"])
-    has = "clients' models on the server (fedensemble, feddf, dense, ...)" if of == "ensemble" else "a global model"
+    has = "clients' models on the server (fedensemble, dense)" if of == "ensemble" else "a global model"
     require(model is not None, "run", f"must be of a strategy that has {has}", f"{folder} of {name}")
     network = Committee(model.members) if isinstance(model, Ensemble) else model
     assert isinstance(network, nn.Module), "a model that predicts is a network"
     return holding(Learner(network))
+
+
+def clients_ensemble(strategy: Strategy, server: Server, state: State) -> Ensemble | None:
+    """The ensemble of the clients' models that ``state`` holds; None for a strategy that keeps none."""
+    found = strategy.ensemble(server, state), strategy.others(server, state).get("ensemble"), strategy.predict(server, state)
+    return next((one for one in found if isinstance(one, Ensemble)), None)
 
 
 def holding(learner: Learner) -> Teacher:

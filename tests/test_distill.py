@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,11 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
         (["milestones=[0.9,0.5]"], r"^milestones must be ascending shares of the training"),
         (["distiller.temperature=0"], r"^distiller\.temperature must be > 0, got 0"),
         (["distiller=kd_sp", "distiller.parts.kd.ce=1"], r"^distiller\.parts\.kd\.ce must be 0: the sum has the cross-entropy, got 1"),
+        (["distiller=at", "distiller.power=0.5"], r"^distiller\.power must be >= 1 \(2 is the paper's\), got 0\.5$"),
+        (["distiller=information_flow", "distiller.kernels=[normal]"], r"^distiller\.kernels must name one or more of cosine, .*, got \['normal'\]$"),
+        (["distiller=dpk", "source=synthetic", "source.batch_size=3"], r"^batch_size must be > 3 where ratio=dynamic: .* got 3$"),
+        (["student=mlp", "init=teacher"], r"^init must be of a network of the student's very form, got 'teacher'$"),
+        (["init=nowhere"], r"^init must be null, teacher, alone, or the folder of a finished distillation, got '.*nowhere'$"),
         (["classes=11"], r"^classes must be at most the task's, 10, got 11$"),
         (["examples=5"], r"^examples must be at least one and at most \d+ images of each of 10 classes, got 5$"),
     ],
@@ -218,6 +224,13 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
 def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         execute(composed(["progress=false", f"output={tmp_path}", *overrides]))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_student_does_not_begin_as_another_network(house, tmp_path):
+    folder = execute(small("none", house))
+    with pytest.raises(ValueError, match=r"^init must be of a network of the student's very form, got '.*'$"):
+        execute(composed(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -241,6 +254,15 @@ def test_a_student_may_teach_the_next(house):
     )
     with open(second / "models.csv", newline="") as file:
         assert float(next(csv.DictReader(file))["accuracy"]) == float(rows(first)[-1]["accuracy"])
+
+
+def test_a_run_s_teacher_has_its_name_also_where_the_method_prepares_it(house):
+    folder = execute(small("none", house))
+    asked = [f"run={folder}", "student=resnet8", "student.widths=[5,6,7]", "batch_size=16", f"output={house}"]
+    for name in ("kd", "hsakd"):
+        setup = set_up(composed([*asked, f"distiller={name}"]))
+        assert setup.config.choices.teacher == "resnet8" and setup.config.teacher is None
+    assert setup.before is not None and setup.taught is None
 
 
 def test_an_unfinished_run_is_refused(federated, tmp_path):
@@ -269,6 +291,32 @@ def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_hol
     folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
     assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
     assert all(torch.isfinite(value).all() for value in trained(folder).values())
+
+
+def test_a_last_step_that_leads_nowhere_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    config = small("none", tmp_path, "epochs=3")
+    original = distill.Training.epoch
+
+    def overshoot(self, progress):
+        progress, terms = original(self, progress)
+        if progress.epoch == 2:
+            progress = replace(
+                progress, tensors={k: v * float("inf") if k.endswith("head.weight") else v for k, v in progress.tensors.items()}
+            )
+        return progress, terms
+
+    monkeypatch.setattr(distill.Training, "epoch", overshoot)
+    with pytest.raises(FloatingPointError, match=r"after the last step of epoch 2, where the test's loss is nan: lower"):
+        execute(config)
+    (folder,) = (tmp_path / "distilled").iterdir()
+    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1 == int(rows(folder)[-1]["epoch"])
+
+
+def test_what_was_not_exported_is_when_it_is_asked_for(tmp_path, capsys):
+    folder = execute(small("none", tmp_path, "retrieval=true"))
+    assert not (folder / "student.pt2").exists()
+    assert execute(small("none", tmp_path, "export=true")) == folder and "skipped" in capsys.readouterr().out
+    assert (folder / "student.pt2").exists() and "precision_100" in (folder / "models.csv").read_text()
 
 
 def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
@@ -324,9 +372,46 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
         assert float(row["accuracy"]) == float(rows(tmp_path / "distilled" / row["folder"])[-1]["accuracy"])
     plain = run(compose([*tiny, f"output={tmp_path / 'plain'}"]))
     assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"^student must be a network with an extra stage"):
-        run(compose([*tiny, "distill=hsakd", f"output={tmp_path / 'never'}"]))
+    never = [*tiny, f"output={tmp_path / 'never'}"]
+    for more, message in (
+        (["distill=hsakd"], r"^student must be a network with an extra stage"),
+        (["distill=kd", "+distill_with.of=ensemble"], r"^distill_with\.of must be model for a strategy without its clients' models, got .* fedavg$"),
+        (["distill=kd", "+distill_with.source.steps=2"], r"^distill_with\.source must be one value; the keys of a part stand with a dot: .*, got"),
+        (["distill=kd", "+distill_with={source.steps: 0}"], r"^source\.steps must be > 0, got 0$"),
+        (["distill=kd", "~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+strategy.fraction_evaluate=0.0"], r"^distill must be null for Flower's own strategies, which keep no state, got kd"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            run(compose([*never, *more]))
     assert not (tmp_path / "never").exists()
+
+
+def test_a_distillation_between_rounds_that_was_interrupted_is_made_up_for(tmp_path, monkeypatch):
+    from simulations import run
+    from simulations.command import compose
+
+    tiny = (
+        "rounds=3",
+        "engine=local",
+        "num_clients=4",
+        "clients_per_round=2",
+        "local_steps=3",
+        "cohort=1",
+        "progress=false",
+        "strategy=fedavg",
+    )
+    asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=1", "+distill_with.export=false")
+    config = [*tiny, *asked, f"output={tmp_path}"]
+    distil = run.distil
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "distil", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(compose(config))
+    monkeypatch.setattr(run, "distil", distil)
+    with open(run.execute(compose(config)) / "distilled.csv", newline="") as file:
+        assert [row["round"] for row in csv.DictReader(file)] == ["2", "3"]
 
 
 def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
@@ -339,6 +424,13 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
     accuracies = [float(rows(folder)[-1]["accuracy"]) for folder in folders]
     for pair in (accuracies[:2], accuracies[2:]):
         assert f"{50 * sum(pair):.2f} ±" in text
+    lines = text.partition("multiply-adds")[2].splitlines()[2:]
+    costs = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    with open(folders[2] / "models.csv", newline="") as file:
+        networks = [(f"{int(row['parameters']):,}", f"{int(row['multiply_adds']):,}") for row in csv.DictReader(file)]
+    named = ["resnet14, teacher", "resnet8, none", "resnet14 > resnet8, kd"]
+    assert [(row[0], row[1], row[2]) for row in costs] == [(name, *networks[place]) for name, place in zip(named, (0, 1, 1), strict=True)]
+    assert [row[4].split()[0] for row in costs[1:]] == [f"{50 * sum(pair):.2f}" for pair in (accuracies[:2], accuracies[2:])]
     gain = 50 * (accuracies[2] - accuracies[0] + accuracies[3] - accuracies[1])
     assert f"{gain:+.2f} ±" in text
     assert (tmp_path / "curves.pdf").exists() and (tmp_path / "distillation.md").read_text().strip() in text
@@ -365,7 +457,8 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
     capsys.readouterr()
     assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
     said = capsys.readouterr()
-    found = dict(line.split("|")[1:3] for line in said.out.splitlines() if line.startswith("| ") and "distil" not in line)
+    headline = said.out.partition("multiply-adds")[0].splitlines()
+    found = dict(line.split("|")[1:3] for line in headline if line.startswith("| ") and "distil" not in line)
     counts = {name.strip(): n.strip() for name, n in found.items() if "mlp" in name}
     assert counts == {
         "mlp, none": "1", "fedprox's fedgen_cnn > mlp, kd": "1", "fedavg's fedgen_cnn > mlp, kd, local_steps 2": "1",

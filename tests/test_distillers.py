@@ -10,12 +10,20 @@ from torch.testing import assert_close
 from fedkd.batch import Batch
 from fedkd.bound import Bound, snapshot
 from fedkd.distillation import Progress
-from fedkd.distillers.distiller import Steps
+from fedkd.distillers.distiller import Steps, classification
 from fedkd.distillers.dpk import Priors, choose
+from fedkd.distillers.hsakd import Branches
+from fedkd.distillers.information_flow import InformationFlow
+from fedkd.distillers.sp import SP
+from fedkd.distillers.weighted_sum import WeightedSum
 from fedkd.losses.alignment import unbiased_cka
 from fedkd.losses.kl import kl_divergence
+from fedkd.losses.rotation import rotations
+from fedkd.models.wide_resnet import WideResNet
 from fedkd.seed import Seed
+from fedkd.types import Output, Task
 from simulations.distill import composed
+from simulations.distill_scores import scores
 from simulations.distill_setup import Setup, set_up
 
 TINY = (
@@ -41,6 +49,11 @@ def step(setup: Setup, taught=None, start=None) -> tuple[dict, dict]:
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     assert_close(value, sum(terms.values()))
     return {name: term.item() for name, term in terms.items()}, dict(zip(leaves, gradients))
+
+
+def first_batch(setup: Setup) -> Batch:
+    """The batch of :func:`step`."""
+    return next(iter(setup.training(setup.start, {} if setup.teacher is None else snapshot(setup.teacher)).batches(setup.pool, 0, Seed(3))))
 
 
 def moved(gradients: dict, prefix: str) -> bool:
@@ -92,6 +105,7 @@ def test_with_modules_that_do_nothing_only_the_student_s_patches_err():
     error = ((s - t) ** 2).flatten(2) * ~chosen[:, None]
     assert_close(setup.distiller.apart(t, made, chosen), error.mean())
     assert_close(replace(setup.distiller, positions="student").apart(t, made, chosen), error.sum() / (5 * (~chosen).sum()))
+    assert_close(setup.distiller.apart(t, stage(t, t, chosen), chosen), torch.zeros((), dtype=torch.float64))
     assert_close(made.flatten(2)[~chosen[:, None].expand(-1, 5, -1)], s.flatten(2)[~chosen[:, None].expand(-1, 5, -1)])
 
 
@@ -189,6 +203,25 @@ def test_online_the_two_networks_are_each_other_s_teachers():
     assert again == pytest.approx(terms, rel=1e-12)
 
 
+def test_online_a_peer_s_answers_are_targets_alone():
+    """A head's bias is pulled by ``T (q - p)``, p the peer's answers; nothing comes back through these."""
+    setup = ready("distiller=hsakd_online", "distiller.ce=0", "distiller.self_supervised=0", "distiller.joint=0")
+    _, gradients = step(setup)
+    x, learner = rotations(first_batch(setup).x), setup.learner.train()
+    own, peer = ((network(x).logits / 3).softmax(-1) for network in (learner.student, learner.method.network))
+    assert_close(gradients["student.head.bias"], 3 * (own - peer).mean(0))
+    assert_close(gradients["method.network.head.bias"], 3 * (peer - own).mean(0))
+
+
+def test_branches_of_a_wide_network_end_in_four_logits_a_class():
+    task = Task("small", (3, 16, 16), 100)
+    network = WideResNet(task, depth=40, widen_factor=2).eval()
+    x = rotations(torch.rand(1, 3, 16, 16))
+    output = network(x)
+    assert [tuple(q.shape) for q in Branches(lambda: network).eval()(output.stages, False)] == [(4, 400)] * 3
+    assert_close(output.logits[::4], network(x[::4]).logits)
+
+
 # ------------------------------------------------------------------------------------------------------ online ensemble
 def ensemble(*overrides: str) -> Setup:
     return ready("distiller=online_ensemble", "student.widths=[6,8,10]", "distiller.members=3", *overrides)
@@ -219,6 +252,23 @@ def test_the_stem_learns_from_all_members_or_from_the_widest(detach):
     assert moved(gradients, "student.stages.0.0.") == (detach == "false")
 
 
+def test_the_ensemble_s_answer_is_a_target_alone():
+    """A head's bias is pulled by ``T (p_j - p_E)`` alone."""
+    setup = ensemble("distiller.ce=0", "distiller.maps=0", "distiller.kd=1")
+    _, gradients = step(setup)
+    logits = [output.logits for output in setup.learner.train()(first_batch(setup).x)]
+    mean = (torch.stack(logits).mean(0) / 2).softmax(-1)
+    for z, name in zip(logits, ("student", "method.members.0", "method.members.1"), strict=True):
+        assert_close(gradients[f"{name}.head.bias"], 2 * ((z / 2).softmax(-1) - mean).mean(0))
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_an_answer_depends_on_the_rest_of_a_test_batch_in_the_public_code_alone(statistics):
+    by_size = [ensemble(f"distiller.bn_eval={statistics}", f"evaluation_batch_size={size}") for size in (40, 80)]
+    losses = [scores(setup, setup.start)["loss_member-1"] for setup in by_size]
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-12)) == (statistics == "running")
+
+
 def test_the_ensemble_s_answer_pulls_by_the_equation():
     logits = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     target = logits.mean(0).detach()
@@ -236,7 +286,7 @@ def test_adapters_learn_at_their_own_rate():
     training = setup.training(setup.start, {})
     rates = {}
     leaves = [parameter for _, parameter in setup.learner.named_parameters()]
-    stepper = training.stepper(leaves)
+    stepper = training.stepper(leaves, epoch=0)
     for group in stepper.param_groups:
         rates |= {id(one): group["lr"] for one in group["params"]}
     by_name = {name: rates[id(one)] for name, one in setup.learner.named_parameters()}
@@ -244,7 +294,32 @@ def test_adapters_learn_at_their_own_rate():
     assert {rate for name, rate in by_name.items() if "adapters" not in name} == {0.05}
 
 
+def test_adapters_may_rest_in_the_first_epoch_as_in_the_public_code():
+    setup = ensemble("distiller.official_warm=true", "steps=3", "epochs=3")
+    training, progress = setup.training(setup.start, {}), Progress(0, setup.start)
+    adapters = [name for name, _ in setup.learner.named_parameters() if "adapters" in name]
+    first, _ = training.epoch(progress)
+    assert adapters and all(torch.equal(first.tensors[name], setup.start[name]) for name in adapters)
+    second, _ = training.epoch(first)
+    assert not any(torch.equal(second.tensors[name], setup.start[name]) for name in adapters)
+    anew, _ = training.epoch(replace(first, optimizer={}))
+    assert all(torch.equal(anew.tensors[name], value) for name, value in second.tensors.items()), "the optimizer was forgotten"
+    third, _ = training.epoch(second)
+    without, _ = training.epoch(replace(second, optimizer={}))
+    assert not all(torch.equal(without.tensors[name], value) for name, value in third.tensors.items()), "and is not any more"
+
+
 # ------------------------------------------------------------------------------------------------------- the other ones
+@pytest.mark.parametrize("flag", ["true", "false"])
+def test_information_flow_s_optimizer_may_be_new_in_every_epoch_as_in_the_public_code(flag):
+    setup = ready("distiller=information_flow", "distiller.teaching=[]", f"distiller.forgetful={flag}", "steps=3", "optimizer=adam")
+    taught = {key: value.clone() for key, value in snapshot(setup.teacher).items()}
+    training = setup.training(setup.start, taught)
+    first, _ = training.epoch(Progress(0, setup.start))
+    (went_on, _), (began, _) = training.epoch(first), training.epoch(replace(first, optimizer={}))
+    assert all(torch.equal(began.tensors[name], value) for name, value in went_on.tensors.items()) == (flag == "true")
+
+
 def test_the_critical_period_s_weights():
     setup = ready("distiller=information_flow", "distiller.teaching=[]")
     weights = [setup.distiller.draw(Steps(2, 4, epoch, 50, Seed(0)))["critical"] for epoch in (0, 1, 5, 13, 20)]
@@ -279,6 +354,38 @@ def test_a_weighted_sum_is_the_sum_of_its_parts():
     kd, _ = step(ready("distiller=kd"))
     sp, _ = step(ready("distiller=sp"))
     assert both == pytest.approx({"ce": kd["ce"], "kd_kd": kd["kd"], "sp_similarity": 0.5 * sp["similarity"]}, rel=1e-12)
+
+
+def test_a_weighted_sum_s_teacher_is_prepared_as_its_part_asks():
+    flow = make_flow(["init=alone"])
+    both = {"flow": flow, "sp": SP(ce=0.0, weight=1.0, stage=-1)}
+    assert WeightedSum(ce=1.0, parts=both, weights=dict.fromkeys(both, 1.0)).preparation() == ["init=alone"]
+    twice = {"flow": flow, "again": make_flow(["init=teacher"])}
+    with pytest.raises(ValueError, match=r"^parts must have one teacher: at most one of them prepares it \(teaching\), got"):
+        WeightedSum(ce=1.0, parts=twice, weights=dict.fromkeys(twice, 1.0))
+
+
+def make_flow(teaching: list[str]) -> InformationFlow:
+    return InformationFlow(
+        ce=0.0,
+        weight=1.0,
+        kernels=["cosine"],
+        divergence="jeffreys",
+        diagonal=True,
+        layers="last",
+        initial=1.0,
+        decay=0.5,
+        forgetful=False,
+        teaching=teaching,
+    )
+
+
+def test_a_teacher_s_probabilities_stand_for_labels_and_half_precision_is_computed_in_single():
+    t, s = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    teacher, student = (Output(z, z) for z in (t, s))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = classification(student, teacher, torch.zeros(5, dtype=torch.int64), False)
+    assert_close(value, -(t.float().softmax(-1) * s.float().log_softmax(-1)).sum(-1).mean(), rtol=0, atol=0)
 
 
 def test_decoupled_distillation_warms_up():

@@ -50,10 +50,15 @@ def test_the_oracle_s_own_gradient_is_that_of_a_quadratic():
     np.testing.assert_allclose(oracles.gradient(lambda a: (a["w"] ** 2).sum(), {"w": at})["w"], 2 * at, atol=1e-8)
 
 
-@pytest.mark.parametrize(("temperature", "value"), [(1.0, 0.0546175), (4.0, 0.3156777)])
-def test_kl_of_hinton_s_example(temperature, value):
+@pytest.mark.parametrize(
+    ("temperature", "value", "slope"),
+    [(1.0, 0.0546175, (-0.0561582, -0.0206595, 0.0768177)), (4.0, 0.3156777, (-0.1864265, -0.1451891, 0.3316155))],
+)
+def test_kl_of_hinton_s_example(temperature, value, slope):
     student, teacher = torch.tensor([[1.0, 0, -1]], dtype=torch.float64), torch.tensor([[2.0, 1, -2]], dtype=torch.float64)
-    assert kl_divergence(teacher, student, temperature).item() == pytest.approx(value, abs=1e-7)
+    found = kl_divergence(teacher, student.requires_grad_(), temperature)
+    found.sum().backward()
+    assert found.item() == pytest.approx(value, abs=1e-7) and student.grad[0].tolist() == pytest.approx(slope, abs=1e-7)
 
 
 def test_kl_is_zero_at_equality_positive_elsewhere_and_blind_to_a_constant():

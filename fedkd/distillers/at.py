@@ -21,7 +21,7 @@ class AT(Distiller):
 
     Args:
         weight: >= 0, of the sum over stages.
-        power: > 0, p.
+        power: >= 1, p.
     """
 
     taught: ClassVar[bool] = True
@@ -33,7 +33,7 @@ class AT(Distiller):
     def __post_init__(self) -> None:
         super().__post_init__()
         weight(self.weight)
-        require(self.power > 0, "power", "must be > 0", self.power)
+        require(self.power >= 1, "power", "must be >= 1 (2 is the paper's)", self.power)
 
     def check(self, pair: Pair, batch_size: int) -> None:
         same_number(pair)

@@ -12,6 +12,7 @@ from fedkd.bound import Bound, part
 from fedkd.check import require
 from fedkd.distillers.pair import Pair
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.rows import wide
 from fedkd.seed import Seed
 from fedkd.types import Metrics, Output, Tensors
 
@@ -106,9 +107,13 @@ class Distiller:
         """All that trains."""
         return Learner(pair.student, self.modules(pair))
 
-    def lr_of(self, name: str) -> float:
-        """What the learning rate of a parameter of the learner is multiplied by."""
+    def lr_of(self, name: str, epoch: int) -> float:
+        """What the learning rate of a parameter of the learner is multiplied by in an epoch, from 0."""
         return 1.0
+
+    def forgets(self, epoch: int) -> bool:
+        """The optimizer begins this epoch, from 0, without what it remembers."""
+        return False
 
     def draw(self, steps: Steps) -> Tensors:
         """What is random or scheduled, for all steps at once: tensors [S, ...]."""
@@ -142,7 +147,7 @@ def classification(student: Output, teacher: Output | None, y: Tensor, labelled:
     if labelled:
         return cross_entropy(student.logits, y).mean()
     assert teacher is not None, "images without labels have a teacher"
-    return -(teacher.logits.softmax(-1) * student.logits.log_softmax(-1)).sum(-1).mean()
+    return -(wide(teacher.logits).softmax(-1) * wide(student.logits).log_softmax(-1)).sum(-1).mean()
 
 
 def weight(value: float, key: str = "weight") -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedkd.check import require
 from fedkd.distillers.distiller import Distiller, Seen, Steps, weight
 from fedkd.distillers.pair import Pair, same_number
-from fedkd.losses.pairwise import probabilistic_knowledge_transfer
+from fedkd.losses.pairwise import KERNELS, MIXTURES, probabilistic_knowledge_transfer
 from fedkd.types import Metrics, Output, Tensors
 
 
@@ -23,17 +23,19 @@ class InformationFlow(Distiller):
     flow modeling, CVPR 2020, and its public code. ``teaching`` makes the teacher an auxiliary one of the student's form, which learnt the
     last layer from the real one.
 
-    Deviations: the optimizer goes on from epoch to epoch (the public code makes it anew); the public code has no CE (``ce: 0``, the
-    paper's setting without labels).
+    Deviations: the optimizer goes on from epoch to epoch (the public code makes it anew: ``forgetful``); the public code has no CE
+    (``ce: 0``, the paper's setting without labels).
 
     Args:
         weight: >= 0, of all layers.
-        kernels: any of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf``, ``cauchy``; their losses are added (the paper's hybrid: the first two).
+        kernels: any of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf``, ``cauchy``; their losses are added (the paper's hybrid: the first two,
+            ``combined``).
         divergence: ``jeffreys`` or ``kl``.
         diagonal: a row's sum has ``K(x_i, x_i)`` in it (public code), or not (paper).
         layers: ``all``, or the ``last``.
         initial: >= 0, w_0.
         decay: 0..1, of w_k.
+        forgetful: the optimizer remembers nothing of earlier epochs (public code).
         teaching: overrides of the training that makes the teacher, beyond labels; empty: it is taken as it is.
     """
 
@@ -47,6 +49,7 @@ class InformationFlow(Distiller):
     layers: Literal["all", "last"]
     initial: float
     decay: float
+    forgetful: bool
     teaching: Sequence[str]
 
     def __post_init__(self) -> None:
@@ -54,7 +57,10 @@ class InformationFlow(Distiller):
         weight(self.weight)
         weight(self.initial, "initial")
         require(0 <= self.decay <= 1, "decay", "must be in 0..1", self.decay)
-        require(len(self.kernels) > 0, "kernels", "must name one kernel or more", list(self.kernels))
+        known = {*self.kernels} <= {*KERNELS, *MIXTURES}
+        require(
+            known and len(self.kernels) > 0, "kernels", f"must name one or more of {', '.join([*KERNELS, *MIXTURES])}", list(self.kernels)
+        )
 
     def check(self, pair: Pair, batch_size: int) -> None:
         least = 1 if self.diagonal else 2
@@ -64,6 +70,9 @@ class InformationFlow(Distiller):
 
     def preparation(self) -> Sequence[str]:
         return self.teaching
+
+    def forgets(self, epoch: int) -> bool:
+        return self.forgetful
 
     def draw(self, steps: Steps) -> Tensors:
         return {"critical": torch.full((steps.number,), self.initial * self.decay**steps.epoch)}

@@ -76,7 +76,8 @@ class OnlineEnsemble(Distiller):
     the house: the widest as ``student``, then ``member-1``...
 
     Deviations: BatchNorm is evaluated with its running statistics (the public code uses the test batch's, and updates them: ``bn_eval:
-    batch`` does the former). Adapters learn from the first step (there: from the second epoch). Networks begin as ResNets do here.
+    batch`` does the former). Adapters learn from the first step (there: from the second epoch, with an optimizer made anew:
+    ``official_warm``). Networks begin as ResNets do here (there: Xavier's normal).
 
     Args:
         maps: >= 0, weight of the stages.
@@ -86,6 +87,7 @@ class OnlineEnsemble(Distiller):
         narrowed: 1..3, stages that are narrowed, from the last.
         adapters: 1x1 convolutions bring a member's map to the widest's channels; without them the means over channels are compared.
         adapter_lr: > 0, what the learning rate of the adapters is multiplied by.
+        official_warm: adapters rest in the first epoch, and the optimizer forgets it (public code).
         detach: the stem learns from the widest member alone.
         bn_eval: ``running`` statistics in evaluation, or the test ``batch``'s own (public code).
     """
@@ -100,6 +102,7 @@ class OnlineEnsemble(Distiller):
     narrowed: int
     adapters: bool
     adapter_lr: float
+    official_warm: bool
     detach: bool
     bn_eval: Literal["running", "batch"]
 
@@ -121,8 +124,13 @@ class OnlineEnsemble(Distiller):
     def learner(self, pair: Pair) -> Learner:
         return Members(pair, self.members, self.narrowed, self.detach)
 
-    def lr_of(self, name: str) -> float:
-        return self.adapter_lr if name.startswith("method.adapters.") else 1.0
+    def lr_of(self, name: str, epoch: int) -> float:
+        if not name.startswith("method.adapters."):
+            return 1.0
+        return 0.0 if self.official_warm and epoch == 0 else self.adapter_lr
+
+    def forgets(self, epoch: int) -> bool:
+        return self.official_warm and epoch == 1
 
     def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         assert labelled, "an ensemble without a teacher needs labels"

@@ -1,6 +1,6 @@
 """Several methods at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -38,10 +38,15 @@ class WeightedSum(Distiller):
             require(one.ce == 0, f"parts.{name}.ce", "must be 0: the sum has the cross-entropy", one.ce)
             adds = type(one).loss is Distiller.loss and type(one).learner is Distiller.learner
             require(adds, f"parts.{name}", "must be a method that adds terms to a student's answers", type(one).__name__)
+        prepared = {name: list(one.preparation()) for name, one in self.parts.items() if one.preparation()}
+        require(len(prepared) < 2, "parts", "must have one teacher: at most one of them prepares it (teaching)", prepared)
 
     def check(self, pair: Pair, batch_size: int) -> None:
         for one in self.parts.values():
             one.check(pair, batch_size)
+
+    def preparation(self) -> Sequence[str]:
+        return next((one.preparation() for one in self.parts.values() if one.preparation()), ())
 
     def modules(self, pair: Pair) -> nn.Module:
         return nn.ModuleDict({name: one.modules(pair) or nn.Module() for name, one in self.parts.items()})

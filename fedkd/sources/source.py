@@ -54,6 +54,11 @@ class Source(ABC):
             ValueError: naming the key, the rule and the value.
         """
 
+    def fewest(self, pool: Examples | None) -> int:
+        """How many images an epoch has at least."""
+        assert pool is not None, "a source that makes no images has some"
+        return len(pool)
+
     def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Knowledge, seed: Seed, dtype: torch.dtype) -> Pool:
         """The images of one epoch."""
         assert pool is not None, "a source that makes no images has some"

@@ -24,6 +24,9 @@ class Synthetic(Source):
     DENSE's way (Zhang et al., NeurIPS 2022; its public code), for one teacher or an ensemble. Labels are not learnt from: the teachers'
     answers take their place.
 
+    Deviations: images are not augmented before the generator's losses see them, and the last batch of a generator is kept, not the best
+    of all its steps.
+
     Args:
         generator: ``task -> module(noise, y)`` of images.
         optimizer: ``parameters -> optimizer`` of generator and noise.
@@ -64,6 +67,9 @@ class Synthetic(Source):
 
     def open(self, task: Task, train: Examples, seed: Seed) -> None:
         return None
+
+    def fewest(self, pool: Examples | None) -> int:
+        return self.batch_size
 
     def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Knowledge, seed: Seed, dtype: torch.dtype) -> Pool:
         teachers = stacked(knowledge.teachers)
