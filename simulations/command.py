@@ -85,7 +85,7 @@ def explained() -> Iterator[None]:
     except ClientFailure as error:
         sys.exit(f"error: {error}\nEverything up to the last round is on disk; run the same command to go on from there.")
     except FloatingPointError as error:
-        sys.exit(f"error: {error}\nThe last checkpoint is on disk.")
+        sys.exit(f"error: {error}\nThe last checkpoint, if there was one by then, is on disk.")
     except (ValueError, HydraException, OmegaConfBaseException, FileExistsError, NotADirectoryError, PermissionError) as error:
         if FULL_ERROR:
             raise

@@ -61,6 +61,8 @@ def execute(config: DictConfig) -> Path:
             train(setup, training, folder, start)
         print(f"{label(config)}: {summary(folder.path)}")
         print(f"run: {folder.path}", flush=True)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{label(config)}: {error}") from error
     finally:
         folder.release()
     return folder.path

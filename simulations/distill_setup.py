@@ -140,7 +140,10 @@ def instructor(
     if given is not None:
         config.choices.teacher = given.network[1]
     if before is not None:
-        return set_up(deepcopy(before), given).learner, before, None
+        earlier = set_up(deepcopy(before), given)
+        rule = "must be one that learns from the run's model (this one's teacher is trained anew)"
+        require(given is None or earlier.teacher is not None, "distiller", rule, config.choices.get("distiller"))
+        return earlier.learner, before, None
     assert given is not None, "a teacher is trained, or a run has it"
     return given.teacher.learner, None, given.teacher.tensors
 

@@ -45,11 +45,11 @@ def export(setup: Setup, training: Training, tensors: Tensors, folder: Path) -> 
 
 
 def write(setup: Setup, folder: Path, name: str, network: nn.Module, tensors: Tensors) -> None:
-    """``<name>.safetensors``, which says in its header what network it is for, and ``<name>.pt2``."""
+    """``<name>.safetensors``, whose header says what network it is for and that it sees ``(byte / scale - mean) / std``, and ``<name>.pt2``."""
     config, task = setup.config, setup.task
     about = {
         "network": {**OmegaConf.to_container(config.student, resolve=True), **setup.distiller.changes(setup.learner, name)}, "shape": list(task.shape), "num_classes": task.num_classes,
-        "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
+        "scale": setup.train.scale, "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
     }  # fmt: skip
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     save_file(content, folder / f".{name}.tmp", {"fedkd": json.dumps(about)})

@@ -247,6 +247,12 @@ def test_a_teacher_of_other_classes_is_refused(house):
         execute(composed([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
 
 
+def test_a_method_that_trains_its_own_teacher_is_refused_on_a_run(house):
+    folder = execute(small("none", house))
+    with pytest.raises(ValueError, match=r"^distiller must be one that learns from the run's model .* got 'hsakd_joint'$"):
+        execute(composed([f"run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"]))
+
+
 def test_a_student_may_teach_the_next(house):
     first = execute(small("kd", house))
     second = execute(
@@ -522,5 +528,6 @@ def test_a_learning_rate_that_is_too_large_is_an_error_that_says_where(tmp_path)
     done = subprocess.run(command(tmp_path, "distiller=none", "optimizer.lr=1e30"), check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
-    assert first.startswith("error: the loss is no longer finite in step ") and "where ce is nan: lower the learning rate" in first
-    assert second == "The last checkpoint is on disk."
+    assert first.startswith("error: resnet8 by none on real digits, seed 0: the loss is no longer finite in step ")
+    assert first.endswith("where ce is nan: lower the learning rate")
+    assert second == "The last checkpoint, if there was one by then, is on disk."

@@ -23,7 +23,7 @@ class HSAKDTeacher(Distiller):
     Yang, An, Cai, Xu, IJCAI 2021. With ``frozen`` the network stays as it is, in eval mode, and its branches alone are trained (HSAKD's
     teacher, which begins from a network trained with labels); without, all of it is (HSAKD*). The branches are kept for the student.
 
-    Deviations: none known. Images need labels.
+    Deviations: the student's schedule, not one of 100 epochs for the frozen network's branches. Images need labels.
 
     Args:
         joint: >= 0, weight of the branches.
