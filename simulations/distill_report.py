@@ -155,22 +155,21 @@ def of_student(one: Lesson, name: str) -> float:
 
 def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> str:
     """The gain over a baseline, paired by seed; a dash where the same seeds have none."""
-    first = same[0]
-    task = {key: value for key, value in first.values.items() if TASK.match(key)}
     for others in labelled.values():
-        other = others[0]
-        alike = all(
-            other.choice(part) == first.choice(part) for part in (("student",) if baseline == "none" else ("student", "teacher", "source"))
-        )
-        trained = {key: value for key, value in other.values.items() if TASK.match(key)} == task
-        if (
-            other.choice("distiller") == baseline != first.choice("distiller")
-            and alike
-            and trained
-            and [o.seed for o in others] == [s.seed for s in same]
-        ):
+        if matching(same[0], others[0], baseline) and [o.seed for o in others] == [s.seed for s in same]:
             return percent([s.accuracy - o.accuracy for s, o in zip(same, others)], "+")
     return "-"
+
+
+def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
+    """``other`` is the baseline to ``one``: the same student on the same images for as long, and where it is taught, by the same teacher."""
+    shared = ("student",) if baseline == "none" else ("student", "teacher", "source")
+    tasks = [{key: value for key, value in lesson.values.items() if TASK.match(key)} for lesson in (one, other)]
+    return (
+        other.choice("distiller") == baseline != one.choice("distiller")
+        and all(other.choice(part) == one.choice(part) for part in shared)
+        and tasks[0] == tasks[1]
+    )
 
 
 def costs(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:

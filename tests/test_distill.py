@@ -473,6 +473,32 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
     assert f"{folders[-1]}: the same configuration and seed as {folders[-2]}, and the same accuracy" in said.out + said.err
 
 
+def test_domains_left_out_are_set_side_by_side_with_their_mean(house, tmp_path, capsys):
+    from simulations.report import main
+
+    data = ("data=rotated_mnist", "data@data.data=digits", "data.angles=[0,30,60]", "data.examples=40", "examples=null")
+    folders = {
+        (name, seed, place): execute(small(name, house, *data, f"seed={seed}", f"data.held_out={place}", "epochs=1"))
+        for name in ("none", "kd") for seed in (0, 1) for place in (0, 2)
+    }  # fmt: skip
+    capsys.readouterr()
+    assert main([*map(str, folders.values()), "--output", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    table = [line.split("|") for line in text[text.index("domain 0") :].splitlines()[2:4]]
+    of = {key: 100 * float(rows(folder)[-1]["accuracy"]) for key, folder in folders.items()}
+    for (_, name, n, first, second, mean, gain, *_), method in zip(table, ("none", "kd"), strict=True):
+        means = [(of[method, seed, 0] + of[method, seed, 2]) / 2 for seed in (0, 1)]
+        assert method in name and int(n) == 2
+        for cell, values in (
+            (first, [of[method, seed, 0] for seed in (0, 1)]),
+            (second, [of[method, seed, 2] for seed in (0, 1)]),
+            (mean, means),
+        ):
+            assert cell.split("±")[0].strip() == f"{sum(values) / 2:.2f}"
+        alone = [(of["none", seed, 0] + of["none", seed, 2]) / 2 for seed in (0, 1)]
+        assert gain.split("±")[0].strip() == ("-" if method == "none" else f"{(sum(means) - sum(alone)) / 2:+.2f}")
+
+
 # ----------------------------------------------------------------------------------------------------------- the command
 def command(folder: Path, *overrides: str) -> list[str]:
     """The command line of a small distillation."""

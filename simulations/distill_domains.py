@@ -1,0 +1,58 @@
+"""Leave-one-domain-out: distillations that differ in the domain left out, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from simulations.distill_report import Lesson, groups, matching
+from simulations.look import percent
+
+KEY = "held_out"
+
+
+def domain(one: Lesson) -> int | None:
+    """The place of the domain that is left out; None where none is."""
+    return one.config.get("data", {}).get(KEY)
+
+
+def anywhere(one: Lesson) -> Lesson:
+    """The same, whichever domain is left out."""
+    data = {key: value for key, value in one.config["data"].items() if key != KEY}
+    return replace(one, config={**one.config, "data": data})
+
+
+def accuracies(same: Sequence[Lesson], places: dict[Lesson, int | None]) -> pd.DataFrame:
+    """Seeds by domains, those seeds alone that have all of them."""
+    rows = [(one.seed, places[one], one.accuracy) for one in same]
+    return pd.DataFrame(rows, columns=["seed", "domain", "accuracy"]).pivot(index="seed", columns="domain", values="accuracy").dropna()
+
+
+def domains(lessons: Sequence[Lesson]) -> dict[str, list[str]]:
+    """Columns: accuracy on each domain left out, their mean, and its gain over the baselines; empty where fewer than two were left out."""
+    places = {anywhere(one): domain(one) for one in lessons if domain(one) is not None}
+    labelled = groups(list(places))
+    frames = {name: accuracies(same, places) for name, same in labelled.items()}
+    frames = {name: frame for name, frame in frames.items() if frame.shape[1] > 1 and len(frame)}
+    if not frames:
+        return {}
+    columns = {"strategy": list(frames), "n": [str(len(frame)) for frame in frames.values()]}
+    for place in sorted({place for frame in frames.values() for place in frame}):
+        columns[f"domain {place}"] = [percent(frame[place]) if place in frame else "-" for frame in frames.values()]
+    columns["mean"] = [percent(frame.mean(axis=1)) for frame in frames.values()]
+    for baseline in ("none", "kd"):
+        columns[f"less {baseline}"] = [gain(name, labelled, frames, baseline) for name in frames]
+    return columns
+
+
+def gain(name: str, labelled: dict[str, list[Lesson]], frames: dict[str, pd.DataFrame], baseline: str) -> str:
+    """Of the mean over domains, paired by seed; a dash where there is no such baseline."""
+    mine = frames[name]
+    for other, frame in frames.items():
+        if (
+            matching(labelled[name][0], labelled[other][0], baseline)
+            and frame.index.equals(mine.index)
+            and frame.columns.equals(mine.columns)
+        ):
+            return percent((mine - frame).mean(axis=1), "+")
+    return "-"
