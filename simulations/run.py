@@ -24,7 +24,6 @@ from simulations.board import available
 from simulations.calibrate import choose
 from simulations.command import CONF, chosen, explained, make_absolute, take_tuned
 from simulations.compat import quieten
-from simulations.diagnostics import diagnose
 from simulations.foreign import start_foreign
 from simulations.grids import ClientGrid
 from simulations.last_stage import distil, due, foresee
@@ -111,6 +110,8 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
             row = metrics_row(done)
             folder.row(row)
             if config.diagnose_every and done.number % config.diagnose_every == 0:
+                from simulations.diagnostics import diagnose  # scikit-learn takes seconds to import
+
                 folder.diagnosis(*diagnose(home, done, remembered(grid, config.device)))
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
                 folder.checkpoint(done.number, wire.from_record(done.arrays), remembered(grid), done.simulated_time)
