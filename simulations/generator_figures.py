@@ -55,13 +55,14 @@ def draw(settings: Sequence[Sequence[Group]], order: Sequence[str], output: Path
         suffix = "_" + slug(groups[0].setting) if len(settings) > 1 else ""
         paths += losses(groups, order, output / f"server_losses{suffix}") + stages(groups, output / f"server_accuracy{suffix}")
         found = [(one, *diagnosed(one, notes)) for one in groups]
-        found = [(one, table, latents) for one, table, latents in found if len(table)]
+        found = [(one, table, latents) for one, table, latents in found if len(table) or len(latents)]
         for one, table, latents in found:
             name = f"{suffix}_{slug(one.line)}" if len(found) > 1 else suffix
-            paths += fidelity(table, len(one.runs), output / f"generator_fidelity{name}")
-            paths += diversity(table, len(one.runs), output / f"generator_diversity{name}")
+            if len(table):
+                paths += fidelity(table, len(one.runs), output / f"generator_fidelity{name}")
+                paths += diversity(table, len(one.runs), output / f"generator_diversity{name}")
+                tables.append(table.assign(label=one.label, num_seeds=len(one.runs)))
             paths += scatter(latents, output / f"generator_latents{name}") if len(latents) else ()
-            tables.append(table.assign(label=one.label, num_seeds=len(one.runs)))
     (output / "generator.csv").unlink(missing_ok=True)  # of an earlier report
     if tables:
         pd.concat(tables)[["label", "num_seeds", *tables[0].columns[:-2]]].to_csv(output / "generator.csv", index=False)
@@ -76,38 +77,30 @@ def slug(text: str) -> str:
 
 def diagnosed(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The mean over seeds of ``generator.csv``, a row for a round and class that all of them have; and the first seed's latents of its last
-    round. Both are empty where a run has none; ``notes`` gains a line where it has and cannot be read."""
-    nothing = pd.DataFrame(), pd.DataFrame()
-    try:
-        frames = [rows(run, "generator", {"class", "diversity_generated", "diversity_real", "coverage", *READERS}) for run in one.runs]
-        latents = rows(one.runs[0], "latents", {"class", "generated", "pca_1", "pca_2", "tsne_1", "tsne_2"})
-    except ValueError as error:
-        notes.append(f"no figure of the generator: {error}")
-        return nothing
+    round. Either is empty where a run has none, or where it cannot be read, for which ``notes`` gains a line."""
+    frames = [rows(run, "generator", {"class", "diversity_generated", "diversity_real", "coverage", *READERS}, notes) for run in one.runs]
+    latents = rows(one.runs[0], "latents", {"class", "generated", "pca_1", "pca_2", "tsne_1", "tsne_2"}, notes)
+    latents = latents[latents["round"] == latents["round"].max()] if len(latents) else latents
     if not all(len(frame) for frame in frames):
-        return nothing
+        return pd.DataFrame(), latents
     by_class = pd.concat(frames).groupby(["round", "class"])
-    table = by_class.mean()[by_class.size() == len(frames)].reset_index()
-    return table, latents[latents["round"] == latents["round"].max()] if len(latents) else latents
+    return by_class.mean()[by_class.size() == len(frames)].reset_index(), latents
 
 
-def rows(run: Run, name: str, needed: set[str]) -> pd.DataFrame:
-    """A file of a run as far as its rounds are reported; empty where there is none.
-
-    Raises:
-        ValueError: it holds something else than numbers, or lacks a column.
-    """
+def rows(run: Run, name: str, needed: set[str], notes: list[str]) -> pd.DataFrame:
+    """A table of a run as far as its rounds are reported; empty where there is none, or it holds something else than these numbers."""
     path = run.folder / f"{name}.csv"
     if not (path.is_file() and path.stat().st_size):
         return pd.DataFrame()
     try:
         table = pd.read_csv(path)
+        if lacking := sorted({"round", *needed} - set(table)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        if odd := [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]:
+            raise ValueError(f"something else is in {', '.join(odd)}")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} must be a table: {' '.join(str(error).split())}") from error
-    if lacking := sorted({"round", *needed} - set(table)):
-        raise ValueError(f"{path} must have the columns {', '.join(lacking)}")
-    if odd := [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]:
-        raise ValueError(f"{path} must hold numbers, got something else in {', '.join(odd)}")
+        notes.append(f"no figure of the generator: {path} must be a table of numbers ({' '.join(str(error).split())})")
+        return pd.DataFrame()
     return table[table["round"] <= run.config["rounds"]]
 
 
@@ -149,7 +142,7 @@ def ratio_norm(ratio: pd.Series) -> LogNorm:
 
 def panel_height(table: pd.DataFrame) -> float:
     """Inches of one heat map."""
-    return float(np.clip(0.09 * table["class"].nunique() + 0.2, 0.8, 3.0))
+    return float(np.clip(0.09 * table["class"].nunique() + 0.2, 0.8, 1.9))
 
 
 def heat(axes: Axes, table: pd.DataFrame, values: pd.Series, title: str, norm: Normalize) -> AxesImage:
@@ -241,7 +234,8 @@ def scatter(latents: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
             axes.margins(0.09)
             axes.set(xticks=(), yticks=(), xlabel=f"{title} 1", ylabel=f"{title} 2")
         handles = [cross(axes, [], [], "0.2", "generated"), dot(axes, [], [], "0.2", "real")]
-        title = f"Round {int(latents['round'].iloc[0])}; colours repeat, numbers are classes (boxed: generated)"
+        named = ", numbers are classes (boxed: generated)" if latents["class"].nunique() <= LABELLED else " over classes"
+        title = f"Round {int(latents['round'].iloc[0])}; colours repeat{named}"
         figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2, frameon=False)
     return paths
 
