@@ -196,6 +196,14 @@ def test_where_no_global_model_is_the_clients_own_networks_encode(tmp_path):
     assert len(found) == 10 and found[["fidelity_ensemble", "fidelity_global", "diversity_real"]].notna().all(axis=None)
 
 
+def test_unlike_networks_and_rounds_in_which_nobody_answers(tmp_path):
+    """Where no update came there is nothing to read back."""
+    folder = launch(tmp_path, "fedgen_head", "model=mixed", "diagnose_every=1", "systems.dropout=0.75", "rounds=6", "seed=3")
+    answered = metrics(folder).set_index("round")["num_participants"].astype(int)
+    assert (answered == 0).any() and (answered > 0).any()
+    assert set(table(folder)["round"]) == {int(r) for r, number in answered.items() if number > 0}
+
+
 @pytest.mark.parametrize("name", ["fedgen", "fedgen_head", "fedftg", "dense", "fedavg"])
 def test_a_run_that_is_diagnosed_is_the_run_that_is_not(tmp_path, name):
     """Bit for bit; and a strategy without a generator has nothing to tell."""
