@@ -29,7 +29,7 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it r
 
 PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
 WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices", "distill",
-    "distill_every", "distill_with",
+    "distill_every", "distill_with", "diagnose_every", "tensorboard",
 )  # fmt: skip
 PLACES = ("root", "path", "cache", "download", "trace")
 EXTRAS = {"flwr_datasets": "flwr-datasets"}
@@ -84,6 +84,8 @@ def check(config: DictConfig) -> None:
     every = config.distill_every
     fits = every is None or (every >= 1 and every % config.checkpoint_every == 0)
     require(fits, "distill_every", f"must be null, or a multiple of checkpoint_every ({config.checkpoint_every})", every)
+    every = config.diagnose_every
+    require(every is None or every >= 1, "diagnose_every", "must be >= 1 rounds, or null for never", every)
     check_common(config)
     for part in PARTS:
         check_types(OmegaConf.to_container(config[part], resolve=True), part)

@@ -51,6 +51,9 @@ class Run:
         distill: the distiller (a name in conf/distiller) by which the aggregated model is distilled after the last round; null: none.
         distill_every: and after every so many rounds, a multiple of ``checkpoint_every``; null: after the last alone.
         distill_with: what is overridden in ``simulations.distill`` for it: student, source, epochs.
+        diagnose_every: rounds between looks at the server's generator (``generator.csv``, ``latents.csv``), for strategies that have one;
+            null: none.
+        tensorboard: write every round's figures as TensorBoard events too, into the run folder's ``tensorboard``.
         tuned: the file in which ``simulations.tune`` has noted its choices: the strategy's own is taken from there; null: none is.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
@@ -77,6 +80,8 @@ class Run:
     distill: str | None
     distill_every: int | None
     distill_with: dict[str, Any]
+    diagnose_every: int | None
+    tensorboard: bool
     tuned: str | None
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)

@@ -19,9 +19,10 @@ from fedkd.cohort import fit_cohort
 from fedkd.evaluate import Score, evaluate
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.rounds import Federation, Rounds
+from fedkd.seed import Seed
 from fedkd.site import Client, Server, statistics
 from fedkd.train import Fitted, LossFunction, fit
-from fedkd.types import Metrics, State, Tensors, Update
+from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 Phase = tuple[Batches, LossFunction]
 """One training: its steps, and what it minimises."""
@@ -130,6 +131,13 @@ class Strategy(Rounds):
 
     def ensemble(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """What is measured on the clients' own test shards where ``clients_evaluate`` is False."""
+        return None
+
+    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
+        """What the server's generator makes of labels ``y`` [N] as the state stands, or has made of labels of its own; None without one.
+
+        For diagnostics: training does not ask. Clients' updates must then hold the ``model``, or as much of it as reads what is made.
+        """
         return None
 
     # ------------------------------------------------------------------------------------------- helpers for the hooks

@@ -69,7 +69,7 @@ class Synthesis:
         random = (seed / "noise").torch()
         start = {key: value.to(module.state_dict()[key]) for key, value in start.items()}
         start["noise"] = torch.randn(module.noise.shape, generator=random).to(example)
-        y = torch.randint(task.num_classes, (self.batch_size,), generator=(seed / "labels").torch()).sort().values.to(example.device)
+        y = self.labels(task, seed).to(example.device)
         fitted = fit(
             module, start, Batches(y.expand(self.steps, -1), dtype=example.dtype), partial(self.loss, network=network, learner=learner), self.optimizer,
             shared={"teachers": teachers, "student": student},
@@ -77,6 +77,10 @@ class Synthesis:
         with torch.no_grad():
             x = functional_call(module.train(), dict(fitted.tensors), (y,))
         return x, {name: value / self.steps for name, value in fitted.sums.items()}
+
+    def labels(self, task: Task, seed: Seed) -> Tensor:  # [B]
+        """What the images of a batch are to show."""
+        return torch.randint(task.num_classes, (self.batch_size,), generator=(seed / "labels").torch()).sort().values
 
     def loss(
         self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module, learner: nn.Module | None = None

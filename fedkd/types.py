@@ -46,6 +46,14 @@ class Output(NamedTuple):
     stages: tuple[Tensor, ...] = ()
 
 
+class Generated(NamedTuple):
+    """What a server's generator makes, for labels y [N]: embeddings [N, D], which heads read, or images, which whole networks read."""
+
+    values: Tensor
+    y: Tensor
+    embeddings: bool
+
+
 Loss = Callable[[Output, Output, Tensor], Tensor]
 """``(student, teacher, y [B]) -> [B]``: a loss never reduces; means stand in strategies and distillers."""
 

@@ -23,6 +23,7 @@ from fedkd.rounds import Round
 from fedkd.shift import Shift
 from fedkd.types import State
 from simulations import figures
+from simulations.board import opened, show
 from simulations.locked import LockedFolder
 from simulations.world import World
 
@@ -32,6 +33,11 @@ COLUMNS = (
     "train_loss",
 )  # fmt: skip
 CLIENT_COLUMNS = ("round", "client", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples", "architecture")
+GENERATOR_COLUMNS = (
+    "round", "class", "num_generated", "fidelity_ensemble", "fidelity_global", "fidelity_seen", "fidelity_unseen", "num_unseen",
+    "diversity_generated", "diversity_real", "coverage",
+)  # fmt: skip
+LATENT_COLUMNS = ("round", "class", "generated", "pca_1", "pca_2", "tsne_1", "tsne_2")
 SHIFT_COLUMNS = ("client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
 
 
@@ -40,7 +46,7 @@ class Folder(LockedFolder):
 
     def __init__(self, world: World) -> None:
         super().__init__(world.config, world.hash)
-        self.world = world
+        self.world, self.board = world, None
 
     def commit_note(self) -> str | None:
         """A line to show where the finished run was made by other code; None where it was not, or nobody knows."""
@@ -54,9 +60,10 @@ class Folder(LockedFolder):
     def begin(self) -> Checkpoint | None:
         """Write what describes the run, cut what lies behind the checkpoint, and give the checkpoint if there is one."""
         done = 0 if self.header is None else int(self.header["round"])
-        for name in ("metrics.csv", "clients.csv"):
+        for name in ("metrics.csv", "clients.csv", "generator.csv", "latents.csv"):
             cut(self.path / name, done)
         world, path = self.world, self.path
+        self.board = opened(world.config, path, done + 1)
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(world.config, resolve=True).encode())
         write_atomically(path / "environment.json", (json.dumps(environment(world.config), indent=1) + "\n").encode())
         labels, classes = world.train.y.cpu().numpy(), world.task.num_classes
@@ -86,10 +93,25 @@ class Folder(LockedFolder):
         if more and header is not known:
             widen(path, columns)
         append(path, columns, [values])
+        show(self.board, values)
 
     def client_rows(self, rows: list[Mapping[str, float]]) -> None:
         """Rows of ``clients.csv``, flushed."""
         append(self.path / "clients.csv", CLIENT_COLUMNS, rows)
+
+    def diagnosis(self, rows: list[Mapping[str, float]], points: list[Mapping[str, float]]) -> None:
+        """Rows of ``generator.csv`` and of ``latents.csv``, flushed."""
+        for name, columns, values in (("generator", GENERATOR_COLUMNS, rows), ("latents", LATENT_COLUMNS, points)):
+            if values:
+                append(self.path / f"{name}.csv", columns, values)
+        for row in rows:
+            show(self.board, row, "generator")
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self.board is not None:
+            self.board.close()
+        super().release()
 
     def checkpoint(self, server_round: int, state: State, memories: Mapping[int, State], simulated_time: float) -> None:
         """The state after ``server_round``, atomically."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations import details, distill_pages, figures, times
+from simulations import details, distill_pages, figures, generator_figures, times
 from simulations.groups import Group, comparable, gather, group
 from simulations.look import interval
 from simulations.runs import ACCURACIES, COSTS, SETTING, STRATEGY, Run, find, is_distillation, natural, read
@@ -156,7 +156,8 @@ def draw(groups: Sequence[Group], output: Path) -> tuple[list[Path], list[str]]:
             paths += figures.partition(first.counts(), output / f"partition{suffix}")
         except ValueError as error:
             notes.append(f"no figure of the partition of {first.folder}: {error}")
-    return paths, notes
+    more, said = generator_figures.draw(settings, order, output)
+    return paths + more, notes + said
 
 
 def _finals(one: Group) -> pd.DataFrame:

@@ -19,6 +19,8 @@ from fedkd import wire
 from fedkd.config import build, check, make
 from fedkd.rounds import Round
 from fedkd.strategy import Strategy
+from fedkd.types import State
+from simulations.board import available
 from simulations.calibrate import choose
 from simulations.command import CONF, chosen, explained, make_absolute, take_tuned
 from simulations.compat import quieten
@@ -47,6 +49,7 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     narrate()
     settle()
     check(config)
+    available(config)
     take_tuned(config, "strategy")
     locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)
@@ -106,9 +109,12 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
             folder.client_rows(client_rows(home, done))
             row = metrics_row(done)
             folder.row(row)
+            if config.diagnose_every and done.number % config.diagnose_every == 0:
+                from simulations.diagnostics import diagnose  # scikit-learn takes seconds to import
+
+                folder.diagnosis(*diagnose(home, done, remembered(grid, config.device)))
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
-                memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
-                folder.checkpoint(done.number, wire.from_record(done.arrays), memories, done.simulated_time)
+                folder.checkpoint(done.number, wire.from_record(done.arrays), remembered(grid), done.simulated_time)
             if due(config, done.number):
                 distil(home, folder.path, done.number)
             progress.advance(row)
@@ -125,12 +131,16 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
         )
 
 
+def remembered(grid: ClientGrid, device: str = "cpu") -> dict[int, State]:
+    """The memories of the clients that have trained, by client."""
+    return {client: wire.from_record(record, device) for client, record in sorted(grid.memory.items())}
+
+
 def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
     """Begin the balanced test of what the strategy predicts with. The function that is returned waits for it, and measures, where the
     strategy asks for it, its ensemble on the clients' shards."""
     strategy, device = home.strategy, home.config.device
-    memories = {client: wire.from_record(record, device) for client, record in sorted(grid.memory.items())}
-    server, state = replace(strategy.federation.server, memories=memories), wire.from_record(arrays, device)
+    server, state = replace(strategy.federation.server, memories=remembered(grid, device)), wire.from_record(arrays, device)
     model = strategy.predict(server, state)
     score = None if model is None else grid.score(model)
     others = {name: grid.score(one) for name, one in strategy.others(server, state).items()}

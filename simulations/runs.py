@@ -21,7 +21,7 @@ Values = dict[str, Hashable]
 ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
 COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
-    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*)(\.|$)|data\.(root|cache|download)$"
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*|diagnose_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
 )
 SETTING = re.compile(
     r"(data|partition|shift|systems)\.|num_clients$"
@@ -140,7 +140,15 @@ def read(folder: Path, until: int | None = None) -> Run:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the keys that came after the run was made, at the values with which they are shipped: those change nothing."""
-    config = {"validation": 0.0, "distill": None, "distill_every": None, "distill_with": {}, **config}
+    config = {
+        "validation": 0.0,
+        "distill": None,
+        "distill_every": None,
+        "distill_with": {},
+        "diagnose_every": None,
+        "tensorboard": False,
+        **config,
+    }
     for part, name in LATER.items():
         shipped, given = _shipped(part, name), config.get(part, {})
         if given.get("_target_", shipped.get("_target_")) == shipped.get("_target_"):

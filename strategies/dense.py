@@ -20,7 +20,7 @@ from fedkd.seed import Seed
 from fedkd.site import Server
 from fedkd.synthesis import Synthesis, as_seen, stacked
 from fedkd.train import fit
-from fedkd.types import Examples, Metrics, State, Tensors, Update
+from fedkd.types import Examples, Generated, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -82,18 +82,18 @@ class Dense(Fusion):
     def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         after, metrics = super().update(server, {"model": state["model"]}, updates, server_round)
         begin = after["model"] if self.student == "average" else server.initial
-        student, more = self.distil(server, begin, [u.state["model"] for u in updates])
+        student, made, more = self.distil(server, begin, [u.state["model"] for u in updates])
         members = {f"member-{u.client}": u.state["model"] for u in updates}
-        return {"model": student, "average": after["model"], **members}, {**metrics, **more}
+        return {"model": student, "average": after["model"], **made, **members}, {**metrics, **more}
 
-    def distil(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, Metrics]:
-        """The student after all epochs, and the mean of every term."""
+    def distil(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
+        """The student after all epochs, the last batch of images with its labels (``made``), and the mean of every term."""
         teachers, optimizer, sums = stacked(models), None, {}
-        images, said = student[next(iter(student))].new_zeros(0), []
+        images, said, made = student[next(iter(student))].new_zeros(0), [], {}
         for epoch in range(self.epochs):
             seed = server.seed / "epoch" / epoch
             x, terms = self.synthesis(server.model, teachers, student, server.task, seed)
-            fresh = as_seen(x)
+            fresh, made = as_seen(x), {"made": {"images": x.contiguous(), "y": self.synthesis.labels(server.task, seed).to(x.device)}}
             said.append(torch.stack([logits_on(server.model, one, fresh, self.batch_size, server.dtype) for one in models]).mean(0))
             images = torch.cat([images, x]) if len(images) else x
             batches = self.material(as_seen(images), torch.cat(said), seed, server.dtype)
@@ -104,7 +104,7 @@ class Dense(Fusion):
                 "distillation_loss": fitted.sums["loss"] / len(batches),
             }
             sums = {name: sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
-        return student, sums
+        return student, made, sums
 
     def material(self, images: Examples, teacher: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
         """An epoch's steps over all images, in a fresh order."""
@@ -118,6 +118,10 @@ class Dense(Fusion):
     def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, the mean over a batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits, self.temperature).mean(), {}
+
+    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
+        """The last batch of the round: its generator is gone, and can be asked for nothing else."""
+        return Generated(state["made"]["images"], state["made"]["y"], embeddings=False) if "made" in state else None
 
     def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""

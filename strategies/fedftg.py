@@ -20,7 +20,7 @@ from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.synthesis import stacked, unstacked
 from fedkd.train import fit
-from fedkd.types import Metrics, State, Task, Tensors, Update
+from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -163,6 +163,13 @@ class FedFTG(Fusion):
         log_q = model(batch.image).logits.log_softmax(-1)
         value = -(batch.target * log_q).sum(-1).mean()
         return value / log_q.shape[-1] if self.mean_over_classes else value, {}
+
+    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
+        module = workspace(self.generator, server.task).to(server.device, server.dtype)
+        generator = Bound(module).at(state["generator"])
+        noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
+        pieces = zip(noise.split(server.batch_size), y.split(server.batch_size))
+        return Generated(torch.cat([generator(*piece) for piece in pieces]), y, embeddings=False)
 
 
 @lru_cache(maxsize=8)

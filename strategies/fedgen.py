@@ -21,7 +21,7 @@ from fedkd.seed import Seed
 from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
 from fedkd.train import fit
-from fedkd.types import Metrics, State, Task, Tensors, Update
+from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -197,6 +197,11 @@ class FedGen(Strategy):
         if self.weighting == "scalar":
             return shares.mean(1, keepdim=True).expand_as(shares)
         return torch.full_like(shares, 1 / len(shares))
+
+    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
+        module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
+        noise = self.draw_noise(seed, y, module.noise_size, server.dtype)
+        return Generated(Bound(module).at(state["generator"])(noise, y), y, embeddings=True)
 
     # ------------------------------------------------------------------------------------------- both halves
     def coefficient(self, initial: float, server_round: int) -> float:

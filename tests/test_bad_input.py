@@ -39,6 +39,8 @@ CASES = {
     "neither steps nor epochs": (["local_steps=null"], ["local_steps", "local_epochs"]),
     "no epochs": (["local_steps=null", "local_epochs=0"], ["local_epochs", ">= 1", "0"]),
     "no rounds": (["rounds=0"], ["rounds", ">= 1", "0"]),
+    "no rounds between diagnoses": (["diagnose_every=0"], ["diagnose_every", ">= 1", "0"]),
+    "a word for tensorboard": (["tensorboard=perhaps"], ["tensorboard", "perhaps"]),
     "no evaluation": (["evaluation.every=0"], ["evaluation.every", ">= 1", "0"]),
     "missing data": (["data=mnist", "data.root=/nonexistent"], ["data.root", "/nonexistent"]),
     "missing partition": (["partition=file", "partition.path=/nonexistent.npz"], ["partition.path", "/nonexistent.npz"]),

@@ -435,7 +435,10 @@ def test_dense_s_server_is_a_plain_loop():
     close(after["model"], student.state_dict())
     epochs = [np.mean([loss.item() for e, loss in losses if e == epoch]) for epoch in range(3)]
     assert metrics["distillation_loss"].item() == pytest.approx(np.mean(epochs), rel=1e-9)
-    assert set(after) == {"model", "average", "member-0", "member-1", "member-2"}
+    assert set(after) == {"model", "average", "made", "member-0", "member-1", "member-2"}
+    assert_close(after["made"]["images"], pool[-home.strategy.batch_size :], rtol=1e-9, atol=1e-11)
+    labels = torch.randint(10, (home.strategy.batch_size,), generator=(server.seed / "epoch" / 2 / "labels").torch()).sort().values
+    assert torch.equal(after["made"]["y"], labels)
     assert all(same(after[f"member-{u.client}"], u.state["model"]) for u in updates)
 
 
