@@ -41,7 +41,7 @@ def by_setting(lines: Mapping[str, Mapping[str, Sequence[Cell | None]]], names: 
                 _points(axes, [(i + shift, cell) for i, cell in enumerate(found[column]) if cell and np.isfinite(cell.value)], style)
             limits(axes)
             axes.set_ylabel(f"Accuracy (%),\n{PANELS[column]}")
-        panels[-1].set_xticks(range(len(names)), [name if len(name) <= 28 else name[:27] + "…" for name in names])
+        panels[-1].set_xticks(range(len(names)), [name if len(name) <= 28 else "…" + name[-27:] for name in names])
         panels[-1].set_xlim(-0.5, len(names) - 0.5)
         if turned:
             panels[-1].tick_params(axis="x", rotation=30)
@@ -81,7 +81,7 @@ def to_target(lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], p
                     fill = COLOURS[0] if reached else "white"
                     edge = COLOURS[0] if reached else COLOURS[1]
                     axes.plot(values, [y] * len(values), marker, color=edge, markerfacecolor=fill, markersize=3.4, markeredgewidth=0.8)
-            axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel={"rounds": "Rounds", "bytes": "MB", "time": "Simulated s"}[way])
+            axes.set_xlabel({"rounds": "Rounds", "bytes": "MB", "time": "Simulated s"}[way])
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
             axes.grid(axis="both", linewidth=0.4, color="0.88")
@@ -96,17 +96,18 @@ def to_target(lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], p
     return paths
 
 
-def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, float], path_stem: Path | str) -> Paths:
+def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, float], path_stem: Path | str, seeds: str) -> Paths:
     """The distribution of accuracy over clients, of all seeds: quartiles as a box, the extremes as whiskers, the worst tenth as a diamond.
 
     Args:
         lines: by label, each seed's accuracies by client [K] in 0..1.
         tenths: by label, the mean over seeds of the worst tenth.
         path_stem: the file without suffix.
+        seeds: how many there are, in words.
     """
     with canvas(0.62 + 0.24 * len(lines), path_stem) as (figure, paths):
         axes = figure.subplots()
-        values = [100 * np.concatenate(list(seeds)) for seeds in lines.values()]
+        values = [100 * np.concatenate(list(found)) for found in lines.values()]
         axes.boxplot(
             values,
             positions=range(len(values)),
@@ -121,20 +122,21 @@ def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, floa
             capprops={"linewidth": 0.6},
         )
         axes.plot([100 * tenth for tenth in tenths.values()], range(len(values)), "D", color=COLOURS[1], markersize=3.4, zorder=4)
-        axes.set(ylim=(len(values) - 0.5, -0.5), xlabel="Accuracy of a client on its own labels (%)")
+        axes.set_xlabel("Accuracy of a client on its own labels (%)")
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         rows(axes, list(lines))
-        handle = Line2D([], [], linestyle="none", marker="D", color=COLOURS[1], markersize=3.4, label="mean of the worst tenth")
+        handle = Line2D([], [], linestyle="none", marker="D", color=COLOURS[1], markersize=3.4, label=f"mean of the worst tenth ({seeds})")
         figure.legend(handles=[handle], loc="outside lower center", frameon=False, handletextpad=0.2, borderpad=0.1)
     return paths
 
 
-def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str) -> Paths:
+def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str, seeds: str) -> Paths:
     """Accuracy in the balanced test by class: a shade for each strategy and class, with its number where there is room.
 
     Args:
         lines: by label, accuracy by class [C] in 0..1.
         path_stem: the file without suffix.
+        seeds: how many there are, in words.
     """
     values = 100 * np.array(list(lines.values()))
     with canvas(0.62 + 0.24 * len(lines), path_stem) as (figure, paths):
@@ -145,20 +147,22 @@ def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str) -> Paths:
             for (y, x), value in np.ndenumerate(values):
                 dark = value > low + 0.55 * (high - low)
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
-        axes.set_xlabel("Class")
+        axes.set_xlabel(f"Class (accuracy in %, mean over seeds, {seeds})")
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
         axes.spines[:].set_visible(False)
         rows(axes, list(lines))
-        figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.05, pad=0.02).outline.set_linewidth(0.4)
+        if values.shape[1] > 12:
+            figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.05, pad=0.02).outline.set_linewidth(0.4)
     return paths
 
 
-def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str) -> Paths:
+def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str, seeds: str) -> Paths:
     """Seconds of a round by phase, one bar a strategy.
 
     Args:
         lines: by label and phase, seconds.
         path_stem: the file without suffix.
+        seeds: how many there are, in words.
     """
     names = list(next(iter(lines.values())))
     with canvas(0.62 + 0.24 * len(lines), path_stem) as (figure, paths):
@@ -170,7 +174,7 @@ def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str) -> P
                 range(len(lines)), seconds, left=left, height=0.6, color=shade, hatch=hatch, edgecolor="black", linewidth=0.4, label=name
             )
             left = left + seconds
-        axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel="Seconds a round, median")
+        axes.set_xlabel(f"Seconds a round: median of rounds, mean of seeds ({seeds})")
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         axes.set_axisbelow(True)
         rows(axes, list(lines))

@@ -32,8 +32,9 @@ def last_accuracies(run: Run) -> np.ndarray:  # [K]
 def class_accuracies(run: Run) -> np.ndarray:  # [C]
     """Accuracy in the balanced test by class, mean of the last ten evaluated rounds; [] where the run does not say."""
     columns = sorted(name for name in run.metrics if name.startswith("accuracy_class_"))
-    values = run.metrics[columns].dropna(how="all").tail(10)
-    return values.mean().to_numpy(float) if len(values) else np.empty(0)
+    values = run.metrics[columns].to_numpy(float)
+    values = values[~np.isnan(values).all(axis=1)][-10:]
+    return pd.DataFrame(values).mean().to_numpy() if len(values) else np.empty(0)
 
 
 def clients(groups: Sequence[Group], kind: str) -> Table | None:
@@ -92,6 +93,8 @@ def networks(rows: pd.DataFrame) -> dict[str, float]:
     """Accuracy on own labels by network, over the last ten evaluated rounds; nothing where the run does not say."""
     if not {"architecture", "num_test_examples"} <= set(rows) or rows.empty:
         return {}
+    if rows["architecture"].nunique() == 1:
+        return {rows["architecture"].iloc[0]: np.average(rows["accuracy_own_labels"], weights=rows["num_test_examples"])}
     correct = rows["accuracy_own_labels"] * rows["num_test_examples"]
     sums = pd.DataFrame({"correct": correct, "n": rows["num_test_examples"]}).groupby(rows["architecture"]).sum()
     return (sums["correct"] / sums["n"]).to_dict()

@@ -16,6 +16,7 @@ from simulations import charts, clients, figures, headlines
 from simulations.curves import ALONG, PANELS, curve
 from simulations.details import PHASES, held
 from simulations.groups import Group, gather
+from simulations.look import over
 from simulations.runs import SETTING
 from simulations.statistics import worst_tenth
 from simulations.summaries import by_seed, is_baseline, settings
@@ -48,7 +49,7 @@ class Drawing:
 
 def write(drawings: Sequence[Drawing]) -> None:
     """Draw all of them."""
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(drawings))
+    workers = 1 if not drawings else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(drawings))
     if workers == 1 or len(drawings) <= FEW:
         for one in drawings:
             one.write()
@@ -108,7 +109,7 @@ def parts(groups: Sequence[Group], baseline: str, most: int) -> list[tuple[str, 
 def curves_of(groups: Sequence[Group], kind: str) -> pd.DataFrame:
     """The numbers behind all curves: a row a strategy, way, accuracy and point."""
     rows = [
-        curve(one.runs, column, along, kind).assign(label=one.label, along=along, accuracy=column)
+        curve(one, column, along, kind).assign(label=one.label, along=along, accuracy=column)
         for one in groups
         for along in ALONG
         for column in PANELS
@@ -121,7 +122,7 @@ def _curves(groups: Sequence[Group], here: str, output: Path, suffix: str, kind:
     """Accuracy by round, by bytes and by time."""
     found = []
     for along, (axis, _) in ALONG.items():
-        lines = {one.line: {column: curve(one.runs, column, along, kind) for column in PANELS} for one in groups}
+        lines = {one.line: {column: curve(one, column, along, kind) for column in PANELS} for one in groups}
         lines = {line: frames for line, frames in lines.items() if any(len(frame) for frame in frames.values())}
         stem = output / f"convergence{'' if along == 'rounds' else '_by_' + along}{suffix}"
         if lines:
@@ -145,14 +146,15 @@ def _rows(groups: Sequence[Group], here: str, output: Path, suffix: str, target:
     told = {line: seeds for line, seeds in told.items() if all(map(len, seeds))}
     if told:
         tenths = {line: float(np.mean([worst_tenth(seed) for seed in seeds])) for line, seeds in told.items()}
-        found.append(drawing("Clients' accuracy in the last evaluated round", "clients", charts.clients, told, tenths))
+        n = over(map(len, told.values()))
+        found.append(drawing("Clients' accuracy in the last evaluated round", "clients", charts.clients, told, tenths, last=(n,)))
     told = {one.line: [clients.class_accuracies(run) for run in one.runs] for one in groups}
     told = {line: seeds for line, seeds in told.items() if all(map(len, seeds)) and len({len(seed) for seed in seeds}) == 1}
     if told:
-        by_class = {line: np.mean(seeds, axis=0) for line, seeds in told.items()}
-        found.append(drawing("Accuracy by class, mean of the last ten evaluated rounds", "classes", charts.classes, by_class))
+        by_class, n = {line: np.mean(seeds, axis=0) for line, seeds in told.items()}, over(map(len, told.values()))
+        found.append(drawing("Accuracy by class, mean of the last ten evaluated rounds", "classes", charts.classes, by_class, last=(n,)))
     seconds = {one.line: {title: float(np.mean(by_seed(one, f"{name}_median"))) for name, title in PHASES.items()} for one in groups}
-    return [*found, drawing("Seconds a round", "phases", charts.phases, seconds)]
+    return [*found, drawing("Seconds a round", "phases", charts.phases, seconds, last=(over(len(one.runs) for one in groups),))]
 
 
 def _way(one: Group, way: str, target: float) -> list[tuple[float, bool]]:

@@ -72,7 +72,7 @@ def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, kind: str =
             axes.plot(values.to_numpy().T, range(len(lines)), color="0.8", linewidth=0.5, zorder=1)
             for y, (_, column_values) in enumerate(values.items()):
                 _spread(axes, column_values.dropna().to_numpy(), y, kind)
-            axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=f"Accuracy (%),\n{PANELS[column]}")
+            axes.set_xlabel(f"Accuracy (%),\n{PANELS[column]}")
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.grid(axis="x", linewidth=0.4, color="0.88")
         rows(panels[0], legend_texts({label: list(frame.index) for label, frame in lines.items()}))

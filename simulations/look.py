@@ -1,6 +1,7 @@
 """How figures look: a column wide, readable in a two-column paper, in greyscale, and by the colour-blind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import wrap
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -67,10 +69,12 @@ def canvas(
         figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure, paths
-        figure.draw_without_rendering()  # the layout, once for both files
-        figure.set_layout_engine("none")
-        figure.savefig(paths[0], metadata={"CreationDate": None})  # the same numbers give the same bytes
-        figure.savefig(paths[1], dpi=DPI)
+        if figure.get_layout_engine() is not None:  # once for both files
+            figure.get_layout_engine().execute(figure)
+            figure.set_layout_engine("none")
+        FigureCanvasPdf(figure).print_pdf(paths[0], metadata={"CreationDate": None})  # the same numbers give the same bytes
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(paths[1])
 
 
 def look(style: int) -> dict[str, Any]:
@@ -98,11 +102,19 @@ def limits(axes: Axes) -> None:
 
 
 def rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels of rows, those that are long in two lines."""
-    wrapped = [label if len(label) < 18 else "\n".join(wrap(label, 12 + len(label) // 4)) for label in labels]
+    """Labels of rows, from above; those that are long in two lines."""
+    kept = [re.sub(r"(?<!,) ", "\u00a0", label) for label in labels]  # broken after commas only
+    wrapped = [label if len(label) < 18 else "\n".join(wrap(label, 8 + len(label) // 2)) for label in kept]
     axes.set_yticks(range(len(labels)), wrapped, linespacing=0.95)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
     for text in axes.get_yticklabels():
         text.set_fontsize(6 if "\n" in text.get_text() else 7)
+
+
+def over(numbers: Iterable[int]) -> str:
+    """``n = 3`` seeds, or how few and how many."""
+    found = set(numbers)
+    return f"n = {min(found)}" if len(found) == 1 else f"n = {min(found)} to {max(found)}"
 
 
 def legend(figure: Figure, lines: Mapping[str, Sequence], styles: Mapping[str, int], kind: str = "t") -> None:

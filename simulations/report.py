@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--interval", choices=INTERVALS, default="t", help="95 %% interval over seeds: Student's t (default) or BCa bootstrap"
     )
     parser.add_argument("--baseline", metavar="STRATEGY", help="compared with all others: a strategy, or a row of the table (fedavg)")
+    parser.add_argument("--no-figures", dest="figures", action="store_false", help="tables alone")
     arguments = parser.parse_args(argv)
     if arguments.target is not None and not 0 < arguments.target <= 1:
         return _fail(f"--target must be an accuracy in 0..1 (0.9 is 90 %), got {arguments.target:g}")
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if text:
             print(text, *paths, sep="\n")
         if groups:
-            report(groups, notes, made(output), arguments.baseline or "fedavg", arguments.target, arguments.interval)
+            report(groups, notes, made(output), arguments.baseline or "fedavg", arguments.target, arguments.interval, arguments.figures)
         return 0
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,14 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"--output must be a folder that can be written, got {str(output)!r} ({error}); choose another")
 
 
-def report(groups: Sequence[Group], notes: Sequence[str], output: Path, baseline: str, target: float | None, kind: str) -> Report:
+def report(
+    groups: Sequence[Group], notes: Sequence[str], output: Path, baseline: str, target: float | None, kind: str, figures: bool = True
+) -> Report:
     """Write all files, print the tables and the paths."""
-    planned, missing = drawings.planned(groups, output, baseline, target, kind)
+    planned, missing = drawings.planned(groups, output, baseline, target, kind) if figures else ([], [])
     missing += unpaired(groups, baseline)
     left_out = [tuple(note.split(": ", 1)) for note in notes]
-    done = Report(
-        tables(groups, baseline, target, kind), planned, left_out, results(groups, target, kind), drawings.curves_of(groups, kind)
-    )
+    done = Report(tables(groups, baseline, target, kind), planned, left_out, results(groups, target, kind), drawings.curves_of(groups, kind))
     paths = _write_tables(done, output)
     drawings.write(done.drawings)
     print("\n".join(markdown(table, marks=False) for table in done.tables))

@@ -15,10 +15,11 @@ WAYS = {"rounds": "round", "bytes": "MB", "time": "simulated s"}
 """What it can take to reach a target, and how it is called."""
 
 
-def progress(metrics: pd.DataFrame) -> pd.DataFrame:
+def progress(metrics: pd.DataFrame) -> dict[str, np.ndarray]:  # {name: [rounds]}
     """Of every round what has been spent until its end: ``rounds``, ``bytes`` up and down, ``time`` (NaN in runs without a clock)."""
-    time = metrics["simulated_time"] if "simulated_time" in metrics else pd.Series(np.nan, metrics.index)
-    return pd.DataFrame({"rounds": metrics["round"], "bytes": (metrics["bytes_up"] + metrics["bytes_down"]).cumsum(), "time": time})
+    sent = metrics["bytes_up"].to_numpy(float) + metrics["bytes_down"].to_numpy(float)
+    time = metrics["simulated_time"].to_numpy(float) if "simulated_time" in metrics else np.full(len(metrics), np.nan)
+    return {"rounds": metrics["round"].to_numpy(float), "bytes": sent.cumsum(), "time": time}
 
 
 def spent(metrics: pd.DataFrame, target: float | None) -> dict[str, float]:
@@ -28,14 +29,15 @@ def spent(metrics: pd.DataFrame, target: float | None) -> dict[str, float]:
     where none does), and the same until then or until the end of the run (``spent``).
     """
     way = progress(metrics)
-    summary = {"simulated_time_total": way["time"].iloc[-1]}
+    summary = {"simulated_time_total": way["time"][-1]}
     if target is None:
         return summary
-    accuracy = metrics["accuracy"] if metrics["accuracy"].notna().any() else metrics["accuracy_own_labels"]
+    accuracy = metrics["accuracy"].to_numpy(float)
+    accuracy = metrics["accuracy_own_labels"].to_numpy(float) if np.isnan(accuracy).all() else accuracy
     reached = np.flatnonzero(accuracy >= target)
-    last = way.iloc[reached[0] if len(reached) else -1]
+    last = reached[0] if len(reached) else -1
     for name in WAYS:
-        summary |= {f"{name}_to_target": last[name] if len(reached) else np.nan, f"{name}_spent": last[name]}
+        summary |= {f"{name}_to_target": way[name][last] if len(reached) else np.nan, f"{name}_spent": way[name][last]}
     return summary
 
 
