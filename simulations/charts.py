@@ -122,7 +122,7 @@ def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, floa
             capprops={"linewidth": 0.6},
         )
         axes.plot([100 * tenth for tenth in tenths.values()], range(len(values)), "D", color=COLOURS[1], markersize=3.4, zorder=4)
-        axes.set_xlabel("Accuracy of a client on its own labels (%)")
+        figure.supxlabel("Accuracy of a client on its own labels (%)", fontsize=7.5)
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         rows(axes, list(lines))
         handle = Line2D([], [], linestyle="none", marker="D", color=COLOURS[1], markersize=3.4, label=f"mean of the worst tenth ({seeds})")
@@ -147,7 +147,7 @@ def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str, seeds: str) 
             for (y, x), value in np.ndenumerate(values):
                 dark = value > low + 0.55 * (high - low)
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
-        axes.set_xlabel(f"Class (accuracy in %, mean over seeds, {seeds})")
+        figure.supxlabel(f"Class (accuracy in %, mean over seeds, {seeds})", fontsize=7.5)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
         axes.spines[:].set_visible(False)
         rows(axes, list(lines))
@@ -174,7 +174,7 @@ def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str, seed
                 range(len(lines)), seconds, left=left, height=0.6, color=shade, hatch=hatch, edgecolor="black", linewidth=0.4, label=name
             )
             left = left + seconds
-        axes.set_xlabel(f"Seconds a round: median of rounds, mean of seeds ({seeds})")
+        figure.supxlabel(f"Seconds a round: median of rounds, mean of seeds ({seeds})", fontsize=7.5)
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         axes.set_axisbelow(True)
         rows(axes, list(lines))

@@ -126,7 +126,9 @@ def report(
     planned, missing = drawings.planned(groups, output, baseline, target, kind) if figures else ([], [])
     missing += unpaired(groups, baseline)
     left_out = [tuple(note.split(": ", 1)) for note in notes]
-    done = Report(tables(groups, baseline, target, kind), planned, left_out, results(groups, target, kind), drawings.curves_of(groups, kind))
+    done = Report(
+        tables(groups, baseline, target, kind), planned, left_out, results(groups, target, kind), drawings.curves_of(groups, kind)
+    )
     paths = _write_tables(done, output)
     drawings.write(done.drawings)
     print("\n".join(markdown(table, marks=False) for table in done.tables))
