@@ -54,7 +54,7 @@ def clients(groups: Sequence[Group], kind: str) -> Table | None:
         form = ".4f" if figure is jain else ".2f"
         cells = [over_seeds([figure(last_accuracies(run)) for run in one.runs], kind, form) for one in told]
         columns.append(Column(title, ranked(cells, blocks(told), form, lowest)))
-    legend = CLIENT_LEGEND.format(said=said(kind).capitalize())
+    legend = CLIENT_LEGEND.format(said="M" + said(kind)[1:])
     return Table("clients", "Accuracy over clients", tuple(columns), legend, blocks(told))
 
 

@@ -187,7 +187,7 @@ def tested(path: Path, until: int | None = None) -> pd.DataFrame:
         return pd.DataFrame(columns=wanted)
     rows = pd.read_csv(path, usecols=lambda name: name in wanted)
     rounds, scored = rows["round"].to_numpy(), rows["accuracy_own_labels"].notna().to_numpy()
-    scored &= rounds <= (np.inf if until is None else until)
+    scored = scored & (rounds <= (np.inf if until is None else until))
     return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]
 
 
