@@ -126,7 +126,7 @@ def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, floa
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         rows(axes, list(lines))
         handle = Line2D([], [], linestyle="none", marker="D", color=COLOURS[1], markersize=3.4, label=f"mean of the worst tenth ({seeds})")
-        figure.legend(handles=[handle], loc="outside lower center", frameon=False, handletextpad=0.2, borderpad=0.1)
+        figure.legend(handles=[handle], loc="outside upper center", frameon=False, handletextpad=0.2, borderpad=0.1)
     return paths
 
 
@@ -178,5 +178,5 @@ def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str, seed
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         axes.set_axisbelow(True)
         rows(axes, list(lines))
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, borderpad=0.1, columnspacing=1.2)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, borderpad=0.1, columnspacing=1.2)
     return paths

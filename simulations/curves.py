@@ -15,6 +15,8 @@ ALONG = {
     "time": ("Simulated time (s)", 1.0),
 }
 """What accuracy is drawn against: how the axis is called, and its unit."""
+NOTHING = pd.DataFrame(columns=["x", "mean", "low", "high", "n"], dtype=float)
+"""A curve without points."""
 PANELS = {"accuracy": "balanced test", "accuracy_own_labels": "own labels"}
 
 
@@ -36,7 +38,7 @@ def curve(one: Group, column: str, along: str, kind: str = "t") -> pd.DataFrame:
     spent = [x[~np.isnan(y)] for x, y in zip(spent, accuracies, strict=True)]
     values = [100 * y[~np.isnan(y)] for y in accuracies]
     if not all(map(len, values)) or len(set(map(len, values))) > 1 or np.isnan(spent).any():
-        return pd.DataFrame(columns=["x", "mean", "low", "high", "n"], dtype=float)
+        return NOTHING
     grid = np.mean(spent, axis=0) if np.ptp(spent, axis=0).any() else spent[0]
     grid = grid[(grid >= max(x[0] for x in spent)) & (grid <= min(x[-1] for x in spent))]
     values = [np.interp(grid, x, y) for x, y in zip(spent, values, strict=True)]

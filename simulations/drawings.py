@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from simulations import charts, clients, figures, headlines
-from simulations.curves import ALONG, PANELS, curve
+from simulations.curves import ALONG, NOTHING, PANELS, curve
 from simulations.details import PHASES, held
 from simulations.groups import Group, gather
 from simulations.look import over
@@ -70,8 +70,7 @@ def planned(groups: Sequence[Group], output: Path, baseline: str, target: float 
         name = "_" + re.sub(r"[^\w.]+", "-", same[0].setting).strip("-") if len(settings(groups)) > 1 else ""
         here = f" ({same[0].setting})" if same[0].setting else ""
         for suffix, part in parts(groups, baseline, LINES):
-            part = [one for one in part if one in same]
-            found += _curves(part, here, output, f"{name}{suffix}", kind) if part else []
+            found += _curves(part, same, here, output, f"{name}{suffix}", kind)
         for suffix, part in parts(groups, baseline, ROWS):
             part = [one for one in part if one in same]
             found += _rows(part, here, output, f"{name}{suffix}", target, kind) if part else []
@@ -98,7 +97,8 @@ def parts(groups: Sequence[Group], baseline: str, most: int) -> list[tuple[str, 
     for same in gather(lines, lambda line: tuned[line]):
         first = [line for line in same if line in base][: most // 2]
         rest = [line for line in same if line not in first]
-        size = most - len(first)
+        number = max(1, -(-len(rest) // (most - len(first))))
+        size = max(1, -(-len(rest) // number))  # as many in each
         cut += [first + rest[start : start + size] for start in range(0, len(rest), size)] or [first]
     return [
         (f"_{number}", sorted((o for o in groups if o.line in part), key=lambda o: part.index(o.line)))
@@ -118,14 +118,14 @@ def curves_of(groups: Sequence[Group], kind: str) -> pd.DataFrame:
     return pd.concat([rows_ for rows_ in rows if len(rows_)])[columns]
 
 
-def _curves(groups: Sequence[Group], here: str, output: Path, suffix: str, kind: str) -> list[Drawing]:
-    """Accuracy by round, by bytes and by time."""
+def _curves(part: Sequence[Group], same: Sequence[Group], here: str, output: Path, suffix: str, kind: str) -> list[Drawing]:
+    """Accuracy by round, by bytes and by time: the lines of a ``part``, those on one setting with numbers."""
     found = []
     for along, (axis, _) in ALONG.items():
-        lines = {one.line: {column: curve(one, column, along, kind) for column in PANELS} for one in groups}
-        lines = {line: frames for line, frames in lines.items() if any(len(frame) for frame in frames.values())}
+        lines = {one.line: dict.fromkeys(PANELS, NOTHING) for one in part}
+        lines |= {one.line: {column: curve(one, column, along, kind) for column in PANELS} for one in part if one in same}
         stem = output / f"convergence{'' if along == 'rounds' else '_by_' + along}{suffix}"
-        if lines:
+        if any(len(frame) for frames in lines.values() for frame in frames.values()):
             found.append(Drawing(f"Accuracy against: {axis.lower()}{here}", stem, figures.convergence, (lines, stem, along, kind)))
     return found
 

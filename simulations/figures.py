@@ -27,7 +27,8 @@ def convergence(
     Lines are means over seeds, bands their 95 % intervals (none for one seed); the axis follows the means, and cuts a wider band.
 
     Args:
-        lines: by label, a frame of :func:`simulations.curves.curve` for each column of :data:`simulations.curves.PANELS`.
+        lines: by label, a frame of :func:`simulations.curves.curve` for each column of :data:`simulations.curves.PANELS`; one without any
+            numbers keeps its place, so that the others look the same in all figures.
         path_stem: the file without suffix.
         along: of :data:`simulations.curves.ALONG`.
         kind: of the interval.
@@ -37,7 +38,8 @@ def convergence(
     """
     columns = [column for column in PANELS if any(len(frames[column]) for frames in lines.values())]
     require(bool(columns), "lines", "must hold an evaluated round", list(lines))
-    numbers = {label: range(int(max(frame["n"].max() for frame in frames.values() if len(frame)))) for label, frames in lines.items()}
+    found = {label: [frame for frame in frames.values() if len(frame)] for label, frames in lines.items()}
+    numbers = {label: range(int(max(frame["n"].max() for frame in frames))) for label, frames in found.items() if frames}
     with canvas(0.4 + 1.4 * len(columns) + 0.14 * (1 + legend_shape(numbers)[0]), path_stem) as (figure, paths):
         panels = np.atleast_1d(figure.subplots(len(columns), 1, sharex=True))
         for axes, column in zip(panels, columns, strict=True):
