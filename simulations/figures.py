@@ -3,7 +3,7 @@
 They take plain arrays and data frames, and draw by Matplotlib's objects, so that nothing global is touched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,78 +14,82 @@ from matplotlib.ticker import MaxNLocator
 
 from fedkd.check import require
 from fedkd.partition.skew import description
-from simulations.look import COLOURS, WIDTH, canvas, interval, legend, legend_shape, legend_texts, limits, look
+from simulations.curves import ALONG, PANELS
+from simulations.look import COLOURS, WIDTH, canvas, legend, legend_shape, legend_texts, limits, look, rows
+from simulations.statistics import interval
 
-PANELS = {"accuracy": "balanced test", "accuracy_own_labels": "own labels"}
 
-
-def convergence(lines: Mapping[str, Sequence[pd.DataFrame]], path_stem: Path | str, order: Sequence[str] = ()) -> tuple[Path, Path]:
-    """Accuracy in the balanced test, and on the clients' own labels, against the communication round.
+def convergence(
+    lines: Mapping[str, Mapping[str, pd.DataFrame]], path_stem: Path | str, along: str = "rounds", kind: str = "t"
+) -> tuple[Path, Path]:
+    """Accuracy in the balanced test, and on the clients' own labels, against the communication round, bytes or simulated time.
 
     Lines are means over seeds, bands their 95 % intervals (none for one seed); the axis follows the means, and cuts a wider band.
 
     Args:
-        lines: by label, a frame per seed: ``round``, ``accuracy``, ``accuracy_own_labels`` in 0..1, empty where not evaluated.
+        lines: by label, a frame of :func:`simulations.curves.curve` for each column of :data:`simulations.curves.PANELS`; one without any
+            numbers keeps its place, so that the others look the same in all figures.
         path_stem: the file without suffix.
-        order: labels in the order of their colours, for figures that share them; by default that of ``lines``.
+        along: of :data:`simulations.curves.ALONG`.
+        kind: of the interval.
 
     Returns:
         The PDF and the PNG. A ``ValueError`` is raised without any accuracy to draw.
     """
-    columns = [c for c in PANELS if any(frame[c].notna().any() for frames in lines.values() for frame in frames)]
+    columns = [column for column in PANELS if any(len(frames[column]) for frames in lines.values())]
     require(bool(columns), "lines", "must hold an evaluated round", list(lines))
-    styles = {label: i for i, label in enumerate(order or lines)}  # one look in all the figures of a report
-    with canvas(0.4 + 1.4 * len(columns) + 0.14 * (1 + legend_shape(lines)[0]), path_stem) as (figure, paths):
+    found = {label: [frame for frame in frames.values() if len(frame)] for label, frames in lines.items()}
+    numbers = {label: range(int(max(frame["n"].max() for frame in frames))) for label, frames in found.items() if frames}
+    with canvas(0.4 + 1.4 * len(columns) + 0.14 * (1 + legend_shape(numbers)[0]), path_stem) as (figure, paths):
         panels = np.atleast_1d(figure.subplots(len(columns), 1, sharex=True))
         for axes, column in zip(panels, columns, strict=True):
-            for label, frames in lines.items():
-                _line(axes, pd.concat([f.set_index("round")[column] for f in frames], axis=1).dropna(), styles[label])
+            for style, frames in enumerate(lines.values()):
+                _line(axes, frames[column], style)
             limits(axes)
             axes.set_ylabel(f"Accuracy (%),\n{PANELS[column]}")
         figure.align_ylabels()
-        panels[-1].set_xlabel("Communication round")
-        panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        legend(figure, lines, styles)
+        panels[-1].set_xlabel(ALONG[along][0])
+        panels[-1].xaxis.set_major_locator(MaxNLocator(7, integer=along == "rounds", steps=[1, 2, 5, 10], min_n_ticks=1))
+        legend(figure, numbers, {label: style for style, label in enumerate(lines)}, kind)
     return paths
 
 
-def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, order: Sequence[str] = ()) -> tuple[Path, Path]:
+def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, kind: str = "t") -> tuple[Path, Path]:
     """Each seed's result by strategy, the runs of one seed joined by a grey line, beside the mean and its 95 % interval.
 
     Args:
         lines: by label, a frame with a row a seed (its index): ``accuracy`` and ``accuracy_own_labels`` in 0..1, or NaN.
         path_stem: the file without suffix.
-        order: labels in the order of their colours, for figures that share them; by default that of ``lines``.
+        kind: of the interval.
 
     Returns:
         The PDF and the PNG.
     """
     columns = [column for column in PANELS if any(frame[column].notna().any() for frame in lines.values())]
     require(bool(columns), "lines", "must hold a result", list(lines))
-    styles = {label: i for i, label in enumerate(order or lines)}
-    with canvas(0.5 + 0.24 * len(lines), path_stem) as (figure, paths):
+    with canvas(0.5 + 0.26 * len(lines), path_stem) as (figure, paths):
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for axes, column in zip(panels, columns, strict=True):
             values = pd.DataFrame({label: 100 * frame[column] for label, frame in lines.items()})
             axes.plot(values.to_numpy().T, range(len(lines)), color="0.8", linewidth=0.5, zorder=1)
-            for y, (label, column_values) in enumerate(values.items()):
-                _spread(axes, column_values.dropna().to_numpy(), y, styles[label])
-            axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=f"Accuracy (%), {PANELS[column]}")
+            for y, (_, column_values) in enumerate(values.items()):
+                _spread(axes, column_values.dropna().to_numpy(), y, kind)
+            axes.set_xlabel(f"Accuracy (%),\n{PANELS[column]}")
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.grid(axis="x", linewidth=0.4, color="0.88")
-        panels[0].set_yticks(range(len(lines)), legend_texts({label: list(frame.index) for label, frame in lines.items()}))
+        rows(panels[0], legend_texts({label: list(frame.index) for label, frame in lines.items()}))
     return paths
 
 
-def _spread(axes: Axes, values: np.ndarray, y: int, style: int) -> None:  # [n]
+def _spread(axes: Axes, values: np.ndarray, y: int, kind: str) -> None:  # [n]
     """The seeds of one label as small dots, the mean as its marker, the interval as a bar."""
     if not len(values):
         return
-    style_of = look(style)
-    mean, half = interval(values)
+    style_of = look(y)
+    mean, low, high = interval(values, kind)
     axes.plot(values, np.full(len(values), y), ".", color=style_of["color"], markersize=2.5, alpha=0.6, zorder=2)
     if len(values) > 1:
-        axes.plot([mean - half, mean + half], [y + 0.22] * 2, color=style_of["color"], linewidth=1.1, zorder=2)
+        axes.plot([low, high], [y + 0.22] * 2, color=style_of["color"], linewidth=1.1, zorder=2)
     axes.plot(mean, y + 0.22, color=style_of["color"], marker=style_of["marker"], markersize=3.2, markerfacecolor="white", zorder=3)
 
 
@@ -144,17 +148,15 @@ def _circles(axes: Axes, x: np.ndarray, y: np.ndarray, counts: np.ndarray, diame
     )
 
 
-def _line(axes: Axes, values: pd.DataFrame, style: int) -> None:  # rounds x seeds
+def _line(axes: Axes, values: pd.DataFrame, style: int) -> None:
     """One mean and its band, in percent."""
     if values.empty:  # a strategy without a global model
         return
-    mean, half = interval(100 * values.to_numpy().T)
-    rounds = values.index.to_numpy()
-    step = max(1, len(rounds) // 7)
-    axes.plot(rounds, mean, **look(style), zorder=3, markevery=(int(style * 0.382 * step) % step, step))
-    if values.shape[1] > 1:
-        low, high = np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100)
-        axes.fill_between(rounds, low, high, color=COLOURS[style % len(COLOURS)], alpha=0.16, linewidth=0)
+    step = max(1, len(values) // 7)
+    axes.plot(values["x"], values["mean"], **look(style), zorder=3, markevery=(int(style * 0.382 * step) % step, step))
+    if values["n"].max() > 1:
+        low, high = np.clip(values["low"], 0, 100), np.clip(values["high"], 0, 100)
+        axes.fill_between(values["x"], low, high, color=COLOURS[style % len(COLOURS)], alpha=0.16, linewidth=0)
 
 
 def _round_sizes(largest: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Run folders side by side: which can be compared, what they have in common, and how what they have not is called."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,22 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ only in the seed, in its order; ``label`` = ``line`` (which strategy) with ``setting`` (on which data)."""
+    """Runs that differ only in the seed, in its order; ``label`` = ``line`` (which strategy) with ``setting`` (on which data).
+
+    ``tuned`` says whether runs took values chosen on held-out data (``tuned``, ``untuned``, ``partly tuned``); empty where no run of the
+    report did.
+    """
 
     runs: tuple[Run, ...]
     label: str
     line: str
     setting: str
+    tuned: str = ""
+
+    @property
+    def block(self) -> tuple[str, str]:
+        """Whose results can be ranked together: those on one setting, tuned ones and untuned ones apart."""
+        return self.setting, self.tuned
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -37,7 +48,7 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         shapes = Counter(run.shape for run in setting)
         usual = max(shapes, key=lambda shape: (shapes[shape], shape[:2], str(sorted(shape[2], key=str))))
         for run in setting:
-            key = frozenset(run.values.items()), run.seed
+            key = run.identity, run.seed
             if run.shape != usual:
                 got, most = (f"{shape[0]} rounds, {len(shape[1])} of them evaluated" for shape in (run.shape, usual))
                 notes.append(f"{run.folder}: {got}, unlike most runs of its setting or the longer ones ({most}); report it by itself")
@@ -51,13 +62,25 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def group(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
-    groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: frozenset(run.values.items()))]
+    groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
+    any_tuned = any(run.tuned for run in runs)
     labelled = []
     for same, terms in zip(groups, _terms([same[0] for same in groups]), strict=True):
+        tuned = _tuned(same) if any_tuned else ""
         setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
-        line = ", ".join(text for key, text in terms.items() if not SETTING.match(key))
-        labelled.append(Group(tuple(same), ", ".join(terms.values()), line, setting))
-    return sorted(labelled, key=lambda one: (natural(one.setting), one.runs[0].strategy != "fedavg", natural(one.line)))
+        line = ", ".join([text for key, text in terms.items() if not SETTING.match(key)] + ([tuned] if tuned else []))
+        labelled.append(Group(tuple(same), ", ".join([*terms.values(), *([tuned] if tuned else [])]), line, setting, tuned))
+    return sorted(labelled, key=lambda one: (natural(one.setting), one.tuned, *place(one.line)))
+
+
+def place(line: str) -> tuple[bool, list[tuple[float, str]]]:
+    """A key by which FedAvg comes first, and the others in natural order."""
+    return not re.match(r"fedavg\b", line), natural(line)
+
+
+def _tuned(runs: Sequence[Run]) -> str:
+    """What is said of runs where some of a report are tuned."""
+    return {(True,): "tuned", (False,): "untuned"}.get(tuple({run.tuned for run in runs}), "partly tuned")
 
 
 def _terms(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -73,10 +96,15 @@ def _terms(runs: Sequence[Run]) -> list[dict[str, str]]:
     for key in sorted(keys, key=lambda key: (not SETTING.match(key), key)):
         head = key.partition(".")[0]
         column = [option(run.config, head) if key.endswith(".") else run.values.get(key) for run in runs]
+        if key == "strategy." or len(set(column)) == 1:
+            continue
         kin = [(run.strategy if STRATEGY.match(key) else "", None if key.endswith(".") else option(run.config, head)) for run in runs]
-        differs = [len({value for value, other in zip(column, kin, strict=True) if other == mine}) > 1 for mine in kin]
+        held: dict[Hashable, set[Hashable]] = {}
+        for value, mine in zip(column, kin, strict=True):
+            held.setdefault(mine, set()).add(value)
+        differs = [len(held[mine]) > 1 for mine in kin]
         again = any(column == other and _leaf(key) == _leaf(shown) for shown, other in columns.items())  # one knob, interpolated
-        if any(differs) and key != "strategy." and not again:
+        if any(differs) and not again:
             columns[key] = column
             for term, value, shown in zip(terms, column, differs, strict=True):
                 term |= {key: value} if shown else {}

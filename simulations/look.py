@@ -1,15 +1,17 @@
 """How figures look: a column wide, readable in a two-column paper, in greyscale, and by the colour-blind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -67,8 +69,12 @@ def canvas(
         figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure, paths
-        figure.savefig(paths[0], metadata={"CreationDate": None})  # the same numbers give the same bytes
-        figure.savefig(paths[1], dpi=DPI)
+        if figure.get_layout_engine() is not None:  # once for both files
+            figure.get_layout_engine().execute(figure)
+            figure.set_layout_engine("none")
+        FigureCanvasPdf(figure).print_pdf(paths[0], metadata={"CreationDate": None})  # the same numbers give the same bytes
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(paths[1])
 
 
 def look(style: int) -> dict[str, Any]:
@@ -95,15 +101,31 @@ def limits(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(figure: Figure, lines: Mapping[str, Sequence[pd.DataFrame]], styles: Mapping[str, int]) -> None:
-    """The labels below the panels, with n: once where it is the same for all, else by each label."""
+def rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Labels of rows, from above; those that are long in two lines."""
+    kept = [re.sub(r"(?<!,) ", "\u00a0", label) for label in labels]  # broken after commas only
+    wrapped = [label if len(label) < 18 else "\n".join(wrap(label, 8 + len(label) // 2)) for label in kept]
+    axes.set_yticks(range(len(labels)), wrapped, linespacing=0.95)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    for text in axes.get_yticklabels():
+        text.set_fontsize(6 if "\n" in text.get_text() else 7)
+
+
+def over(numbers: Iterable[int]) -> str:
+    """``n = 3`` seeds, or how few and how many."""
+    found = set(numbers)
+    return f"n = {min(found)}" if len(found) == 1 else f"n = {min(found)} to {max(found)}"
+
+
+def legend(figure: Figure, lines: Mapping[str, Sequence], styles: Mapping[str, int], kind: str = "t") -> None:
+    """The labels below the panels, with n: once where it is the same for all, else by each label; ``kind`` is that of the interval."""
     numbers = {label: len(frames) for label, frames in lines.items()}
     if set(numbers.values()) == {1}:
         title = "One seed (n = 1), hence no interval"
     elif len(set(numbers.values())) == 1:
-        title = f"Mean and 95 % interval over seeds (n = {max(numbers.values())})"
+        title = f"Mean and 95 % interval ({kind}) over seeds (n = {max(numbers.values())})"
     else:
-        title = "Mean and 95 % interval over seeds" + ("; none at n = 1" if 1 in numbers.values() else "")
+        title = f"Mean and 95 % interval ({kind}) over seeds" + ("; none at n = 1" if 1 in numbers.values() else "")
     handles = [Line2D([], [], **look(styles[label]), label=text) for label, text in zip(lines, legend_texts(lines), strict=True)]
     figure.legend(
         handles=handles,
@@ -119,13 +141,13 @@ def legend(figure: Figure, lines: Mapping[str, Sequence[pd.DataFrame]], styles: 
     )
 
 
-def legend_texts(lines: Mapping[str, Sequence[pd.DataFrame]]) -> list[str]:
+def legend_texts(lines: Mapping[str, Sequence]) -> list[str]:
     """The labels, each with its n where they differ in it."""
     alike = len({len(frames) for frames in lines.values()}) == 1
     return [label if alike else f"{label} (n = {len(frames)})" for label, frames in lines.items()]
 
 
-def legend_shape(lines: Mapping[str, Sequence[pd.DataFrame]]) -> tuple[int, int]:
+def legend_shape(lines: Mapping[str, Sequence]) -> tuple[int, int]:
     """Rows and columns: as many columns as texts of this length leave room for."""
     longest = max(len(text) for text in legend_texts(lines))
     columns = max(1, min(len(lines), int(WIDTH / (0.48 + 0.058 * longest))))

@@ -11,9 +11,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 Values = dict[str, Hashable]
 """A configuration laid flat: ``{"partition.alpha": 0.1}``."""
@@ -35,11 +35,16 @@ STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run: its folder, its resolved configuration, and its metrics, one row a round."""
+    """One finished run: its folder, its resolved configuration, its metrics, one row a round, and its clients' accuracies.
+
+    ``clients`` has a row a client and round (``round``, ``client``, ``accuracy_own_labels`` and, where the run says so, ``architecture``
+    and ``num_test_examples``) of the last ten rounds in which clients were tested; clients without test examples are not in it.
+    """
 
     folder: Path
     config: dict[str, Any]
     metrics: pd.DataFrame
+    clients: pd.DataFrame
 
     @property
     def seed(self) -> int:
@@ -51,6 +56,11 @@ class Run:
         return option(self.config, "strategy") or "strategy"
 
     @property
+    def tuned(self) -> bool:
+        """The run took a value that was chosen on held-out training data."""
+        return self.config.get("tuned") is not None
+
+    @cached_property
     def evaluated(self) -> pd.DataFrame:
         """The rows of the rounds that were evaluated."""
         return self.metrics[self.metrics[list(ACCURACIES)].notna().any(axis=1)]
@@ -68,11 +78,22 @@ class Run:
         """All that can change a result, but for the seed. A key that is null counts as absent."""
         return {key: value for key, value in laid_flat(self.config) if value is not None and not NO_EFFECT.match(key)}
 
+    @cached_property
+    def identity(self) -> frozenset[tuple[str, Hashable]]:
+        """All values at once: equal for runs that differ only in the seed."""
+        return frozenset(self.values.items())
+
     def part(self, pattern: re.Pattern[str]) -> frozenset[tuple[str, Hashable]]:
         """The values whose keys match ``pattern``."""
-        return frozenset(item for item in self.values.items() if pattern.match(item[0]))
+        if pattern not in self._parts:
+            self._parts[pattern] = frozenset(item for item in self.values.items() if pattern.match(item[0]))
+        return self._parts[pattern]
 
-    @property
+    @cached_property
+    def _parts(self) -> dict[re.Pattern[str], frozenset[tuple[str, Hashable]]]:
+        return {}
+
+    @cached_property
     def shape(self) -> tuple[int, tuple[int, ...], frozenset[tuple[str, Hashable]]]:
         """The number of rounds, the rounds evaluated, and how they were."""
         return len(self.metrics), tuple(self.evaluated["round"]), self.part(EVALUATION)
@@ -120,22 +141,64 @@ def read(folder: Path, until: int | None = None) -> Run:
     if not (folder / "checkpoint.json").is_file():
         raise ValueError("unfinished: no checkpoint.json")
     try:
-        config = completed(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
+        config = completed(configuration(folder / "config.yaml"))
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         metrics = pd.read_csv(folder / "metrics.csv")
+        clients = tested(folder / "clients.csv", until)
         seed, rounds, finished = config["seed"], config["rounds"], checkpoint["finished"]
-    except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
     if not finished:
         raise ValueError(f"unfinished: {checkpoint.get('round')} of {rounds} rounds; start the run again to go on with it")
     if not (isinstance(seed, int) and isinstance(rounds, int)):
         raise ValueError(f"corrupt: seed and rounds must be whole numbers, got {seed!r} and {rounds!r}")
     _check(metrics, rounds)
-    if until is None:
-        return Run(folder, config, metrics)
-    if not 1 <= until <= rounds:
+    if until is not None and not 1 <= until <= rounds:
         raise ValueError(f"--until must be a round of the run, 1..{rounds}, got {until}")
-    return Run(folder, config | {"rounds": until}, metrics[:until])
+    if until is not None:
+        config, metrics = config | {"rounds": until}, metrics[:until]
+    _check_clients(clients, metrics)
+    return Run(folder, config, metrics, clients)
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML as OmegaConf reads it (``1e-3`` is a number, no text is a date), by the parser in C where there is one."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in Loader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The configuration in a file; what it interpolates is resolved."""
+    text = path.read_text(encoding="utf-8")
+    if "${" in text:
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    return yaml.load(text, Loader)
+
+
+def tested(path: Path, until: int | None = None) -> pd.DataFrame:
+    """The rows of ``clients.csv`` that :class:`Run` speaks of, those up to round ``until``; none without the file."""
+    wanted = ("round", "client", "architecture", "accuracy_own_labels", "num_test_examples")
+    if not path.is_file():
+        return pd.DataFrame(columns=wanted)
+    rows = pd.read_csv(path, usecols=lambda name: name in wanted)
+    rounds, scored = rows["round"].to_numpy(), rows["accuracy_own_labels"].notna().to_numpy()
+    scored = scored & (rounds <= (np.inf if until is None else until))
+    return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]
+
+
+def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
+    """Raise ``ValueError`` unless clients have the accuracies of the rounds of which the metrics say so."""
+    if clients.empty:
+        return
+    own = metrics["round"][metrics["accuracy_own_labels"].notna()]
+    got, last = clients["accuracy_own_labels"], own.iloc[-1] if len(own) else 0
+    if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
+        raise ValueError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -171,10 +234,10 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
     counted = [*needed, *(["simulated_time"] if "simulated_time" in metrics else [])]
     if odd := [column for column in counted if not pd.api.types.is_numeric_dtype(metrics[column])]:
         raise ValueError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
-    accuracies = metrics[list(ACCURACIES)]
-    if accuracies[["accuracy", "accuracy_own_labels"]].isna().all(axis=None):
+    accuracies = metrics[list(ACCURACIES)].to_numpy(float)
+    if np.isnan(accuracies[:, :2]).all():  # of the worst tenth alone there is no headline
         raise ValueError("nothing to report: no round was evaluated")
-    if ((accuracies < 0) | (accuracies > 1)).any(axis=None) or metrics[["bytes_up", "bytes_down"]].isna().any(axis=None):
+    if ((accuracies < 0) | (accuracies > 1)).any() or np.isnan(metrics[["bytes_up", "bytes_down"]].to_numpy(float)).any():
         raise ValueError("corrupt: metrics.csv must hold accuracies in 0..1, and bytes in every row")
 
 

@@ -113,15 +113,19 @@ def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert found == pytest.approx(wanted, abs=1e-9), name
     text = capsys.readouterr().out
     assert f"63.33 ± {100 * half_width(last):.2f}" in text and "MB up" in text
-    assert (tmp_path / "report" / "results.md").read_text(encoding="utf-8") in text
-    for path in text.splitlines()[-6:]:
+    assert (tmp_path / "report" / "results.md").read_text(encoding="utf-8").strip() in text
+    written = text[text.index(str(tmp_path / "report")) :].splitlines()
+    tables, drawn = ("headlines", "skew", "phases"), ("convergence", "convergence_by_bytes", "spread", "phases", "partition")
+    names = ["results.csv", "results.md", "curves.csv", *(f"{name}.{kind}" for name in tables for kind in ("csv", "tex"))]
+    assert sorted(Path(path).name for path in written) == sorted(names + [f"{name}.{kind}" for name in drawn for kind in ("pdf", "png")])
+    for path in written:
         assert Path(path).stat().st_size > 0, path
 
 
 def test_evaluated_rounds_only(tmp_path: Path) -> None:
     """Rounds that were not evaluated are passed over: the last is the last evaluated one, and is named."""
     write(tmp_path / "a", accuracy=[r / 100 for r in range(1, 26)], every=2)
-    assert main([str(tmp_path / "a")]) == 0  # a run folder itself
+    assert main([str(tmp_path / "a"), "--no-figures"]) == 0  # a run folder itself
     row = table(tmp_path).loc["fedavg"]
     assert (row.last_evaluated_round, row.accuracy_last_mean) == (24, 0.24)
     assert row.accuracy_last_ten_mean == pytest.approx(np.mean([r / 100 for r in range(6, 25, 2)]))
@@ -129,7 +133,7 @@ def test_evaluated_rounds_only(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a")
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-figures"]) == 0
     assert np.isnan(table(tmp_path).loc["fedavg"].accuracy_last_half_width)
     assert "60.00 |" in capsys.readouterr().out
 
@@ -137,7 +141,7 @@ def test_one_seed_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_no_global_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a global model there is a dash, never a zero."""
     write(tmp_path / "a", global_model=False)
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-figures"]) == 0
     row = table(tmp_path).loc["fedavg"]
     assert np.isnan(row.accuracy_last_mean) and row.accuracy_own_labels_last_mean == 0.7
     assert " - |" in capsys.readouterr().out
@@ -164,7 +168,7 @@ def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "seldom", seed=8, every=2)
     write(tmp_path / "judged", seed=8, evaluation={"split": "validation"})
     write(tmp_path / "twice", seed=1, accuracy=[0.5, 0.61])
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-figures"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
     notes = {Path(line.split(": ")[1]).name: line for line in lines}
     for name, reason in {
@@ -205,12 +209,12 @@ def test_a_table_by_setting_where_there_are_several(tmp_path: Path, capsys: pyte
         for strategy, gain in (("fedavg", 0.0), ("fedgen", 0.125)):
             write(tmp_path / f"{strategy}{alpha}", strategy, alpha=alpha, accuracy=[accuracy + gain] * 2)
     write(tmp_path / "prox", "fedprox", alpha=1.0, accuracy=[0.25, 0.25])
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-figures"]) == 0
     tables = capsys.readouterr().out.partition("Test, last ten, by setting:")[2].partition("Own, last ten, by setting:")
     for text in (tables[0], tables[2]):
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines() if line.startswith("|")]
         assert rows[0] == ["strategy", "alpha 0.1", "alpha 1.0"]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0].strip().splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0].strip().splitlines() if "|" in line]
     assert rows[2:] == [["fedavg", "50.00", "75.00"], ["fedgen", "62.50", "87.50"], ["fedprox", "", "25.00"]]
 
 
@@ -269,7 +273,8 @@ def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for strategy in ("fedavg", "fedgen"):
             write(tmp_path / f"{strategy}{alpha}", strategy, alpha=alpha)
     assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    stems = [f"{kind}_alpha-{alpha}" for kind in ("convergence", "partition", "spread") for alpha in ("0.1", "1.0")]
+    kinds = ("convergence", "convergence_by_bytes", "partition", "spread", "phases")
+    stems = [f"{kind}_alpha-{alpha}" for kind in kinds for alpha in ("0.1", "1.0")]
     assert {path.name for path in (tmp_path / "out").glob("*_alpha*")} == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")}
     for stem in stems:
         pdf = (tmp_path / "out" / f"{stem}.pdf").read_bytes()
@@ -281,10 +286,10 @@ def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_until_counts_a_run_as_if_it_had_ended_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "long", accuracy=[0.2, 0.4, 0.9])
     write(tmp_path / "short", "fedgen", accuracy=[0.5])
-    assert main([str(tmp_path), "--until", "2"]) == 0
+    assert main([str(tmp_path), "--until", "2", "--no-figures"]) == 0
     row = table(tmp_path).loc["fedavg"]
     assert row["accuracy_last_mean"] == 0.4 and row["accuracy_last_ten_mean"] == pytest.approx(0.3) and row["bytes_up_total_mean"] == 2000
-    assert main([str(tmp_path), "--until", "1"]) == 0 and list(table(tmp_path).index) == ["fedavg", "fedgen"]
+    assert main([str(tmp_path), "--until", "1", "--no-figures"]) == 0 and list(table(tmp_path).index) == ["fedavg", "fedgen"]
     assert "--until must be a round of the run, 1..1, got 2" in capsys.readouterr().err
 
 
@@ -321,13 +326,16 @@ def test_paired_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         write(tmp_path / f"gen{seed}", "fedgen", seed, [0.5, ours[seed]])
         write(tmp_path / f"prox{seed}", "fedprox", seed + 1, [0.5, 0.9])
         write(tmp_path / f"other{seed}", "fedgen", seed, [0.5, 0.9], alpha=1.0)
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-figures"]) == 0
     paired = pd.read_csv(tmp_path / "report" / "differences.csv")
-    assert paired.label.tolist() == ["fedgen, alpha 0.1"] and paired.reference.tolist() == ["fedavg, alpha 0.1"]
-    gains = np.subtract(ours, base)
-    assert paired.accuracy_last_mean[0] == pytest.approx(gains.mean())
-    assert paired.accuracy_last_half_width[0] == pytest.approx(half_width(gains))
-    assert f"+{100 * gains.mean():.2f} ± {100 * half_width(gains):.2f}" in capsys.readouterr().out
+    assert paired["strategy"].tolist() == ["fedgen, alpha 0.1"] and paired["less"].tolist() == ["fedavg, alpha 0.1"]
+    gains = 100 * np.subtract(ours, base)
+    assert paired["test, last"][0] == pytest.approx(gains.mean())
+    assert paired["test, last: high"][0] - paired["test, last"][0] == pytest.approx(half_width(gains))
+    said = capsys.readouterr()
+    assert f"+{gains.mean():.2f} ± {half_width(gains):.2f}" in said.out
+    assert "fedprox, alpha 0.1 (seeds 1 2 3): no run of fedavg has the same setting, training and seeds" in said.err
+    assert "fedgen, alpha 1.0" in said.err
 
 
 def timed(folder: Path, times: Sequence[float], **options: Any) -> None:
@@ -348,34 +356,39 @@ def test_time_to_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for seed, accuracy in enumerate(([0.1, 0.5, 0.8], [0.4, 0.2, 0.9], [0.3, 0.3, 0.5])):
         timed(tmp_path / f"avg{seed}", [10.0, 20.0, 30.0 + seed], strategy="fedavg", seed=seed, accuracy=accuracy)
         timed(tmp_path / f"gen{seed}", [1.0, 2.5, 4.0], strategy="fedgen", seed=seed, accuracy=[0.1, 0.5, 0.4] if seed else [0.5, 0.1, 0.4])
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--no-figures"]) == 0
     text = capsys.readouterr().out
     assert times(text, "fedavg") == [f"31 ± {half_width([30, 31, 32]):.4g}"] and times(text, "fedgen") == ["4 ± 0"]
-    assert main([str(tmp_path), "--target", "0.5"]) == 0
+    assert main([str(tmp_path), "--target", "0.5", "--no-figures"]) == 0
     text, table_ = capsys.readouterr().out, table(tmp_path)
     reached = [20.0, 31.0, 32.0], [2, 3, 3]
-    assert times(text, "fedavg")[1:] == [f"2.667 ± {half_width(reached[1]):.4g}", f"27.67 ± {half_width(reached[0]):.4g}"]
+    assert times(text, "fedavg")[1:] == [
+        f"2.667 ± {half_width(reached[1]):.4g}",
+        f"0.008 ± {half_width([0.006, 0.009, 0.009]):.4g}",
+        f"27.67 ± {half_width(reached[0]):.4g}",
+    ]
     row = table_.loc["fedgen"]
     assert row.num_reached == 3 and row.time_to_target_mean == 2 and row.time_to_target_lowest == 1 and row.rounds_to_target_highest == 2
-    assert main([str(tmp_path), "--target", "0.8"]) == 0
+    assert main([str(tmp_path), "--target", "0.8", "--no-figures"]) == 0
     text, row = capsys.readouterr().out, table(tmp_path).loc["fedavg"]
-    assert times(text, "fedavg")[1:] == ["> 3 (2 of 3)", "> 31 (2 of 3)"] and times(text, "fedgen")[1:] == ["> 3 (0 of 3)", "> 4 (0 of 3)"]
+    assert times(text, "fedavg")[1:] == ["> 3 (2 of 3)", "> 0.009 (2 of 3)", "> 31 (2 of 3)"]
+    assert times(text, "fedgen")[1:] == ["> 3 (0 of 3)", "> 0.009 (0 of 3)", "> 4 (0 of 3)"]
     assert row.num_reached == 2 and np.isnan([row.time_to_target_mean, row.time_to_target_lowest, row.time_to_target_highest]).all()
     assert main([str(tmp_path), "--target", "80"]) == 2 and "--target must be an accuracy in 0..1" in capsys.readouterr().err
 
 
 def test_time_to_accuracy_on_own_labels_and_in_evaluated_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timed(tmp_path / "a", [1.0, 2.0, 3.0, 4.0], accuracy=[0.9, 0.4, 0.9, 0.5], every=2, global_model=False)
-    assert main([str(tmp_path), "--target", "0.6"]) == 0
-    assert times(capsys.readouterr().out, "fedavg") == ["4", "4", "4"]
+    assert main([str(tmp_path), "--target", "0.6", "--no-figures"]) == 0
+    assert times(capsys.readouterr().out, "fedavg") == ["4", "4", "0.012", "4"]
 
 
 def test_runs_made_before_there_was_a_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No table of times; with a target, the round is known all the same."""
     write(tmp_path / "a", accuracy=[0.1, 0.6, 0.7])
-    assert main([str(tmp_path)]) == 0 and "simulated s" not in capsys.readouterr().out
-    assert main([str(tmp_path), "--target", "0.5"]) == 0
-    assert times(capsys.readouterr().out, "fedavg") == ["-", "2", "-"]
+    assert main([str(tmp_path), "--no-figures"]) == 0 and "simulated s" not in capsys.readouterr().out
+    assert main([str(tmp_path), "--target", "0.5", "--no-figures"]) == 0
+    assert times(capsys.readouterr().out, "fedavg") == ["-", "2", "0.006", "-"]
 
 
 def test_starts_fast() -> None:
