@@ -60,7 +60,7 @@ def tried(config: DictConfig, key: str, value: float, accuracy: float) -> dict[s
     folder = folder_of(config)
     strategy = config.choices.get("strategy", config.strategy["_target_"])
     row = {"strategy": strategy, "key": key, "value": value, "accuracy": accuracy, "rounds": config.rounds, "seed": config.seed}
-    return {**row, "folder": str(Path(*folder.parts[-2:])), "validation": config.validation, **cost(folder)}
+    return {**row, "folder": str(Path(*folder.parts[-2:])) if accuracy else "", "validation": config.validation, **cost(folder)}
 
 
 def folder_of(config: DictConfig) -> Path:
@@ -70,8 +70,10 @@ def folder_of(config: DictConfig) -> Path:
 
 def cost(folder: Path) -> dict[str, float]:
     """What a run has computed so far: rounds, clients' updates that they used, and seconds by the run's own clocks."""
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = []
+    if (folder / "metrics.csv").exists():  # not where the first round has diverged
+        with open(folder / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
     seconds = sum(float(row[f"seconds_{phase}"] or 0) for row in rows for phase in ("local", "server", "evaluate"))
     return {
         "rounds_done": len(rows),
