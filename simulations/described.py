@@ -13,6 +13,7 @@ FIGURES = {
     "bytes_up_total": "bytes up",
     "bytes_down_total": "bytes down",
 }
+DRAWN = ("convergence", "labels", "differences")
 Cells = dict[str, dict[str, float | list[float]]]
 """By row and column: a mean; a mean and its spread; or a mean, the lowest and the highest."""
 
@@ -70,7 +71,7 @@ class Experiment:
         ratio_to: the column over which all figures are, by seed; a source's numbers too.
         tuning: where columns are tuned.
         alone: one run at a time, as times are measured.
-        drawn: convergence and label distributions as figures.
+        drawn: figures of every setting, of ``DRAWN``: convergence, label distributions, differences from the reference.
         note: what the table cannot show.
     """
 
@@ -87,7 +88,7 @@ class Experiment:
     ratio_to: str | None = None
     tuning: Tuning | None = None
     alone: bool = False
-    drawn: bool = False
+    drawn: list[str] = field(default_factory=list)
     note: str = ""
 
     @property
@@ -116,4 +117,5 @@ class Experiment:
         told += [("without", row, column) for row, columns in self.without.items() for column in columns]
         said = [f"{what} for {row}, {column}" for what, row, column in told if row not in self.rows or column not in self.columns]
         said += [f"figure {name}" for name in self.shown if name not in FIGURES]
+        said += [f"drawing {name}" for name in self.drawn if name not in DRAWN or (name == "differences" and self.reference is None)]
         return said + [f"column {name}" for name in (self.reference, self.ratio_to) if name is not None and name not in self.columns]

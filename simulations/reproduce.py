@@ -26,6 +26,7 @@ from simulations import figures, published, search
 from simulations.asked import Asked, parse
 from simulations.command import compose, explained, make_absolute
 from simulations.experiment import Planned, counted, refreshed, unfinished
+from simulations.forest import forest
 from simulations.progress import Board, narrate
 from simulations.runs import Run, read
 from simulations.sweep import ready, sweep
@@ -142,17 +143,21 @@ def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
 
 
 def draw(asked: Asked, found: published.Found) -> list[Path]:
-    """Convergence and label distribution of every setting."""
+    """The figures that are asked for, of every setting of which something is there."""
     paths: list[Path] = []
-    for row in asked.experiment.rows:
-        lines = {
-            column: [run.metrics for run in found[row, column].values()] for column in asked.experiment.columns if (row, column) in found
-        }
-        if lines:
+    experiment = asked.experiment
+    table = published.compare(experiment, found)
+    for row in experiment.rows:
+        lines = {column: [run.metrics for run in found[row, column].values()] for column in experiment.columns if (row, column) in found}
+        stem = asked.results / row.replace(" ", "_")
+        if lines and "convergence" in experiment.drawn:
+            paths += figures.convergence(lines, f"{stem}_convergence", list(experiment.columns))
+        if lines and "labels" in experiment.drawn:
             first = next(iter(found[row, next(iter(lines))].values()))
-            stem = asked.results / row.replace(" ", "_")
-            paths += figures.convergence(lines, f"{stem}_convergence", list(asked.experiment.columns))
             paths += figures.partition(first.counts(), f"{stem}_labels")
+        if lines and "differences" in experiment.drawn:
+            mine = table[table["setting"] == row]
+            paths += forest(mine, experiment.shown[0], experiment.reference, f"{stem}_differences")
     return paths
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from simulations import published, reproduce
 from simulations.command import compose
 from simulations.described import Experiment, Source
 from simulations.experiment import described, plan, unfinished
+from simulations.forest import forest, limits
 from simulations.progress import Board
 from simulations.runs import Run
 from simulations.sweep import PATIENCE
@@ -265,8 +267,6 @@ def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, caps
 
 def fake(seed: int, **figures: float) -> Run:
     """A run of two rounds whose figures are what they are named."""
-    import pandas as pd
-
     base = {"accuracy": 0.5, "accuracy_own_labels": 0.5, "accuracy_worst_tenth": 0.1, "bytes_up": 1, "bytes_down": 1,
             "seconds_local": 1.0, "seconds_server": 0.0, "seconds_evaluate": 0.0}  # fmt: skip
     frame = pd.DataFrame([{"round": number, **base, **figures} for number in (1, 2)])
@@ -303,6 +303,16 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     ratio = published.compare(times, found).set_index("strategy")
     assert ratio.loc["B", "seconds_local_median_mean"] == pytest.approx(1.25) and ratio.loc["B", "paper_mean"] == 1.25
     assert published.compare(times, {})["num_seeds"].tolist() == [0, 0]
+
+
+def test_the_axis_of_differences_follows_most_and_not_what_lies_far_off(tmp_path):
+    table = pd.DataFrame({"setting": "r", "strategy": list("abcdef"), "num_pairs": 5})
+    table["accuracy_last_less_reference_mean"] = [np.nan, -1.0, 0.5, 2.0, -40.0, 1.0]
+    table["accuracy_last_less_reference_half_width"] = [np.nan, 0.5, 0.5, 0.5, 1.0, 60.0]
+    paths = forest(table, "accuracy_last", "a", tmp_path / "alpha_0.1_differences")
+    assert [path.name for path in paths] == ["alpha_0.1_differences.pdf", "alpha_0.1_differences.png"] and all(map(Path.exists, paths))
+    low, high = limits(*(table[f"accuracy_last_less_reference_{part}"].dropna() for part in ("mean", "half_width")))
+    assert -2 < low < -1.5 and 2.5 < high < 3
 
 
 # --------------------------------------------------------------------------------------------------------- the search
