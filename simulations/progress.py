@@ -77,6 +77,7 @@ class Board:
         """Take the line away, and leave ``words`` of it."""
         self._lines.remove_task(self._tasks.pop(label)[0])
         if self._live:
+            self._lines.refresh()
             self._lines.print(escape(f"{label}: {words}"), highlight=False, soft_wrap=True)
         self._say(f"{label}: {words}")
 

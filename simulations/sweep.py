@@ -65,7 +65,7 @@ def sweep(runs: Sequence[Planned], at_once: int, logs: Path, board: Board) -> di
         logs: the folder of what each run prints, a file each.
         board: where progress is shown.
     """
-    context, waiting, failed = starter(), deque(runs), {}
+    context, waiting, failed, ended, began = starter(), deque(runs), {}, 0, time.monotonic()
     running: dict[Connection, Process] = {}
     logs.mkdir(parents=True, exist_ok=True)
     try:
@@ -74,7 +74,11 @@ def sweep(runs: Sequence[Planned], at_once: int, logs: Path, board: Board) -> di
                 while waiting and len(running) < at_once:
                     begin(context, waiting.popleft(), logs, running)
                 for connection in wait(list(running)):
-                    hear(connection, running, board, failed)
+                    if (one := hear(connection, running, board)) is not None:
+                        ended += 1
+                        left = timedelta(seconds=round((time.monotonic() - began) / ended * (len(runs) - ended)))
+                        if why := conclude(one, board, f"{ended} of {len(runs)}, {left} left"):
+                            failed[one.planned.label] = why
     finally:
         end_all([one.process for one in running.values()])
     return failed
@@ -89,24 +93,15 @@ def begin(context: multiprocessing.context.BaseContext, planned: Planned, logs: 
     running[ours] = Process(planned, process)
 
 
-def hear(connection: Connection, running: dict[Connection, Process], board: Board, failed: dict[str, str]) -> None:
-    """What a run has to say: where it begins, a round that is done, its end; or that its process is no more."""
+def hear(connection: Connection, running: dict[Connection, Process], board: Board) -> Process | None:
+    """What a run has to say: where it begins, a round that is done, how it ends. Given back is a run whose process is no more."""
     one = running[connection]
     label = one.planned.label
     try:
         kind, content = connection.recv()
-    except EOFError:
-        del running[connection]
+    except (EOFError, OSError):
         one.process.join()
-        if one.error is not None:
-            code = one.process.exitcode
-            failed[label] = f"{one.error} (signal {-code})" if code is not None and code < 0 else one.error
-        took = timedelta(seconds=round(time.monotonic() - one.began))
-        words = f"done in {took}" if label not in failed else f"FAILED: {failed[label]}"
-        if not one.shown:
-            board.begin(label, one.planned.config.rounds, 0)
-        board.end(label, words)
-        return
+        return running.pop(connection)
     if kind == "begin":
         board.begin(label, *content)
         one.shown = True
@@ -114,6 +109,18 @@ def hear(connection: Connection, running: dict[Connection, Process], board: Boar
         board.advance(label, content)
     else:
         one.error = content
+    return None
+
+
+def conclude(one: Process, board: Board, standing: str) -> str | None:
+    """Say how a run has ended, and return why it failed, if it did."""
+    code, label = one.process.exitcode, one.planned.label
+    why = f"{one.error} (signal {-code})" if one.error is not None and code is not None and code < 0 else one.error
+    if not one.shown:
+        board.begin(label, one.planned.config.rounds, 0)
+    took = timedelta(seconds=round(time.monotonic() - one.began))
+    board.end(label, f"done in {took} ({standing})" if why is None else f"FAILED: {why} ({standing})")
+    return why
 
 
 def end_all(processes: Sequence[BaseProcess]) -> None:
@@ -128,4 +135,4 @@ def end_all(processes: Sequence[BaseProcess]) -> None:
 
 def log_of(planned: Planned, logs: Path) -> Path:
     """The file of what a run prints."""
-    return logs / (re.sub(r"[^\w.]+", "_", planned.label).strip("_") + ".txt")
+    return logs / (re.sub(r"[^\w.+]+", "_", planned.label).strip("_") + ".txt")
