@@ -46,6 +46,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
     header["simulated_time"] = checkpoint.simulated_time
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"fedkd": json.dumps(header)})
     write_atomically(folder / "checkpoint.safetensors", content)
+    write_header(folder, header)
+
+
+def write_header(folder: Path, header: Mapping[str, object]) -> None:
+    """``checkpoint.json``: what the checkpoint says of itself, for people, and for whoever reads files only."""
     write_atomically(folder / "checkpoint.json", (json.dumps(header, indent=1) + "\n").encode())
 
 

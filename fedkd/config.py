@@ -21,10 +21,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.check import require
-from fedkd.schema import Run
+from fedkd.schema import Composed, Run
 from fedkd.values import check_optimizer, check_type
 
-ConfigStore.instance().store(name="schema", node=Run)
+ConfigStore.instance().store(name="schema", node=Composed)
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")

@@ -94,3 +94,14 @@ class Run:
     strategy: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Composed(Run):
+    """A run as it is composed from conf/: an experiment describes the sweep that it belongs to beside it, which is no part of a run.
+
+    Args:
+        reproduce: as ``simulations.experiment`` has it; taken out before anything else looks.
+    """
+
+    reproduce: dict[str, Any] = field(default_factory=dict)

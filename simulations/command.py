@@ -1,6 +1,7 @@
 """What all commands have in common: configurations composed from conf/, paths made absolute, errors in a line."""
 
 import csv
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -22,33 +23,45 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def compose(overrides: list[str], name: str = "config") -> DictConfig:
     """The configuration that the command line ``overrides`` describe, of a run or of what else ``name`` is the root of."""
-    ready = GlobalHydra.instance().is_initialized()  # within the command
-    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(name, overrides, return_hydra_config=True)
+    config = whole(overrides, name)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
     return chosen(config, choices)
 
 
+def whole(overrides: list[str], name: str = "config") -> DictConfig:
+    """The same with Hydra's own node, and the sweep that an experiment describes."""
+    ready = GlobalHydra.instance().is_initialized()  # within the command
+    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(name, overrides, return_hydra_config=True)
+
+
 def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
-    """``config`` with the names of the files it was composed from."""
+    """``config`` with the names of the files it was composed from, and without the sweep that it belongs to."""
     config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
+    with open_dict(config):
+        config.pop("reproduce", None)
     return config
 
 
-def take_tuned(config: DictConfig, part: str) -> None:
+def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
     """Set what was chosen for this ``part`` (``strategy``, ``distiller``) in the file ``tuned``.
+
+    Returns:
+        What is to be noted of it: the file, its SHA-256, and the rows that were taken; None where nothing is tuned.
 
     Raises:
         ValueError: the file cannot be read, or holds no choice for it.
     """
     if config.tuned is None:
-        return
+        return None
     config.tuned, name = str(Path(config.tuned).expanduser().absolute()), config.choices.get(part)
     try:
-        with open(config.tuned, newline="") as file:
-            chosen = {row["key"]: float(row["value"]) for row in csv.DictReader(file) if row["chosen"] == "1" and row["strategy"] == name}
+        content = Path(config.tuned).read_bytes()
+        rows = [row for row in csv.DictReader(content.decode().splitlines()) if row["strategy"] == name]
+        taken = {row["key"]: row for row in rows if row["chosen"] == "1"}
+        chosen = {key: float(row["value"]) for key, row in taken.items()}
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"tuned must be a file that simulations.tune has written, got {config.tuned!r}: {error}") from error
     command = {"strategy": "tune", "distiller": "tune_distill"}[part]
@@ -56,6 +69,7 @@ def take_tuned(config: DictConfig, part: str) -> None:
     require(bool(chosen), "tuned", rule, config.tuned)
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
+    return {"file": config.tuned, "sha256": hashlib.sha256(content).hexdigest(), "chosen": list(taken.values()), "tried": len(rows)}
 
 
 def make_absolute(node: DictConfig) -> None:

@@ -1,11 +1,13 @@
 """Strategies that are Flower's own, unmodified: run with fedkd's clients, failure policy and run folder."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
+from omegaconf import DictConfig
 
 from fedkd import wire
 from fedkd.aggregate import assemble
@@ -72,7 +74,9 @@ class PolicyGrid(Grid):
         return self._inner.run
 
 
-def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
+def start_foreign(
+    home: World, folder: Folder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds
+) -> None:
     """Run a strategy of Flower's own, whose state nobody can save: it is run whole or not at all.
 
     Raises:
@@ -86,7 +90,7 @@ def start_foreign(home: World, folder: Folder, grid: ClientGrid) -> None:
         )
     folder.begin()
     watched = PolicyGrid(grid, home.federation())
-    with of_rounds(config, 1) as progress, (home.seed / "foreign").globally():
+    with shown(config, 1) as progress, (home.seed / "foreign").globally():
 
         def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number > 0:

@@ -1,11 +1,13 @@
 """A folder that one process writes at a time, and that belongs to one configuration."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from fedkd.checkpoint import read_header
+from fedkd.checkpoint import read_header, write_header
 
 
 class LockedFolder:
@@ -36,6 +38,9 @@ class LockedFolder:
                 "a run cannot be resumed with another configuration"
             )
 
+        if self.header is not None and not says(self.path, self.header):  # killed between the two files
+            write_header(self.path, self.header)
+
     @property
     def finished(self) -> bool:
         """All that was asked for is done."""
@@ -44,3 +49,11 @@ class LockedFolder:
     def release(self) -> None:
         """Let others have the folder."""
         self._lock.release()
+
+
+def says(folder: Path, header: Mapping[str, object]) -> bool:
+    """``checkpoint.json`` says the same as the checkpoint."""
+    try:
+        return json.loads((folder / "checkpoint.json").read_text()) == header
+    except (OSError, ValueError):
+        return False

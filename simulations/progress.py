@@ -1,15 +1,19 @@
-"""Progress of a run on the terminal, and its result in a line."""
+"""Progress of runs on the terminal, and the result of one in a line."""
 
 import csv
 import logging
 import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Rich
 
 
@@ -22,8 +26,68 @@ def narrate() -> None:
         logger.propagate = False
 
 
+class Board:
+    """A line on standard error for everything under way: what is done, accuracy, time left.
+
+    Where that is no terminal, or should not be used as one: a plain line every tenth of it.
+
+    Args:
+        shown: anything at all.
+        quiet: plain lines on a terminal too, as for logs.
+        unit: ``round`` or ``epoch``, the column that counts what is done.
+    """
+
+    def __init__(self, shown: bool = True, quiet: bool = False, unit: str = "round") -> None:
+        console = Console(stderr=True)
+        self._shown, self._unit, self._live = shown, unit, console.is_terminal and shown and not quiet
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[score]}"),
+            TimeRemainingColumn(),
+        )
+        self._lines = Rich(*columns, console=console, disable=not self._live)
+        self._tasks: dict[str, tuple[TaskID, int, int, float]] = {}
+
+    def __enter__(self) -> Self:
+        self._lines.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lines.stop()
+
+    def begin(self, label: str, total: int, done: int) -> None:
+        """A line for ``label``, of which ``done`` of ``total`` are done already."""
+        task = self._lines.add_task(escape(label), total=total, completed=done, score="")
+        self._tasks[label] = task, total, done, time.monotonic()
+
+    def advance(self, label: str, row: Mapping[str, float]) -> None:
+        """Show one that is finished, with its accuracies where ``row`` has them."""
+        task, total, done, began = self._tasks[label]
+        shown = [f"{name} {row[key]:.3f}" for name, key in (("accuracy", "accuracy"), ("own labels", "accuracy_own_labels")) if key in row]
+        number = int(row[self._unit])
+        self._lines.update(task, completed=number, **({"score": ", ".join(shown)} if shown else {}))
+        if number % max(1, total // 10) == 0 or number == total:
+            left = (time.monotonic() - began) / max(1, number - done) * (total - number)
+            shown += [f"{timedelta(seconds=round(left))} left"] if number < total else []
+            self._say(f"{label}: {self._unit} {number}/{total} {', '.join(shown)}")
+
+    def end(self, label: str, words: str) -> None:
+        """Take the line away, and leave ``words`` of it."""
+        self._lines.remove_task(self._tasks.pop(label)[0])
+        if self._live:
+            self._lines.refresh()
+            self._lines.print(escape(f"{label}: {words}"), highlight=False, soft_wrap=True)
+        self._say(f"{label}: {words}")
+
+    def _say(self, line: str) -> None:
+        if self._shown and not self._live:
+            print(line, file=sys.stderr, flush=True)
+
+
 class Bar:
-    """One line on standard error: what is done, accuracy, time left. Where that is no terminal: a plain line every tenth of it.
+    """The :class:`Board` of one thing alone.
 
     Args:
         label: what is being done.
@@ -34,33 +98,19 @@ class Bar:
     """
 
     def __init__(self, label: str, total: int, done: int, shown: bool, unit: str) -> None:
-        self._label, self._total, self._shown, self._unit = label, total, shown, unit
-        console = Console(stderr=True)
-        self._live = console.is_terminal and self._shown
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[score]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Rich(*columns, console=console, disable=not self._live)
-        self._task = self._bar.add_task(self._label, total=total, completed=done, score="")
+        self._label, self._board = label, Board(shown, unit=unit)
+        self._board.begin(label, total, done)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._board.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        self._board.__exit__(kind, error, trace)
 
-    def advance(self, row: dict[str, float]) -> None:
+    def advance(self, row: Mapping[str, float]) -> None:
         """Show one that is finished."""
-        shown = [f"{name} {row[key]:.3f}" for name, key in (("accuracy", "accuracy"), ("own labels", "accuracy_own_labels")) if key in row]
-        number = int(row[self._unit])
-        self._bar.update(self._task, completed=number, **({"score": ", ".join(shown)} if shown else {}))
-        if self._shown and not self._live and (number % max(1, self._total // 10) == 0 or number == self._total):
-            print(f"{self._label}: {self._unit} {number}/{self._total} {', '.join(shown)}", file=sys.stderr, flush=True)
+        self._board.advance(self._label, row)
 
 
 def of_rounds(config: DictConfig, first: int) -> Bar:

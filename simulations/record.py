@@ -83,6 +83,10 @@ class Folder(LockedFolder):
         """Note the choice, for as long as the run lasts."""
         write_atomically(self.path / "cohort.json", (json.dumps(choice, indent=1) + "\n").encode())
 
+    def tuned(self, choice: Mapping[str, object]) -> None:
+        """Note which row of which file of ``simulations.tune`` this run has taken."""
+        write_atomically(self.path / "tuned.json", (json.dumps(choice, indent=1) + "\n").encode())
+
     def row(self, values: Mapping[str, float]) -> None:
         """One row of ``metrics.csv``, flushed; columns that no row has had so far are added to all."""
         classes = [f"accuracy_class_{c:02d}" for c in range(self.world.task.num_classes)]

@@ -7,6 +7,7 @@ round was done under the failure policy.
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,12 +35,17 @@ from simulations.scores import balanced, on_shards
 from simulations.world import World, world
 
 
-def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | None = None) -> Path:
+def execute(
+    config: DictConfig,
+    make_grid: Callable[[int, str], ClientGrid] | None = None,
+    shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds,
+) -> Path:
     """Run the experiment that ``config`` describes, or what is missing of it, and return its folder.
 
     Args:
         config: composed and not yet resolved.
         make_grid: ``(num_clients, config as YAML) -> grid``; the configured engine if None.
+        shown: ``(config, first round) -> progress``, whose ``advance`` is given each finished round's row of ``metrics.csv``.
 
     Raises:
         ValueError: the configuration is wrong; nothing was begun.
@@ -50,13 +56,15 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
     settle()
     check(config)
     available(config)
-    take_tuned(config, "strategy")
+    choice = take_tuned(config, "strategy")
     locate(config)
     text = OmegaConf.to_yaml(config, resolve=True)
     home = world(text)
     foresee(home)
     folder = Folder(home)
     try:
+        if choice is not None:
+            folder.tuned(choice)
         if folder.finished:
             note = folder.commit_note()
             print(f"finished already, skipped{f' ({note})' if note else ''}")
@@ -65,9 +73,9 @@ def execute(config: DictConfig, make_grid: Callable[[int, str], ClientGrid] | No
             try:
                 if isinstance(home.strategy, Strategy):
                     grid.chunk = at_once(home, folder, grid)
-                    start(home, folder, grid)
+                    start(home, folder, grid, shown)
                 else:
-                    start_foreign(home, folder, grid)
+                    start_foreign(home, folder, grid, shown)
             finally:
                 grid.close()
         if config.distill is not None:
@@ -93,7 +101,7 @@ def at_once(home: World, folder: Folder, grid: ClientGrid) -> int:
     return int(choice["cohort"])
 
 
-def start(home: World, folder: Folder, grid: ClientGrid) -> None:
+def start(home: World, folder: Folder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds) -> None:
     """Run a strategy of fedkd from its last checkpoint, or from the beginning."""
     config, strategy = home.config, home.strategy
     last = folder.begin()
@@ -103,7 +111,7 @@ def start(home: World, folder: Folder, grid: ClientGrid) -> None:
     first = 1 if last is None else last.round + 1
     if last is not None and due(config, last.round):
         distil(home, folder.path, last.round)
-    with of_rounds(config, first) as progress:
+    with shown(config, first) as progress:
 
         def on_round(done: Round) -> None:
             folder.client_rows(client_rows(home, done))

@@ -136,7 +136,7 @@ def frame(table: Table) -> pd.DataFrame:
 
 def markdown_table(columns: Mapping[str, Sequence[str]], left: set[str] | None = None) -> str:
     """A Markdown table, text (the columns ``left``) to the left and numbers to the right."""
-    left = {"strategy", "less", "network"} if left is None else left
+    left = {"strategy", "less", "network", "setting"} if left is None else left
     cells = [[title, *(str(cell).replace("|", "\\|") for cell in column)] for title, column in columns.items()]
     widths = [max(2, *map(len, column)) for column in cells]
     text = [title in left for title in columns]

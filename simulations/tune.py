@@ -2,7 +2,7 @@
 
 Every client holds out a share of its training examples; the others are trained on, and each value of the grid is judged by the mean
 accuracy of the last ten evaluated rounds on what was held out (own labels: every strategy has it). No test example is seen. The choice is
-appended to a CSV file, which a run reads with ``tuned=<file>``.
+appended to a CSV file, beside what every value has cost, which a run reads with ``tuned=<file>`` and notes in its folder (``tuned.json``).
 """
 
 import argparse
@@ -11,15 +11,20 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fedkd.check import require
 from fedkd.exchange import ClientFailure
 from simulations.command import compose, explained
-from simulations.record import append
+from simulations.experiment import home_of, there_is
+from simulations.experiment import key as key_of
+from simulations.record import append, header_of, widen
 from simulations.run import execute
 
-COLUMNS = ("strategy", "key", "value", "accuracy", "rounds", "seed", "chosen", "folder")
+COST = ("rounds_done", "client_updates", "seconds")
+DIVERGED = "no longer finite"
+
+COLUMNS = ("strategy", "key", "value", "accuracy", "rounds", "seed", "chosen", "folder", "validation", *COST)
 
 
 def tune(key: str, grid: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
@@ -32,22 +37,71 @@ def tune(key: str, grid: Sequence[float], share: float, overrides: Sequence[str]
     """
     rows = []
     for value in grid:
-        config = compose([*overrides, f"{key}={value}", f"validation={share}", "evaluation.examples=validation"])
-        strategy = config.choices.get("strategy", config.strategy["_target_"])
-        row = {"strategy": strategy, "key": key, "value": value, "rounds": config.rounds, "seed": config.seed}
+        config = trial(compose(list(overrides)), key, value, share)
         try:
-            folder = execute(config)
-            rows.append({**row, "accuracy": judged(folder), "folder": str(folder.relative_to(Path(config.output).absolute()))})
+            accuracy = judged(execute(config))
         except ClientFailure as error:
-            if "no longer finite" not in str(error):
+            if DIVERGED not in str(error):
                 raise
-            rows.append({**row, "accuracy": 0.0})
+            accuracy = 0.0
+        rows.append(tried(config, key, value, accuracy))
+    return choose(rows, table)
+
+
+def trial(config: DictConfig, key: str, value: float, share: float) -> DictConfig:
+    """The run that tries ``value``: judged on a ``share`` of each client's training examples, which nobody trains on."""
+    OmegaConf.update(config, key, value)
+    config.validation, config.evaluation.examples = share, "validation"
+    return config
+
+
+def tried(config: DictConfig, key: str, value: float, accuracy: float) -> dict[str, object]:
+    """The row of a value that was tried, with what it has cost."""
+    folder = folder_of(config)
+    strategy = config.choices.get("strategy", config.strategy["_target_"])
+    row = {"strategy": strategy, "key": key, "value": value, "accuracy": accuracy, "rounds": config.rounds, "seed": config.seed}
+    return {**row, "folder": str(Path(*folder.parts[-2:])) if accuracy else "", "validation": config.validation, **cost(folder)}
+
+
+def folder_of(config: DictConfig) -> Path:
+    """Where the run of this configuration is."""
+    return there_is(home_of(config))[key_of(config)][1]
+
+
+def cost(folder: Path) -> dict[str, float]:
+    """What a run has computed so far: rounds, clients' updates that they used, and seconds by the run's own clocks."""
+    rows = []
+    if (folder / "metrics.csv").exists():  # not where the first round has diverged
+        with open(folder / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+    seconds = sum(float(row[f"seconds_{phase}"] or 0) for row in rows for phase in ("local", "server", "evaluate"))
+    return {
+        "rounds_done": len(rows),
+        "client_updates": sum(int(row["num_participants"] or 0) for row in rows),
+        "seconds": round(seconds, 2),
+    }
+
+
+def choose(rows: Sequence[dict[str, object]], table: Path) -> float:
+    """Append the rows of one search to ``table``, say which value is chosen and what the search has cost, and return it.
+
+    Raises:
+        ValueError: training diverged with every value.
+    """
     best = max(rows, key=lambda row: row["accuracy"])
-    require(best["accuracy"] > 0, key, "must leave training finite with one value of the grid at least (smaller ones)", list(grid))
+    values = [row["value"] for row in rows]
+    require(best["accuracy"] > 0, best["key"], "must leave training finite with one value of the grid at least (smaller ones)", values)
     table.parent.mkdir(parents=True, exist_ok=True)
+    if (header := header_of(table)) is not None and not set(COLUMNS) <= set(header):
+        widen(table, [*header, *(name for name in COLUMNS if name not in header)])
     append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in rows])
     shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in rows)
-    print(f"tuned: {best['strategy']} {key}={best['value']:g} (held-out accuracy on own labels {shown})", flush=True)
+    total = {name: sum(row[name] for row in rows) for name in COST}
+    print(f"tuned: {best['strategy']} {best['key']}={best['value']:g} (held-out accuracy on own labels {shown})")
+    print(
+        f"cost: {len(rows)} runs, {total['rounds_done']} rounds, {total['client_updates']} client updates, {total['seconds']:.1f} s",
+        flush=True,
+    )
     return best["value"]
 
 

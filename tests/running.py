@@ -90,18 +90,20 @@ class Command:
         where: the folder to stand in.
         environment: more of it.
         before: Python that its process runs first.
+        module: the command.
     """
 
     arguments: tuple[str, ...]
     where: Path
     environment: dict[str, str] = field(default_factory=dict)
     before: str = ""
+    module: str = "simulations.run"
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
         python_path = os.pathsep.join([*filter(None, [self.environment.get("PYTHONPATH")]), str(ROOT)])
         env = {**os.environ, **self.environment, "PYTHONPATH": python_path, MARK: self.mark}
-        entry = ["-c", self.before + COMMAND] if self.before else ["-m", "simulations.run"]
+        entry = ["-c", self.before + COMMAND] if self.before else ["-m", self.module]
         self.process = subprocess.Popen(
             [sys.executable, *entry, *self.arguments], cwd=self.where, env=env, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,  # noqa: PLW1509 - no threads here

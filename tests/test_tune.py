@@ -1,6 +1,8 @@
 """The learning rate of every strategy from one grid, on examples that nobody trains on."""
 
 import csv
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +37,15 @@ def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path
             assert float(row["accuracy"]) == pytest.approx(sum(own) / 3)
         else:
             assert float(row["value"]) == 1e30 and float(row["accuracy"]) == 0, "that diverges"
+        finished = float(row["value"]) < 1e30
+        assert (int(row["rounds_done"]), int(row["client_updates"])) == ((3, 9) if finished else (0, 0)) and row["validation"] == "0.2"
+        assert (float(row["seconds"]) > 0) == finished
+    assert capsys.readouterr().out.count("cost: 3 runs, 6 rounds, 18 client updates, ") == 2
     assert [row["value"] for row in rows if row["chosen"] == "1"] == ["0.1", "0.1"]
     folder = execute(compose([*GIVEN, "strategy=fedprox", output, f"tuned={tmp_path / 'tuned.csv'}"]))
+    noted = json.loads((folder / "tuned.json").read_text())
+    assert noted["chosen"] == [row for row in rows if row["strategy"] == "fedprox" and row["chosen"] == "1"]
+    assert noted["sha256"] == hashlib.sha256((tmp_path / "tuned.csv").read_bytes()).hexdigest() and noted["tried"] == 3
     plain = execute(compose([*GIVEN, "strategy=fedprox", output, "optimizer.lr=0.1"]))
     assert folder == plain, "a value that was chosen and one that was given are the same run"
     with pytest.raises(ValueError, match=r"^tuned must hold a choice for strategy moon .*tuned\.csv"):

@@ -1,0 +1,151 @@
+"""Published numbers beside ours: the table of an experiment. It reads files only."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simulations import look
+from simulations.described import FIGURES, Experiment, Source
+from simulations.runs import Run
+from simulations.summaries import summarise
+from simulations.tables import markdown_table
+
+Found = Mapping[tuple[str, str], Mapping[int, Run]]
+"""Finished runs by row, column and seed."""
+
+
+def compare(experiment: Experiment, found: Found) -> pd.DataFrame:
+    """A row a cell: of every figure the mean over seeds and the half-width of its 95 % interval (NaN at n = 1), of every source its number,
+    ours less it, and whether it lies within our interval; with a ``reference`` the difference from it, paired by seed.
+
+    Accuracies and their differences are in percent.
+    """
+    values = {cell: {seed: scaled(run) for seed, run in runs.items()} for cell, runs in found.items()}
+    if experiment.ratio_to is not None:
+        values = {cell: over(runs, values.get((cell[0], experiment.ratio_to), {})) for cell, runs in values.items()}
+    return pd.DataFrame([_row(experiment, cell, values) for cell in experiment.cells()])
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:  # [n]
+    """Mean and half-width; both NaN where there is nothing."""
+    return look.interval(values) if len(values) else (np.nan, np.nan)
+
+
+def scaled(run: Run) -> dict[str, float]:
+    """A run's figures, accuracies in percent."""
+    return {name: value * (100 if is_accuracy(name) else 1) for name, value in summarise(run.metrics).items() if name in FIGURES}
+
+
+def is_accuracy(figure: str) -> bool:
+    """It is shown in percent."""
+    return figure.startswith(("accuracy", "top5"))
+
+
+def over(runs: Mapping[int, dict[str, float]], bases: Mapping[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+    """Figures as ratios, of the seeds that both have."""
+    return {seed: {name: one[name] / bases[seed][name] for name in one} for seed, one in runs.items() if seed in bases}
+
+
+def _row(
+    experiment: Experiment, cell: tuple[str, str], values: Mapping[tuple[str, str], Mapping[int, dict[str, float]]]
+) -> dict[str, object]:
+    """One cell."""
+    mine = values.get(cell, {})
+    row: dict[str, object] = {"setting": cell[0], "strategy": cell[1], "num_seeds": len(mine), "seeds": " ".join(map(str, sorted(mine)))}
+    for figure in experiment.shown:
+        mean, half = interval(np.array([mine[seed][figure] for seed in sorted(mine)], float))
+        row |= {f"{figure}_mean": mean, f"{figure}_half_width": half}
+    for name, source in experiment.sources.items():
+        row |= against(source, experiment.ratio_to, cell, name, *(row[f"{source.figure}_{part}"] for part in ("mean", "half_width")))
+    if experiment.reference is not None:
+        theirs = values.get((cell[0], experiment.reference), {}) if cell[1] != experiment.reference else {}
+        for figure in experiment.shown:
+            pairs = [mine[seed][figure] - theirs[seed][figure] for seed in sorted(mine.keys() & theirs.keys())]
+            mean, half = interval(np.array(pairs, float))
+            row |= {f"{figure}_less_reference_mean": mean, f"{figure}_less_reference_half_width": half, "num_pairs": len(pairs)}
+    return row
+
+
+def against(source: Source, ratio_to: str | None, cell: tuple[str, str], name: str, mean: float, half: float) -> dict[str, object]:
+    """One source's number for a cell, and ours less it; nothing where it has none."""
+    name = name.replace(" ", "_")
+    numbers = np.atleast_1d(source.cells.get(cell[0], {}).get(cell[1], np.nan)).astype(float)
+    if ratio_to is not None:
+        numbers = numbers[:1] / np.atleast_1d(source.cells.get(cell[0], {}).get(ratio_to, np.nan))[0]
+    theirs = dict(zip({1: ("mean",), 2: ("mean", "spread"), 3: ("mean", "lowest", "highest")}[len(numbers)], numbers))
+    difference = mean - theirs["mean"]
+    known = not np.isnan(difference) and not np.isnan(half)
+    return {**{f"{name}_{key}": value for key, value in theirs.items()}, f"{name}_difference": difference,
+            f"{name}_within": ("yes" if abs(difference) <= half else "no") if known else ""}  # fmt: skip
+
+
+def markdown(experiment: Experiment, table: pd.DataFrame) -> str:
+    """The table, and what its columns mean."""
+    columns: dict[str, Sequence[str]] = {"setting": table["setting"], "strategy": table["strategy"], "n": table["num_seeds"].astype(str)}
+    for figure in experiment.shown:
+        columns[f"ours, {FIGURES[figure]}"] = texts(table, f"{figure}_mean", f"{figure}_half_width")
+        for name, source in experiment.sources.items():
+            if source.figure == figure:
+                columns |= source_columns(table, name)
+        if experiment.reference is not None:
+            less = f"{figure}_less_reference"
+            columns[f"less {experiment.reference}, {FIGURES[figure]}"] = texts(table, f"{less}_mean", f"{less}_half_width", "+")
+    if len(set(table["setting"])) == 1:
+        del columns["setting"]
+    return f"{experiment.title}\n\n{markdown_table(columns)}\n\n" + "\n".join(legend(experiment)) + "\n"
+
+
+def source_columns(table: pd.DataFrame, name: str) -> dict[str, Sequence[str]]:
+    """A source's numbers, ours less them, and whether they lie within our interval."""
+    key = name.replace(" ", "_")
+    theirs = texts(table, f"{key}_mean", f"{key}_spread") if f"{key}_spread" in table else texts(table, f"{key}_mean", "")
+    if f"{key}_lowest" in table:
+        ranges = zip(theirs, table[f"{key}_lowest"], table[f"{key}_highest"])
+        theirs = [text if np.isnan(low) else f"{text} ({low:.2f} to {high:.2f})" for text, low, high in ranges]
+    within = [text or "-" for text in table[f"{key}_within"]]
+    return {name: theirs, f"ours less {name}": texts(table, f"{key}_difference", "", "+"), f"{name} within": within}
+
+
+def texts(table: pd.DataFrame, mean: str, half: str, sign: str = "") -> list[str]:
+    """``81.20 ± 0.45``; the mean alone where there is no more, and a dash where there is nothing."""
+    halves = table[half] if half in table else [np.nan] * len(table)
+    return ["-" if np.isnan(m) else f"{m:{sign}.2f}" + ("" if np.isnan(h) else f" ± {h:.2f}") for m, h in zip(table[mean], halves)]
+
+
+def legend(experiment: Experiment) -> list[str]:
+    """What the table's columns mean."""
+    lines = ["Ours: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1); accuracies in %."]
+    lines += [
+        "Top-5 rounds: own labels, the mean of the five best rounds of each seed, selected on the test set, as the paper's figure is."
+    ] * ("top5_rounds" in experiment.shown)
+    lines += ["Last ten: mean of the last ten evaluated rounds."] * any(name.endswith("last_ten") for name in experiment.shown)
+    for name, source in experiment.sources.items():
+        lines.append(f"{name[0].upper()}{name[1:]}: {source.source}.{f' {source.note}' if source.note else ''}")
+    if experiment.sources:
+        lines.append("Within: the others' mean lies in our interval.")
+    if experiment.ratio_to is not None:
+        lines.append(f"All figures are ratios to {experiment.ratio_to}'s, by seed; those of others are ratios of their means.")
+    if experiment.reference is not None:
+        lines.append(f"Less {experiment.reference}: paired by seed, ± half-width of the 95 % interval of the mean difference.")
+    return [*lines, *([experiment.note] if experiment.note else [])]
+
+
+def cost(runs: Sequence[Run]) -> str:
+    """What finished runs have computed."""
+    seconds = sum(float(run.metrics[["seconds_local", "seconds_server", "seconds_evaluate"]].sum().sum()) for run in runs)
+    rounds = sum(len(run.metrics) for run in runs)
+    return f"{len(runs)} runs, {rounds:,} rounds; local training, server and evaluation by the runs' own clocks {seconds / 60:.1f} minutes in all."
+
+
+def write(experiment: Experiment, found: Found, folder: Path) -> tuple[str, list[Path]]:
+    """The table as text, and the files ``table.md`` and ``table.csv`` in ``folder`` that hold it."""
+    table = compare(experiment, found)
+    each = {run.folder: run for runs in found.values() for run in runs.values()}
+    text = f"{markdown(experiment, table)}\n{cost(list(each.values()))}\n"
+    paths = [folder / "table.md", folder / "table.csv"]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths[0].write_text(text, encoding="utf-8")
+    table.to_csv(paths[1], index=False)
+    return text, paths

@@ -1,0 +1,78 @@
+"""The search that an experiment describes for its tuned columns: the same grid for every strategy, run as the sweep is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fedkd.config import check
+from simulations.command import compose
+from simulations.described import Experiment, Tuning
+from simulations.experiment import Planned, each_seed, has_choice
+from simulations.tune import DIVERGED, choose, folder_of, judged, trial, tried
+
+Trials = list[tuple[float, Planned]]
+"""The values of a grid and the run that tries each."""
+
+
+def tune(name: str, experiment: Experiment, overrides: Sequence[str], run: Callable[[Sequence[Planned]], dict[str, str]]) -> dict[str, str]:
+    """Try what no choice has been made for yet, and note the choices where the columns look for them.
+
+    Args:
+        name: of the experiment.
+        experiment: what it describes.
+        overrides: of all its runs.
+        run: runs what is not finished, and says why runs failed, by label.
+
+    Returns:
+        Why runs failed, divergence aside, which is an answer.
+    """
+    searches = {} if experiment.tuning is None else dict(searched(name, experiment, overrides))
+    if not searches:
+        return {}
+    failed = run([planned for trials in searches.values() for _, planned in trials])
+    for (_, table), trials in searches.items():
+        odd = [planned for _, planned in trials if planned.label in failed and DIVERGED not in failed[planned.label]]
+        if not odd:
+            rows = [
+                tried(planned.config, experiment.tuning.key, value, accuracy(planned, planned.label in failed)) for value, planned in trials
+            ]
+            choose(rows, table)
+    return {label: why for label, why in failed.items() if DIVERGED not in why}
+
+
+def searched(name: str, experiment: Experiment, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, Path], Trials]]:
+    """By strategy and table: the runs of a search whose choice is asked for and not there."""
+    known = set()
+    for row, column in experiment.cells():
+        if not any(word.startswith("tuned=") for word in experiment.columns[column]):
+            continue
+        config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
+        if config.tuned is None or has_choice(config):
+            continue
+        table = Path(config.tuned).expanduser().absolute()
+        if (config.choices.strategy, table) in known:
+            continue
+        known.add((config.choices.strategy, table))
+        own = [word for word in experiment.columns[column] if not word.startswith("tuned=")]
+        words = [f"experiment={name}", *own, *experiment.tuning.overrides, *overrides]
+        yield (config.choices.strategy, table), list(trials(words, column, experiment.tuning, table))
+
+
+def trials(words: list[str], column: str, tuning: Tuning, table: Path) -> Iterator[tuple[float, Planned]]:
+    """The runs of one search, in the folder of its table."""
+    states: dict = {}
+    for value in tuning.grid:
+        config = trial(compose(words), tuning.key, value, tuning.validation)
+        config.output, config.name, config.tuned = str(table.parent.parent), table.parent.name, None
+        check(config)
+
+        def named(seed: int, one: DictConfig, *rest: object, value: float = value) -> Planned:
+            return Planned("tuning", f"{column} {tuning.key} {value:g}", seed, one, *rest)
+
+        yield value, *each_seed(config, named, [config.seed], states)
+
+
+def accuracy(planned: Planned, diverged: bool) -> float:
+    """Of a run that was tried: on what was held out."""
+    return 0.0 if diverged else judged(folder_of(planned.config))

@@ -1,0 +1,364 @@
+"""Experiments as one command: what is missing is run, however often it is interrupted, and stands beside what was published."""
+
+import csv
+import hashlib
+import json
+import random
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+from omegaconf import OmegaConf
+from scipy import stats
+
+from fedkd.config import build, check
+from simulations import published, reproduce
+from simulations.command import compose
+from simulations.described import Experiment, Source
+from simulations.experiment import described, plan, unfinished
+from simulations.forest import forest, limits
+from simulations.progress import Board
+from simulations.runs import Run
+from simulations.sweep import PATIENCE
+from tests.conftest import ROOT
+from tests.running import Command, differing, processes, until
+
+TINY = ["data=digits", "num_clients=6", "clients_per_round=3", "local_steps=2", "batch_size=16", "partition.min_size=2", "rounds=6"]
+SWEEP = ["experiment=fedgen_table1_mnist", "columns=FedAvg,FedGen", "rows=alpha 1", "seeds=0,1", "jobs=2", "quiet=true", *TINY]
+SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "\nreproduce:" in path.read_text(encoding="utf-8"))
+
+
+def command(where: Path, *words: str) -> int:
+    """The command in this process; the runs in others."""
+    return reproduce.reproduce(reproduce.parse([*SWEEP, f"output={where}", *words]))
+
+
+def folders(where: Path) -> dict[tuple[str, int], Path]:
+    """Run folders by strategy and seed."""
+    found = {}
+    for path in where.glob("fedgen_table1_mnist/*/config.yaml"):
+        config = OmegaConf.load(path)
+        found[config.choices.strategy, config.seed] = path.parent
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A sweep that was never killed."""
+    where = tmp_path_factory.mktemp("whole")
+    assert command(where) == 0
+    return where
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+    """The same, to be spoilt."""
+    shutil.copytree(whole, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------------------ what is shipped
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_run_of_an_experiment_is_a_valid_configuration(name):
+    """Every row with the first column that it has, and every column with the first row; their parts can be built."""
+    experiment = described(name)
+    cells = experiment.cells()
+    firsts = [
+        next(cell for cell in cells if cell[place] == value) for place in (0, 1) for value in dict.fromkeys(cell[place] for cell in cells)
+    ]
+    words = [(*experiment.rows[row], *experiment.columns[column]) for row, column in firsts]
+    for given in dict.fromkeys(tuple(word for word in one if not word.startswith("tuned=")) for one in words):
+        config = compose([f"experiment={name}", *given])
+        check(config)
+        for part in ("partition", "shift", "systems", "public", "model", "optimizer", "strategy"):
+            assert build(config, part) is not None
+    if any(word.startswith("tuned=") for words in experiment.columns.values() for word in words):
+        assert experiment.tuning.grid
+
+
+def test_published_numbers_are_those_of_the_paper():
+    """A sample of each table, as published."""
+    cells = {
+        name: described(f"fedgen_{name}").published.cells for name in ("table1_mnist", "table1_emnist", "table1_celeba", "table3", "table4")
+    }
+    assert cells["table1_mnist"]["alpha 0.1"]["FedGen"] == [93.03, 0.32] and cells["table1_mnist"]["alpha 0.05"]["FedDistill"] == [
+        70.56,
+        1.24,
+    ]
+    assert cells["table1_emnist"]["alpha 1 with 40 steps"]["FedAvg"] == [77.02, 1.09]
+    assert cells["table1_celeba"]["10 of 25 clients"]["FedDFusion"] == [89.25, 0.56]
+    ratios = [round(cells["table3"]["one by one"][f"FedGen {size}"] / 47.66, 2) for size in (8, 16, 32, 64, 128)]
+    assert ratios == [1.20, 1.20, 1.22, 1.24, 1.26] and cells["table4"]["alpha 10"]["FedDistill+"] == 86.89
+
+
+def test_what_an_experiment_says_is_checked(monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"^experiment must be one that describes a sweep under reproduce \(.*fedgen_table1_mnist.*\), got 'fedgen_mnist'$"
+    ):
+        described("fedgen_mnist")
+    said = OmegaConf.create({"title": "t", "seeds": [0], "rows": {"a": []}, "columns": {"b": []}, "figures": ["accuracy_last"]})
+    monkeypatch.setattr("simulations.experiment.whole", lambda overrides: OmegaConf.create({"reproduce": said}))
+    assert described("odd").cells() == [("a", "b")]
+    for key, value, message in (
+        ("seeds", "many", r"^reproduce\.seeds of experiment odd: .*got 'many'$"),
+        ("colour", 1, r"^reproduce\.colour of experiment odd: "),
+        ("figures", ["loss"], "must speak of its own rows, columns and figures, got .'figure loss'"),
+        ("reference", "c", "column c"),
+        ("published", {"source": "s", "figure": "top5_rounds", "cells": {"a": {"c": 1.0}}}, "published number|number of paper for a, c"),
+    ):
+        monkeypatch.setattr("simulations.experiment.whole", lambda _, said={**said, key: value}: OmegaConf.create({"reproduce": said}))
+        with pytest.raises(ValueError, match=message):
+            described("odd")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["seed=1"], "^seeds must be given in place of seed"), (["jobs=0"], "^jobs must be >= 1"), (["jobs=x"], "^jobs must be whole numbers"),
+     (["only=me"], "^only must be plan or table"), (["rows=beta"], "^rows must be of alpha 0.05, alpha 0.1, alpha 1, got 'beta'$")],
+)  # fmt: skip
+def test_the_command_line_is_checked(words, message):
+    with pytest.raises(ValueError, match=message):
+        reproduce.parse(["experiment=fedgen_table1_mnist", *words])
+
+
+# ---------------------------------------------------------------------------------------------------------- the sweep
+def test_data_that_are_missing_are_missing_once(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"^data\.root must hold the files of emnist_letters, got .*point data\.root to them"):
+        reproduce.reproduce(
+            reproduce.parse(["experiment=fedgen_table1_emnist", "columns=FedGen", f"data.root={tmp_path}", f"output={tmp_path}"])
+        )
+    assert capsys.readouterr().out == "15 runs: 0 finished, 0 interrupted, 15 missing\n"
+    assert [path.name for path in (tmp_path / "fedgen_table1_emnist").iterdir()] == ["reproduce"], "no run was begun"
+
+
+def test_what_is_finished_is_not_run_again(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("metrics.csv")}
+    assert len(before) == 4 and command(whole) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("4 runs: 4 finished, 0 interrupted, 0 missing\n4 runs") and captured.err == ""
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("metrics.csv")} == before
+
+
+def test_the_plan_says_what_is_there(copy, capsys):
+    there = folders(copy)
+    shutil.rmtree(there["fedavg", 0])
+    header = there["fedgen", 1] / "checkpoint.json"
+    header.write_text(header.read_text().replace('"finished": true', '"finished": false'))
+    assert command(copy, "only=plan") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["missing", "finished", "finished", "interrupted", "4"]
+    assert lines[0].endswith("-  alpha 1, FedAvg, seed 0") and str(there["fedgen", 1]) in lines[3]
+    assert lines[-1] == "4 runs: 2 finished, 1 interrupted, 1 missing"
+
+
+def test_a_run_that_fails_takes_no_other_with_it(copy, whole, capsys):
+    there = folders(copy)
+    (there["fedavg", 0] / "checkpoint.json").unlink()
+    (there["fedavg", 0] / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
+    shutil.rmtree(there["fedgen", 1])
+    assert command(copy) == 1
+    captured = capsys.readouterr()
+    assert "1 runs done" in captured.out and "4 runs: 3 finished, 1 interrupted, 0 missing" in captured.out
+    assert "\nfailed: alpha 1, FedAvg, seed 0: output must hold readable checkpoints, got " in captured.err
+    assert "alpha 1, FedAvg, seed 0: FAILED: output must hold" in captured.err
+    log = copy / "fedgen_table1_mnist" / "reproduce" / "log" / "alpha_1_FedAvg_seed_0.txt"
+    assert "Traceback" in log.read_text()
+    again, before = folders(copy)["fedgen", 1], folders(whole)["fedgen", 1]
+    assert list(differing(again, before)) == ["config.yaml"], "which names the output"
+    table = csv_rows(copy / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.csv")
+    assert [(row["strategy"], row["seeds"]) for row in table] == [("FedAvg", "1"), ("FedGen", "0 1")]
+
+
+def test_one_sweep_at_a_time(whole):
+    lock = FileLock(whole / "fedgen_table1_mnist" / "reproduce" / ".lock")
+    with lock, pytest.raises(ValueError, match="^output must be a folder in which no other sweep of this experiment goes on"):
+        command(whole)
+
+
+def test_a_checkpoint_s_header_that_was_lost_is_written_again(copy):
+    """Killed between the two files of the last checkpoint: the run is finished, and says so once it is looked at."""
+    folder = folders(copy)["fedgen", 0]
+    before = (folder / "checkpoint.json").read_bytes()
+    (folder / "checkpoint.json").unlink()
+    assert command(copy) == 0 and (folder / "checkpoint.json").read_bytes() == before
+
+
+def test_killed_at_random_moments_and_started_again(whole, tmp_path):
+    """Three times, once the command alone, whose runs end with it; then to the end: the files are those of a sweep never killed."""
+    rng, sweeping = random.SystemRandom(), [*SWEEP, f"output={tmp_path}"]
+    moments = sorted(rng.sample(range(1, 22), 3))
+
+    def done() -> int:
+        return sum(len(path.read_text().splitlines()) - 1 for path in tmp_path.rglob("metrics.csv") if path.stat().st_size)
+
+    for number, moment in enumerate(moments):
+        started = Command(tuple(sweeping), tmp_path, module="simulations.reproduce")
+        until(lambda moment=moment, one=started: done() >= moment or one.process.poll() is not None, what=f"row {moment}")
+        started.process.kill() if number == 1 else started.kill(signal.SIGKILL)
+        started.end()
+        until(lambda started=started: not started.alive(), PATIENCE, "the end of what it has started")
+    ended = Command(tuple(sweeping), tmp_path, module="simulations.reproduce").end()
+    assert ended.code == 0, ended.err
+    mine, theirs = folders(tmp_path), folders(whole)
+    assert mine.keys() == theirs.keys() and len(mine) == 4
+    for name, folder in mine.items():
+        assert list(differing(folder, theirs[name])) == ["config.yaml"], (name, moments)
+        texts = [(path / "config.yaml").read_text().replace(str(where), "") for path, where in ((folder, tmp_path), (theirs[name], whole))]
+        assert texts[0] == texts[1], "which names the output and nothing else"
+    tables = [(where / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.csv").read_bytes() for where in (tmp_path, whole)]
+    assert tables[0] == tables[1]
+
+
+def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path):
+    started = Command((*SWEEP, "rounds=500", f"output={tmp_path}"), tmp_path, module="simulations.reproduce")
+    until(lambda: any(path.stat().st_size for path in tmp_path.rglob("metrics.csv")), what="the first row")
+    started.kill(signal.SIGINT)
+    ended = started.end()
+    assert ended.code == 130 and ended.err.endswith("interrupted: run the same command to go on from the last checkpoint\n")
+    until(lambda: not started.alive(), PATIENCE, "the end of what it has started")
+    assert not processes("FEDKD_TEST_MARK=" + started.mark)
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+def by_hand(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % interval."""
+    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
+    assert command(whole, "only=table") == 0
+    text = capsys.readouterr().out
+    home = whole / "fedgen_table1_mnist" / "reproduce" / "fedgen_table1_mnist"
+    assert (home / "table.md").read_text() in text
+    rows = {row["strategy"]: row for row in csv_rows(home / "table.csv")}
+    for column, strategy, paper, code in (("FedAvg", "fedavg", 93.84, 94.6), ("FedGen", "fedgen", 95.52, 97.3)):
+        own = []
+        for seed in (0, 1):
+            own.append([100 * float(row["accuracy_own_labels"]) for row in csv_rows(folders(whole)[strategy, seed] / "metrics.csv")])
+        mean, half = by_hand([float(np.mean(sorted(values)[-5:])) for values in own])
+        assert float(rows[column]["top5_rounds_mean"]) == pytest.approx(mean) and float(
+            rows[column]["top5_rounds_half_width"]
+        ) == pytest.approx(half)
+        assert float(rows[column]["paper_difference"]) == pytest.approx(mean - paper)
+        assert rows[column]["paper_within"] == ("yes" if abs(mean - paper) <= half else "no")
+        assert f"{mean:.2f} ± {half:.2f}" in text and f"{mean - paper:+.2f}" in text
+        last, _ = by_hand([float(np.mean(values)) for values in own])  # fewer than ten rounds: all of them
+        assert float(rows[column]["accuracy_own_labels_last_ten_mean"]) == pytest.approx(last)
+        assert float(rows[column]["public_code_difference"]) == pytest.approx(last - code)
+
+
+def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, capsys):
+    assert command(whole, "only=table", "seeds=0") == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "FedGen " in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "1" and "±" not in cells[2] and cells[5] == "-"
+
+
+def fake(seed: int, **figures: float) -> Run:
+    """A run of two rounds whose figures are what they are named."""
+    base = {"accuracy": 0.5, "accuracy_own_labels": 0.5, "accuracy_worst_tenth": 0.1, "bytes_up": 1, "bytes_down": 1,
+            "seconds_local": 1.0, "seconds_server": 0.0, "seconds_evaluate": 0.0}  # fmt: skip
+    frame = pd.DataFrame([{"round": number, **base, **figures} for number in (1, 2)])
+    return Run(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
+
+
+def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
+    experiment = Experiment(
+        title="t", seeds=[0, 1], rows={"r": []}, columns={"A": [], "B": []}, reference="A",
+        published=Source(source="s", figure="accuracy_last", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
+    )  # fmt: skip
+    found = {
+        ("r", "A"): {0: fake(0, accuracy=0.50), 1: fake(1, accuracy=0.52)},
+        ("r", "B"): {0: fake(0, accuracy=0.55), 1: fake(1, accuracy=0.571)},
+    }
+    table = published.compare(experiment, found).set_index("strategy")
+    assert table["paper_within"].tolist() == ["yes", "yes"] and table.loc["B", "paper_difference"] == pytest.approx(56.05 - 58)
+    mean, half = by_hand([5.0, 5.1])
+    assert table.loc["B", "accuracy_last_less_reference_mean"] == pytest.approx(mean)
+    assert table.loc["B", "accuracy_last_less_reference_half_width"] == pytest.approx(half)
+    assert np.isnan(table.loc["A", "accuracy_last_less_reference_mean"])
+    far = replace(experiment, published=replace(experiment.published, cells={"r": {"A": 80.0}}))
+    assert published.compare(far, found)["paper_within"].tolist() == ["no", ""]
+    times = replace(
+        experiment,
+        reference=None,
+        ratio_to="A",
+        published=Source(source="s", figure="seconds_local_median", cells={"r": {"A": 40.0, "B": 50.0}}),
+    )
+    found = {
+        ("r", "A"): {0: fake(0, seconds_local=1.0), 1: fake(1, seconds_local=2.0)},
+        ("r", "B"): {0: fake(0, seconds_local=1.2), 1: fake(1, seconds_local=2.6)},
+    }
+    ratio = published.compare(times, found).set_index("strategy")
+    assert ratio.loc["B", "seconds_local_median_mean"] == pytest.approx(1.25) and ratio.loc["B", "paper_mean"] == 1.25
+    assert published.compare(times, {})["num_seeds"].tolist() == [0, 0]
+
+
+def test_the_axis_of_differences_follows_most_and_not_what_lies_far_off(tmp_path):
+    table = pd.DataFrame({"setting": "r", "strategy": list("abcdef"), "num_pairs": 5})
+    table["accuracy_last_less_reference_mean"] = [np.nan, -1.0, 0.5, 2.0, -40.0, 1.0]
+    table["accuracy_last_less_reference_half_width"] = [np.nan, 0.5, 0.5, 0.5, 1.0, 60.0]
+    paths = forest(table, "accuracy_last", "a", tmp_path / "alpha_0.1_differences")
+    assert [path.name for path in paths] == ["alpha_0.1_differences.pdf", "alpha_0.1_differences.png"] and all(map(Path.exists, paths))
+    low, high = limits(*(table[f"accuracy_last_less_reference_{part}"].dropna() for part in ("mean", "half_width")))
+    assert -2 < low < -1.5 and 2.5 < high < 3
+
+
+# --------------------------------------------------------------------------------------------------------- the search
+def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, capsys):
+    asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY, f"output={tmp_path}"]
+    assert reproduce.reproduce(reproduce.parse(asked)) == 0
+    captured = capsys.readouterr()
+    file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
+    rows = csv_rows(file)
+    assert [(row["strategy"], row["value"], row["rounds"]) for row in rows] == [("fedavg", value, "6") for value in ("0.01", "0.03", "0.1")]
+    best = max(rows, key=lambda row: float(row["accuracy"]))
+    assert [row for row in rows if row["chosen"] == "1"] == [best]
+    for row in rows:
+        rounds = csv_rows(tmp_path / row["folder"] / "metrics.csv")
+        seconds = sum(float(each[f"seconds_{phase}"]) for each in rounds for phase in ("local", "server", "evaluate"))
+        assert (
+            int(row["rounds_done"]) == 6 and int(row["client_updates"]) == 18 and float(row["seconds"]) == pytest.approx(seconds, abs=0.01)
+        )
+    assert "cost: 3 runs, 18 rounds, 54 client updates, " in captured.out
+    taken = list(tmp_path.glob("fedgen_ablation/*/tuned.json"))
+    (folder,) = [path.parent for path in taken]
+    noted = json.loads(taken[0].read_text())
+    assert noted["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest() and noted["chosen"] == [best] and noted["tried"] == 3
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.optimizer.lr == float(best["value"]) and config.tuned == str(file) == noted["file"]
+    runs, notes = plan(
+        "fedgen_ablation",
+        replace(described("fedgen_ablation"), columns={"FedAvg tuned": ["strategy=fedavg", "tuned=${output}/${name}_tune/tuned.csv"]}),
+        [*TINY, f"output={tmp_path}"],
+        [0],
+    )
+    assert not notes and not unfinished(runs)
+    assert reproduce.reproduce(reproduce.parse(asked)) == 0, "nothing is searched twice"
+    assert csv_rows(file) == rows
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+def test_plain_lines_have_round_accuracy_and_time_left(capsys):
+    with Board(quiet=True) as board:
+        board.begin("one", 20, 0)
+        for number in range(1, 21):
+            board.advance("one", {"round": number, "accuracy": 0.5, "accuracy_own_labels": 0.25} if number % 2 else {"round": number})
+        board.end("one", "done")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[0] == "one: round 2/20 0:00:00 left" and lines[-1] == "one: done"
+    with Board(shown=False) as board:
+        board.begin("one", 1, 0)
+        board.advance("one", {"round": 1, "accuracy": 0.5})
+    assert capsys.readouterr().err == ""
