@@ -12,6 +12,8 @@ from simulations.described import Experiment
 from simulations.experiment import Planned, described, home_of, plan
 
 KEYS = ("experiment", "seeds", "rows", "columns", "jobs", "quiet", "only")
+PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=")
+"""What is overridden without another result."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,11 @@ def parse(argv: Sequence[str]) -> Asked:
     require(jobs >= 1, "jobs", "must be >= 1", jobs)
     seeds = [number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else experiment.seeds
     overrides = [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS]
-    return Asked(given["experiment"], replace(experiment, rows=rows, columns=columns), seeds, jobs, quiet == "true", only, overrides)
+    odd = [word for word in overrides if not word.startswith(PLACES)]
+    note = " ".join([*filter(None, [experiment.note]), *([f"NOT as the experiment has it: {' '.join(odd)}."] if odd else [])])
+    return Asked(
+        given["experiment"], replace(experiment, rows=rows, columns=columns, note=note), seeds, jobs, quiet == "true", only, overrides
+    )
 
 
 def number(text: str, name: str) -> int:

@@ -241,6 +241,7 @@ def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
     text = capsys.readouterr().out
     home = whole / "fedgen_table1_mnist" / "reproduce" / "fedgen_table1_mnist"
     assert (home / "table.md").read_text() in text
+    assert f"NOT as the experiment has it: {' '.join(TINY)}.\n" in text
     rows = {row["strategy"]: row for row in csv_rows(home / "table.csv")}
     for column, strategy, paper, code in (("FedAvg", "fedavg", 93.84, 94.6), ("FedGen", "fedgen", 95.52, 97.3)):
         own = []
