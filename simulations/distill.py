@@ -17,11 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.bound import load, part
-from fedkd.check import require
-from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.distillation import Progress, Training
 from fedkd.travel import travelled
 from fedkd.types import Tensors
+from simulations.beginning import may_begin, placed
 from simulations.command import CONF, chosen, compose, explained, make_absolute, take_tuned
 from simulations.distill_config import check, schedule
 from simulations.distill_folder import DistillFolder, rows, trained
@@ -77,36 +76,6 @@ def complete(setup: Setup, training: Training, folder: DistillFolder) -> None:
         folder.models(export(setup, training, trained(folder.path), folder.path))
 
 
-def may_begin(setup: Setup) -> None:
-    """Refuse what the student cannot begin as.
-
-    Raises:
-        ValueError: ``init`` is not the folder of a finished distillation, or of another network.
-    """
-    init = setup.config.init
-    if init in (None, "alone"):
-        return
-    if init == "teacher":
-        assert setup.teacher is not None, "it is asked for"
-        theirs = setup.teacher.student.state_dict()
-    else:
-        theirs = part(finished(Path(init).expanduser().absolute()), "student")
-    mine, theirs = ({key: value.shape for key, value in one.items()} for one in (setup.learner.student.state_dict(), theirs))
-    require(mine == theirs, "init", "must be of a network of the student's very form", init)
-
-
-def finished(folder: Path) -> Tensors:
-    """What was trained in ``folder``.
-
-    Raises:
-        ValueError: it is not the folder of a finished distillation.
-    """
-    header = read_header(folder)
-    done = header is not None and bool(header["finished"]) and "learner" in read_checkpoint(folder).state
-    require(done, "init", "must be null, teacher, alone, or the folder of a finished distillation", str(folder))
-    return trained(folder)
-
-
 def begun(setup: Setup, taught: Tensors) -> Tensors:
     """What the training begins with."""
     init = setup.config.init
@@ -119,14 +88,6 @@ def begun(setup: Setup, taught: Tensors) -> Tensors:
         student = part(trained(folder), "student")
     load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
     return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}
-
-
-def placed(tensors: Tensors, setup: Setup) -> Tensors:
-    """A teacher's tensors where and as the training computes."""
-    if setup.teacher is None:
-        return {}
-    like = setup.teacher.state_dict()
-    return {key: tensors[key].to(value) for key, value in like.items()}
 
 
 def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensors) -> None:

@@ -13,9 +13,10 @@ import pandas as pd
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
+from simulations.configurations import completed
 from simulations.groups import gather
 from simulations.look import percent
-from simulations.runs import NO_EFFECT, SETTING, completed, laid_flat, natural
+from simulations.runs import NO_EFFECT, SETTING, laid_flat, natural
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"

@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from simulations.configurations import completed, configuration
 
 Values = dict[str, Hashable]
 """A configuration laid flat: ``{"partition.alpha": 0.1}``."""
@@ -27,9 +28,6 @@ SETTING = re.compile(
     r"(data|partition|shift|systems)\.|num_clients$"
 )  # what the clients hold: the strategies on one such setting share a figure
 EVALUATION = re.compile(r"evaluation(\.|$)")
-LATER = {"evaluation": "default", "shift": "none", "systems": "default", "public": "none"}
-"""Parts that older runs lack, or that have gained keys since, and what is shipped of each."""
-CONF = Path(__file__).resolve().parents[1] / "conf"
 STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$)")  # what may differ between a strategy and its baseline
 
 
@@ -146,7 +144,7 @@ def read(folder: Path, until: int | None = None) -> Run:
         metrics = pd.read_csv(folder / "metrics.csv")
         clients = tested(folder / "clients.csv", until)
         seed, rounds, finished = config["seed"], config["rounds"], checkpoint["finished"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
     if not finished:
         raise ValueError(f"unfinished: {checkpoint.get('round')} of {rounds} rounds; start the run again to go on with it")
@@ -159,25 +157,6 @@ def read(folder: Path, until: int | None = None) -> Run:
         config, metrics = config | {"rounds": until}, metrics[:until]
     _check_clients(clients, metrics)
     return Run(folder, config, metrics, clients)
-
-
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML as OmegaConf reads it (``1e-3`` is a number, no text is a date), by the parser in C where there is one."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-    for first, found in Loader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
-
-
-def configuration(path: Path) -> dict[str, Any]:
-    """The configuration in a file; what it interpolates is resolved."""
-    text = path.read_text(encoding="utf-8")
-    if "${" in text:
-        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    return yaml.load(text, Loader)
 
 
 def tested(path: Path, until: int | None = None) -> pd.DataFrame:
@@ -199,29 +178,6 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
     got, last = clients["accuracy_own_labels"], own.iloc[-1] if len(own) else 0
     if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
         raise ValueError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
-
-
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the keys that came after the run was made, at the values with which they are shipped: those change nothing."""
-    config = {
-        "validation": 0.0,
-        "distill": None,
-        "distill_every": None,
-        "distill_with": {},
-        "diagnose_every": None,
-        "tensorboard": False,
-        **config,
-    }
-    for part, name in LATER.items():
-        shipped, given = _shipped(part, name), config.get(part, {})
-        if given.get("_target_", shipped.get("_target_")) == shipped.get("_target_"):
-            config[part] = {**shipped, **given}
-    return config
-
-
-@cache
-def _shipped(part: str, name: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(CONF / part / f"{name}.yaml"))
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:

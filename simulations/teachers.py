@@ -16,7 +16,7 @@ from fedkd.ensemble import Committee, Ensemble
 from fedkd.site import Server
 from fedkd.strategy import Strategy
 from fedkd.types import Examples, State, Task, Tensors
-from simulations.runs import completed
+from simulations.configurations import completed
 from simulations.world import World, world
 
 

@@ -25,6 +25,7 @@ SMALL = (
     "teacher=resnet14", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "epochs=2", "steps=3", "batch_size=16",
     "progress=false", "export=false", "examples=200",
 )  # fmt: skip
+FEDERATION = ("engine=local", "num_clients=4", "clients_per_round=2", "local_steps=3", "cohort=1", "progress=false")
 TINY = {
     "dpk": ("distiller.grid=2", "distiller.width=8", "distiller.heads=2", "distiller.depth=1"),
     "information_flow": ("distiller.teaching=[]",),
@@ -150,8 +151,7 @@ def federation(house: Path, *overrides: str) -> Path:
     from simulations.command import compose
     from simulations.run import execute as run
 
-    tiny = ("rounds=2", "engine=local", "num_clients=4", "clients_per_round=2", "local_steps=3", "cohort=1", "progress=false")
-    return run(compose([*tiny, f"output={house}", *overrides]))
+    return run(compose([*FEDERATION, "rounds=2", f"output={house}", *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -352,16 +352,7 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
     from simulations.command import compose
     from simulations.run import execute as run
 
-    tiny = (
-        "rounds=3",
-        "engine=local",
-        "num_clients=4",
-        "clients_per_round=2",
-        "local_steps=3",
-        "cohort=1",
-        "progress=false",
-        "strategy=fedavg",
-    )
+    tiny = [*FEDERATION, "rounds=3", "strategy=fedavg"]
     asked = (
         "distill=kd",
         "distill_every=2",
@@ -395,16 +386,7 @@ def test_a_distillation_between_rounds_that_was_interrupted_is_made_up_for(tmp_p
     from simulations import run
     from simulations.command import compose
 
-    tiny = (
-        "rounds=3",
-        "engine=local",
-        "num_clients=4",
-        "clients_per_round=2",
-        "local_steps=3",
-        "cohort=1",
-        "progress=false",
-        "strategy=fedavg",
-    )
+    tiny = [*FEDERATION, "rounds=3", "strategy=fedavg"]
     asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=1", "+distill_with.export=false")
     config = [*tiny, *asked, f"output={tmp_path}"]
     distil = run.distil
