@@ -219,7 +219,7 @@ def test_branches_of_a_wide_network_end_in_four_logits_a_class():
     x = rotations(torch.rand(1, 3, 16, 16))
     output = network(x)
     assert [tuple(q.shape) for q in Branches(lambda: network).eval()(output.stages, False)] == [(4, 400)] * 3
-    assert_close(output.logits[::4], network(x[::4]).logits)
+    assert_close(output.logits[::4], network(x[::4]).logits, rtol=1e-3, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ online ensemble
