@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from simulations.distill_report import Lesson, groups, matching
-from simulations.look import percent
+from simulations.tables import percent
 
 KEY = "held_out"
 

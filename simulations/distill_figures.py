@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from simulations.distill_report import Lesson, monotone
-from simulations.look import PAGE, WIDTH, canvas, interval, legend, legend_shape, limits, look
+from simulations.look import PAGE, WIDTH, canvas, legend, legend_shape, limits, look
+from simulations.statistics import spread
 
 
 def curves(labelled: Mapping[str, Sequence[Lesson]], path_stem: Path) -> tuple[Path, Path]:
@@ -18,7 +19,7 @@ def curves(labelled: Mapping[str, Sequence[Lesson]], path_stem: Path) -> tuple[P
         for style, same in enumerate(labelled.values()):
             frames = [one.metrics.set_index("epoch")["accuracy"].dropna() for one in same]
             values = 100 * pd.concat(frames, axis=1).dropna().loc[1:]
-            mean, half = interval(values.to_numpy().T)
+            mean, half = spread(values.to_numpy().T)
             axes.plot(values.index, mean, **look(style), markevery=max(1, len(values) // 8))
             if len(same) > 1:
                 axes.fill_between(values.index, mean - half, mean + half, color=look(style)["color"], alpha=0.15, linewidth=0)

@@ -15,8 +15,8 @@ from scipy.stats import spearmanr
 
 from simulations.configurations import completed
 from simulations.groups import gather
-from simulations.look import percent
 from simulations.runs import NO_EFFECT, SETTING, laid_flat, natural
+from simulations.tables import percent
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
@@ -50,8 +50,10 @@ class Lesson:
     def values(self) -> dict[str, Hashable]:
         """All that can change a result, but for the seed; of a run that gave images alone, what made these."""
         mine = {key: value for key, value in laid_flat(self.config) if value is not None and not SEEDLESS.match(key)}
-        counts = SETTING if np.isnan(self.teacher) else re.compile("")
-        return mine | {f"run.{key}": value for key, value in origin(self.config["run"]).items() if counts.match(key)}
+        theirs = origin(self.config["run"])
+        if np.isnan(self.teacher):  # the run gave images alone
+            theirs = {key: value for key, value in theirs.items() if SETTING.match(key)}
+        return mine | {f"run.{key}": value for key, value in theirs.items()}
 
     @property
     def accuracy(self) -> float:

@@ -15,8 +15,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from simulations.groups import Group
 from simulations.latent_figures import scatter
-from simulations.look import canvas, interval, legend, legend_shape, limits, look
+from simulations.look import canvas, legend, legend_shape, limits, look
 from simulations.runs import Run
+from simulations.statistics import spread
 
 READERS = {
     "fidelity_ensemble": "Ensemble of the round's clients",
@@ -208,7 +209,7 @@ def curve(axes: Axes, frames: Sequence[pd.DataFrame], column: str, scale: float,
     values = scale * pd.concat([frame.set_index("round")[column] for frame in frames], axis=1).dropna()
     if values.empty:
         return
-    mean, half = interval(values.to_numpy().T)
+    mean, half = spread(values.to_numpy().T)
     axes.plot(values.index, mean, **style, markevery=max(1, len(values) // 7))
     if values.shape[1] > 1:
         axes.fill_between(values.index, mean - half, mean + half, color=style["color"], alpha=0.16, linewidth=0)

@@ -15,7 +15,6 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from scipy.special import stdtrit
 
 WIDTH = 3.4  # inches: a column
 PAGE = 7.1  # inches: both columns and what is between them
@@ -41,21 +40,6 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.bbox": None,
 }
-
-
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -> [...], [...]
-    """The mean over the first axis and the half-width of its 95 % interval by Student's t (NaN where n is 1)."""
-    n = len(values)
-    mean = np.mean(values, axis=0)
-    if n == 1:
-        return mean, np.full_like(mean, np.nan, dtype=float)
-    return mean, stdtrit(n - 1, 0.975) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
-
-
-def percent(values: Sequence[float], sign: str = "") -> str:
-    """Shares as ``81.20 ± 0.45`` percent over runs; no interval for one, a dash where there is nothing."""
-    mean, half = interval(100 * np.array(values, float))
-    return "-" if np.isnan(mean) else f"{mean:{sign}.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations import look
 from simulations.described import FIGURES, Experiment, Source
 from simulations.runs import Run
+from simulations.statistics import spread
 from simulations.summaries import summarise
-from simulations.tables import markdown_table
+from simulations.tables import markdown_table, of_interval
 
 Found = Mapping[tuple[str, str], Mapping[int, Run]]
 """Finished runs by row, column and seed."""
@@ -26,11 +26,6 @@ def compare(experiment: Experiment, found: Found) -> pd.DataFrame:
     if experiment.ratio_to is not None:
         values = {cell: over(runs, values.get((cell[0], experiment.ratio_to), {})) for cell, runs in values.items()}
     return pd.DataFrame([_row(experiment, cell, values) for cell in experiment.cells()])
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:  # [n]
-    """Mean and half-width; both NaN where there is nothing."""
-    return look.interval(values) if len(values) else (np.nan, np.nan)
 
 
 def scaled(run: Run) -> dict[str, float]:
@@ -55,7 +50,7 @@ def _row(
     mine = values.get(cell, {})
     row: dict[str, object] = {"setting": cell[0], "strategy": cell[1], "num_seeds": len(mine), "seeds": " ".join(map(str, sorted(mine)))}
     for figure in experiment.shown:
-        mean, half = interval(np.array([mine[seed][figure] for seed in sorted(mine)], float))
+        mean, half = spread(np.array([mine[seed][figure] for seed in sorted(mine)], float))
         row |= {f"{figure}_mean": mean, f"{figure}_half_width": half}
     for name, source in experiment.sources.items():
         row |= against(source, experiment.ratio_to, cell, name, *(row[f"{source.figure}_{part}"] for part in ("mean", "half_width")))
@@ -63,7 +58,7 @@ def _row(
         theirs = values.get((cell[0], experiment.reference), {}) if cell[1] != experiment.reference else {}
         for figure in experiment.shown:
             pairs = [mine[seed][figure] - theirs[seed][figure] for seed in sorted(mine.keys() & theirs.keys())]
-            mean, half = interval(np.array(pairs, float))
+            mean, half = spread(np.array(pairs, float))
             row |= {f"{figure}_less_reference_mean": mean, f"{figure}_less_reference_half_width": half, "num_pairs": len(pairs)}
     return row
 
@@ -111,7 +106,7 @@ def source_columns(table: pd.DataFrame, name: str) -> dict[str, Sequence[str]]:
 def texts(table: pd.DataFrame, mean: str, half: str, sign: str = "") -> list[str]:
     """``81.20 ± 0.45``; the mean alone where there is no more, and a dash where there is nothing."""
     halves = table[half] if half in table else [np.nan] * len(table)
-    return ["-" if np.isnan(m) else f"{m:{sign}.2f}" + ("" if np.isnan(h) else f" ± {h:.2f}") for m, h in zip(table[mean], halves)]
+    return [of_interval(m, m - h, m + h, 0, "t", sign=sign).text for m, h in zip(table[mean], halves)]
 
 
 def legend(experiment: Experiment) -> list[str]:

@@ -25,8 +25,10 @@ from fedkd.config import build, make
 from simulations import figures, published, search
 from simulations.asked import Asked, parse
 from simulations.command import compose, explained, make_absolute
+from simulations.curves import NOTHING, PANELS, curve
 from simulations.experiment import Planned, counted, refreshed, unfinished
 from simulations.forest import forest
+from simulations.groups import Group
 from simulations.progress import Board, narrate
 from simulations.runs import Run, read
 from simulations.sweep import ready, sweep
@@ -131,8 +133,9 @@ def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
     for run in runs:
         try:
             require(run.state == "finished", run.label, "must be finished to be in the table", run.state)
-            one = folders.setdefault(run.folder, read(run.folder)) if run.folder not in folders else folders[run.folder]
-            found.setdefault((run.row, run.column), {})[run.seed] = one
+            if run.folder not in folders:
+                folders[run.folder] = read(run.folder)
+            found.setdefault((run.row, run.column), {})[run.seed] = folders[run.folder]
         except ValueError as error:
             notes.append(str(error))
     text, paths = published.write(asked.experiment, found, asked.results)
@@ -148,14 +151,16 @@ def draw(asked: Asked, found: published.Found) -> list[Path]:
     experiment = asked.experiment
     table = published.compare(experiment, found)
     for row in experiment.rows:
-        lines = {column: [run.metrics for run in found[row, column].values()] for column in experiment.columns if (row, column) in found}
+        there = {column: tuple(found[row, column].values()) for column in experiment.columns if (row, column) in found}
         stem = asked.results / row.replace(" ", "_")
-        if lines and "convergence" in experiment.drawn:
-            paths += figures.convergence(lines, f"{stem}_convergence", list(experiment.columns))
-        if lines and "labels" in experiment.drawn:
-            first = next(iter(found[row, next(iter(lines))].values()))
-            paths += figures.partition(first.counts(), f"{stem}_labels")
-        if lines and "differences" in experiment.drawn:
+        if there and "convergence" in experiment.drawn:
+            lines = {column: dict.fromkeys(PANELS, NOTHING) for column in experiment.columns}  # a column looks the same in every row
+            for column, seeds in there.items():
+                lines[column] = {panel: curve(Group(seeds, column, column, row), panel, "rounds") for panel in PANELS}
+            paths += figures.convergence(lines, f"{stem}_convergence")
+        if there and "labels" in experiment.drawn:
+            paths += figures.partition(next(iter(there.values()))[0].counts(), f"{stem}_labels")
+        if there and "differences" in experiment.drawn:
             mine = table[table["setting"] == row]
             paths += forest(mine, experiment.shown[0], experiment.reference, f"{stem}_differences")
     return paths

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from fedkd.config import check
 from simulations.command import compose
 from simulations.described import Experiment, Tuning
-from simulations.experiment import Planned, each_seed, has_choice
-from simulations.tune import DIVERGED, choose, folder_of, judged, trial, tried
+from simulations.experiment import Planned, each_seed, has_choice, refreshed
+from simulations.tune import DIVERGED, choose, judged, trial, tried
 
 Trials = list[tuple[float, Planned]]
 """The values of a grid and the run that tries each."""
@@ -34,9 +34,10 @@ def tune(name: str, experiment: Experiment, overrides: Sequence[str], run: Calla
     for (_, table), trials in searches.items():
         odd = [planned for _, planned in trials if planned.label in failed and DIVERGED not in failed[planned.label]]
         if not odd:
-            rows = [
-                tried(planned.config, experiment.tuning.key, value, accuracy(planned, planned.label in failed)) for value, planned in trials
-            ]
+            done = refreshed([planned for _, planned in trials])
+            accuracies = [0.0 if one.label in failed else judged(one.folder) for one in done]
+            values = [value for value, _ in trials]
+            rows = [tried(one.config, experiment.tuning.key, *row, one.folder) for one, *row in zip(done, values, accuracies)]
             choose(rows, table)
     return {label: why for label, why in failed.items() if DIVERGED not in why}
 
@@ -71,8 +72,3 @@ def trials(words: list[str], column: str, tuning: Tuning, table: Path) -> Iterat
             return Planned("tuning", f"{column} {tuning.key} {value:g}", seed, one, *rest)
 
         yield value, *each_seed(config, named, [config.seed], states)
-
-
-def accuracy(planned: Planned, diverged: bool) -> float:
-    """Of a run that was tried: on what was held out."""
-    return 0.0 if diverged else judged(folder_of(planned.config))

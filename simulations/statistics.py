@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.special import stdtrit
 from statsmodels.stats.multitest import multipletests
-
-from simulations import look
 
 INTERVALS = {
     "t": "Student's t over seeds",
@@ -17,6 +16,15 @@ INTERVALS = {
 TOO_NARROW = "n seeds have few resamples (10 at n = 3): a bootstrap interval of fewer than ten seeds is too narrow, Student's t is not."
 ENOUGH = 6
 """Seeds with which the exact two-sided Wilcoxon test can reach p < 0.05."""
+
+
+def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -> [...], [...]
+    """The mean over the first axis and the half-width of its 95 % interval by Student's t (NaN where n is 1, both where n is 0)."""
+    n = len(values)
+    mean = np.mean(values, axis=0) if n else np.full(np.shape(values)[1:], np.nan)
+    if n < 2:
+        return mean, np.full_like(mean, np.nan, dtype=float)
+    return mean, stdtrit(n - 1, 0.975) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
 
 
 def interval(values: np.ndarray, kind: str = "t") -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [n, ...] -> 3 x [...]
@@ -29,7 +37,7 @@ def interval(values: np.ndarray, kind: str = "t") -> tuple[np.ndarray, np.ndarra
         kind: of :data:`INTERVALS`.
     """
     values = np.asarray(values, float)
-    mean, half = look.interval(values)
+    mean, half = spread(values)
     if kind == "t" or len(values) == 1:
         return mean, mean - half, mean + half
     flat = values.reshape(len(values), -1)

@@ -39,12 +39,13 @@ def tune(key: str, grid: Sequence[float], share: float, overrides: Sequence[str]
     for value in grid:
         config = trial(compose(list(overrides)), key, value, share)
         try:
-            accuracy = judged(execute(config))
+            folder = execute(config)
+            accuracy = judged(folder)
         except ClientFailure as error:
             if DIVERGED not in str(error):
                 raise
-            accuracy = 0.0
-        rows.append(tried(config, key, value, accuracy))
+            folder, accuracy = there_is(home_of(config))[key_of(config)][1], 0.0
+        rows.append(tried(config, key, value, accuracy, folder))
     return choose(rows, table)
 
 
@@ -55,17 +56,11 @@ def trial(config: DictConfig, key: str, value: float, share: float) -> DictConfi
     return config
 
 
-def tried(config: DictConfig, key: str, value: float, accuracy: float) -> dict[str, object]:
-    """The row of a value that was tried, with what it has cost."""
-    folder = folder_of(config)
+def tried(config: DictConfig, key: str, value: float, accuracy: float, folder: Path) -> dict[str, object]:
+    """The row of a value that was tried, with what it has cost; ``folder`` is that of its run."""
     strategy = config.choices.get("strategy", config.strategy["_target_"])
     row = {"strategy": strategy, "key": key, "value": value, "accuracy": accuracy, "rounds": config.rounds, "seed": config.seed}
     return {**row, "folder": str(Path(*folder.parts[-2:])) if accuracy else "", "validation": config.validation, **cost(folder)}
-
-
-def folder_of(config: DictConfig) -> Path:
-    """Where the run of this configuration is."""
-    return there_is(home_of(config))[key_of(config)][1]
 
 
 def cost(folder: Path) -> dict[str, float]:

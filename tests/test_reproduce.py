@@ -266,6 +266,17 @@ def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, caps
     assert cells[1] == "1" and "±" not in cells[2] and cells[5] == "-"
 
 
+def test_figures_are_drawn_of_what_is_there(copy, capsys):
+    """The experiment of the figure shares the table's runs; alphas of which nothing is there have no figure."""
+    words = ["experiment=fedgen_figure", "seeds=0,1", "only=table", "rows=alpha 1,alpha 10", *TINY, f"output={copy}"]
+    assert reproduce.reproduce(reproduce.parse(words)) == 1, "for most of it is missing"
+    home = copy / "fedgen_table1_mnist" / "reproduce" / "fedgen_figure"
+    drawn = {f"alpha_1_{name}.{suffix}" for name in ("convergence", "labels") for suffix in ("pdf", "png")}
+    assert {path.name for path in home.iterdir()} - {"table.md", "table.csv"} == drawn
+    assert all((home / name).stat().st_size > 5000 for name in drawn)
+    assert drawn <= {Path(line).name for line in capsys.readouterr().out.splitlines()}
+
+
 def fake(seed: int, **figures: float) -> Run:
     """A run of two rounds whose figures are what they are named."""
     base = {"accuracy": 0.5, "accuracy_own_labels": 0.5, "accuracy_worst_tenth": 0.1, "bytes_up": 1, "bytes_down": 1,
