@@ -86,7 +86,7 @@ def by_network(groups: Sequence[Group], kind: str) -> Table | None:
     for name in names:
         cells: list[Cell] = [over_seeds([100 * run.get(name, np.nan) for run in found[one]], kind) for one in mixed]
         columns.append(Column(name, ranked(cells, blocks(mixed))))
-    return Table("networks", "", tuple(columns), NETWORK_LEGEND, blocks(mixed))
+    return Table("networks", "Own labels by network", tuple(columns), NETWORK_LEGEND, blocks(mixed))
 
 
 def networks(rows: pd.DataFrame) -> dict[str, float]:

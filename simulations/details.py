@@ -35,7 +35,7 @@ def server_side(groups: Sequence[Group], kind: str) -> Table | None:
     for name, title in FURTHER.items():
         cells = [over_seeds([100 * last_ten(run.metrics, name) for run in one.runs], kind) for one in told]
         columns.append(Column(title, tuple(cells)))
-    return Table("server", "", tuple(columns), SERVER_LEGEND, blocks(told))
+    return Table("server", "Before and after the server's own training", tuple(columns), SERVER_LEGEND, blocks(told))
 
 
 def last_ten(metrics: pd.DataFrame, name: str) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from simulations.distill_report import Lesson, groups, matching
-from simulations.tables import percent
+from simulations.tables import DASH, Cell, Column, Table, counts, percent, percents, texts
 
 KEY = "held_out"
 
@@ -28,31 +28,30 @@ def accuracies(same: Sequence[Lesson], places: dict[Lesson, int | None]) -> pd.D
     return pd.DataFrame(rows, columns=["seed", "domain", "accuracy"]).pivot(index="seed", columns="domain", values="accuracy").dropna()
 
 
-def domains(lessons: Sequence[Lesson]) -> dict[str, list[str]]:
-    """Columns: accuracy on each domain left out, their mean, and its gain over the baselines; empty where fewer than two were left out."""
+def domains(lessons: Sequence[Lesson]) -> Table | None:
+    """Accuracy on each domain left out, their mean, and its gain over the baselines; None where fewer than two were left out."""
     places = {anywhere(one): domain(one) for one in lessons if domain(one) is not None}
     labelled = groups(list(places))
     frames = {name: accuracies(same, places) for name, same in labelled.items()}
     frames = {name: frame for name, frame in frames.items() if frame.shape[1] > 1 and len(frame)}
     if not frames:
-        return {}
-    columns = {"strategy": list(frames), "n": [str(len(frame)) for frame in frames.values()]}
+        return None
+    columns = [texts("strategy", list(frames)), counts("n", list(map(len, frames.values())))]
     for place in sorted({place for frame in frames.values() for place in frame}):
-        columns[f"domain {place}"] = [percent(frame[place]) if place in frame else "-" for frame in frames.values()]
-    columns["mean"] = [percent(frame.mean(axis=1)) for frame in frames.values()]
+        cells = tuple(percent(frame[place]) if place in frame else Cell(DASH) for frame in frames.values())
+        columns.append(Column(f"domain {place}", cells))
+    columns.append(percents("mean", [frame.mean(axis=1) for frame in frames.values()]))
     for baseline in ("none", "kd"):
-        columns[f"less {baseline}"] = [gain(name, labelled, frames, baseline) for name in frames]
-    return columns
+        columns.append(Column(f"less {baseline}", tuple(gain(name, labelled, frames, baseline) for name in frames)))
+    legend = "Accuracy in % on the domain left out; the mean over them, and its gain, by seed."
+    return Table("domains", "Domains left out", tuple(columns), legend)
 
 
-def gain(name: str, labelled: dict[str, list[Lesson]], frames: dict[str, pd.DataFrame], baseline: str) -> str:
+def gain(name: str, labelled: dict[str, list[Lesson]], frames: dict[str, pd.DataFrame], baseline: str) -> Cell:
     """Of the mean over domains, paired by seed; a dash where there is no such baseline."""
     mine = frames[name]
     for other, frame in frames.items():
-        if (
-            matching(labelled[name][0], labelled[other][0], baseline)
-            and frame.index.equals(mine.index)
-            and frame.columns.equals(mine.columns)
-        ):
+        alike = frame.index.equals(mine.index) and frame.columns.equals(mine.columns)
+        if alike and matching(labelled[name][0], labelled[other][0], baseline):
             return percent((mine - frame).mean(axis=1), "+")
-    return "-"
+    return Cell(DASH)

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from simulations.configurations import completed
 from simulations.groups import gather
 from simulations.runs import NO_EFFECT, SETTING, laid_flat, natural
-from simulations.tables import percent
+from simulations.tables import DASH, Cell, Column, Table, counts, numbers, percent, percents, ranked, texts
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
@@ -135,20 +135,24 @@ def label(one: Lesson, kin: Sequence[Lesson]) -> str:
     return learner if one.choice("teacher") == "-" else f"{' '.join(teacher)} > {learner}"
 
 
-def table(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
-    """The columns of the headline table."""
-    columns: dict[str, list[str]] = {"strategy": list(labelled), "n": [str(len(same)) for same in labelled.values()]}
-    columns["teacher"] = [percent([one.teacher for one in same]) for same in labelled.values()]
-    columns["before"] = [percent([one.metrics["accuracy"].dropna().iloc[0] for one in same]) for same in labelled.values()]
-    columns["student"] = [percent([one.accuracy for one in same]) for same in labelled.values()]
-    columns["of teacher"] = [percent([one.accuracy / one.teacher for one in same]) for same in labelled.values()]
+def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
+    """The headline table: a row for each of those that differ in more than the seed."""
+    rows = list(labelled.values())
+    columns = [texts("strategy", list(labelled)), counts("n", list(map(len, rows)))]
+    columns.append(percents("teacher", [[one.teacher for one in same] for same in rows]))
+    columns.append(percents("before", [[one.metrics["accuracy"].dropna().iloc[0] for one in same] for same in rows]))
+    tasks = [
+        frozenset((key, value) for key, value in same[0].values.items() if TASK.match(key) or key.startswith("student.")) for same in rows
+    ]
+    columns.append(Column("student", ranked([percent([one.accuracy for one in same]) for same in rows], tasks)))
+    columns.append(percents("of teacher", [[one.accuracy / one.teacher for one in same] for same in rows]))
     for baseline in ("none", "kd"):
-        columns[f"less {baseline}"] = [less(same, labelled, baseline) for same in labelled.values()]
+        columns.append(Column(f"less {baseline}", tuple(less(same, labelled, baseline) for same in rows)))
     for name, title in (("mean_average_precision", "mAP"), ("precision_100", "precision at 100")):
-        if any(name in one.models for same in labelled.values() for one in same):
-            columns[title] = [percent([of_student(one, name) for one in same]) for same in labelled.values()]
-    columns["parameters"] = [f"{of_student(same[0], 'parameters'):,.0f}" for same in labelled.values()]
-    return columns
+        if any(name in one.models for same in rows for one in same):
+            columns.append(percents(title, [[of_student(one, name) for one in same] for same in rows]))
+    columns.append(counts("parameters", [int(of_student(same[0], "parameters")) for same in rows]))
+    return Table("distillation", "", tuple(columns), LEGEND, tuple(tasks))
 
 
 def of_student(one: Lesson, name: str) -> float:
@@ -156,12 +160,12 @@ def of_student(one: Lesson, name: str) -> float:
     return one.models.loc[one.models["network"] == "student", name].iloc[0] if name in one.models else np.nan
 
 
-def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> str:
+def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> Cell:
     """The gain over a baseline, paired by seed; a dash where the same seeds have none."""
     for others in labelled.values():
         if matching(same[0], others[0], baseline) and [o.seed for o in others] == [s.seed for s in same]:
             return percent([s.accuracy - o.accuracy for s, o in zip(same, others)], "+")
-    return "-"
+    return Cell(DASH)
 
 
 def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
@@ -175,7 +179,7 @@ def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
     )
 
 
-def costs(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
+def costs(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     """What every network costs and knows: each teacher once, then the students and whatever else leaves the house."""
     found: dict[tuple[str, frozenset], dict[Path | float, dict[str, Any]]] = {}
     for name, same in labelled.items():
@@ -190,11 +194,13 @@ def costs(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, list[str]]:
                     found.setdefault((title, frozenset()), {})[one.folder] = row
     ordered = sorted(found.items(), key=lambda item: not item[0][0].endswith(", teacher"))
     rows = [(title, list(values.values())) for (title, _), values in ordered]
-    columns = {"network": [title for title, _ in rows], "parameters": [f"{same[0]['parameters']:,.0f}" for _, same in rows]}
-    columns["multiply-adds"] = [f"{same[0]['multiply_adds']:,.0f}" for _, same in rows]
-    columns["ms an image"] = [f"{np.median([row['milliseconds'] for row in same]):.2f}" for _, same in rows]
-    columns["accuracy"] = [percent([row["accuracy"] for row in same]) for _, same in rows]
-    return columns
+    alike = [same for _, same in rows]
+    columns = [texts("network", [title for title, _ in rows])]
+    columns += [counts(title, [int(same[0][title.replace("-", "_")]) for same in alike]) for title in ("parameters", "multiply-adds")]
+    columns.append(numbers("ms an image", [float(np.median([row["milliseconds"] for row in same])) for same in alike]))
+    columns.append(percents("accuracy", [[row["accuracy"] for row in same] for same in alike]))
+    legend = "Multiply-adds and median milliseconds for one image; accuracy in %, as above."
+    return Table("costs", "What each network costs and knows", tuple(columns), legend)
 
 
 def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:
@@ -214,3 +220,12 @@ def monotone(frame: pd.DataFrame) -> tuple[float, float]:
     """Spearman's rho between the teachers' accuracy and the students' means, and the slope of a line through them."""
     means = frame.groupby("name")[["teacher", "student"]].mean()
     return float(spearmanr(means["teacher"], means["student"]).statistic), float(np.polyfit(means["teacher"], means["student"], 1)[0])
+
+
+def ordered(steps: Mapping[str, pd.DataFrame]) -> Table:
+    """How far each method's students follow their teachers."""
+    found = [monotone(frame) for frame in steps.values()]
+    columns = [texts("strategy", list(steps)), counts("teachers", [frame["name"].nunique() for frame in steps.values()])]
+    for place, title in enumerate(("Spearman's rho", "slope")):
+        columns.append(Column(title, tuple(Cell(f"{pair[place]:+.2f}", pair[place]) for pair in found)))
+    return Table("ladder", "Students by their teachers", tuple(columns), "Of the student's mean accuracy over seeds against the teacher's.")

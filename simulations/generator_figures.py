@@ -1,7 +1,7 @@
 """The figures of a report on what servers train: generators by class and round, terms of their losses, latents, accuracy before and after."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from simulations.drawings import Drawing
 from simulations.groups import Group
 from simulations.latent_figures import scatter
 from simulations.look import canvas, legend, legend_shape, limits, look
@@ -41,32 +42,41 @@ TERMS = {
 STAGES = {"accuracy_average": "mean of models", "accuracy": "after distillation", "accuracy_ensemble": "ensemble"}
 
 
-def draw(settings: Sequence[Sequence[Group]], order: Sequence[str], output: Path) -> tuple[list[Path], list[str]]:
-    """All figures that the runs have something for, ``generator.csv`` with the numbers drawn, and notes on what could not be read.
+def planned(
+    settings: Sequence[Sequence[Group]], order: Sequence[str], output: Path
+) -> tuple[list[Drawing], pd.DataFrame | None, list[str]]:
+    """All figures that the runs have something for, the numbers of those by class and round, and notes on what could not be read.
 
     Args:
         settings: groups by setting.
         order: all lines in the order of their colours.
         output: the folder.
     """
-    paths, notes, tables = [], [], []
+    drawings, notes, tables = [], [], []
+
+    def draw(title: str, name: str, function: Callable[..., tuple[Path, Path]], *given: object) -> None:
+        drawings.append(Drawing(title, output / name, function, (*given, output / name)))
+
     for groups in settings:
-        suffix = "_" + slug(groups[0].setting) if len(settings) > 1 else ""
-        paths += losses(groups, order, output / f"server_losses{suffix}") + stages(groups, output / f"server_accuracy{suffix}")
+        several = len(settings) > 1
+        suffix, here = (f"_{slug(groups[0].setting)}", f" ({groups[0].setting})") if several else ("", "")
+        if terms := loss_terms(groups):
+            draw(f"What the server's training minimises{here}", f"server_losses{suffix}", losses, groups, terms, order)
+        if told := [one for one in groups if all("accuracy_average" in run.metrics for run in one.runs)]:
+            draw(f"Before and after the server's own training{here}", f"server_accuracy{suffix}", stages, told)
         found = [(one, *diagnosed(one, notes)) for one in groups]
         found = [(one, table, latents) for one, table, latents in found if len(table) or len(latents)]
         for one, table, latents in found:
-            name = f"{suffix}_{slug(one.line)}" if len(found) > 1 else suffix
+            name, whose = (f"{suffix}_{slug(one.line)}", f": {one.label}") if len(found) > 1 else (suffix, here)
             if len(table):
-                paths += fidelity(table, len(one.runs), output / f"generator_fidelity{name}")
-                paths += diversity(table, len(one.runs), output / f"generator_diversity{name}")
+                draw(f"How often generated labels are read back{whose}", f"generator_fidelity{name}", fidelity, table, len(one.runs))
+                draw(f"Diversity of what is generated{whose}", f"generator_diversity{name}", diversity, table, len(one.runs))
                 tables.append(table.assign(label=one.label, num_seeds=len(one.runs)))
-            paths += scatter(latents, output / f"generator_latents{name}") if len(latents) else ()
-    (output / "generator.csv").unlink(missing_ok=True)  # of an earlier report
-    if tables:
-        pd.concat(tables)[["label", "num_seeds", *tables[0].columns[:-2]]].to_csv(output / "generator.csv", index=False)
-        paths.insert(0, output / "generator.csv")
-    return paths, notes
+            if len(latents):
+                draw(f"Generated and real latents{whose}", f"generator_latents{name}", scatter, latents)
+    if not tables:
+        return drawings, None, notes
+    return drawings, pd.concat(tables)[["label", "num_seeds", *tables[0].columns[:-2]]], notes
 
 
 def slug(text: str) -> str:
@@ -158,13 +168,15 @@ def heat(axes: Axes, table: pd.DataFrame, values: pd.Series, title: str, norm: N
 
 
 # ---------------------------------------------------------------------------------------------------------------- lines
-def losses(groups: Sequence[Group], order: Sequence[str], path_stem: Path) -> tuple[Path, ...]:
-    """Every term that the server's training has, by round: means over seeds and 95 % intervals. Nothing where there is none."""
+def loss_terms(groups: Sequence[Group]) -> list[str]:
+    """The terms that the server's training has, in their order."""
     terms = list(dict.fromkeys(c for one in groups for c in one.runs[0].metrics if TERM.match(c) and one.runs[0].metrics[c].notna().any()))
-    terms = sorted(terms, key=lambda term: list(TERMS).index(term) if term in TERMS else len(TERMS))
+    return sorted(terms, key=lambda term: list(TERMS).index(term) if term in TERMS else len(TERMS))
+
+
+def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], path_stem: Path) -> tuple[Path, Path]:
+    """Every one of ``terms`` by round: means over seeds and 95 % intervals."""
     told = {one.line: one for one in groups if any(term in one.runs[0].metrics for term in terms)}
-    if not terms:
-        return ()
     styles, frames = (
         {label: order.index(label) for label in told},
         {label: [run.metrics for run in one.runs] for label, one in told.items()},
@@ -183,11 +195,8 @@ def losses(groups: Sequence[Group], order: Sequence[str], path_stem: Path) -> tu
     return paths
 
 
-def stages(groups: Sequence[Group], path_stem: Path) -> tuple[Path, ...]:
+def stages(told: Sequence[Group], path_stem: Path) -> tuple[Path, Path]:
     """Balanced test before and after each distillation on the server, and of the ensemble where it was measured: a panel a strategy."""
-    told = [one for one in groups if all("accuracy_average" in run.metrics for run in one.runs)]
-    if not told:
-        return ()
     with canvas(0.5 + 1.25 * len(told), path_stem) as (figure, paths):
         panels = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0]
         for axes, one in zip(panels, told, strict=True):

@@ -96,7 +96,7 @@ def way(groups: Sequence[Group], target: float | None, kind: str) -> Table | Non
             cells.append(times.to_target(reached, spent, tuple(map(float, interval(reached, kind))), kind))
         columns.append(Column(f"{title} to {100 * target:g} %", ranked(cells, blocks(groups), ".4g", lowest=True)))
     legend = times.LEGEND if target is None else f"{times.LEGEND}\n{times.TARGET_LEGEND.format(percent=100 * target)}"
-    return Table("times", "", tuple(columns), legend, blocks(groups))
+    return Table("times", "What was spent", tuple(columns), legend, blocks(groups))
 
 
 def differences(groups: Sequence[Group], baseline: str, kind: str) -> Table | None:

@@ -7,34 +7,23 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from simulations import clients, details, distill_pages, drawings, generator_figures, headlines
+from simulations import clients, details, distill_pages, drawings, generator_figures, headlines, webpage
 from simulations.comparisons import comparisons, unpaired
-from simulations.drawings import Drawing
 from simulations.groups import Group, comparable, gather, group
-from simulations.latex import latex
+from simulations.parts import Note, Part, omissions
 from simulations.runs import SETTING, find, is_distillation, read
 from simulations.statistics import INTERVALS
 from simulations.summaries import is_baseline, results
-from simulations.tables import Table, frame, markdown, texts
+from simulations.tables import Table
 
-Note = tuple[str, str]
-"""What was left out, and why."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a report shows: tables, figures (drawn), what was left out, and the numbers behind headlines and curves."""
-
-    tables: list[Table]
-    drawings: list[Drawing]
-    left_out: list[Note]
-    results: pd.DataFrame
-    curves: pd.DataFrame
+OF_EARLIER = ("headlines", "times", "differences", "comparisons", "server", "clients", "networks", "classes", "skew", "phases",
+              "distillation", "costs", "domains", "ladder", "left_out", "by_setting_test", "by_setting_own")  # fmt: skip
+"""Tables that an earlier report of the same folder may have had."""
 
 
 def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
@@ -102,15 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"--baseline must be a strategy of the runs, or one of {lines}; got {arguments.baseline!r}")
     output = arguments.output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
     try:
-        text, paths, more = distill_pages.write(distilled, made(output)) if distilled else ("", [], [])
+        distillations, more = distill_pages.part(distilled, output)
         for note in [*notes, *more]:
             print(f"left out: {note}", file=sys.stderr)
-        if not groups and not text:
+        if not groups and distillations is None:
             return _fail("no finished run is left to report; finish one, or give another folder")
-        if text:
-            print(text, *paths, sep="\n")
-        if groups:
-            report(groups, notes, made(output), arguments.baseline or "fedavg", arguments.target, arguments.interval, arguments.figures)
+        options = Options(arguments.baseline or "fedavg", arguments.target, arguments.interval, arguments.until, arguments.figures)
+        report(groups, distillations, [tuple(note.split(": ", 1)) for note in [*notes, *more]], made(output), options)
         return 0
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,45 +106,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"--output must be a folder that can be written, got {str(output)!r} ({error}); choose another")
 
 
-def report(
-    groups: Sequence[Group], notes: Sequence[str], output: Path, baseline: str, target: float | None, kind: str, figures: bool = True
-) -> Report:
+@dataclass(frozen=True)
+class Options:
+    """How it is reported: the strategy with which others are compared, the accuracy to reach (in 0..1), the kind of interval, the round after
+    which runs count as ended, and whether figures are drawn."""
+
+    baseline: str = "fedavg"
+    target: float | None = None
+    kind: str = "t"
+    until: int | None = None
+    figures: bool = True
+
+
+def report(groups: Sequence[Group], distillations: Part | None, left_out: Sequence[Note], output: Path, options: Options) -> None:
     """Write all files, print the tables and the paths."""
-    planned, missing = drawings.planned(groups, output, baseline, target, kind) if figures else ([], [])
-    missing += unpaired(groups, baseline)
-    left_out = [tuple(note.split(": ", 1)) for note in notes]
-    done = Report(
-        tables(groups, baseline, target, kind), planned, left_out, results(groups, target, kind), drawings.curves_of(groups, kind)
-    )
-    paths = _write_tables(done, output)
-    drawings.write(done.drawings)
-    if figures:
-        more, said = generator_figures.draw(gather(groups, lambda one: one.runs[0].part(SETTING)), headlines.ordered_lines(groups), output)
-        paths, missing = [*paths, *more], [*missing, *said]
-    print("\n".join(markdown(table, marks=False) for table in done.tables))
-    print(*paths, *(path for drawing in done.drawings for path in drawing.paths), sep="\n")
-    print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
-    return done
-
-
-def _write_tables(done: Report, output: Path) -> list[Path]:
-    """The tables as one Markdown file, and each as CSV and LaTeX; the numbers behind headlines and curves."""
-    left_out = Table(
-        "left_out", "Left out", tuple(texts(title, column) for title, column in zip(("run", "why"), zip(*done.left_out, strict=True)))
-    )
-    shown = [*done.tables, *([left_out] if done.left_out else [])]
-    for name in ("differences", "comparisons", "times", "left_out"):  # of an earlier report
+    parts, csvs, missing = ([], {}, []) if not groups else federated(groups, output, options)
+    parts += [] if distillations is None else [distillations]
+    for name in OF_EARLIER:
         for suffix in (".csv", ".tex"):
             (output / f"{name}{suffix}").unlink(missing_ok=True)
-    (output / "results.md").write_text("\n".join(map(markdown, shown)), encoding="utf-8")
-    done.results.to_csv(output / "results.csv", index=False)
-    done.curves.to_csv(output / "curves.csv", index=False)
-    paths = [output / "results.csv", output / "results.md", output / "curves.csv"]
-    for table in shown:
-        paths += [output / f"{table.name}.csv", output / f"{table.name}.tex"]
-        frame(table).to_csv(paths[-2], index=False)
-        paths[-1].write_text(latex(table), encoding="utf-8")
-    return paths
+    (output / "generator.csv").unlink(missing_ok=True)
+    for name, frame in csvs.items():
+        frame.to_csv(output / f"{name}.csv", index=False)
+    paths = [output / f"{name}.csv" for name in csvs]
+    omitted = omissions(left_out)
+    for part in parts:
+        paths += part.write(output, omitted if part is parts[0] else [])
+    figures = [drawing for part in parts for drawing in part.drawings] if options.figures else []
+    drawings.write(figures)
+    if not options.figures:
+        parts = [replace(part, drawings=[]) for part in parts]
+    print("\n".join(map(str, parts)))
+    paths += [path for drawing in figures for path in drawing.paths]
+    paths.append(webpage.write(parts, omitted, facts(groups, left_out, options), missing, output))
+    print(*paths, sep="\n")
+    print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+
+
+def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[list[Part], dict[str, pd.DataFrame], list[str]]:
+    """Of federated runs: the part of the report, the numbers behind it by the name of their file, and notes on what cannot be drawn."""
+    csvs = {"results": results(groups, options.target, options.kind), "curves": drawings.curves_of(groups, options.kind)}
+    planned, missing = drawings.planned(groups, output, options.baseline, options.target, options.kind) if options.figures else ([], [])
+    missing += unpaired(groups, options.baseline)
+    if options.figures:
+        settings = gather(groups, lambda one: one.runs[0].part(SETTING))
+        more, generated, said = generator_figures.planned(settings, headlines.ordered_lines(groups), output)
+        csvs |= {} if generated is None else {"generator": generated}
+        planned, missing = [*planned, *more], [*missing, *said]
+    found = tables(groups, options.baseline, options.target, options.kind)
+    return [Part("Federated runs", "results", found, planned)], csvs, missing
+
+
+def facts(groups: Sequence[Group], left_out: Sequence[Note], options: Options) -> dict[str, str]:
+    """What the page says first."""
+    said = {"Federated runs": f"{sum(len(one.runs) for one in groups)} in {len(groups)} rows"} if groups else {}
+    said |= {"Left out": str(len(left_out)), "Intervals": f"95 %, {INTERVALS[options.kind]}"}
+    said |= {"Compared with": options.baseline} if groups else {}
+    said |= {} if options.target is None else {"Target": f"{100 * options.target:g} %"}
+    return said | ({} if options.until is None else {"Until round": str(options.until)})
 
 
 def _fail(message: str) -> int:

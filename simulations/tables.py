@@ -103,9 +103,14 @@ def of_interval(mean: float, low: float, high: float, n: int, kind: str, form: s
     return Cell(shown + around, mean, low, high, n)
 
 
-def percent(values: Sequence[float], sign: str = "") -> str:
+def percent(values: Sequence[float], sign: str = "") -> Cell:
     """Shares as ``81.20 ± 0.45`` percent over seeds; no interval for one, a dash where there is nothing."""
-    return over_seeds(100 * np.asarray(values, float), "t", sign=sign).text
+    return over_seeds(100 * np.asarray(values, float), "t", sign=sign)
+
+
+def percents(title: str, values: Sequence[Sequence[float]]) -> Column:
+    """A column of shares, each over seeds."""
+    return Column(title, tuple(map(percent, values)))
 
 
 def ranked(cells: Sequence[Cell], blocks: Sequence[Hashable], form: str = ".2f", lowest: bool = False) -> tuple[Cell, ...]:

@@ -61,8 +61,8 @@ def drawn(folder: Path, *names: str) -> list[str]:
     groups = group([read(one) for one in find([folder])])
     settings = gather(groups, lambda one: one.runs[0].part(SETTING))
     (folder / "report").mkdir(exist_ok=True)
-    paths, notes = generator_figures.draw(settings, sorted({one.line for one in groups}), folder / "report")
-    assert {path.stem for path in paths if path.suffix == ".png"} == set(names)
+    drawings, _, notes = generator_figures.planned(settings, sorted({one.line for one in groups}), folder / "report")
+    assert {path.stem for one in drawings for path in one.write() if path.suffix == ".png"} == set(names)
     return notes
 
 
@@ -75,6 +75,7 @@ def test_a_heat_map_holds_the_table_classes_down_and_rounds_across():
 def test_rounds_that_not_all_seeds_have_are_left_out(tmp_path):
     generated(tmp_path / "a", 0), generated(tmp_path / "b", 1, every=2)
     drawn(tmp_path, *FIGURES)
+    assert main([str(tmp_path)]) == 0
     assert pd.read_csv(tmp_path / "report" / "generator.csv")["round"].unique().tolist() == [2, 4]
 
 
@@ -88,7 +89,7 @@ def test_runs_without_a_generator_have_no_such_figures(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "generator.csv").write_text("that of an earlier report")
     write(tmp_path / "run")
-    assert drawn(tmp_path) == [] and not (tmp_path / "report" / "generator.csv").exists()
+    assert drawn(tmp_path) == [] and main([str(tmp_path), "--no-figures"]) == 0 and not (tmp_path / "report" / "generator.csv").exists()
 
 
 def test_settings_and_strategies_have_figures_of_their_own(tmp_path):
@@ -96,7 +97,7 @@ def test_settings_and_strategies_have_figures_of_their_own(tmp_path):
         generated(tmp_path / f"{alpha}-{eta}", alpha=alpha, knobs={"eta": eta})
         (tmp_path / f"{alpha}-{eta}" / "latents.csv").unlink()
     suffixes = ("alpha-0.1_fedgen-eta-0.0", "alpha-0.1_fedgen-eta-1.0", "alpha-1.0")
-    assert drawn(tmp_path, *(f"{name}_{suffix}" for name in FIGURES[:2] for suffix in suffixes)) == []
+    assert drawn(tmp_path, *(f"{name}_{suffix}" for name in FIGURES[:2] for suffix in suffixes)) == [] and main([str(tmp_path)]) == 0
     assert len(pd.read_csv(tmp_path / "report" / "generator.csv")["label"].unique()) == 3
 
 

@@ -116,7 +116,7 @@ def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "report" / "results.md").read_text(encoding="utf-8").strip() in text
     written = text[text.index(str(tmp_path / "report")) :].splitlines()
     tables, drawn = ("headlines", "skew", "phases"), ("convergence", "convergence_by_bytes", "spread", "phases", "partition")
-    names = ["results.csv", "results.md", "curves.csv", *(f"{name}.{kind}" for name in tables for kind in ("csv", "tex"))]
+    names = ["results.csv", "results.md", "curves.csv", "report.html", *(f"{name}.{kind}" for name in tables for kind in ("csv", "tex"))]
     assert sorted(Path(path).name for path in written) == sorted(names + [f"{name}.{kind}" for name in drawn for kind in ("pdf", "png")])
     for path in written:
         assert Path(path).stat().st_size > 0, path
