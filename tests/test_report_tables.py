@@ -1,8 +1,6 @@
 """The report's tables and curves, each number computed again from the files, in Markdown, CSV and LaTeX."""
 
-import json
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -392,20 +390,6 @@ def test_a_strategy_looks_the_same_on_every_setting(tmp_path):
     lines = [one.given[0] for one in planned if one.stem.name.startswith("convergence_alpha")]
     assert [list(one) for one in lines] == [["fedavg", "fedgen", "fedprox"]] * 2
     assert [[len(frames["accuracy"]) for frames in one.values()] for one in lines] == [[2, 2, 2], [2, 0, 2]]
-
-
-@pytest.mark.slow
-def test_a_thousand_run_folders_take_less_than_a_minute(tmp_path):
-    """Ten strategies on ten settings with ten seeds; processor time of this process and of those that draw, for two processors."""
-    for alpha in range(1, 11):
-        for strategy in ["fedavg", *"abcdefghi"]:
-            for seed in range(10):
-                whole(tmp_path / f"{strategy}-{alpha}-{seed}", strategy, seed, alpha=alpha / 10)
-    begin = time.perf_counter()
-    assert main([str(tmp_path), "--target", "0.9"]) == 0
-    took = time.perf_counter() - begin
-    assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 100 and json.loads((tmp_path / "a-1-0/checkpoint.json").read_text())
-    assert took < 60, took
 
 
 def test_tables_come_without_files(house):
