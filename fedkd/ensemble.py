@@ -1,9 +1,10 @@
-"""A weighted mean of teachers is a teacher."""
+"""A weighted mean of teachers is a teacher; and many heads at once."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedkd.types import Output, Tensors
 
@@ -46,3 +47,11 @@ class Committee(nn.Module):
         each = [f"members.{number}." for number in range(len(self.members))]
         parts = [{key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)} for prefix in each]
         return self.members[0], parts
+
+
+def logits_of(head: nn.Module, heads: Tensors, z: Tensor) -> Tensor:  # [K, ...], [B, D] -> [K, B, C]
+    """What K heads, stacked, say of the same embeddings; linear heads as one product."""
+    if type(head) is nn.Linear and head.bias is not None:
+        products = heads["weight"].flatten(0, 1) @ z.mT + heads["bias"].flatten()[:, None]  # [K*C, B]
+        return products.unflatten(0, (-1, head.out_features)).mT
+    return torch.vmap(lambda tensors: functional_call(head, tensors, (z,)))(heads)

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from fedkd.batch import Batch, Batches
 from fedkd.bound import Bound, part, snapshot
 from fedkd.check import require
+from fedkd.ensemble import logits_of
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
@@ -52,11 +53,15 @@ class FedGen(Strategy):
         first_round: have them in the first round too, when the generator has learnt nothing.
         eta: >= 0, weight of the diversity term.
         weighting: of clients' heads: by their share of each label (``per_sample``), by the batch's mean share (``scalar``:
-            what the public code's broadcasting amounts to), or equally (``none``).
+            what the public code's broadcasting amounts to), equally (``none``), or by their numbers of examples (``examples``).
+        teacher: the round's ``heads``, each client's own, or the ``global`` one, as FL-bench has it, where nothing is ensembled.
         ensemble_loss: the ``sum_of_losses`` of the heads (public code) or the ``loss_of_mean`` logits (equation 4).
         noise: ``uniform`` in [0, 1) (public code) or ``normal`` (paper).
         server_labels: labels to train the generator on: ``uniform`` over those seen this round, or by ``counts``.
         client_labels: labels that clients draw: ``uniform`` over those reported so far, or by the last round's ``counts``.
+        client_generator: the generator's mode on clients, ``eval`` or ``train``: then each batch is normalised by itself, as in PFLlib,
+            HtFLlib and FL-bench.
+        fresh_optimizer: the generator's optimizer begins anew in each round, as in HtFLlib.
     """
 
     client_term: ClassVar[str] = "generated embeddings, latent divergence"
@@ -76,16 +81,19 @@ class FedGen(Strategy):
     regularised_steps: int | None
     first_round: bool
     eta: float
-    weighting: Literal["per_sample", "scalar", "none"]
+    weighting: Literal["per_sample", "scalar", "none", "examples"]
+    teacher: Literal["heads", "global"]
     ensemble_loss: Literal["sum_of_losses", "loss_of_mean"]
     noise: Literal["uniform", "normal"]
     server_labels: Literal["uniform", "counts"]
     client_labels: Literal["uniform", "counts"]
+    client_generator: Literal["eval", "train"]
+    fresh_optimizer: bool
 
     @property
     def only_sums(self) -> bool:
         """The mean logit of linear heads is that of the mean head: so the paper's loss needs no head of its own, and the public code's does."""
-        return self.weighting == "none" and self.ensemble_loss == "loss_of_mean"
+        return self.teacher == "global" or self.weighting == "none" and self.ensemble_loss == "loss_of_mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,12 +112,16 @@ class FedGen(Strategy):
     def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
         steps, size = batches.y.shape
         module = build(self.generator, client.task, client.model.embedding_size)
-        frozen = Bound(module.to(client.device, client.dtype)).at(shared["generator"])
+        module = module.to(client.device, client.dtype)
         chances = shared["labels"]["probabilities"].cpu().expand(steps, -1)
         y = torch.multinomial(chances, self.client_batch_size, True, generator=(client.seed / "labels").torch()).to(client.device)
         with torch.no_grad():  # the generator of a round is frozen: all its embeddings in one pass
-            generated = frozen(self.draw_noise(client.seed / "noise", y, module.noise_size, client.dtype), y.flatten())
-            latent = frozen(self.draw_noise(client.seed / "latent", batches.y, module.noise_size, client.dtype), batches.y.flatten())
+            generated, latent = (
+                self.embed(
+                    module, shared["generator"], self.draw_noise(client.seed / name, labels, module.noise_size, client.dtype), labels
+                )
+                for name, labels in (("noise", y), ("latent", batches.y))
+            )
         active = torch.arange(steps, device=client.device) < (steps if self.regularised_steps is None else self.regularised_steps)
         active = active.to(client.dtype) * float(self.first_round or server_round > 1)
         share = self.client_batch_size / client.batch_size
@@ -120,6 +132,15 @@ class FedGen(Strategy):
             "alpha": active * share * self.coefficient(self.alpha, server_round),
             "beta": active * self.coefficient(self.beta, server_round),
         }
+
+    def embed(self, module: nn.Module, tensors: Tensors, noise: Tensor, y: Tensor) -> Tensor:  # [S*B, noise_size], [S, B] -> [S*B, D]
+        """What the generator makes for each step's labels; in train mode its running statistics stay as they were."""
+        if self.client_generator == "eval":
+            return Bound(module).at(tensors)(noise, y.flatten())
+        require(y.shape[1] > 1, "client_generator", "must be eval where batches are of one example (BatchNorm needs two)", "train")
+        scratch = {key: value.clone() for key, value in tensors.items()}
+        steps = zip(noise.view(*y.shape, -1), y, strict=True)
+        return torch.cat([functional_call(module, scratch, one) for one in steps])
 
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
@@ -156,24 +177,29 @@ class FedGen(Strategy):
     def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         if self.generator_steps == 0:
             return state, {}
-        heads, counts = [part(u.state["model"], "head") for u in updates], torch.stack([u.state["labels"]["counts"] for u in updates])
-        trained, sums = self.train_generator(server, state, heads, counts, server_round)
+        heads = [part((state if self.teacher == "global" else u.state)["model"], "head") for u in updates]
+        counts, sizes = torch.stack([u.state["labels"]["counts"] for u in updates]), [u.num_examples for u in updates]
+        trained, sums = self.train_generator(server, state, heads, counts, server_round, sizes)
         return {**state, **trained}, {name: value / self.generator_steps for name, value in sums.items()}
 
     def train_generator(
-        self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int
+        self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int, sizes: Sequence[int] | None = None
     ) -> tuple[State, Metrics]:
-        """The generator after this round's steps, from the heads that clients have just trained and their counts [K, C]."""
+        """The generator after this round's steps, from the heads that clients have just trained, their counts [K, C] and, where heads are
+        weighted so, their numbers of examples [K]."""
         module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         chances = distribution(counts.sum(0), self.server_labels, torch.float64).cpu().expand(self.generator_steps, -1)
         y = torch.multinomial(chances, self.generator_batch_size, True, generator=(server.seed / "labels").torch()).to(server.device)
         noise = self.draw_noise(server.seed / "noise", y, module.noise_size, server.dtype).view(*y.shape, -1)
         shares = (1 + counts.to(server.dtype)) / (1 + counts.to(server.dtype)).sum(0)  # the public code's counts begin at one
+        if self.weighting == "examples":
+            examples = torch.tensor(sizes, dtype=server.dtype, device=server.device)
+            shares = (examples / examples.sum())[:, None].expand_as(shares)
         stacked = {key: torch.stack([head[key] for head in heads]) for key in heads[0]}
         optimizer = scaled(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
         fitted = fit(
             module, state["generator"], Batches(y, drawn={"noise": noise, "distances": distances(noise)}), partial(self.generator_loss, head=server.model.head),
-            optimizer, shared={"heads": stacked, "labels": {"shares": shares}}, optimizer_state=state.get("generator_optimizer"),
+            optimizer, shared={"heads": stacked, "labels": {"shares": shares}}, optimizer_state=None if self.fresh_optimizer else state.get("generator_optimizer"),
         )  # fmt: skip
         sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
         return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, sums
@@ -192,7 +218,7 @@ class FedGen(Strategy):
 
     def head_weights(self, shares: Tensor) -> Tensor:  # [K, B] -> [K, B]
         """Weights of the heads for each label of a batch; they sum to one over clients."""
-        if self.weighting == "per_sample":
+        if self.weighting in ("per_sample", "examples"):
             return shares
         if self.weighting == "scalar":
             return shares.mean(1, keepdim=True).expand_as(shares)
@@ -212,14 +238,6 @@ class FedGen(Strategy):
         """One noise vector for every entry of ``y``, flattened: [y.numel(), size]."""
         draw = torch.rand if self.noise == "uniform" else torch.randn
         return draw(y.numel(), size, generator=seed.torch(), dtype=dtype).to(y.device)
-
-
-def logits_of(head: nn.Module, heads: Tensors, z: Tensor) -> Tensor:  # [K, ...], [B, D] -> [K, B, C]
-    """What K heads, stacked, say of the same embeddings; linear heads as one product."""
-    if type(head) is nn.Linear and head.bias is not None:
-        products = heads["weight"].flatten(0, 1) @ z.mT + heads["bias"].flatten()[:, None]  # [K*C, B]
-        return products.unflatten(0, (-1, head.out_features)).mT
-    return torch.vmap(lambda tensors: functional_call(head, tensors, (z,)))(heads)
 
 
 @lru_cache(maxsize=8)

@@ -213,6 +213,23 @@ def test_draws_are_the_frozen_generator_s_in_eval_mode():
         assert not draws[name].requires_grad
 
 
+def test_in_train_mode_each_step_s_draws_are_normalised_by_themselves_and_the_state_stays():
+    strategy, model = fedgen(client_batch_size=5, client_generator="train"), toy()
+    site, state = client(model), strategy.init(server(model))
+    before = {key: value.clone() for key, value in state["generator"].items()}
+    module = FeatureMLP(TASK, 3, hidden=4, noise_size=2).to(DOUBLE).train()
+    module.load_state_dict(state["generator"])
+    batches = site.batches()
+    draws = strategy.draw(site, batches, state, {}, 2)
+    for name, labels, seed in (("generated", draws["generated_y"], "noise"), ("latent", batches.y, "latent")):
+        noise = torch.rand(labels.numel(), 2, generator=(site.seed / seed).torch(), dtype=DOUBLE).view(*labels.shape, 2)
+        for step in range(len(labels)):
+            torch.testing.assert_close(draws[name][step], module(noise[step], labels[step]).detach(), rtol=1e-12, atol=1e-14)
+    assert same(state["generator"], before)
+    with pytest.raises(ValueError, match="^client_generator must be eval where batches are of one example"):
+        drawn(fedgen(client_batch_size=1, client_generator="train"), 2)
+
+
 @pytest.mark.parametrize(("noise", "low", "high"), [("uniform", 0, 1), ("normal", -9, 9)])
 def test_noise_is_uniform_as_in_the_public_code_or_normal_as_in_the_paper(noise, low, high):
     drawn = fedgen(noise=noise).draw_noise(Seed(0), torch.zeros(1000), 2, DOUBLE)
@@ -295,6 +312,38 @@ def test_the_generator_s_batchnorm_learns_on_the_server_and_its_optimizer_goes_o
     assert state["generator"]["hidden.1.num_batches_tracked"] == 6 and state["generator_optimizer"]["step/output.weight"] == 6
 
 
+def test_heads_weigh_by_their_clients_examples():
+    strategy, model, seen = fedgen(generator_steps=1, weighting="examples"), toy(), {}
+    original = strategy.head_weights
+    strategy.head_weights = lambda shares: seen.setdefault("weights", original(shares))
+    labels = {"labels": {"counts": torch.tensor([4, 0, 4])}}
+    updates = [Update(k, examples, "mlp", {"model": snapshot(toy(k)), **labels}) for k, examples in enumerate((30, 10))]
+    finish(strategy, server(model), strategy.init(server(model)), updates, 1)
+    np.testing.assert_allclose(seen["weights"].numpy(), [[0.75] * 32, [0.25] * 32])
+
+
+def test_the_global_head_as_the_only_teacher_is_a_federation_of_clients_that_have_it():
+    """As FL-bench has it: whatever the clients' heads are, the generator learns from their mean."""
+    strategy, model = fedgen(generator_steps=5, teacher="global"), toy()
+    state = strategy.init(server(model))
+    updates = [Update(k, 10, "mlp", {"model": snapshot(toy(k)), "labels": {"counts": torch.tensor([4, 4, 4])}}) for k in range(3)]
+    found = finish(strategy, server(model), state, updates, 1)
+    alike = [replace(u, state={**u.state, "model": found["model"]}) for u in updates]
+    ensemble = finish(replace(strategy, teacher="heads"), server(model), state, alike, 1)
+    for key, value in found["generator"].items():
+        torch.testing.assert_close(value, ensemble["generator"][key], rtol=1e-9, atol=1e-12)
+    assert not same(finish(replace(strategy, teacher="heads"), server(model), state, updates, 1)["generator"], found["generator"])
+
+
+def test_a_fresh_optimizer_begins_anew_in_each_round():
+    strategy, model = fedgen(generator_steps=3, fresh_optimizer=True), toy()
+    state = strategy.init(server(model))
+    updates = [Update(0, 10, "mlp", {"model": snapshot(model), "labels": {"counts": torch.tensor([4, 4, 4])}})]
+    for number in (1, 2):
+        state = finish(strategy, server(model), state, updates, number)
+        assert state["generator_optimizer"]["step/output.weight"] == 3
+
+
 @pytest.mark.parametrize("server_round", [1, 4])
 def test_the_generator_s_learning_rate_decays_by_the_round(server_round):
     rates = []
@@ -346,7 +395,7 @@ def test_five_hundred_steps_teach_the_generator_what_disjoint_heads_know():
         ({"generator_batch_size": 1}, "generator_batch_size must be > 1"),
         ({"client_batch_size": 0}, "client_batch_size must be > 0"),
         ({"regularised_steps": -1}, "regularised_steps must be >= 0"),
-        ({"weighting": "equal"}, "weighting must be one of per_sample, scalar, none, got 'equal'"),
+        ({"weighting": "equal"}, "weighting must be one of per_sample, scalar, none, examples, got 'equal'"),
         ({"noise": "gaussian"}, "noise must be one of uniform, normal"),
     ],
 )
