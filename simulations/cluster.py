@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -119,6 +120,7 @@ def take_along() -> None:
     started = psutil.Process().children(recursive=True)
 
     def end(number: int, _: Any) -> None:
+        silence()
         for process in {*started, *psutil.Process().children(recursive=True)}:
             with suppress(psutil.Error):
                 process.kill()
@@ -127,6 +129,15 @@ def take_along() -> None:
 
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end)
+
+
+def silence() -> None:
+    """Nothing more is printed by this process: what Ray's agents have to say of their own end arrives here, and is nobody's concern."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def join(ray: Any, address: str) -> None:
