@@ -53,6 +53,12 @@ def test_every_split_and_shift_of_conf_is_shown():
     assert set(SHIFTS) == {path.stem for path in (ROOT / "conf" / "shift").glob("*.yaml")} - {"none"}
 
 
+def test_fewer_clients_than_take_part_in_a_round_are_shown_too():
+    """The page trains nobody."""
+    assert compose([]).clients_per_round > 5
+    assert panel(scene(["num_clients=5"]), "mine", SPLITS["iid"]).counts.shape == (5, 10)
+
+
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match="num_clients"):
         compare(["num_clients=0", f"output={tmp_path}"])
