@@ -48,10 +48,10 @@ def domains(lessons: Sequence[Lesson]) -> Table | None:
 
 
 def gain(name: str, labelled: dict[str, list[Lesson]], frames: dict[str, pd.DataFrame], baseline: str) -> Cell:
-    """Of the mean over domains, paired by seed; a dash where there is no such baseline."""
+    """Of the mean over domains, paired by seed; a dash where some seed has no such baseline."""
     mine = frames[name]
     for other, frame in frames.items():
-        alike = frame.index.equals(mine.index) and frame.columns.equals(mine.columns)
+        alike = mine.index.isin(frame.index).all() and frame.columns.equals(mine.columns)
         if alike and matching(labelled[name][0], labelled[other][0], baseline):
-            return percent((mine - frame).mean(axis=1), "+")
+            return percent((mine - frame.loc[mine.index]).mean(axis=1), "+")
     return Cell(DASH)

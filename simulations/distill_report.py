@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,28 +112,33 @@ def distinct(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[str]]:
 def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
     """Those that differ in the seed alone together, in its order, under a label that tells them from the others."""
     alike = [sorted(same, key=lambda one: one.seed) for same in gather(lessons, lambda one: frozenset(one.values.items()))]
-    labelled = {}
-    for same in sorted(
-        alike, key=lambda same: [natural(same[0].choice(part)) for part in ("data", "student", "teacher", "distiller", "source")]
-    ):
-        kin = [
-            other[0]
-            for other in alike
-            if all(other[0].choice(p) == same[0].choice(p) for p in ("teacher", "student", "distiller", "source"))
-        ]
-        labelled[label(same[0], kin)] = same
-    return labelled
+    named = []
+    for same in alike:
+        parts = ("teacher", "student", "distiller", "source")
+        kin = [other[0] for other in alike if all(other[0].choice(part) == same[0].choice(part) for part in parts)]
+        place = [natural(same[0].choice(part)) for part in ("data", "student", "teacher", "distiller", "source")]
+        named.append((place, label(same[0], kin), label(same[0], kin, short=False), same))
+    times = Counter(short for _, short, _, _ in named)
+    unlike = [(place, whole if times[short] > 1 else short, same) for place, short, whole, same in named]
+    return {name: same for _, name, same in sorted(unlike, key=lambda item: (item[0], natural(item[1])))}
 
 
-def label(one: Lesson, kin: Sequence[Lesson]) -> str:
+def label(one: Lesson, kin: Sequence[Lesson], short: bool = True) -> str:
     """``resnet20 > resnet8, dpk, ratio 0.5``: the choices, and what differs from others of the same choices."""
     keys = sorted({key for other in kin for key in (*other.values, *one.values) if other.values.get(key) != one.values.get(key)})
-    differing = {key: f"{key.rpartition('.')[2]} {one.values.get(key)}" for key in keys}
+    differing = {key: shown(key.rpartition(".")[2], one.values.get(key), short) for key in keys}
     source = [] if one.choice("source") == "real" else [one.choice("source")]
     own = [text for key, text in differing.items() if not key.startswith("teacher.")]
     learner = ", ".join([one.choice("student"), one.choice("distiller"), *source, *own])
     teacher = [one.choice("teacher"), *(text for key, text in differing.items() if key.startswith("teacher."))]
     return learner if one.choice("teacher") == "-" else f"{' '.join(teacher)} > {learner}"
+
+
+def shown(name: str, value: Hashable, short: bool) -> str:
+    """``beta 3.0``; ``no teaching`` where it is empty and, in ``short``, ``teaching`` alone where it is a list of words."""
+    if value is None or value in ("[]", "None"):
+        return f"no {name}"
+    return name if short and str(value).startswith("['") else f"{name} {value}"
 
 
 def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
@@ -161,10 +167,11 @@ def of_student(one: Lesson, name: str) -> float:
 
 
 def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> Cell:
-    """The gain over a baseline, paired by seed; a dash where the same seeds have none."""
+    """The gain over a baseline, paired by seed; a dash where some seed has none."""
     for others in labelled.values():
-        if matching(same[0], others[0], baseline) and [o.seed for o in others] == [s.seed for s in same]:
-            return percent([s.accuracy - o.accuracy for s, o in zip(same, others)], "+")
+        theirs = {one.seed: one.accuracy for one in others}
+        if matching(same[0], others[0], baseline) and all(one.seed in theirs for one in same):
+            return percent([one.accuracy - theirs[one.seed] for one in same], "+")
     return Cell(DASH)
 
 
