@@ -1,16 +1,18 @@
 """Published numbers beside ours: the table of an experiment. It reads files only."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from simulations.described import FIGURES, Experiment, Source
+from simulations.latex import latex
 from simulations.runs import Run
 from simulations.statistics import spread
 from simulations.summaries import summarise
-from simulations.tables import markdown_table, of_interval
+from simulations.tables import DASH, Cell, Column, Table, counts, markdown, of_interval, texts
 
 Found = Mapping[tuple[str, str], Mapping[int, Run]]
 """Finished runs by row, column and seed."""
@@ -76,37 +78,39 @@ def against(source: Source, ratio_to: str | None, cell: tuple[str, str], name: s
             f"{name}_within": ("yes" if abs(difference) <= half else "no") if known else ""}  # fmt: skip
 
 
-def markdown(experiment: Experiment, table: pd.DataFrame) -> str:
-    """The table, and what its columns mean."""
-    columns: dict[str, Sequence[str]] = {"setting": table["setting"], "strategy": table["strategy"], "n": table["num_seeds"].astype(str)}
+def beside(experiment: Experiment, found: pd.DataFrame) -> Table:
+    """What :func:`compare` has found as it is shown, and what its columns mean."""
+    settings = list(dict.fromkeys(found["setting"]))
+    columns = [texts("setting", found["setting"])] if len(settings) > 1 else []
+    columns += [texts("strategy", found["strategy"]), counts("n", found["num_seeds"].tolist())]
     for figure in experiment.shown:
-        columns[f"ours, {FIGURES[figure]}"] = texts(table, f"{figure}_mean", f"{figure}_half_width")
+        columns.append(Column(f"ours, {FIGURES[figure]}", cells(found, f"{figure}_mean", f"{figure}_half_width")))
         for name, source in experiment.sources.items():
             if source.figure == figure:
-                columns |= source_columns(table, name)
+                columns += source_columns(found, name)
         if experiment.reference is not None:
             less = f"{figure}_less_reference"
-            columns[f"less {experiment.reference}, {FIGURES[figure]}"] = texts(table, f"{less}_mean", f"{less}_half_width", "+")
-    if len(set(table["setting"])) == 1:
-        del columns["setting"]
-    return f"{experiment.title}\n\n{markdown_table(columns)}\n\n" + "\n".join(legend(experiment)) + "\n"
+            columns.append(
+                Column(f"less {experiment.reference}, {FIGURES[figure]}", cells(found, f"{less}_mean", f"{less}_half_width", "+"))
+            )
+    return Table("table", experiment.title, tuple(columns), "\n".join(legend(experiment)), tuple(found["setting"]))
 
 
-def source_columns(table: pd.DataFrame, name: str) -> dict[str, Sequence[str]]:
+def source_columns(found: pd.DataFrame, name: str) -> list[Column]:
     """A source's numbers, ours less them, and whether they lie within our interval."""
     key = name.replace(" ", "_")
-    theirs = texts(table, f"{key}_mean", f"{key}_spread") if f"{key}_spread" in table else texts(table, f"{key}_mean", "")
-    if f"{key}_lowest" in table:
-        ranges = zip(theirs, table[f"{key}_lowest"], table[f"{key}_highest"])
-        theirs = [text if np.isnan(low) else f"{text} ({low:.2f} to {high:.2f})" for text, low, high in ranges]
-    within = [text or "-" for text in table[f"{key}_within"]]
-    return {name: theirs, f"ours less {name}": texts(table, f"{key}_difference", "", "+"), f"{name} within": within}
+    theirs = cells(found, f"{key}_mean", f"{key}_spread")
+    if f"{key}_lowest" in found:
+        ranges = zip(theirs, found[f"{key}_lowest"], found[f"{key}_highest"])
+        theirs = tuple(one if np.isnan(low) else replace(one, text=f"{one.text} ({low:.2f} to {high:.2f})") for one, low, high in ranges)
+    within = texts(f"{name} within", [text or DASH for text in found[f"{key}_within"]])
+    return [Column(name, theirs), Column(f"ours less {name}", cells(found, f"{key}_difference", "", "+")), within]
 
 
-def texts(table: pd.DataFrame, mean: str, half: str, sign: str = "") -> list[str]:
+def cells(found: pd.DataFrame, mean: str, half: str, sign: str = "") -> tuple[Cell, ...]:
     """``81.20 ± 0.45``; the mean alone where there is no more, and a dash where there is nothing."""
-    halves = table[half] if half in table else [np.nan] * len(table)
-    return [of_interval(m, m - h, m + h, 0, "t", sign=sign).text for m, h in zip(table[mean], halves)]
+    halves = found[half] if half in found else [np.nan] * len(found)
+    return tuple(of_interval(m, m - h, m + h, 0, "t", sign=sign) for m, h in zip(found[mean], halves))
 
 
 def legend(experiment: Experiment) -> list[str]:
@@ -135,12 +139,14 @@ def cost(runs: Sequence[Run]) -> str:
 
 
 def write(experiment: Experiment, found: Found, folder: Path) -> tuple[str, list[Path]]:
-    """The table as text, and the files ``table.md`` and ``table.csv`` in ``folder`` that hold it."""
-    table = compare(experiment, found)
+    """The table as text, and the files ``table.md``, ``table.csv`` (all numbers) and ``table.tex`` in ``folder`` that hold it."""
+    numbers = compare(experiment, found)
+    table = beside(experiment, numbers)
     each = {run.folder: run for runs in found.values() for run in runs.values()}
-    text = f"{markdown(experiment, table)}\n{cost(list(each.values()))}\n"
-    paths = [folder / "table.md", folder / "table.csv"]
+    text = f"{markdown(table)}\n{cost(list(each.values()))}\n"
+    paths = [folder / f"table.{suffix}" for suffix in ("md", "csv", "tex")]
     folder.mkdir(parents=True, exist_ok=True)
     paths[0].write_text(text, encoding="utf-8")
-    table.to_csv(paths[1], index=False)
+    numbers.to_csv(paths[1], index=False)
+    paths[2].write_text(latex(replace(table, name=folder.name)), encoding="utf-8")
     return text, paths

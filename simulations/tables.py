@@ -144,9 +144,8 @@ def frame(table: Table) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def markdown_table(columns: Mapping[str, Sequence[str]], left: set[str] | None = None) -> str:
+def markdown_table(columns: Mapping[str, Sequence[str]], left: set[str]) -> str:
     """A Markdown table, text (the columns ``left``) to the left and numbers to the right."""
-    left = {"strategy", "less", "network", "setting"} if left is None else left
     cells = [[title, *(str(cell).replace("|", "\\|") for cell in column)] for title, column in columns.items()]
     widths = [max(2, *map(len, column)) for column in cells]
     text = [title in left for title in columns]

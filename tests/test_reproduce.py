@@ -241,6 +241,8 @@ def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
     text = capsys.readouterr().out
     home = whole / "fedgen_table1_mnist" / "reproduce" / "fedgen_table1_mnist"
     assert (home / "table.md").read_text() in text
+    in_latex = (home / "table.tex").read_text()
+    assert r"\toprule" in in_latex and in_latex.count(r" \\") == 3 and "93.84 $\\pm$ 0.25" in in_latex
     assert f"NOT as the experiment has it: {' '.join(TINY)}.\n" in text
     rows = {row["strategy"]: row for row in csv_rows(home / "table.csv")}
     for column, strategy, paper, code in (("FedAvg", "fedavg", 93.84, 94.6), ("FedGen", "fedgen", 95.52, 97.3)):
@@ -272,7 +274,7 @@ def test_figures_are_drawn_of_what_is_there(copy, capsys):
     assert reproduce.reproduce(reproduce.parse(words)) == 1, "for most of it is missing"
     home = copy / "fedgen_table1_mnist" / "reproduce" / "fedgen_figure"
     drawn = {f"alpha_1_{name}.{suffix}" for name in ("convergence", "labels") for suffix in ("pdf", "png")}
-    assert {path.name for path in home.iterdir()} - {"table.md", "table.csv"} == drawn
+    assert {path.name for path in home.iterdir()} - {"table.md", "table.csv", "table.tex"} == drawn
     assert all((home / name).stat().st_size > 5000 for name in drawn)
     assert drawn <= {Path(line).name for line in capsys.readouterr().out.splitlines()}
 
