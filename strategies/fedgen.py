@@ -59,8 +59,7 @@ class FedGen(Strategy):
         noise: ``uniform`` in [0, 1) (public code) or ``normal`` (paper).
         server_labels: labels to train the generator on: ``uniform`` over those seen this round, or by ``counts``.
         client_labels: labels that clients draw: ``uniform`` over those reported so far, or by the last round's ``counts``.
-        client_generator: the generator's mode on clients, ``eval`` or ``train``: then each batch is normalised by itself, as in PFLlib,
-            HtFLlib and FL-bench.
+        client_generator: the generator's mode on clients: ``eval``, or ``train`` (re-implementations), each batch normalised by itself.
         fresh_optimizer: the generator's optimizer begins anew in each round, as in HtFLlib.
     """
 
@@ -185,8 +184,7 @@ class FedGen(Strategy):
     def train_generator(
         self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int, sizes: Sequence[int] | None = None
     ) -> tuple[State, Metrics]:
-        """The generator after this round's steps, from the heads that clients have just trained, their counts [K, C] and, where heads are
-        weighted so, their numbers of examples [K]."""
+        """The generator after this round's steps, from the heads that clients have just trained, their counts [K, C] and examples ``sizes`` [K]."""
         module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         chances = distribution(counts.sum(0), self.server_labels, torch.float64).cpu().expand(self.generator_steps, -1)
         y = torch.multinomial(chances, self.generator_batch_size, True, generator=(server.seed / "labels").torch()).to(server.device)
