@@ -64,8 +64,7 @@ class Lesson:
     @property
     def teacher(self) -> float:
         """The teacher's accuracy; NaN without one."""
-        found = self.models.loc[self.models["network"] == "teacher", "accuracy"]
-        return found.iloc[0] if len(found) else np.nan
+        return figure(self, "teacher", "accuracy")
 
 
 def origin(folder: str | None) -> dict[str, Hashable]:
@@ -116,7 +115,8 @@ def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
     for same in alike:
         parts = ("teacher", "student", "distiller", "source")
         kin = [other[0] for other in alike if all(other[0].choice(part) == same[0].choice(part) for part in parts)]
-        place = [natural(same[0].choice(part)) for part in ("data", "student", "teacher", "distiller", "source")]
+        words = [same[0].choice("data"), same[0].choice("student"), str(task(same[0]))]
+        place = [natural(word) for word in [*words, *map(same[0].choice, ("teacher", "distiller", "source"))]]
         named.append((place, label(same[0], kin), label(same[0], kin, short=False), same))
     times = Counter(short for _, short, _, _ in named)
     unlike = [(place, whole if times[short] > 1 else short, same) for place, short, whole, same in named]
@@ -147,23 +147,27 @@ def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     columns = [texts("strategy", list(labelled)), counts("n", list(map(len, rows)))]
     columns.append(percents("teacher", [[one.teacher for one in same] for same in rows]))
     columns.append(percents("before", [[one.metrics["accuracy"].dropna().iloc[0] for one in same] for same in rows]))
-    tasks = [
-        frozenset((key, value) for key, value in same[0].values.items() if TASK.match(key) or key.startswith("student.")) for same in rows
-    ]
+    tasks = [(same[0].choice("student"), figure(same[0], "student", "parameters"), *task(same[0])) for same in rows]
     columns.append(Column("student", ranked([percent([one.accuracy for one in same]) for same in rows], tasks)))
     columns.append(percents("of teacher", [[one.accuracy / one.teacher for one in same] for same in rows]))
     for baseline in ("none", "kd"):
         columns.append(Column(f"less {baseline}", tuple(less(same, labelled, baseline) for same in rows)))
     for name, title in (("mean_average_precision", "mAP"), ("precision_100", "precision at 100")):
         if any(name in one.models for same in rows for one in same):
-            columns.append(percents(title, [[of_student(one, name) for one in same] for same in rows]))
-    columns.append(counts("parameters", [int(of_student(same[0], "parameters")) for same in rows]))
+            columns.append(percents(title, [[figure(one, "student", name) for one in same] for same in rows]))
+    columns.append(counts("parameters", [int(figure(same[0], "student", "parameters")) for same in rows]))
     return Table("distillation", "", tuple(columns), LEGEND, tuple(tasks))
 
 
-def of_student(one: Lesson, name: str) -> float:
-    """A figure of the student's."""
-    return one.models.loc[one.models["network"] == "student", name].iloc[0] if name in one.models else np.nan
+def figure(one: Lesson, network: str, name: str) -> float:
+    """A figure of the student's or the teacher's; NaN where there is none."""
+    found = one.models.loc[one.models["network"] == network, name] if name in one.models else ()
+    return found.iloc[0] if len(found) else np.nan
+
+
+def task(one: Lesson) -> tuple[tuple[str, Hashable], ...]:
+    """What is learnt from, and for how long."""
+    return tuple(sorted((key, value) for key, value in one.values.items() if TASK.match(key)))
 
 
 def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> Cell:
@@ -176,13 +180,18 @@ def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], basel
 
 
 def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
-    """``other`` is the baseline to ``one``: the same student on the same images for as long, and where it is taught, by the same teacher."""
-    shared = ("student",) if baseline == "none" else ("student", "teacher", "source")
-    tasks = [{key: value for key, value in lesson.values.items() if TASK.match(key)} for lesson in (one, other)]
+    """``other`` is the baseline to ``one``: the same student on the same images for as long, and where it is taught, by the same teacher.
+
+    Networks are the same that have one name and as many parameters.
+    """
+    networks = ("student",) if baseline == "none" else ("student", "teacher")
+    same = all(one.choice(part) == other.choice(part) for part in (*networks, *(("source",) if baseline != "none" else ())))
+    sizes = [[figure(lesson, network, "parameters") for network in networks] for lesson in (one, other)]
     return (
         other.choice("distiller") == baseline != one.choice("distiller")
-        and all(other.choice(part) == one.choice(part) for part in shared)
-        and tasks[0] == tasks[1]
+        and same
+        and np.array_equal(*sizes, equal_nan=True)
+        and task(one) == task(other)
     )
 
 

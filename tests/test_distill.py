@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -459,6 +460,24 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
         "fedavg's fedgen_cnn > mlp, kd, local_steps 3": "2",
     }  # fmt: skip
     assert f"{folders[-1]}: the same configuration and seed as {folders[-2]}, and the same accuracy" in said.out + said.err
+
+
+def test_a_baseline_has_the_same_student_and_the_same_teacher():
+    """Of one name and of as many parameters: a stem that is written out is no other network, and other widths are."""
+    from simulations.distill_report import Lesson, matching
+
+    def lesson(distiller: str, student: int = 100, teacher: int = 900, name: str = "resnet14", **config) -> Lesson:
+        taught = [] if distiller == "none" else [{"network": "teacher", "accuracy": 0.5, "parameters": teacher}]
+        models = pd.DataFrame([*taught, {"network": "student", "accuracy": 0.4, "parameters": student}])
+        choices = {"student": "resnet8", "teacher": name, "distiller": distiller, "source": "real"}
+        return Lesson(Path(), {"run": None, "seed": 0, "choices": choices, **config}, pd.DataFrame({"accuracy": [0.4]}), models)
+
+    alone, kd = lesson("none", student_stem=16), lesson("kd")
+    assert matching(kd, alone, "none") and matching(lesson("dpk"), kd, "kd") and not matching(kd, kd, "kd")
+    assert not matching(lesson("kd", student=99), alone, "none") and not matching(lesson("kd", epochs=5), alone, "none")
+    for other in (lesson("dpk", teacher=800), lesson("dpk", name="vgg13"), lesson("dpk", student=99)):
+        assert not matching(other, kd, "kd")
+    assert matching(lesson("dpk", teacher=800), alone, "none"), "any teacher"
 
 
 def test_domains_left_out_are_set_side_by_side_with_their_mean(house, tmp_path, capsys):
