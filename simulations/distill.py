@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.bound import load, part
@@ -43,7 +44,8 @@ def execute(config: DictConfig) -> Path:
     narrate()
     settle()
     check(config)
-    take_tuned(config, "distiller")
+    if get_object(config.distiller["_target_"]).scale is not None:  # there is something to be tuned
+        take_tuned(config, "distiller")
     make_absolute(config.data)
     make_absolute(config.source)
     setup = set_up(config)

@@ -116,3 +116,5 @@ def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path):
         distil(composed([*small, "distiller=at", f"tuned={tmp_path / 'tuned.csv'}"]))
     with pytest.raises(ValueError, match=r"^distiller must be a method with a weight to be tuned, got 'none'$"):
         tune_distill.tune([1], 0.2, [*small, "distiller=none"], tmp_path / "tuned.csv")
+    alone = [distil(composed([*small, "distiller=none", *given])) for given in ([], [f"tuned={tmp_path / 'tuned.csv'}"])]
+    assert alone[0] == alone[1], "in a sweep, what has no weight is run as it is"
