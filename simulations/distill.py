@@ -34,8 +34,12 @@ from simulations.process import settle
 from simulations.progress import Bar, narrate
 
 
-def execute(config: DictConfig) -> Path:
+def execute(config: DictConfig, patient: bool = False) -> Path:
     """Train the student that ``config`` describes, or what is missing of it, after its teacher; return its folder.
+
+    Args:
+        config: composed.
+        patient: where another process trains the very same, wait for it: so a teacher is trained once by several who need it.
 
     Raises:
         ValueError: the configuration is wrong; nothing was begun.
@@ -50,10 +54,10 @@ def execute(config: DictConfig) -> Path:
     make_absolute(config.source)
     setup = set_up(config)
     may_begin(setup)
-    taught = setup.taught if setup.before is None else trained(execute(setup.before))
+    taught = setup.taught if setup.before is None else trained(execute(setup.before, patient=True))
     start = begun(setup, taught or {})
     training = setup.training(start, placed(taught or {}, setup))
-    folder = DistillFolder(config, setup.hash(taught or {}, start))
+    folder = DistillFolder(config, setup.hash(taught or {}, start), patient)
     try:
         if folder.finished:
             print("finished already, skipped")
@@ -86,7 +90,7 @@ def begun(setup: Setup, taught: Tensors) -> Tensors:
     if init == "teacher":
         student = part(taught, "student")
     else:
-        folder = execute(alone(setup.config)) if init == "alone" else Path(init).expanduser().absolute()
+        folder = execute(alone(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
         student = part(trained(folder), "student")
     load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
     return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}

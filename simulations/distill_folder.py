@@ -19,8 +19,8 @@ COLUMNS = ("epoch", "accuracy", "loss", "train_loss", "lr", "seconds_train", "se
 class DistillFolder(LockedFolder):
     """The folder of a distillation."""
 
-    def __init__(self, config: DictConfig, key: str) -> None:
-        super().__init__(config, key)
+    def __init__(self, config: DictConfig, key: str, patient: bool = False) -> None:
+        super().__init__(config, key, patient)
         self.config, self.key = config, key
 
     def begin(self) -> Progress | None:

@@ -16,17 +16,18 @@ class LockedFolder:
     Args:
         config: has ``output`` and ``name``.
         key: the hash.
+        patient: another process that writes it is waited for.
 
     Raises:
         ValueError: the folder cannot be written, is in use, or holds a checkpoint of another configuration.
     """
 
-    def __init__(self, config: DictConfig, key: str) -> None:
+    def __init__(self, config: DictConfig, key: str, patient: bool = False) -> None:
         self.path = Path(config.output).expanduser().absolute() / config.name / key
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=-1 if patient else 0)
         except Timeout:
             raise ValueError(f"output must hold run folders that no other process is writing, got {self.path}, which is in use") from None
         except OSError as error:
