@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simulations import distill_figures
 from simulations.distill_domains import domains
-from simulations.distill_report import costs, distinct, groups, ladder, ordered, read, table
+from simulations.distill_report import costs, distinct, groups, ladder, members, ordered, read, students, table
 from simulations.drawings import Drawing
 from simulations.parts import Part
 
@@ -21,8 +21,9 @@ def part(folders: Sequence[Path], output: Path) -> tuple[Part | None, list[str]]
     if not lessons:
         return None, notes
     lessons, again = distinct(lessons)
+    lessons = students(lessons)
     labelled = groups(lessons)
-    tables = [table(labelled), costs(labelled), domains(lessons)]
+    tables = [table(labelled), costs(labelled), members(labelled), domains(lessons)]
     drawings = [Drawing("Accuracy by epoch", output / "curves", distill_figures.curves, (labelled, output / "curves"))]
     if steps := ladder(labelled):
         tables.append(ordered(steps))

@@ -108,9 +108,27 @@ def distinct(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[str]]:
     ]
 
 
+def students(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """All but those that are here as somebody's teacher alone: trained with labels, from a seed that no student has."""
+    taught = [one for one in lessons if not np.isnan(one.teacher)]
+    seeds = {one.seed for one in taught}
+    teachers = {(one.config["teacher_seed"], figure(one, "teacher", "parameters"), one.teacher) for one in taught}
+    return [one for one in lessons if one.seed in seeds or (one.seed, figure(one, "student", "parameters"), one.accuracy) not in teachers]
+
+
+def alike_but_for_seeds(lessons: Sequence[Lesson]) -> list[list[Lesson]]:
+    """Those that differ in the seed alone together, in its order; and in the teacher's, where no seed has two teachers."""
+    together = []
+    for same in gather(lessons, lambda one: frozenset(item for item in one.values.items() if item[0] != "teacher_seed")):
+        teachers = {(one.seed, one.values.get("teacher_seed")) for one in same}
+        one_each = len(teachers) == len({seed for seed, _ in teachers})
+        together += [same] if one_each else gather(same, lambda one: one.values.get("teacher_seed"))
+    return [sorted(same, key=lambda one: one.seed) for same in together]
+
+
 def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
-    """Those that differ in the seed alone together, in its order, under a label that tells them from the others."""
-    alike = [sorted(same, key=lambda one: one.seed) for same in gather(lessons, lambda one: frozenset(one.values.items()))]
+    """Those that differ in seeds alone together, under a label that tells them from the others."""
+    alike = alike_but_for_seeds(lessons)
     named = []
     for same in alike:
         parts = ("teacher", "student", "distiller", "source")
@@ -173,10 +191,15 @@ def task(one: Lesson) -> tuple[tuple[str, Hashable], ...]:
 def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> Cell:
     """The gain over a baseline, paired by seed; a dash where some seed has none."""
     for others in labelled.values():
-        theirs = {one.seed: one.accuracy for one in others}
-        if matching(same[0], others[0], baseline) and all(one.seed in theirs for one in same):
-            return percent([one.accuracy - theirs[one.seed] for one in same], "+")
+        theirs = {pairing(one, baseline): one.accuracy for one in others}
+        if matching(same[0], others[0], baseline) and all(pairing(one, baseline) in theirs for one in same):
+            return percent([one.accuracy - theirs[pairing(one, baseline)] for one in same], "+")
     return Cell(DASH)
+
+
+def pairing(one: Lesson, baseline: str) -> tuple[Hashable, ...]:
+    """What a student has in common with that of the baseline that it is paired with: the seed, and where both are taught, the teacher's."""
+    return (one.seed,) if baseline == "none" else (one.seed, one.values.get("teacher_seed"))
 
 
 def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
@@ -217,6 +240,32 @@ def costs(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     columns.append(percents("accuracy", [[row["accuracy"] for row in same] for same in alike]))
     legend = "Multiply-adds and median milliseconds for one image; accuracy in %, as above."
     return Table("costs", "What each network costs and knows", tuple(columns), legend)
+
+
+def members(labelled: Mapping[str, Sequence[Lesson]]) -> Table | None:
+    """Each network of an online ensemble beside the same network trained alone, paired by seed; None without any."""
+    rows = []
+    for name, same in labelled.items():
+        networks = [network for network in same[0].models["network"] if network != "teacher"]
+        for network in networks if len(networks) > 1 else ():
+            size = figure(same[0], network, "parameters")
+            mine = {one.seed: figure(one, network, "accuracy") for one in same}
+            alone = {one.seed: one.accuracy for others in labelled.values() if like(others[0], same[0], size) for one in others}
+            gains = [mine[seed] - alone[seed] for seed in mine if seed in alone]
+            rows.append((f"{name}, {network}", int(size), list(mine.values()), list(alone.values()), gains))
+    if not rows:
+        return None
+    names, sizes, together, alone, gains = zip(*rows)
+    columns = [texts("network", names), counts("n", list(map(len, together))), counts("parameters", sizes)]
+    columns += [percents("in the ensemble", together), percents("alone", alone)]
+    columns.append(Column("gain", tuple(percent(values, "+") if values else Cell(DASH) for values in gains)))
+    return Table("members", "Networks of an ensemble", tuple(columns), "Accuracy in %; alone: as many parameters, trained with labels for as long; the gain is paired by seed.")
+
+
+def like(one: Lesson, member: Lesson, parameters: float) -> bool:
+    """``one`` is a network of a member's size, trained with labels alone on the same images for as long."""
+    same = one.choice("student") == member.choice("student") and task(one) == task(member)
+    return one.choice("distiller") == "none" and same and figure(one, "student", "parameters") == parameters
 
 
 def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:

@@ -92,12 +92,18 @@ def choose(rows: Sequence[dict[str, object]], table: Path) -> float:
     append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in rows])
     shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in rows)
     total = {name: sum(row[name] for row in rows) for name in COST}
-    print(f"tuned: {best['strategy']} {best['key']}={best['value']:g} (held-out accuracy on own labels {shown})")
+    print(f"tuned: {best['strategy']} {best['key']}={best['value']:g} (held-out accuracy on own labels {shown}){edge(rows, best)}")
     print(
         f"cost: {len(rows)} runs, {total['rounds_done']} rounds, {total['client_updates']} client updates, {total['seconds']:.1f} s",
         flush=True,
     )
     return best["value"]
+
+
+def edge(rows: Sequence[dict[str, object]], best: dict[str, object]) -> str:
+    """A warning where the best value has others on one side alone."""
+    values = sorted(row["value"] for row in rows)
+    return "; the last of the grid: a better one may lie beyond" if best["value"] in (values[0], values[-1]) else ""
 
 
 def judged(folder: Path) -> float:

@@ -15,7 +15,7 @@ from fedkd.check import require
 from simulations.distill import composed, execute
 from simulations.distill_folder import rows
 from simulations.record import append
-from simulations.tune import COLUMNS, each, parser
+from simulations.tune import COLUMNS, each, edge, parser
 
 
 def tune(factors: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
@@ -45,7 +45,7 @@ def tune(factors: Sequence[float], share: float, overrides: Sequence[str], table
     table.parent.mkdir(parents=True, exist_ok=True)
     append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in found])
     shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in found)
-    print(f"tuned: {name} {best['key']}={best['value']:g} (held-out accuracy {shown})", flush=True)
+    print(f"tuned: {name} {best['key']}={best['value']:g} (held-out accuracy {shown}){edge(found, best)}", flush=True)
     return best["value"]
 
 

@@ -1,0 +1,76 @@
+"""What a report says of distillations that differ in more than their own seed, on real trainings of real digits."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from simulations.distill import execute
+from simulations.distill_report import groups, members, read, students
+from simulations.report import main
+from tests.test_distill import small
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    """One folder for all, so that a teacher is trained once."""
+    return tmp_path_factory.mktemp("house")
+
+
+def test_students_of_whom_each_has_its_own_teacher_are_one_row_and_those_of_two_teachers_are_two(house):
+    own = [read(execute(small("kd", house, f"seed={seed}", f"teacher_seed={seed + 10}"))) for seed in (0, 1)]
+    assert [[one.seed for one in same] for same in groups(own).values()] == [[0, 1]]
+    again = read(execute(small("kd", house, "seed=0", "teacher_seed=11")))
+    found = groups([*own, again])
+    assert sorted((name, [one.folder for one in same]) for name, same in found.items()) == [
+        ("resnet14 > resnet8, kd, teacher_seed 10", [own[0].folder]),
+        ("resnet14 > resnet8, kd, teacher_seed 11", [again.folder, own[1].folder]),
+    ]
+
+
+def test_a_training_that_is_there_as_a_teacher_alone_is_no_student(house):
+    kind = ("teacher=resnet8", "teacher.widths=[5,6,7]")
+    taught = [execute(small("kd", house, *kind, f"seed={seed}", f"teacher_seed={seed + 10}")) for seed in (0, 1)]
+    alone = [execute(small("none", house, f"seed={seed}")) for seed in (0, 1)]
+    teachers = [execute(small("none", house, f"seed={seed}")) for seed in (10, 11)]  # the very folders in which they were trained
+    lessons = [read(folder) for folder in (*taught, *alone, *teachers)]
+    assert {one.folder for one in students(lessons)} == {*taught, *alone}
+    apart = read(execute(small("none", house, "seed=2")))
+    assert apart in students([*lessons, apart]), "one more seed of the baseline is no teacher"
+    assert {one.folder for one in students(lessons[2:])} == {*alone, *teachers}, "where nobody is taught, nobody is a teacher"
+
+
+def test_a_gain_over_kd_is_that_over_the_student_of_the_same_teacher(house, tmp_path):
+    folders = [
+        execute(small(name, house, "teacher_seed=10", *more))
+        for name, more in (("kd", ()), ("kd", ("seed=1",)), ("sp", ()), ("sp", ("seed=1",)))
+    ]
+    other = execute(small("sp", house, "seed=2", "teacher_seed=12"))
+    kd = execute(small("kd", house, "seed=2", "teacher_seed=13"))
+    assert main([*map(str, [*folders, other]), "--output", str(tmp_path), "--no-figures"]) == 0
+    table = pd.read_csv(tmp_path / "distillation.csv").set_index("strategy")
+    assert table.loc["resnet14 > resnet8, sp", "less kd"] == "-", "seed 2 has no student of kd"
+    assert main([*map(str, [*folders, other, kd]), "--output", str(tmp_path), "--no-figures"]) == 0
+    table = pd.read_csv(tmp_path / "distillation.csv").set_index("strategy")
+    assert table.loc["resnet14 > resnet8, sp", "less kd"] == "-", "seed 2 has one of another teacher"
+    assert main([*map(str, folders), "--output", str(tmp_path), "--no-figures"]) == 0
+    table = pd.read_csv(tmp_path / "distillation.csv").set_index("strategy")
+    mean = sum(read(folder).accuracy for folder in folders[2:]) / 2 - sum(read(folder).accuracy for folder in folders[:2]) / 2
+    assert float(table.loc["resnet14 > resnet8, sp", "less kd"]) == pytest.approx(100 * mean)
+
+
+def test_networks_of_an_ensemble_stand_beside_the_same_networks_trained_alone(house, tmp_path):
+    ensemble = [execute(small("online_ensemble", house, f"seed={seed}", "distiller.members=2")) for seed in (0, 1)]
+    narrow = [read(folder).models.set_index("network").loc["member-1"] for folder in ensemble]
+    widths = ("student.stem=5", "student.widths=[2,3,3]")
+    alone = [execute(small("none", house, f"seed={seed}", *widths)) for seed in (0, 1)]
+    lessons = [read(folder) for folder in (*ensemble, *alone)]
+    assert members(groups(lessons[2:])) is None
+    assert main([*map(str, (*ensemble, *alone)), "--output", str(tmp_path), "--no-figures"]) == 0
+    table = pd.read_csv(tmp_path / "members.csv").set_index("network")
+    row = table.loc["resnet8, online_ensemble, member-1"]
+    mine, theirs = sum(one["accuracy"] for one in narrow) / 2, sum(one.accuracy for one in lessons[2:]) / 2
+    assert row["parameters"] == narrow[0]["parameters"] and row["n"] == 2
+    assert row["in the ensemble"] == pytest.approx(100 * mine) and row["alone"] == pytest.approx(100 * theirs)
+    assert row["gain"] == pytest.approx(100 * (mine - theirs))
+    assert pd.isna(table.loc["resnet8, online_ensemble, student", "alone"]), "the widest was not trained alone"
