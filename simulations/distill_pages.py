@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simulations import distill_figures
 from simulations.distill_domains import domains
-from simulations.distill_report import costs, distinct, groups, ladder, members, ordered, read, students, table
+from simulations.distill_report import costs, distinct, groups, ladder, members, ordered, read, students, table, trainings
 from simulations.drawings import Drawing
 from simulations.parts import Part
 
@@ -28,4 +28,5 @@ def part(folders: Sequence[Path], output: Path) -> tuple[Part | None, list[str]]
     if steps := ladder(labelled):
         tables.append(ordered(steps))
         drawings.append(Drawing("Students by their teachers", output / "ladder", distill_figures.ladder, (steps, output / "ladder")))
-    return Part("Distillations", "distillation", [one for one in tables if one is not None], drawings), notes + again
+    found = [one for one in tables if one is not None]
+    return Part("Distillations", "distillation", found, drawings, {"trainings": trainings(labelled)}), notes + again

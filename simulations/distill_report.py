@@ -177,6 +177,19 @@ def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     return Table("distillation", "", tuple(columns), LEGEND, tuple(tasks))
 
 
+def trainings(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame:
+    """A row for each training: what the tables are made of, accuracies in 0..1."""
+    rows = [
+        {
+            "strategy": name, "seed": one.seed, "teacher_seed": one.config["teacher_seed"], "teacher": one.teacher,
+            "before": one.metrics["accuracy"].dropna().iloc[0], "student": one.accuracy, "folder": one.folder.name,
+        }
+        for name, same in labelled.items()
+        for one in same
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def figure(one: Lesson, network: str, name: str) -> float:
     """A figure of the student's or the teacher's; NaN where there is none."""
     found = one.models.loc[one.models["network"] == network, name] if name in one.models else ()

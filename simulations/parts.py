@@ -1,8 +1,10 @@
 """The parts of a report, federated runs and distillations: their tables and figures, and the files that hold the tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import pandas as pd
 
 from simulations.drawings import Drawing
 from simulations.latex import latex
@@ -14,12 +16,16 @@ Note = tuple[str, str]
 
 @dataclass(frozen=True)
 class Part:
-    """Tables and figures that belong together; ``name`` is that of the Markdown file with all tables."""
+    """Tables and figures that belong together; ``name`` is that of the Markdown file with all tables.
+
+    ``behind`` are the numbers behind them, by the name of their CSV file.
+    """
 
     title: str
     name: str
     tables: list[Table]
     drawings: list[Drawing]
+    behind: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def write(self, output: Path, more: Sequence[Table] = ()) -> list[Path]:
         """The tables, and ``more`` of them, as one Markdown file, and each as CSV and LaTeX."""
@@ -29,6 +35,9 @@ class Part:
             paths += [output / f"{table.name}.csv", output / f"{table.name}.tex"]
             frame(table).to_csv(paths[-2], index=False)
             paths[-1].write_text(latex(table), encoding="utf-8")
+        for name, numbers in self.behind.items():
+            paths.append(output / f"{name}.csv")
+            numbers.to_csv(paths[-1], index=False)
         return paths
 
     def __str__(self) -> str:

@@ -74,3 +74,12 @@ def test_networks_of_an_ensemble_stand_beside_the_same_networks_trained_alone(ho
     assert row["in the ensemble"] == pytest.approx(100 * mine) and row["alone"] == pytest.approx(100 * theirs)
     assert row["gain"] == pytest.approx(100 * (mine - theirs))
     assert pd.isna(table.loc["resnet8, online_ensemble, student", "alone"]), "the widest was not trained alone"
+
+
+def test_every_training_is_a_row_of_numbers(house, tmp_path):
+    folders = [execute(small("kd", house, f"seed={seed}", f"teacher_seed={seed + 10}")) for seed in (0, 1)]
+    assert main([*map(str, folders), "--output", str(tmp_path), "--no-figures"]) == 0
+    rows = pd.read_csv(tmp_path / "trainings.csv")
+    lessons = [read(folder) for folder in folders]
+    assert list(rows["folder"]) == [folder.name for folder in folders] and list(rows["teacher_seed"]) == [10, 11]
+    assert list(rows["student"]) == [one.accuracy for one in lessons] and list(rows["teacher"]) == [one.teacher for one in lessons]
