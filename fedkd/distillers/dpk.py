@@ -1,11 +1,13 @@
 """Dynamic prior knowledge: the teacher's features are target and, in part, input."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedkd.check import require
 from fedkd.distillers.distiller import Distiller, Seen, Steps, temperature, weight
@@ -49,7 +51,15 @@ def transformer(width: int, heads: int, depth: int) -> nn.Module:
     if depth == 0:
         return nn.Identity()
     block = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+    return Encoder(block, depth, enable_nested_tensor=False)
+
+
+class Encoder(nn.TransformerEncoder):
+    """PyTorch's, whose attention over so few tokens is plain products on a CPU: there the fused kernel takes several times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, P, width] -> [B, P, width]
+        with nullcontext() if x.is_cuda else sdpa_kernel(SDPBackend.MATH):
+            return super().forward(x)
 
 
 class Prior(nn.Module):
