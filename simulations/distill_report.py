@@ -26,6 +26,12 @@ TASK = re.compile(
     rf"run\.({SETTING.pattern})|(data|classes|examples|validation|epochs|steps|batch_size|milestones|lr_decay|augmentation|optimizer|precision|device)(\.|$)"
 )
 IMAGES = re.compile(rf"run\.({SETTING.pattern})|(data|classes|examples|validation)(\.|$)")
+RETRIEVAL = {
+    f"{name}{ending}": f"{title} ({similarity})"
+    for similarity, ending in (("cosine", ""), ("euclidean", "_euclidean"))
+    for name, title in (("mean_average_precision", "mAP"), ("precision_100", "top 100"), ("precision_1", "top 1"))
+}
+"""What ``models.csv`` says of retrieval, and how it is called."""
 LEGEND = """Accuracy in %: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1), after the last epoch.
 Before: the student untrained, or as it began. Of teacher: the student's accuracy as a share of its teacher's. Less none, less kd: paired by seed, on the same images with the same student (and teacher)."""
 
@@ -170,7 +176,7 @@ def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     columns.append(percents("of teacher", [[one.accuracy / one.teacher for one in same] for same in rows]))
     for baseline in ("none", "kd"):
         columns.append(Column(f"less {baseline}", tuple(less(same, labelled, baseline) for same in rows)))
-    for name, title in (("mean_average_precision", "mAP"), ("precision_100", "precision at 100")):
+    for name, title in RETRIEVAL.items():
         if any(name in one.models for same in rows for one in same):
             columns.append(percents(title, [[figure(one, "student", name) for one in same] for same in rows]))
     columns.append(counts("parameters", [int(figure(same[0], "student", "parameters")) for same in rows]))

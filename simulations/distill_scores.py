@@ -37,7 +37,10 @@ def scored(setup: Setup, network: nn.Module, tensors: Tensors) -> Score:
 
 @torch.no_grad()
 def retrieved(setup: Setup, network: nn.Module, tensors: Tensors) -> dict[str, float]:
-    """Mean average precision and precision in the first 100: the test images ask, the training images answer, by cosine of embeddings."""
+    """Mean average precision, precision in the first 100 and of the first: the test images ask, the training images answer.
+
+    By cosine of embeddings, and by their distance (``_euclidean``), with full interpolation.
+    """
     config = setup.config
 
     def embedded(examples: Examples) -> Tensor:
@@ -45,5 +48,9 @@ def retrieved(setup: Setup, network: nn.Module, tensors: Tensors) -> dict[str, f
         images = (examples.images(part, dtype_of(config)).contiguous(memory_format=torch.channels_last) for part in index)
         return torch.cat([torch.func.functional_call(network.eval(), tensors, (x,)).embedding for x in images])
 
-    found = retrieval(embedded(setup.train), setup.train.y, embedded(setup.test), setup.test.y, similarity="cosine", interp="full")
-    return {"mean_average_precision": found.mean_average_precision, "precision_100": found.precision}
+    database, queries, found = embedded(setup.train), embedded(setup.test), {}
+    for similarity, ending in (("cosine", ""), ("euclidean", "_euclidean")):
+        one = retrieval(database, setup.train.y, queries, setup.test.y, similarity=similarity, interp="full")
+        values = {"mean_average_precision": one.mean_average_precision, "precision_100": one.precision, "precision_1": one.nearest}
+        found |= {f"{name}{ending}": value for name, value in values.items()}
+    return found
