@@ -102,6 +102,8 @@ def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
     rule = f"must have labels for distiller {config.choices.get('distiller')}, which learns from them"
     require(source.labelled or not distiller.needs_labels, "source", rule, config.choices.get("source"))
     given = given if given is not None or config.run is None else origin(Path(config.run).expanduser().absolute(), config)
+    rule = "must not be alone where a run's images are not to be seen: that is a training with their labels (init=null)"
+    require(source.labelled or given is None or config.init != "alone", "init", rule, f"alone with source {config.choices.get('source')}")
     task, train, test = reduced(config, *(make("data", build(config, "data")) if given is None else given.images))
     teacher, before, taught = instructor(config, distiller, source, given)
     fresh = maker(config, "student", task)
@@ -140,12 +142,26 @@ def instructor(
     if given is not None:
         config.choices.teacher = given.network[1]
     if before is not None:
-        earlier = set_up(deepcopy(before), given)
+        earlier = prepared_by(before, given)
         rule = "must be one that learns from the run's model (this one's teacher is trained anew)"
         require(given is None or earlier.teacher is not None, "distiller", rule, config.choices.get("distiller"))
         return earlier.learner, before, None
     assert given is not None, "a teacher is trained, or a run has it"
     return given.teacher.learner, None, given.teacher.tensors
+
+
+def prepared_by(before: DictConfig, given: "Origin | None") -> Setup:
+    """The training that comes before, set up.
+
+    Raises:
+        ValueError: it cannot be; where it is not simply the teacher's own, it says that it is what ``distiller.teaching`` asks for.
+    """
+    try:
+        return set_up(deepcopy(before), given)
+    except ValueError as error:
+        if before.choices.get("distiller") == "none":
+            raise
+        raise ValueError(f"distiller.teaching asks for {before.choices.get('student')} by {before.choices.get('distiller')}: {error}") from error
 
 
 def maker(config: DictConfig, part: str, task: Task) -> Callable[..., Classifier]:
@@ -226,8 +242,9 @@ def teachers_config(config: DictConfig, distiller: Distiller, given: Origin | No
     mine.student, mine.choices.student = deepcopy(network), name
     mine.seed, mine.epochs = config.teacher_seed, config.teacher_epochs or config.epochs
     mine.tuned = None
-    mine.init, mine.flow, mine.steps = None, 0, None if config.source._target_ != labels.source._target_ else config.steps
-    for part in ("distiller", "source"):
+    other = given is None and config.source._target_ != labels.source._target_  # a run's model is prepared on what its student may see
+    mine.init, mine.flow, mine.steps = None, 0, None if other else config.steps
+    for part in ("distiller", "source") if given is None else ("distiller",):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     if overrides := list(distiller.preparation()):
         composed = compose(overrides, "distill")

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -57,8 +58,9 @@ def write(setup: Setup, folder: Path, name: str, network: nn.Module, tensors: Te
     write_atomically(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
     if config.export:
         load(network, tensors)
-        example = torch.zeros(2, *task.shape, dtype=next(network.parameters()).dtype, device=config.device)
-        program = torch.export.export(Logits(network.eval()), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        plain = deepcopy(network).cpu().eval()  # a program that needs no GPU, wherever it was trained
+        example = torch.zeros(2, *task.shape, dtype=next(plain.parameters()).dtype)
+        program = torch.export.export(Logits(plain), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, folder / f"{name}.pt2")
 
 

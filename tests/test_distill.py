@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -139,6 +140,20 @@ def test_the_teacher_is_not_moved(house):
     assert all(torch.equal(training.taught[key], taught[key]) for key in taught)
 
 
+@pytest.mark.parametrize("name", ["kd", "fitnet", "at", "sp", "pkt", "dkd", "dpk", "information_flow", "kddg", "kd_sp"])
+def test_no_method_moves_its_teacher(name, house):
+    """Neither weights nor BatchNorm's statistics, and no gradient reaches it."""
+    setup = set_up(small(name, house))
+    taught = trained(execute(setup.before))
+    assert any(key.endswith("running_mean") for key in taught)
+    training = setup.training(setup.start, {key: value.clone() for key, value in taught.items()})
+    from fedkd.distillation import Progress
+
+    training.epoch(Progress(0, setup.start))
+    assert all(torch.equal(training.taught[key], taught[key]) and training.taught[key].grad is None for key in taught)
+    assert all(one.grad is None for one in setup.teacher.parameters())
+
+
 @pytest.mark.parametrize("source", ["public", "synthetic"])
 def test_other_images_will_do(source, house):
     more = ["source.generator.width=4", "source.steps=2", "source.batch_size=16"] if source == "synthetic" else ["data@source.data=digits"]
@@ -180,6 +195,50 @@ def test_what_a_federation_ended_with_is_distilled(of, federated, house):
     assert about["num_classes"] == 10 and about["network"]["widths"] == [8]
 
 
+UNSEEN = ("source=synthetic", "source.generator.width=4", "source.steps=2", "source.batch_size=16")
+
+
+def test_what_prepares_a_run_s_model_sees_no_more_than_its_student(house, tmp_path):
+    """Without data, HSAKD's branches are trained on images that are made, by the model's own answers."""
+    run = federation(house, "strategy=fedavg", "model=resnet8", "model.widths=[5,6,7]", "model.stem=null")
+    given = (f"run={run}", "student=resnet8", "student.widths=[5,6,7]", "progress=false", "export=false", "epochs=2", f"output={tmp_path}")
+    config = composed([*given, *UNSEEN, "distiller=hsakd"])
+    setup = set_up(config)
+    assert setup.before.source == config.source and setup.before.distiller["_target_"].endswith("HSAKDTeacher")
+    folder = execute(composed([*given, *UNSEEN, "distiller=hsakd"]))
+    assert float(rows(folder)[-1]["joint"]) > 0
+    sources = [OmegaConf.load(path).source["_target_"].rpartition(".")[2] for path in tmp_path.glob("*/*/config.yaml")]
+    assert sources == ["Synthetic"] * 2, "nothing was trained on the run's images"
+    for method, message in (
+        (["distiller=hsakd_joint"], "^distiller.teaching asks for .* by hsakd_teacher: source must have labels"),
+        (["distiller=information_flow", "student=fedgen_cnn"], "^distiller.teaching asks for cifar_tiny by information_flow: init must not be alone"),
+        (["init=alone"], "^init must not be alone where a run's images are not to be seen"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            execute(composed([*given[:2], *given[3:], *UNSEEN, *method]))
+
+
+def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
+    from simulations.command import compose
+    from simulations.run import execute as run
+
+    small = ["+distill_with={distiller.width: 8, distiller.heads: 2, distiller.depth: 1, source.steps: 2, source.batch_size: 16, source.generator.width: 4}"]
+    folder = run(compose([*FEDERATION, "rounds=2", "strategy=fedavg", "distill=dpk", "distill_with.epochs=1", "+distill_with.export=false", *small, f"output={tmp_path}"]))
+    with open(folder / "distilled.csv", newline="") as file:
+        assert [row["distiller"] for row in csv.DictReader(file)] == ["dpk"]
+    unlike = set_up(composed(["distiller=dpk", "distiller.stages=last", "teacher=fedgen_cnn", "student=resnet8"]))
+    (prior,) = unlike.learner.method.stages
+    shapes = unlike.distiller.compared(unlike_pair(unlike))
+    assert len(shapes) == 1 and all(shape[1] % prior.grid == 0 for shape in shapes[0]) and prior.grid > 1
+
+
+def unlike_pair(setup):
+    """The two networks of a set-up, as a method sees them."""
+    from fedkd.distillers.pair import Pair
+
+    return Pair(setup.task, setup.learner.student, lambda: None, setup.teacher.student)
+
+
 def model_size(folder: Path) -> int:
     """Parameters of a federated run's network."""
     from simulations.teachers import aggregated, config_of
@@ -207,7 +266,9 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
         (["distiller=sp", "distiller.stage=3"], r"^distiller\.stage must be a stage of the student, which has 3 .* got 3$"),
         (["distiller=hsakd_online", "student=mlp"], r"^student must be a network with an extra stage \(ResNet, .* got 'MLP'$"),
         (["distiller=online_ensemble", "student=mlp"], r"^student must be a ResNet, .* got 'MLP'$"),
-        (["distiller=hsakd_teacher", "source=public"], r"^source must have labels for distiller hsakd_teacher, .* got 'public'$"),
+        (["distiller=hsakd_teacher", "distiller.frozen=false", "source=public"], r"^source must have labels for distiller hsakd_teacher, .* got 'public'$"),
+        (["distiller=dpk", "student=fedgen_cnn"], r"^student must be a network of as many stages as the teacher, 3, .* \(distiller\.stages=last .*\), got 2$"),
+        (["distiller=information_flow", "student=fedgen_cnn"], r"^distiller\.teaching asks for cifar_tiny by information_flow: student\.widths must leave at least one pixel"),
         (["source=public", "data@source.data=rotated_mnist"], r"^source\.data\.data\.root must hold the files of mnist, got "),
         (["run=nowhere"], r"^run must be a run folder .* got '.*nowhere'$"),
         (["epochs=0"], r"^epochs must be >= 1, got 0$"),
@@ -373,7 +434,7 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
     assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
     never = [*tiny, f"output={tmp_path / 'never'}"]
     for more, message in (
-        (["distill=hsakd"], r"^student must be a network with an extra stage"),
+        (["distill=hsakd", "distill_with.student=mlp"], r"^student must be a network with an extra stage|^distiller.teaching asks"),
         (["distill=kd", "+distill_with.of=ensemble"], r"^distill_with\.of must be model for a strategy without its clients' models, got .* fedavg$"),
         (["distill=kd", "+distill_with.source.steps=2"], r"^distill_with\.source must be one value; the keys of a part stand with a dot: .*, got"),
         (["distill=kd", "+distill_with={source.steps: 0}"], r"^source\.steps must be > 0, got 0$"),

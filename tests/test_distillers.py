@@ -14,6 +14,7 @@ from fedkd.distillers.distiller import Steps, classification
 from fedkd.distillers.dpk import Priors, choose
 from fedkd.distillers.hsakd import Branches
 from fedkd.distillers.information_flow import InformationFlow
+from fedkd.distillers.pair import Pair
 from fedkd.distillers.sp import SP
 from fedkd.distillers.weighted_sum import WeightedSum
 from fedkd.losses.alignment import unbiased_cka
@@ -107,6 +108,11 @@ def test_with_modules_that_do_nothing_only_the_student_s_patches_err():
     assert_close(replace(setup.distiller, positions="student").apart(t, made, chosen), error.sum() / (5 * (~chosen).sum()))
     assert_close(setup.distiller.apart(t, stage(t, t, chosen), chosen), torch.zeros((), dtype=torch.float64))
     assert_close(made.flatten(2)[~chosen[:, None].expand(-1, 5, -1)], s.flatten(2)[~chosen[:, None].expand(-1, 5, -1)])
+
+
+@pytest.mark.parametrize(("teacher", "student", "patches"), [(8, 8, 8), (14, 14, 7), (14, 7, 7), (28, 28, 7), (7, 7, 7), (2, 2, 2), (3, 1, 1)])
+def test_patches_divide_both_maps(teacher, student, patches):
+    assert ready("distiller=dpk").distiller.patches((3, student, student), (3, teacher, teacher)) == patches
 
 
 def test_the_share_follows_the_gap_between_the_networks():
@@ -252,6 +258,21 @@ def test_the_stem_learns_from_all_members_or_from_the_widest(detach):
     assert moved(gradients, "student.stages.0.0.") == (detach == "false")
 
 
+def test_members_stand_on_a_stem_of_any_width():
+    terms, _ = step(ready("distiller=online_ensemble", "student.stem=4", "distiller.members=3"))
+    assert float(terms["maps"]) > 0
+    setup = ready("distiller=online_ensemble", "student.stem=4", "distiller.members=3")
+    assert setup.distiller.changes(setup.learner, "member-1") == {"stem": 4, "widths": [3, 4, 4]}
+
+
+def test_images_that_are_not_square_cannot_be_turned():
+    setup = ready("distiller=hsakd_online")
+    oblong = Pair(replace(setup.task, shape=(1, 8, 6)), setup.learner.student, lambda: None)
+    for name in ("hsakd_online", "hsakd_teacher"):
+        with pytest.raises(ValueError, match=r"^data must have square images: .*, got '8x6'$"):
+            ready(f"distiller={name}").distiller.check(oblong, 8)
+
+
 def test_the_ensemble_s_answer_is_a_target_alone():
     """A head's bias is pulled by ``T (p_j - p_E)`` alone."""
     setup = ensemble("distiller.ce=0", "distiller.maps=0", "distiller.kd=1")
@@ -354,6 +375,12 @@ def test_a_weighted_sum_is_the_sum_of_its_parts():
     kd, _ = step(ready("distiller=kd"))
     sp, _ = step(ready("distiller=sp"))
     assert both == pytest.approx({"ce": kd["ce"], "kd_kd": kd["kd"], "sp_similarity": 0.5 * sp["similarity"]}, rel=1e-12)
+
+
+def test_a_weighted_sum_forgets_where_a_part_does():
+    parts = {"flow": replace(ready("distiller=information_flow", "distiller.teaching=[]").distiller, forgetful=True)}
+    assert WeightedSum(ce=1.0, parts=parts, weights={"flow": 1.0}).forgets(1)
+    assert not WeightedSum(ce=1.0, parts={"flow": replace(parts["flow"], forgetful=False)}, weights={"flow": 1.0}).forgets(1)
 
 
 def test_a_weighted_sum_s_teacher_is_prepared_as_its_part_asks():

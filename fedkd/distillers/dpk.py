@@ -15,6 +15,7 @@ from fedkd.distillers.pair import Pair, maps, same_number
 from fedkd.losses.alignment import unbiased_cka
 from fedkd.losses.hint import hint
 from fedkd.losses.kl import kl_divergence
+from fedkd.losses.rows import wide
 from fedkd.types import Metrics, Tensors
 
 
@@ -129,7 +130,7 @@ class DPK(Distiller):
         momentum: 0..1 (1 excluded), of the running mean of pi.
         initial: 0..1, pi at the beginning where it is dynamic.
         stages: ``all`` or ``last``.
-        grid: > 0, patches in a row; at most as many as a map has pixels.
+        grid: > 0, patches in a row; fewer where that does not divide a stage's maps.
         width: > 0, of tokens; a multiple of ``heads``.
         heads: > 0, of attention.
         depth: >= 0, blocks of each encoder and decoder; 0 leaves them out.
@@ -173,23 +174,23 @@ class DPK(Distiller):
             self.initial = float(self.ratio)
 
     def check(self, pair: Pair, batch_size: int) -> None:
-        same_number(pair)
+        if self.stages == "all":
+            same_number(pair, "distiller.stages=last compares the last alone")
         maps(pair)
         dynamic = self.ratio == "dynamic"
         require(batch_size > 3 or not dynamic, "batch_size", "must be > 3 where ratio=dynamic: unbiased CKA needs four images", batch_size)
-        for student, teacher in self.compared(pair):
-            grid = self.patches(student, teacher)
-            fits = all(shape[1] == shape[2] and shape[1] % grid == 0 for shape in (student, teacher))
-            require(fits, "grid", f"must divide square maps, here of {tuple(student)} and {tuple(teacher)}, into patches", grid)
+        for name, place in (("student", 0), ("teacher", 1)):
+            odd = [tuple(shapes[place]) for shapes in self.compared(pair) if shapes[place][1] != shapes[place][2]]
+            require(not odd, name, "must be a network of square maps, which are divided into patches", odd)
 
     def compared(self, pair: Pair) -> list[tuple[torch.Size, torch.Size]]:
         """The shapes of the maps that are compared, student's and teacher's."""
-        student, teacher = (sizes.stages for sizes in pair.sizes)
-        return list(zip(student, teacher))[slice(None) if self.stages == "all" else slice(-1, None)]
+        which = slice(None) if self.stages == "all" else slice(-1, None)
+        return list(zip(*(sizes.stages[which] for sizes in pair.sizes), strict=True))
 
     def patches(self, student: Sequence[int], teacher: Sequence[int]) -> int:
-        """Patches in a row."""
-        return min(self.grid, student[1], teacher[1])
+        """Patches in a row: as many as ``grid``, or the next smaller number that divides both maps."""
+        return next(number for number in range(self.grid, 0, -1) if student[1] % number == 0 == teacher[1] % number)
 
     def modules(self, pair: Pair) -> nn.Module:
         self.places = [self.patches(*shapes) ** 2 for shapes in self.compared(pair)]
@@ -220,5 +221,5 @@ class DPK(Distiller):
         student = (
             (~chosen).view(-1, 1, side, side).repeat_interleave(teacher.shape[2] // side, 2).repeat_interleave(teacher.shape[3] // side, 3)
         )
-        error = (made - teacher).square() * student
+        error = (wide(made) - wide(teacher)).square() * student
         return error.sum() / (student.sum() * teacher.shape[1]).clamp(min=1)

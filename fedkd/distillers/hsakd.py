@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedkd.batch import Batch
 from fedkd.bound import Bound
+from fedkd.check import require
 from fedkd.distillers.distiller import Distiller, classification, temperature, weight
 from fedkd.distillers.pair import Pair, same_number
 from fedkd.losses.kl import kl_divergence
@@ -42,10 +43,12 @@ class Branches(nn.Module):
         return [branch(stage.detach() if detach else stage) for branch, stage in zip(self.branches, stages, strict=True)]
 
 
-def extensible(student: Classifier) -> None:
-    """Refuse a network that has no stage more to branch to."""
+def extensible(pair: Pair) -> None:
+    """Refuse a network that has no stage more to branch to, and images that cannot be turned."""
+    height, width = pair.task.shape[-2:]
+    require(height == width, "data", "must have square images: they are turned by quarters (data.size)", f"{height}x{width}")
     try:
-        student.extra_stage()
+        pair.student.extra_stage()
     except ValueError as error:
         raise ValueError(str(error).replace("model", "student", 1)) from error
 
@@ -69,7 +72,7 @@ class HSAKD(Distiller):
     augmented knowledge distillation, IJCAI 2021, and its public code, where a student gets no labels of rotation. ``teaching`` says how
     the teacher's branches are trained: on the frozen network (HSAKD), or with it (HSAKD*, ``hsakd_joint``).
 
-    Deviations: none known; the accuracy is that of the last epoch, not the best on the test set.
+    Deviations: the accuracy is that of the last epoch, not the best on the test set; Nesterov's momentum is ``+optimizer.nesterov=true``.
 
     Args:
         joint: >= 0, weight of the branches.
@@ -100,7 +103,7 @@ class HSAKD(Distiller):
             raise ValueError(
                 f"teaching must give the teacher branches (teaching=[distiller=hsakd_teacher,init=teacher]), got {list(self.teaching)}"
             )
-        extensible(pair.student)
+        extensible(pair)
 
     def preparation(self) -> Sequence[str]:
         return self.teaching

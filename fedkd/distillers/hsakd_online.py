@@ -32,7 +32,7 @@ class HSAKDOnline(Distiller):
     The peer's answers carry no gradient. Yang, An, Cai, Xu, IJCAI 2021: the online version, in which the branches' cross-entropy trains
     the networks too. Both networks leave the house, as ``student`` and ``peer``.
 
-    Deviations: none known. Images need labels.
+    Deviations: Nesterov's momentum is ``+optimizer.nesterov=true``. Images need labels.
 
     Args:
         self_supervised: >= 0, weight of the branches' cross-entropy.
@@ -56,7 +56,7 @@ class HSAKDOnline(Distiller):
         temperature(self.temperature)
 
     def check(self, pair: Pair, batch_size: int) -> None:
-        extensible(pair.student)
+        extensible(pair)
 
     def modules(self, pair: Pair) -> nn.Module:
         return Peer(pair)

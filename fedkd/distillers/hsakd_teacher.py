@@ -22,15 +22,16 @@ class HSAKDTeacher(Distiller):
 
     Yang, An, Cai, Xu, IJCAI 2021. With ``frozen`` the network stays as it is, in eval mode, and its branches alone are trained (HSAKD's
     teacher, which begins from a network trained with labels); without, all of it is (HSAKD*). The branches are kept for the student.
+    On images without labels y is the frozen network's own answer.
 
-    Deviations: the student's schedule, not one of 100 epochs for the frozen network's branches. Images need labels.
+    Deviations: the student's schedule, not one of 100 epochs for the frozen network's branches (``teaching=[..., epochs=100,
+    'milestones=[0.3,0.6,0.9]']``).
 
     Args:
         joint: >= 0, weight of the branches.
         frozen: the network is not trained.
     """
 
-    needs_labels: ClassVar[bool] = True
     scale: ClassVar[str | None] = "joint"
 
     joint: float
@@ -40,19 +41,25 @@ class HSAKDTeacher(Distiller):
         super().__post_init__()
         weight(self.joint, "joint")
 
+    @property
+    def needs_labels(self) -> bool:
+        """Images without labels will do where the network answers for itself."""
+        return not self.frozen
+
     def check(self, pair: Pair, batch_size: int) -> None:
-        extensible(pair.student)
+        extensible(pair)
 
     def modules(self, pair: Pair) -> nn.Module:
         return Branches(pair.fresh)
 
     def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
-        assert labelled, "rotations of classes need labels"
+        assert labelled or self.frozen, "rotations of classes need labels"
         network = model.within("student")
         output = network.asleep()(turned(batch)) if self.frozen else network(turned(batch))
-        q, labels = model.within("method")(output.stages, self.frozen), joint_labels(batch.y)
+        y = batch.y if labelled else upright(output).logits.argmax(-1)
+        q, labels = model.within("method")(output.stages, self.frozen), joint_labels(y)
         terms = {
-            "ce": self.ce * classification(upright(output), None, batch.y, True),
+            "ce": self.ce * classification(upright(output), None, y, True),
             "joint": self.joint * torch.stack([cross_entropy(one, labels).mean() for one in q]).sum(),
         }
         return torch.stack(list(terms.values())).sum(), terms

@@ -12,6 +12,7 @@ from fedkd.check import require
 from fedkd.distillers.distiller import Distiller, Learner, temperature, weight
 from fedkd.distillers.pair import Pair
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.hint import hint
 from fedkd.losses.kl import kl_divergence
 from fedkd.types import Metrics, Output, Tensors
 
@@ -32,7 +33,8 @@ class Members(Learner):
         rules = [
             [w * (members - j) // members if i >= len(widths) - narrowed else w for i, w in enumerate(widths)] for j in range(1, members)
         ]
-        self.whole = tuple(pair.fresh(stem=widths[0], widths=rule) for rule in rules)  # not registered: forms of what leaves the house
+        self.stem = self.student.stages[0][0][0].out_channels
+        self.whole = tuple(pair.fresh(stem=self.stem, widths=rule) for rule in rules)  # not registered: forms of what leaves the house
         self.detach = detach
         self.method.members = nn.ModuleList(Member(network) for network in self.whole)
         self.method.adapters = nn.ModuleList(
@@ -75,7 +77,8 @@ class OnlineEnsemble(Distiller):
     knowledge distillation, ECCV 2020, and its public code: N networks of widths ``floor(width (N - j) / N)`` on one stem. Each leaves
     the house: the widest as ``student``, then ``member-1``...
 
-    Deviations: BatchNorm is evaluated with its running statistics (the public code uses the test batch's, and updates them: ``bn_eval:
+    Deviations: with ``narrowed`` below three all stages are compared (there the first so many, while the last are narrowed); every epoch's
+    networks are scored, and the last's leave the house (there the best of the ensemble on the test set). BatchNorm is evaluated with its running statistics (the public code uses the test batch's, and updates them: ``bn_eval:
     batch`` does the former). Adapters learn from the first step (there: from the second epoch, with an optimizer made anew:
     ``official_warm``). Networks begin as ResNets do here (there: Xavier's normal).
 
@@ -141,7 +144,7 @@ class OnlineEnsemble(Distiller):
             made = adapt(model, outputs)
         else:
             wide, made = [m.mean(1) for m in wide], [[stage.mean(1) for stage in output.stages] for output in outputs[1:]]
-        apart = [(target - stage).square().mean() for each in made for target, stage in zip(wide, each, strict=True)]
+        apart = [hint(target, stage).mean() for each in made for target, stage in zip(wide, each, strict=True)]
         terms = {
             "ce": self.ce * torch.stack([cross_entropy(output.logits, batch.y).mean() for output in outputs]).sum(),
             "maps": self.maps * (torch.stack(apart).sum() if apart else outputs[0].logits.new_zeros(())),
@@ -158,8 +161,7 @@ class OnlineEnsemble(Distiller):
 
     def changes(self, learner: Learner, name: str) -> dict[str, Any]:
         assert isinstance(learner, Members), "the ensemble trains its members"
-        wide = learner.student.widths
-        return {} if name == "student" else {"stem": wide[0], "widths": list(learner.whole[int(name.removeprefix("member-")) - 1].widths)}
+        return {} if name == "student" else {"stem": learner.stem, "widths": list(learner.whole[int(name.removeprefix("member-")) - 1].widths)}
 
 
 def adapt(model: Bound, outputs: list[Output]) -> list[list[Tensor]]:

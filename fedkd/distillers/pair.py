@@ -67,10 +67,11 @@ class Pair:
         return Sizes.of(self.student, self.task, "student"), Sizes.of(self.teacher, self.task, "teacher")
 
 
-def same_number(pair: Pair) -> None:
-    """Refuse networks that have not the same number of stages."""
+def same_number(pair: Pair, otherwise: str = "") -> None:
+    """Refuse networks that have not the same number of stages; ``otherwise`` is what else could be done."""
     student, teacher = (len(sizes.stages) for sizes in pair.sizes)
     rule = f"must be a network of as many stages as the teacher, {teacher}, for a method that compares all of them"
+    rule += f" ({otherwise})" if otherwise else ""
     require(student == teacher > 0, "student", rule, student)
 
 

@@ -51,6 +51,9 @@ class WeightedSum(Distiller):
     def modules(self, pair: Pair) -> nn.Module:
         return nn.ModuleDict({name: one.modules(pair) or nn.Module() for name, one in self.parts.items()})
 
+    def forgets(self, epoch: int) -> bool:
+        return any(one.forgets(epoch) for one in self.parts.values())
+
     def draw(self, steps: Steps) -> Tensors:
         return {
             f"{name}/{key}": value
