@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from simulations.distill_report import Lesson, groups, matching
-from simulations.tables import DASH, Cell, Column, Table, counts, percent, percents, texts
+from simulations.tables import DASH, Cell, Column, Table, counts, numbers, percent, percents, texts
 
 KEY = "held_out"
 
@@ -20,6 +21,11 @@ def anywhere(one: Lesson) -> Lesson:
     """The same, whichever domain is left out."""
     data = {key: value for key, value in one.config["data"].items() if key != KEY}
     return replace(one, config={**one.config, "data": data})
+
+
+def travel(one: Lesson) -> float:
+    """How far the optimizer has travelled in all."""
+    return float(one.metrics["travel"].iloc[-1])
 
 
 def accuracies(same: Sequence[Lesson], places: dict[Lesson, int | None]) -> pd.DataFrame:
@@ -43,7 +49,9 @@ def domains(lessons: Sequence[Lesson]) -> Table | None:
     columns.append(percents("mean", [frame.mean(axis=1) for frame in frames.values()]))
     for baseline in ("none", "kd"):
         columns.append(Column(f"less {baseline}", tuple(gain(name, labelled, frames, baseline) for name in frames)))
-    legend = "Accuracy in % on the domain left out; the mean over them, and its gain, by seed."
+    columns.append(numbers("travel", [float(np.mean([travel(one) for one in labelled[name]])) for name in frames]))
+    legend = """Accuracy in % on the domain left out; the mean over them, and its gain, by seed.
+Travel: the way of the weights, epoch by epoch, over the length that they had at first."""
     return Table("domains", "Domains left out", tuple(columns), legend)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from simulations.distill_report import Lesson, monotone
@@ -28,6 +29,34 @@ def curves(labelled: Mapping[str, Sequence[Lesson]], path_stem: Path) -> tuple[P
         axes.set_ylabel("Accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         legend(figure, labelled, {name: style for style, name in enumerate(labelled)})
+    return paths
+
+
+def flow(known: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
+    """Quadratic mutual information between each layer and the labels, by epoch: a panel for each way of training, the teacher's as dotted lines.
+
+    Args:
+        known: of :func:`simulations.distill_report.flows`.
+    """
+    names = list(known["strategy"].unique())
+    layers = sorted(known["layer"].unique())
+    with canvas(0.5 + 1.05 * len(names), path_stem) as (figure, paths):
+        panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, name in zip(panels, names, strict=True):
+            mine = known[known["strategy"] == name]
+            for style, layer in enumerate(layers):
+                for network, line in (("student", look(style)), ("teacher", {"color": look(style)["color"], "linestyle": ":", "linewidth": 1.0})):
+                    one = mine[(mine["network"] == network) & (mine["layer"] == layer)]
+                    axes.plot(one["epoch"], one["information"], **line)
+            axes.set_title(name, fontsize=7, loc="left", pad=2)
+            axes.grid(axis="y", linewidth=0.4, color="0.88")
+            axes.set_axisbelow(True)
+        panels[-1].set_xlabel("Epoch")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        figure.supylabel("Information about the labels", fontsize=7.5)
+        handles = [Line2D([], [], **look(style), label=f"layer {layer}") for style, layer in enumerate(layers)]
+        handles.append(Line2D([], [], color="0.3", linestyle=":", linewidth=1.0, label="teacher's"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, handlelength=3.2, labelspacing=0.3, borderpad=0.1)
     return paths
 
 

@@ -196,6 +196,20 @@ def trainings(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def flows(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame | None:
+    """What every layer of student and teacher knows of the labels, by epoch, in the mean over seeds; None where it was not measured."""
+    frames = [
+        pd.read_csv(one.folder / "flow.csv").assign(strategy=name, seed=one.seed)
+        for name, same in labelled.items()
+        for one in same
+        if (one.folder / "flow.csv").is_file()
+    ]
+    if not frames:
+        return None
+    keys = ["strategy", "network", "layer", "epoch"]
+    return pd.concat(frames).groupby(keys, sort=False)[["information", "binned"]].mean().reset_index()
+
+
 def figure(one: Lesson, network: str, name: str) -> float:
     """A figure of the student's or the teacher's; NaN where there is none."""
     found = one.models.loc[one.models["network"] == network, name] if name in one.models else ()

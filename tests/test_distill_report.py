@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from simulations.distill import execute
+from simulations.distill_pages import together
 from simulations.distill_report import groups, members, read, students
 from simulations.report import main
 from tests.test_distill import small
@@ -83,3 +84,22 @@ def test_every_training_is_a_row_of_numbers(house, tmp_path):
     lessons = [read(folder) for folder in folders]
     assert list(rows["folder"]) == [folder.name for folder in folders] and list(rows["teacher_seed"]) == [10, 11]
     assert list(rows["student"]) == [one.accuracy for one in lessons] and list(rows["teacher"]) == [one.teacher for one in lessons]
+
+
+def test_what_layers_know_is_drawn_and_written_as_it_was_measured(house, tmp_path):
+    folders = [execute(small("kd", house, f"seed={seed}", "flow=50")) for seed in (0, 1)]
+    assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
+    mine = pd.read_csv(tmp_path / "flow.csv").set_index(["network", "layer", "epoch"])["information"]
+    measured = [pd.read_csv(folder / "flow.csv").set_index(["network", "layer", "epoch"])["information"] for folder in folders]
+    assert len(mine) == 2 * 4 * 2, "two networks, three stages and the embedding, two epochs"
+    for place, value in mine.items():
+        assert value == pytest.approx((measured[0][place] + measured[1][place]) / 2)
+    assert (tmp_path / "flow.pdf").exists() and (tmp_path / "curves.pdf").exists()
+
+
+def test_more_students_than_one_figure_tells_apart_are_drawn_in_several(house):
+    names = ("none", "kd", "fitnet", "at", "sp", "pkt", "dkd", "kddg", "kd_sp")
+    lessons = [read(execute(small(name, house))) for name in names] + [read(execute(small("none", house, "epochs=3")))]
+    parts = [list(one) for one in together(groups(lessons))]
+    assert [len(one) for one in parts] == [8, 2, 1] and parts[0][0] == parts[1][0], "labels alone in each of its task"
+    assert {line for part in parts for line in part} == set(groups(lessons))
