@@ -14,12 +14,14 @@ from fedkd.distillers.distiller import Steps, classification
 from fedkd.distillers.dpk import Priors, choose
 from fedkd.distillers.hsakd import Branches
 from fedkd.distillers.information_flow import InformationFlow
+from fedkd.distillers.online_ensemble import Members
 from fedkd.distillers.pair import Pair
 from fedkd.distillers.sp import SP
 from fedkd.distillers.weighted_sum import WeightedSum
 from fedkd.losses.alignment import unbiased_cka
 from fedkd.losses.kl import kl_divergence
 from fedkd.losses.rotation import rotations
+from fedkd.models.resnet import ResNet
 from fedkd.models.wide_resnet import WideResNet
 from fedkd.seed import Seed
 from fedkd.types import Output, Task
@@ -256,6 +258,44 @@ def test_the_widest_member_s_maps_are_a_target_alone():
 def test_the_stem_learns_from_all_members_or_from_the_widest(detach):
     _, gradients = step(ensemble("distiller.ce=0", "distiller.kd=0", f"distiller.detach={detach}"))
     assert moved(gradients, "student.stages.0.0.") == (detach == "false")
+
+
+@pytest.mark.parametrize(("classes", "first", "last"), [(10, 1_730_714, 63_063), (100, 1_736_564, 64_233)])
+def test_five_members_of_a_resnet_110_have_the_paper_s_widths_and_sizes(classes, first, last):
+    kind = ready("distiller=online_ensemble", "student=resnet110", "student.widths=[16,32,64]").config.student
+    task = Task("cifar", (3, 32, 32), classes, (), (0.0,) * 3, (1.0,) * 3)
+
+    def fresh(**changes):
+        return ResNet(task, **{"depth": kind.depth, "widths": (16, 32, 64), "stem": None, **changes})
+
+    members = Members(Pair(task, fresh(), fresh), 5, 3, False)
+    networks = [members.student, *members.whole]
+    assert [list(one.widths) for one in networks] == [[16, 32, 64], [12, 25, 51], [9, 19, 38], [6, 12, 25], [3, 6, 12]]
+    sizes = [sum(p.numel() for p in one.parameters()) for one in networks]
+    assert (sizes[0], sizes[-1]) == (first, last) and (classes == 100 or sizes == [1_730_714, 1_086_716, 610_198, 262_161, 63_063])
+
+
+def test_members_of_one_answer_have_nothing_to_learn_from_it():
+    setup = ensemble("distiller.ce=0", "distiller.maps=0")
+    same = {key: torch.zeros_like(value) if ".head." in key else value for key, value in setup.start.items()}
+    terms, gradients = step(setup, start=same)
+    assert float(terms["kd"]) == 0 and all(value.abs().max() < 1e-14 for value in gradients.values() if value is not None)
+
+
+def test_the_stem_s_gradient_is_the_sum_of_all_members_or_the_widest_s():
+    """Labels alone: with each member's own answer as the only loss, the parts add up to the whole."""
+    whole, detached = (step(ensemble("distiller.kd=0", "distiller.maps=0", f"distiller.detach={flag}"))[1] for flag in ("false", "true"))
+    setup = ensemble("distiller.kd=0", "distiller.maps=0")
+    x, y = (value := first_batch(setup)).x, value.y
+    stem = [name for name in whole if name.startswith("student.stages.0.0.") and name.endswith("weight")]
+    parts = []
+    for member in range(3):
+        learner = set_up(setup.config).learner.train()
+        (0.7 * torch.nn.functional.cross_entropy(learner(x)[member].logits, y)).backward()
+        parts.append({name: dict(learner.named_parameters())[name].grad for name in stem})
+    for name in stem:
+        assert_close(whole[name], sum(part[name] for part in parts))
+        assert_close(detached[name], parts[0][name])
 
 
 def test_members_stand_on_a_stem_of_any_width():
