@@ -21,6 +21,7 @@ Values = dict[str, Hashable]
 
 ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
 COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
+MEASURED = re.compile(r"(accuracy|generator|synthesis|distillation)_|simulated_time$|(train_)?loss$")
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
     r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*|diagnose_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
 )
@@ -178,6 +179,9 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
     got, last = clients["accuracy_own_labels"], own.iloc[-1] if len(own) else 0
     if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
         raise ValueError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
+    each = [set(rows) for _, rows in clients.groupby("round")["client"]]
+    if clients.duplicated(["round", "client"]).any() or any(one != each[0] for one in each):
+        raise ValueError("corrupt: clients.csv must hold the same clients, each once, in every evaluated round")
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:
@@ -187,13 +191,14 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
         raise ValueError(f"corrupt: metrics.csv lacks the columns {', '.join(lacking)}")
     if metrics["round"].tolist() != list(range(1, rounds + 1)):
         raise ValueError(f"corrupt: metrics.csv must hold the rounds 1..{rounds}, one row each, got {len(metrics)} rows")
-    counted = [*needed, *(["simulated_time"] if "simulated_time" in metrics else [])]
+    counted = [*needed, *(name for name in metrics if name not in needed and MEASURED.match(name))]
     if odd := [column for column in counted if not pd.api.types.is_numeric_dtype(metrics[column])]:
         raise ValueError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
     accuracies = metrics[list(ACCURACIES)].to_numpy(float)
+    others = metrics[[name for name in metrics if name.startswith("accuracy_") and name != "accuracy_spread"]].to_numpy(float)
     if np.isnan(accuracies[:, :2]).all():  # of the worst tenth alone there is no headline
         raise ValueError("nothing to report: no round was evaluated")
-    if ((accuracies < 0) | (accuracies > 1)).any() or np.isnan(metrics[["bytes_up", "bytes_down"]].to_numpy(float)).any():
+    if any(((values < 0) | (values > 1)).any() for values in (accuracies, others)) or np.isnan(metrics[["bytes_up", "bytes_down"]].to_numpy(float)).any():
         raise ValueError("corrupt: metrics.csv must hold accuracies in 0..1, and bytes in every row")
 
 

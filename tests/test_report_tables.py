@@ -317,6 +317,26 @@ def test_clients_that_are_corrupt_leave_a_run_out_and_the_report_lists_it(tmp_pa
     assert pd.read_csv(tmp_path / "report" / "headlines.csv")["n"].tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "why"),
+    [
+        ("metrics.csv", lambda rows: rows.assign(accuracy_class_00="good"), "something else in accuracy_class_00"),
+        ("metrics.csv", lambda rows: rows.assign(accuracy_class_00=100 * rows["accuracy_class_00"]), "accuracies in 0..1"),
+        ("metrics.csv", lambda rows: rows.assign(generator_loss="low"), "something else in generator_loss"),
+        ("clients.csv", lambda rows: rows[:-2], "the same clients, each once"),
+        ("clients.csv", lambda rows: pd.concat([rows, rows[-3:]]), "the same clients, each once"),
+    ],
+)
+def test_what_is_corrupt_anywhere_is_left_out_and_not_averaged(name, spoil, why, tmp_path):
+    for seed in range(2):
+        whole(tmp_path / f"r{seed}", "fedavg", seed)
+    path = tmp_path / "r1" / name
+    spoil(pd.read_csv(path)).to_csv(path, index=False)
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    (said,) = pd.read_csv(tmp_path / "report" / "left_out.csv")["why"]
+    assert why in said and pd.read_csv(tmp_path / "report" / "headlines.csv")["n"].tolist() == [1]
+
+
 def test_until_cuts_clients_too(tmp_path):
     whole(tmp_path / "a", "fedavg", 0)
     run = read(tmp_path / "a", until=5)
