@@ -1,6 +1,6 @@
 """Tests of strategies against a baseline: the same seeds draw the same partition, so that runs of one seed are pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def comparisons(groups: Sequence[Group], baseline: str, kind: str = "t") -> Tabl
         numbers("d", [test.effect for test in found], "+.2f"),
     ]
     for title, p_values in (("t", [test.t_test for test in found]), ("Wilcoxon", [test.wilcoxon for test in found])):
-        columns += [_p_values(f"p, {title}", p_values), _p_values(f"p, {title}, Holm", holm(p_values))]
+        columns += [p_values(f"p, {title}", p_values), p_values(f"p, {title}, Holm", holm(p_values))]
     number = sum(np.isfinite(test.wilcoxon) for test in found)
     legend = "\n".join([LEGEND.format(kind=INTERVALS[kind], number=number), *warnings(found)])
     return Table("comparisons", "Tests against the baseline", tuple(columns), legend, tuple((row[2], row[0].setting) for row in tested))
@@ -52,9 +52,13 @@ def comparisons(groups: Sequence[Group], baseline: str, kind: str = "t") -> Tabl
 
 def warnings(found: Sequence[Paired]) -> list[str]:
     """What so few seeds cannot show, in sentences."""
-    number = sum(np.isfinite(test.wilcoxon) for test in found)
+    return few([test.n for test in found], sum(np.isfinite(test.wilcoxon) for test in found))
+
+
+def few(pairs: Iterable[int], number: int) -> list[str]:
+    """What so few ``pairs`` cannot show where ``number`` comparisons are made."""
     lines = []
-    for n in sorted({test.n for test in found if test.n < ENOUGH}):
+    for n in sorted({int(n) for n in pairs if 0 < n < ENOUGH}):  # NaN: nothing is compared
         if n == 1:
             lines.append("n = 1: a single pair has no interval, and nothing is tested.")
             continue
@@ -71,6 +75,6 @@ def _paired(one: Group, base: Group, name: str, kind: str) -> Paired:
     return paired(100 * np.subtract(by_seed(one, name), by_seed(base, name)), kind)
 
 
-def _p_values(title: str, values: Sequence[float]) -> Column:
+def p_values(title: str, values: Sequence[float]) -> Column:
     """p-values, small ones as a bound."""
     return Column(title, tuple(Cell(DASH if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001", float(p)) for p in values))

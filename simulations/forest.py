@@ -12,7 +12,7 @@ from simulations.look import COLOURS, canvas
 def forest(table: pd.DataFrame, figure: str, reference: str, path_stem: Path | str) -> tuple[Path, Path]:
     """A line for each strategy of one setting: the mean difference from ``reference``, paired by seed, and its 95 % interval.
 
-    An interval that excludes zero has a filled marker. What lies far from all others stands at the axis' end, as a number.
+    An interval, not corrected for their number, that excludes zero has a filled marker. What lies far from all others stands at the axis' end, as a number.
 
     Args:
         table: of :func:`simulations.published.compare`, one setting's rows.
@@ -44,7 +44,7 @@ def forest(table: pd.DataFrame, figure: str, reference: str, path_stem: Path | s
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         axes.set_axisbelow(True)
         drawing.supxlabel(
-            f"{FIGURES[figure]}: points above {reference}\n(95 % interval, paired by seed, {numbers(kept['num_pairs'])})", fontsize=7.5
+            f"{FIGURES[figure]}: points above {reference}\n(95 % interval, uncorrected, paired by seed, {numbers(kept['num_pairs'])})", fontsize=7.5
         )
     return paths
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simulations.comparisons import few, p_values
 from simulations.described import FIGURES, Experiment, Source
 from simulations.latex import latex
 from simulations.runs import Run
-from simulations.statistics import spread
+from simulations.statistics import holm, paired, spread
 from simulations.summaries import summarise
 from simulations.tables import DASH, Cell, Column, Table, counts, markdown, of_interval, texts
 
@@ -27,7 +28,12 @@ def compare(experiment: Experiment, found: Found) -> pd.DataFrame:
     values = {cell: {seed: scaled(run) for seed, run in runs.items()} for cell, runs in found.items()}
     if experiment.ratio_to is not None:
         values = {cell: over(runs, values.get((cell[0], experiment.ratio_to), {})) for cell, runs in values.items()}
-    return pd.DataFrame([_row(experiment, cell, values) for cell in experiment.cells()])
+    found = pd.DataFrame([_row(experiment, cell, values) for cell in experiment.cells()])
+    for figure in experiment.shown if experiment.reference is not None else ():
+        less = f"{figure}_less_reference"
+        for rows in found.groupby("setting").groups.values():  # one family of tests: all columns of a setting
+            found.loc[rows, f"{less}_p_holm"] = holm(found.loc[rows, f"{less}_p"])
+    return found
 
 
 def scaled(run: Run) -> dict[str, float]:
@@ -60,8 +66,9 @@ def _row(
         theirs = values.get((cell[0], experiment.reference), {}) if cell[1] != experiment.reference else {}
         for figure in experiment.shown:
             pairs = [mine[seed][figure] - theirs[seed][figure] for seed in sorted(mine.keys() & theirs.keys())]
-            mean, half = spread(np.array(pairs, float))
-            row |= {f"{figure}_less_reference_mean": mean, f"{figure}_less_reference_half_width": half, "num_pairs": len(pairs)}
+            (mean, half), test, less = spread(np.array(pairs, float)), paired(pairs), f"{figure}_less_reference"
+            row |= {f"{less}_mean": mean, f"{less}_half_width": half, f"{less}_d": test.effect, f"{less}_p": test.t_test}
+            row["num_pairs"] = len(pairs)
     return row
 
 
@@ -93,7 +100,11 @@ def beside(experiment: Experiment, found: pd.DataFrame) -> Table:
             columns.append(
                 Column(f"less {experiment.reference}, {FIGURES[figure]}", cells(found, f"{less}_mean", f"{less}_half_width", "+"))
             )
-    return Table("table", experiment.title, tuple(columns), "\n".join(legend(experiment)), tuple(found["setting"]))
+            columns.append(p_values("p, Holm", found[f"{less}_p_holm"]))
+    lines = legend(experiment)
+    if experiment.reference is not None:
+        lines += few(found["num_pairs"], max((found[f"{name}_less_reference_p"].notna().sum() for name in experiment.shown), default=0))
+    return Table("table", experiment.title, tuple(columns), "\n".join(lines), tuple(found["setting"]))
 
 
 def source_columns(found: pd.DataFrame, name: str) -> list[Column]:
@@ -127,7 +138,8 @@ def legend(experiment: Experiment) -> list[str]:
     if experiment.ratio_to is not None:
         lines.append(f"All figures are ratios to {experiment.ratio_to}'s, by seed; those of others are ratios of their means.")
     if experiment.reference is not None:
-        lines.append(f"Less {experiment.reference}: paired by seed, ± half-width of the 95 % interval of the mean difference.")
+        lines.append(f"Less {experiment.reference}: paired by seed, ± half-width of the 95 % interval of the mean difference, "
+                     "which is not corrected; p of the paired t test, by Holm's correction for all comparisons of a figure in a setting.")
     return [*lines, *([experiment.note] if experiment.note else [])]
 
 

@@ -287,6 +287,24 @@ def fake(seed: int, **figures: float) -> Run:
     return Run(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
 
 
+def test_differences_from_the_reference_are_tested_and_corrected_for_their_number():
+    from scipy.stats import ttest_rel
+
+    experiment = Experiment(title="t", seeds=[0, 1, 2], rows={"r": []}, columns={name: [] for name in "ABC"}, reference="A", figures=["accuracy_last"])
+    values = {"A": [0.50, 0.52, 0.51], "B": [0.55, 0.571, 0.562], "C": [0.505, 0.531, 0.509]}
+    found = {("r", name): {seed: fake(seed, accuracy=value) for seed, value in enumerate(each)} for name, each in values.items()}
+    table = published.compare(experiment, found).set_index("strategy")
+    plain = [ttest_rel(values[name], values["A"]).pvalue for name in "BC"]
+    assert table.loc[["B", "C"], "accuracy_last_less_reference_p"].tolist() == pytest.approx(plain)
+    holm = [min(1, 2 * plain[0]), max(2 * plain[0], plain[1])]  # B's is the smaller
+    assert table.loc[["B", "C"], "accuracy_last_less_reference_p_holm"].tolist() == pytest.approx(holm)
+    shown = published.beside(experiment, published.compare(experiment, found))
+    (column,) = [one for one in shown.columns if one.title == "p, Holm"]
+    assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
+    assert "n = 3 is too few" in shown.legend and "corrected for 2 comparisons no p below 0.5" in shown.legend
+    assert "too few" not in published.beside(replace(experiment, reference=None), published.compare(replace(experiment, reference=None), found)).legend
+
+
 def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     experiment = Experiment(
         title="t", seeds=[0, 1], rows={"r": []}, columns={"A": [], "B": []}, reference="A",
