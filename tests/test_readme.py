@@ -70,3 +70,12 @@ def test_speeds_are_those_that_were_measured() -> None:
 
 def test_the_table_of_ingredients_is_the_code_s_own() -> None:
     assert ingredients.table() in README
+
+
+def test_results_of_distillation_are_those_of_the_reports() -> None:
+    """Every mean with its interval that the sections on real images show stands in a report that was kept."""
+    section = README.partition("### On real images")[2].partition("## Add a strategy")[0]
+    shown = re.findall(r"[+-]?\d+\.\d+ ± \d+\.\d+", section)
+    kept = "\n".join(path.read_text() for path in (ROOT / "simulations" / "results").glob("*/distillation.md"))
+    assert len(shown) > 20
+    assert not [one for one in shown if one not in kept]
