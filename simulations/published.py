@@ -100,7 +100,7 @@ def beside(experiment: Experiment, found: pd.DataFrame) -> Table:
             columns.append(
                 Column(f"less {experiment.reference}, {FIGURES[figure]}", cells(found, f"{less}_mean", f"{less}_half_width", "+"))
             )
-            columns.append(p_values("p, Holm", found[f"{less}_p_holm"]))
+            columns.append(p_values(f"p, Holm, {FIGURES[figure]}", found[f"{less}_p_holm"]))
     lines = legend(experiment)
     if experiment.reference is not None:
         lines += few(found["num_pairs"], max((found[f"{name}_less_reference_p"].notna().sum() for name in experiment.shown), default=0))
@@ -150,12 +150,12 @@ def cost(runs: Sequence[Run]) -> str:
     return f"{len(runs)} runs, {rounds:,} rounds; local training, server and evaluation by the runs' own clocks {seconds / 60:.1f} minutes in all."
 
 
-def write(experiment: Experiment, found: Found, folder: Path) -> tuple[str, list[Path]]:
-    """The table as text, and the files ``table.md``, ``table.csv`` (all numbers) and ``table.tex`` in ``folder`` that hold it."""
+def write(experiment: Experiment, found: Found, folder: Path, notes: Sequence[str] = ()) -> tuple[str, list[Path]]:
+    """The table as text, with ``notes`` below it, and the files ``table.md``, ``table.csv`` (all numbers) and ``table.tex`` in ``folder`` that hold it."""
     numbers = compare(experiment, found)
     table = beside(experiment, numbers)
     each = {run.folder: run for runs in found.values() for run in runs.values()}
-    text = f"{markdown(table)}\n{cost(list(each.values()))}\n"
+    text = "\n".join([markdown(table), cost(list(each.values())), *notes, ""])
     paths = [folder / f"table.{suffix}" for suffix in ("md", "csv", "tex")]
     folder.mkdir(parents=True, exist_ok=True)
     paths[0].write_text(text, encoding="utf-8")

@@ -8,15 +8,17 @@ shows progress as plain lines; ``only=plan`` shows what is there and what is not
 else overrides the configuration of every run. The exit code is 0 where nothing is left to be done.
 """
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
@@ -30,8 +32,12 @@ from simulations.experiment import Planned, counted, refreshed, unfinished
 from simulations.forest import forest
 from simulations.groups import Group
 from simulations.progress import Board, narrate
+from simulations.record import append, commit
 from simulations.runs import Run, read
 from simulations.sweep import ready, sweep
+
+TIMES = "times.csv"
+"""What each sweep has taken by the clock."""
 
 
 def reproduce(asked: Asked) -> int:
@@ -72,8 +78,10 @@ def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
         asked.home / "reproduce" / "log",
         Board(quiet=asked.quiet),
     )
-    took = timedelta(seconds=round(time.monotonic() - began))
-    print(f"{len(left) - len(failed)} runs done in {took}, {asked.jobs} at a time", flush=True)
+    took = time.monotonic() - began
+    asked.results.mkdir(parents=True, exist_ok=True)
+    append(asked.results / TIMES, ("runs", "jobs", "seconds"), [{"runs": len(left) - len(failed), "jobs": asked.jobs, "seconds": round(took, 1)}])
+    print(f"{len(left) - len(failed)} runs done in {timedelta(seconds=round(took))}, {asked.jobs} at a time", flush=True)
     return failed
 
 
@@ -138,11 +146,37 @@ def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
             found.setdefault((run.row, run.column), {})[run.seed] = folders[run.folder]
         except ValueError as error:
             notes.append(str(error))
-    text, paths = published.write(asked.experiment, found, asked.results)
+    text, paths = published.write(asked.experiment, found, asked.results, [*wall(asked.results / TIMES), *commits(folders.values())])
     if asked.experiment.drawn:
         paths += draw(asked, found)
     print(text, *paths, sep="\n", flush=True)
     return notes
+
+
+def wall(path: Path) -> list[str]:
+    """What the sweeps have taken by the clock, those that were interrupted left out; nothing where none has ended."""
+    if not path.is_file():
+        return []
+    times = pd.read_csv(path)
+    at_once = " and ".join(map(str, sorted(times["jobs"].unique())))
+    return [f"By the clock {times['seconds'].sum() / 60:.1f} minutes for {times['runs'].sum()} runs, {at_once} at a time."]
+
+
+def commits(runs: Iterable[Run]) -> list[str]:
+    """A line where runs were finished by more than one state of the code, or by another than today's."""
+    known = {folder_commit(run.folder) for run in runs} - {None}
+    now = commit()[0]
+    if not known or known == {now}:
+        return []
+    return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else ".")]
+
+
+def folder_commit(folder: Path) -> str | None:
+    """By which commit of the code the run in ``folder`` was made; None where nobody knows."""
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def draw(asked: Asked, found: published.Found) -> list[Path]:

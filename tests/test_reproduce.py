@@ -299,10 +299,25 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     holm = [min(1, 2 * plain[0]), max(2 * plain[0], plain[1])]  # B's is the smaller
     assert table.loc[["B", "C"], "accuracy_last_less_reference_p_holm"].tolist() == pytest.approx(holm)
     shown = published.beside(experiment, published.compare(experiment, found))
-    (column,) = [one for one in shown.columns if one.title == "p, Holm"]
+    (column,) = [one for one in shown.columns if one.title.startswith("p, Holm")]
     assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
     assert "n = 3 is too few" in shown.legend and "corrected for 2 comparisons no p below 0.5" in shown.legend
     assert "too few" not in published.beside(replace(experiment, reference=None), published.compare(replace(experiment, reference=None), found)).legend
+
+
+def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path):
+    times = tmp_path / "times.csv"
+    assert reproduce.wall(times) == []
+    times.write_text("runs,jobs,seconds\n3,2,90.0\n1,1,30.0\n")
+    assert reproduce.wall(times) == ["By the clock 2.0 minutes for 4 runs, 1 and 2 at a time."]
+    now = reproduce.commit()[0]
+    for name, made in (("a", now), ("b", "0123abc"), ("c", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environment.json").write_text(json.dumps({"commit": made}))
+    runs = {name: replace(fake(0), folder=tmp_path / name) for name in "abcd"}
+    if now is not None:  # in a checkout
+        assert reproduce.commits([runs["a"], runs["c"], runs["d"]]) == []
+        assert reproduce.commits(runs.values()) == [f"Made by the code at {', '.join(sorted(['0123abc', now]))}; it is now at {now}."]
 
 
 def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
@@ -354,7 +369,7 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     captured = capsys.readouterr()
     file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
     rows = csv_rows(file)
-    assert [(row["strategy"], row["value"], row["rounds"]) for row in rows] == [("fedavg", value, "6") for value in ("0.01", "0.03", "0.1")]
+    assert [(row["strategy"], row["value"], row["rounds"]) for row in rows] == [("fedavg", value, "6") for value in ("0.003", "0.01", "0.03", "0.1", "0.3")]
     best = max(rows, key=lambda row: float(row["accuracy"]))
     assert [row for row in rows if row["chosen"] == "1"] == [best]
     for row in rows:
@@ -363,11 +378,11 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
         assert (
             int(row["rounds_done"]) == 6 and int(row["client_updates"]) == 18 and float(row["seconds"]) == pytest.approx(seconds, abs=0.01)
         )
-    assert "cost: 3 runs, 18 rounds, 54 client updates, " in captured.out
+    assert "cost: 5 runs, 30 rounds, 90 client updates, " in captured.out
     taken = list(tmp_path.glob("fedgen_ablation/*/tuned.json"))
     (folder,) = [path.parent for path in taken]
     noted = json.loads(taken[0].read_text())
-    assert noted["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest() and noted["chosen"] == [best] and noted["tried"] == 3
+    assert noted["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest() and noted["chosen"] == [best] and noted["tried"] == 5
     config = OmegaConf.load(folder / "config.yaml")
     assert config.optimizer.lr == float(best["value"]) and config.tuned == str(file) == noted["file"]
     runs, notes = plan(
