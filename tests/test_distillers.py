@@ -417,6 +417,16 @@ def test_a_weighted_sum_is_the_sum_of_its_parts():
     assert both == pytest.approx({"ce": kd["ce"], "kd_kd": kd["kd"], "sp_similarity": 0.5 * sp["similarity"]}, rel=1e-12)
 
 
+def test_modules_of_dpk_learn_at_their_own_rate_in_a_sum_too():
+    setup = ready(*SMALL_DPK, "distiller.module_lr=0.25")
+    rates = {name: setup.distiller.lr_of(name, 0) for name, _ in setup.learner.named_parameters()}
+    assert {name.partition(".")[0]: rate for name, rate in rates.items()} == {"student": 1.0, "method": 0.25}
+    both = WeightedSum(ce=1.0, parts={"dpk": replace(setup.distiller, ce=0.0)}, weights={"dpk": 1.0})
+    assert both.lr_of("method.dpk.stages.0.encoder.layers.0.norm1.weight", 0) == 0.25 and both.lr_of("student.head.bias", 0) == 1.0
+    with pytest.raises(ValueError, match=r"^module_lr must be > 0 \(1: the student's\), got 0"):
+        replace(setup.distiller, module_lr=0.0)
+
+
 def test_a_weighted_sum_forgets_where_a_part_does():
     parts = {"flow": replace(ready("distiller=information_flow", "distiller.teaching=[]").distiller, forgetful=True)}
     assert WeightedSum(ce=1.0, parts=parts, weights={"flow": 1.0}).forgets(1)

@@ -137,6 +137,8 @@ class DPK(Distiller):
         stitch_at: ``encoded`` tokens, of which each network has an encoder, or ``embed``: before one encoder for both.
         positions: the error is over ``all`` patches, or over the ``student``'s alone.
         mask: patches are drawn per ``image``, or once for the ``batch``.
+        module_lr: > 0, what the learning rate is multiplied by for encoders, decoders and embeddings: at a student's rate, without a warm-up,
+            wide transformers diverge.
     """
 
     taught: ClassVar[bool] = True
@@ -156,6 +158,7 @@ class DPK(Distiller):
     stitch_at: Literal["encoded", "embed"]
     positions: Literal["all", "student"]
     mask: Literal["image", "batch"]
+    module_lr: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,6 +172,7 @@ class DPK(Distiller):
         for name in ("grid", "width", "heads"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
         require(self.width % self.heads == 0, "width", f"must be a multiple of heads ({self.heads})", self.width)
+        require(self.module_lr > 0, "module_lr", "must be > 0 (1: the student's)", self.module_lr)
         require(self.depth >= 0, "depth", "must be >= 0 blocks", self.depth)
         if fixed:
             self.initial = float(self.ratio)
@@ -195,6 +199,9 @@ class DPK(Distiller):
     def modules(self, pair: Pair) -> nn.Module:
         self.places = [self.patches(*shapes) ** 2 for shapes in self.compared(pair)]
         return Priors(pair, self)
+
+    def lr_of(self, name: str, epoch: int) -> float:
+        return self.module_lr if name.startswith("method.") else 1.0
 
     def draw(self, steps: Steps) -> Tensors:
         images = steps.batch_size if self.mask == "image" else 1

@@ -51,6 +51,10 @@ class WeightedSum(Distiller):
     def modules(self, pair: Pair) -> nn.Module:
         return nn.ModuleDict({name: one.modules(pair) or nn.Module() for name, one in self.parts.items()})
 
+    def lr_of(self, name: str, epoch: int) -> float:
+        _, mine, rest = (*name.split(".", 2), "", "")[:3]
+        return self.parts[mine].lr_of(f"method.{rest}", epoch) if name.startswith("method.") else 1.0
+
     def forgets(self, epoch: int) -> bool:
         return any(one.forgets(epoch) for one in self.parts.values())
 
