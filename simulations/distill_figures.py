@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill, wrap
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def flow(known: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
     """
     names = list(known["strategy"].unique())
     layers = sorted(known["layer"].unique())
-    with canvas(0.5 + 1.05 * len(names), path_stem) as (figure, paths):
+    with canvas(0.5 + 0.95 * len(names) + 0.12 * sum(len(wrap(name, 52)) for name in names), path_stem) as (figure, paths):
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(panels, names, strict=True):
             mine = known[known["strategy"] == name]
@@ -48,7 +49,7 @@ def flow(known: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
                 for network, line in (("student", look(style)), ("teacher", {"color": look(style)["color"], "linestyle": ":", "linewidth": 1.0})):
                     one = mine[(mine["network"] == network) & (mine["layer"] == layer)]
                     axes.plot(one["epoch"], one["information"], **line)
-            axes.set_title(name, fontsize=7, loc="left", pad=2)
+            axes.set_title(fill(name, 52), fontsize=7, loc="left", pad=2)
             axes.grid(axis="y", linewidth=0.4, color="0.88")
             axes.set_axisbelow(True)
         panels[-1].set_xlabel("Epoch")
