@@ -43,8 +43,8 @@ def comparisons(groups: Sequence[Group], baseline: str, kind: str = "t") -> Tabl
         Column("difference", tuple(of_interval(test.mean, test.low, test.high, test.n, kind, sign="+") for test in found)),
         numbers("d", [test.effect for test in found], "+.2f"),
     ]
-    for title, p_values in (("t", [test.t_test for test in found]), ("Wilcoxon", [test.wilcoxon for test in found])):
-        columns += [p_values(f"p, {title}", p_values), p_values(f"p, {title}, Holm", holm(p_values))]
+    for title, found_p in (("t", [test.t_test for test in found]), ("Wilcoxon", [test.wilcoxon for test in found])):
+        columns += [p_values(f"p, {title}", found_p), p_values(f"p, {title}, Holm", holm(found_p))]
     number = sum(np.isfinite(test.wilcoxon) for test in found)
     legend = "\n".join([LEGEND.format(kind=INTERVALS[kind], number=number), *warnings(found)])
     return Table("comparisons", "Tests against the baseline", tuple(columns), legend, tuple((row[2], row[0].setting) for row in tested))
