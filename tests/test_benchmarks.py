@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -73,3 +74,14 @@ def test_one_client_a_node_of_flowers_runtime_gives_the_same_bits(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     theirs = json.loads(ended.stdout.splitlines()[-1])
     assert theirs == {name: array.data.hex() for name, array in ours.items()}, ended.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what a program has held since it began")
+def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    child = "from simulations.benchmarks.distill import high_water; print(high_water())"
+    parent = (
+        "import subprocess, sys; held = bytearray(3 << 30); held[::4096] = b'1' * len(held[::4096]);"
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], check=True, capture_output=True, text=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert 50 < float(done.stdout) < 2000, "MiB: what the imports take, less than the 3 GiB of the parent"

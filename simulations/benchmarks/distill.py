@@ -8,11 +8,13 @@ training with labels, shuffled, moved and mirrored, over those of the same steps
 what was done. The median of five pairs, warm, one thread; the learning rate is too small to matter, as teachers are untrained.
 """
 
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -97,12 +99,24 @@ def peak(name: str, overrides: list[str]) -> float:
     return float(done.stdout.split()[-1])
 
 
+def high_water() -> float:
+    """The most MiB that this process has held: ru_maxrss, but where the system tells what was held since the program began.
+
+    On Linux ru_maxrss goes on across exec: it is never less than what the parent held when it started this process.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
 def main(arguments: list[str]) -> None:
     """The command."""
     settle()
     if arguments[:1] == ["peak"]:
         epochs(arguments[1], arguments[2:])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(high_water())
         return
     overrides = [one for one in arguments if "=" in one or one.startswith("~")]
     methods = [one for one in arguments if one not in overrides] or [one for one in METHODS if one != "none"]
