@@ -417,6 +417,29 @@ def test_a_weighted_sum_is_the_sum_of_its_parts():
     assert both == pytest.approx({"ce": kd["ce"], "kd_kd": kd["kd"], "sp_similarity": 0.5 * sp["similarity"]}, rel=1e-12)
 
 
+def test_patches_may_be_drawn_each_by_itself_or_at_least_so_many():
+    noise = torch.rand(500, 16, generator=torch.Generator().manual_seed(0))
+    each = choose(torch.tensor(0.3), noise, "bernoulli")
+    assert torch.equal(each, noise < 0.3) and len(each.sum(-1).unique()) > 3
+    assert (choose(torch.tensor(0.0), noise, least=2).sum(-1) == 2).all() and (choose(torch.tensor(0.5), noise, least=2).sum(-1) == 8).all()
+    with pytest.raises(ValueError, match=r"^distiller\.least must be >= 0 patches, got -1$"):
+        ready(*SMALL_DPK, "distiller.least=-1")
+
+
+@pytest.mark.parametrize("stitch_at", ["encoded", "embed"])
+def test_the_gap_may_be_that_of_tokens(stitch_at):
+    setup = ready(*SMALL_DPK, "distiller.gap=tokens", f"distiller.stitch_at={stitch_at}")
+    training = setup.training(setup.start, snapshot(setup.teacher))
+    batches = training.batches(setup.pool, 0, Seed(3))
+    one = replace(batches, y=batches.y[:1], index=batches.index[:1], drawn={k: v[:1] for k, v in batches.drawn.items()})
+    after = training.fit(Progress(0, setup.start), one).tensors["method.share"]
+    x, learner = next(iter(one)).x, set_up(setup.config).learner.train()
+    with torch.no_grad():
+        maps = zip(learner.method.stages, learner.student(x).stages, setup.teacher.student.eval()(x).stages)
+        gaps = torch.stack([1 - unbiased_cka(*(each.flatten(1) for each in stage.tokens(s, t))).clamp(0, 1) for stage, s, t in maps])
+    assert_close(after, (0.9 * 0.5 + 0.1 * gaps).to(after))
+
+
 def test_modules_of_dpk_learn_at_their_own_rate_in_a_sum_too():
     setup = ready(*SMALL_DPK, "distiller.module_lr=0.25")
     rates = {name: setup.distiller.lr_of(name, 0) for name, _ in setup.learner.named_parameters()}

@@ -77,13 +77,18 @@ class Prior(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, chosen: Tensor) -> Tensor:
         """The teacher's map as it is made of the student's, and of the teacher's where ``chosen`` [B, P] is set."""
-        student, teacher = self.student(student), self.teacher(teacher)
-        if self.stitch_at == "encoded":
-            student, teacher = self.encoder(student), self.teacher_encoder(teacher)
+        student, teacher = self.tokens(student, teacher)
         hybrid = torch.where(chosen[..., None], teacher, student)
         if self.stitch_at == "embed":
             hybrid = self.encoder(hybrid)
         return self.patches(self.decoder(hybrid))
+
+    def tokens(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps as they are stitched, [B, P, width]."""
+        student, teacher = self.student(student), self.teacher(teacher)
+        if self.stitch_at == "encoded":
+            student, teacher = self.encoder(student), self.teacher_encoder(teacher)
+        return student, teacher
 
 
 class Priors(nn.Module):
@@ -99,15 +104,20 @@ class Priors(nn.Module):
         """For every stage the integrated map and which patches were the teacher's."""
         if distiller.ratio == "dynamic":
             with torch.no_grad():
-                alike = torch.stack([unbiased_cka(t.flatten(1), s.flatten(1)) for t, s in zip(teachers, students)])
+                seen = list(zip(students, teachers))
+                if distiller.gap == "tokens":
+                    seen = [stage.tokens(*one) for stage, one in zip(self.stages, seen)]
+                alike = torch.stack([unbiased_cka(t.flatten(1), s.flatten(1)) for s, t in seen])
                 self.share.lerp_((1 - alike.clamp(0, 1)).to(self.share), 1 - distiller.momentum)
-        chosen = [choose(share, draws) for share, draws in zip(self.share, noise)]
+        chosen = [choose(share, draws, distiller.drawn, distiller.least) for share, draws in zip(self.share, noise)]
         return [(stage(s, t, mask), mask) for stage, s, t, mask in zip(self.stages, students, teachers, chosen)]
 
 
-def choose(share: Tensor, noise: Tensor) -> Tensor:  # [], [B, P] -> [B, P]
-    """``round(share P)`` patches of each image, those whose noise is lowest."""
-    return noise.argsort(-1).argsort(-1) < (share * noise.shape[-1]).round()
+def choose(share: Tensor, noise: Tensor, drawn: str = "exact", least: int = 0) -> Tensor:  # [], [B, P] -> [B, P]
+    """``round(share P)`` patches of each image, at least so many, those whose noise is lowest; ``bernoulli``: each with probability share."""
+    if drawn == "bernoulli":
+        return noise < share
+    return noise.argsort(-1).argsort(-1) < (share * noise.shape[-1]).round().clamp(min=least)
 
 
 @dataclass(kw_only=True)
@@ -119,8 +129,8 @@ class DPK(Distiller):
     minibatch's maps, without gradient, clamped to 0..1. Qiu et al.: Better teacher better student, ICLR 2023, from its abstract, its
     reviews and second-hand accounts: there is no public code, and sizes, weights and the order of stitching are not known.
 
-    Deviations: everything that is not in the first line is our choice. Maps are compared raw by CKA; patches are drawn by image,
-    ``round(pi P)`` of them, none if that is 0; the error is the mean over all positions.
+    Deviations: everything that is not in the first line is our choice, and a parameter. As shipped maps are compared raw by CKA; patches
+    are drawn by image, ``round(pi P)`` of them, none if that is 0; the error is the mean over all positions.
 
     Args:
         alpha: >= 0, weight of the divergence of logits.
@@ -137,6 +147,9 @@ class DPK(Distiller):
         stitch_at: ``encoded`` tokens, of which each network has an encoder, or ``embed``: before one encoder for both.
         positions: the error is over ``all`` patches, or over the ``student``'s alone.
         mask: patches are drawn per ``image``, or once for the ``batch``.
+        drawn: ``exact``: ``round(pi P)`` patches of each image; ``bernoulli``: each patch with probability pi.
+        least: >= 0, patches of the teacher's in each image where their number is exact.
+        gap: CKA compares ``raw`` maps, or the ``tokens`` that are stitched.
         module_lr: > 0, what the learning rate is multiplied by for encoders, decoders and embeddings: at a student's rate, without a warm-up,
             wide transformers diverge.
     """
@@ -158,6 +171,9 @@ class DPK(Distiller):
     stitch_at: Literal["encoded", "embed"]
     positions: Literal["all", "student"]
     mask: Literal["image", "batch"]
+    drawn: Literal["exact", "bernoulli"]
+    least: int
+    gap: Literal["raw", "tokens"]
     module_lr: float
 
     def __post_init__(self) -> None:
@@ -172,6 +188,7 @@ class DPK(Distiller):
         for name in ("grid", "width", "heads"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
         require(self.width % self.heads == 0, "width", f"must be a multiple of heads ({self.heads})", self.width)
+        require(self.least >= 0, "least", "must be >= 0 patches", self.least)
         require(self.module_lr > 0, "module_lr", "must be > 0 (1: the student's)", self.module_lr)
         require(self.depth >= 0, "depth", "must be >= 0 blocks", self.depth)
         if fixed:

@@ -30,7 +30,7 @@ class InformationFlow(Distiller):
         weight: >= 0, of all layers.
         kernels: any of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf``, ``cauchy``; their losses are added (the paper's hybrid: the first two,
             ``combined``).
-        divergence: ``jeffreys`` or ``kl``.
+        divergence: ``jeffreys``, ``kl``, ``absolute`` or ``squared`` (the public code has two more: exponential, kagan).
         diagonal: a row's sum has ``K(x_i, x_i)`` in it (public code), or not (paper).
         layers: ``all``, or the ``last``.
         initial: >= 0, w_0.
@@ -44,7 +44,7 @@ class InformationFlow(Distiller):
 
     weight: float
     kernels: Sequence[str]
-    divergence: Literal["jeffreys", "kl"]
+    divergence: Literal["jeffreys", "kl", "absolute", "squared"]
     diagonal: bool
     layers: Literal["all", "last"]
     initial: float

@@ -77,6 +77,8 @@ class OnlineEnsemble(Distiller):
     knowledge distillation, ECCV 2020, and its public code: N networks of widths ``floor(width (N - j) / N)`` on one stem. Each leaves
     the house: the widest as ``student``, then ``member-1``...
 
+    The ensemble is a plain mean, as in the public code, and teaches its widest member too; the paper may weight it.
+
     Deviations: with ``narrowed`` below three all stages are compared (there the first so many, while the last are narrowed); every epoch's
     networks are scored, and the last's leave the house (there the best of the ensemble on the test set). BatchNorm is evaluated with its running statistics (the public code uses the test batch's, and updates them: ``bn_eval:
     batch`` does the former). Adapters learn from the first step (there: from the second epoch, with an optimizer made anew:
