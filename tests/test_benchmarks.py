@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from simulations.benchmarks import distill
 from simulations.benchmarks.naive import PIECES, PIXELS, Opponent, Pieces, pixels
 from simulations.grids import LocalGrid
 from tests.conftest import ROOT, SMALL, settle
@@ -85,3 +86,9 @@ def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
     )
     done = subprocess.run([sys.executable, "-c", parent], check=True, capture_output=True, text=True, cwd=ROOT)
     assert 50 < float(done.stdout) < 2000, "MiB: what the imports take, less than the 3 GiB of the parent"
+
+
+def test_what_distillation_s_pipeline_is_compared_with_is_training_on_one_batch():
+    small = ["student.widths=[4,5,6]", "teacher.widths=[4,5,6]", "batch_size=16"]
+    for work in (distill.ready(small), distill.epochs("none", small)):
+        work()

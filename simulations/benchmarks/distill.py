@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def ready(overrides: list[str]) -> Callable[[], None]:
     still = Batches(batches.y[:1].expand(STEPS, -1), dtype=training.dtype)
 
     def run() -> None:
-        fit(training.learner, progress.tensors, still, step, training.stepper, shared={"images": {"x": x}})
+        fit(training.learner, progress.tensors, still, step, partial(training.stepper, epoch=0), shared={"images": {"x": x}}, execution=training.execution)
 
     for _ in range(2 + 100 // STEPS):
         run()
