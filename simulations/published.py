@@ -66,8 +66,8 @@ def _row(
         theirs = values.get((cell[0], experiment.reference), {}) if cell[1] != experiment.reference else {}
         for figure in experiment.shown:
             pairs = [mine[seed][figure] - theirs[seed][figure] for seed in sorted(mine.keys() & theirs.keys())]
-            (mean, half), test, less = spread(np.array(pairs, float)), paired(pairs), f"{figure}_less_reference"
-            row |= {f"{less}_mean": mean, f"{less}_half_width": half, f"{less}_d": test.effect, f"{less}_p": test.t_test}
+            test, less = paired(pairs), f"{figure}_less_reference"
+            row |= {f"{less}_mean": test.mean, f"{less}_half_width": test.high - test.mean, f"{less}_d": test.effect, f"{less}_p": test.t_test}
             row["num_pairs"] = len(pairs)
     return row
 

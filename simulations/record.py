@@ -50,11 +50,7 @@ class Folder(LockedFolder):
 
     def commit_note(self) -> str | None:
         """A line to show where the finished run was made by other code; None where it was not, or nobody knows."""
-        try:
-            then = json.loads((self.path / "environment.json").read_text())["commit"]
-        except (OSError, ValueError, KeyError):
-            return None
-        now = commit()[0]
+        then, now = made_by(self.path), commit()[0]
         return f"finished at commit {then}, the code is now at {now}" if then and now and then != now else None
 
     def begin(self) -> Checkpoint | None:
@@ -205,6 +201,14 @@ def cut(path: Path, server_round: int) -> None:
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= server_round]
     write_atomically(path, "".join([*lines[:1], *kept] if kept else []).encode())
+
+
+def made_by(folder: Path) -> str | None:
+    """The commit of the code that made the run in ``folder``; None where nobody knows."""
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def commit() -> tuple[str | None, bool]:

@@ -8,7 +8,6 @@ shows progress as plain lines; ``only=plan`` shows what is there and what is not
 else overrides the configuration of every run. The exit code is 0 where nothing is left to be done.
 """
 
-import json
 import os
 import sys
 import time
@@ -32,7 +31,7 @@ from simulations.experiment import Planned, counted, refreshed, unfinished
 from simulations.forest import forest
 from simulations.groups import Group
 from simulations.progress import Board, narrate
-from simulations.record import append, commit
+from simulations.record import append, commit, made_by
 from simulations.runs import Run, read
 from simulations.sweep import ready, sweep
 
@@ -164,19 +163,11 @@ def wall(path: Path) -> list[str]:
 
 def commits(runs: Iterable[Run]) -> list[str]:
     """A line where runs were finished by more than one state of the code, or by another than today's."""
-    known = {folder_commit(run.folder) for run in runs} - {None}
+    known = {made_by(run.folder) for run in runs} - {None}
     now = commit()[0]
     if not known or known == {now}:
         return []
     return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else ".")]
-
-
-def folder_commit(folder: Path) -> str | None:
-    """By which commit of the code the run in ``folder`` was made; None where nobody knows."""
-    try:
-        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def draw(asked: Asked, found: published.Found) -> list[Path]:
