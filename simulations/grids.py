@@ -8,7 +8,6 @@ same chunks of clients, so they give the same bits.
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from itertools import count
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -18,6 +17,7 @@ from fedkd import wire
 from fedkd.evaluate import Score
 from simulations.apps import WORKER_LOST
 from simulations.apps import answers as found
+from simulations.at_once import AtOnce
 from simulations.compat import identify
 from simulations.process import settle
 from simulations.scores import on_test
@@ -28,7 +28,7 @@ Waiting = Callable[[], Answers]
 """What was asked goes on meanwhile; calling this waits for the answers."""
 
 
-class ClientGrid(Grid):
+class ClientGrid(AtOnce):
     """A grid of logical clients; subclasses say how a cohort is asked.
 
     A client's memory is its own. In a simulation the grid carries it: out with each request, back with each answer, in a
@@ -44,13 +44,12 @@ class ClientGrid(Grid):
     """How many clients a worker trains at once, where the configuration leaves it to the run; None is what the configuration says."""
 
     def __init__(self, num_clients: int, config: str) -> None:
+        super().__init__()
         identify()
         self.num_clients, self.config = num_clients, config
         self.chunk: int | None = None
         self.memory: dict[int, ArrayRecord] = {}
         self._pending: dict[int, ArrayRecord] = {}
-        self._inbox: dict[str, Message] = {}
-        self._numbers = count()
 
     @abstractmethod
     def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
@@ -117,22 +116,6 @@ class ClientGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """0..N-1."""
         return list(range(self.num_clients))
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Ask at once; the replies wait for :meth:`pull_messages`."""
-        ids = []
-        for reply in self.send_and_receive(messages):
-            ids.append(str(next(self._numbers)))
-            self._inbox[ids[-1]] = reply
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to pushed messages, each once."""
-        return [self._inbox.pop(i) for i in message_ids if i in self._inbox]
-
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        """A message as Flower's own constructor makes it."""
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def set_run(self, run: Any) -> None:
         """Flower's runtime calls this; there is nothing to know of a run here."""

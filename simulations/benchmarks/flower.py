@@ -23,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import OmegaConf
 
 from fedkd import wire
+from simulations.at_once import AtOnce
 from simulations.benchmarks.nodes import CONFIG, echo_app, single_app
 from simulations.command import compose
 from simulations.compat import quieten, simulate
@@ -33,7 +34,7 @@ from simulations.world import world
 ACTORS, THOUSAND, KILOBYTE = 2, 1000, 1024
 
 
-class OneToOne(Grid):
+class OneToOne(AtOnce):
     """Clients 0..N-1 on as many of Flower's nodes: each message goes on as it is, to the node that is its client.
 
     Args:
@@ -46,6 +47,7 @@ class OneToOne(Grid):
     """
 
     def __init__(self, inner: Grid, num_clients: int, patience: float = 300.0) -> None:
+        super().__init__()
         self.inner, deadline = inner, time.monotonic() + patience
         while len(nodes := list(inner.get_node_ids())) < num_clients:
             if time.monotonic() > deadline:
@@ -69,18 +71,6 @@ class OneToOne(Grid):
     def get_node_ids(self) -> list[int]:
         """0..N-1."""
         return sorted(self.nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Not needed here."""
-        raise NotImplementedError("this grid sends and receives at once")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Not needed here."""
-        raise NotImplementedError("this grid sends and receives at once")
-
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        """As Flower's own grid makes it."""
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def set_run(self, run: Any) -> None:
         """Flower's runtime has told its own grid."""
