@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from simulations.distill_report import Lesson, groups, matching
+from simulations.distill_report import matching
+from simulations.lessons import Lesson, groups
 from simulations.tables import DASH, Cell, Column, Table, counts, numbers, percent, percents, texts
 
 KEY = "held_out"

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from simulations.distill_report import Lesson, monotone
+from simulations.distill_report import monotone
+from simulations.lessons import Lesson
 from simulations.look import PAGE, WIDTH, canvas, legend, legend_shape, limits, look
 from simulations.statistics import spread
 

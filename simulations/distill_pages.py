@@ -5,11 +5,10 @@ from pathlib import Path
 
 from simulations import distill_figures
 from simulations.distill_domains import domains
-from simulations.distill_report import (
-    Lesson, costs, distinct, flows, groups, ladder, members, ordered, read, students, table, task, trainings,
-)  # fmt: skip
+from simulations.distill_report import costs, flows, ladder, members, ordered, table, trainings
 from simulations.drawings import LINES, Drawing
 from simulations.groups import gather
+from simulations.lessons import Lesson, distinct, groups, read, students, task
 from simulations.parts import Part
 
 

@@ -525,7 +525,8 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
 
 def test_a_baseline_has_the_same_student_and_the_same_teacher():
     """Of one name and of as many parameters: a stem that is written out is no other network, and other widths are."""
-    from simulations.distill_report import Lesson, matching
+    from simulations.distill_report import matching
+    from simulations.lessons import Lesson
 
     def lesson(distiller: str, student: int = 100, teacher: int = 900, name: str = "resnet14", **config) -> Lesson:
         taught = [] if distiller == "none" else [{"network": "teacher", "accuracy": 0.5, "parameters": teacher}]

@@ -7,7 +7,8 @@ import pytest
 
 from simulations.distill import execute
 from simulations.distill_pages import together
-from simulations.distill_report import groups, members, read, students
+from simulations.distill_report import members
+from simulations.lessons import groups, read, students
 from simulations.report import main
 from tests.test_distill import small
 
