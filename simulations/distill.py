@@ -23,10 +23,11 @@ from fedkd.travel import travelled
 from fedkd.types import Tensors
 from simulations.beginning import may_begin, placed
 from simulations.command import CONF, chosen, compose, explained, make_absolute, take_tuned
+from simulations.distill_before import alone
 from simulations.distill_config import check, schedule
 from simulations.distill_folder import DistillFolder, rows, trained
 from simulations.distill_scores import scores
-from simulations.distill_setup import Setup, alone, set_up
+from simulations.distill_setup import Setup, set_up
 from simulations.export import export
 from simulations.flow import flow
 from simulations.images_made import sheet

@@ -24,7 +24,7 @@ from fedkd.seed import Seed
 from fedkd.sources.source import Source
 from fedkd.train import Execution
 from fedkd.types import Examples, Task, Tensors
-from simulations.command import compose
+from simulations.distill_before import teachers_config
 from simulations.distill_config import WITHOUT_EFFECT, schedule
 from simulations.distill_folder import trained
 from simulations.teachers import Teacher, aggregated, config_of, digest, is_federated, pooled
@@ -130,7 +130,7 @@ def instructor(
     """The teacher's form, if one is needed; how to train it, or its tensors where a run has. ``config`` forgets what is not needed."""
     needed = distiller.taught or not source.labelled or source.looks or config.init == "teacher"
     prepared = needed and (given is None or len(distiller.preparation()) > 0)
-    before = teachers_config(config, distiller, given) if prepared else None
+    before = teachers_config(config, distiller, None if given is None else given.network) if prepared else None
     if given is not None or not needed:
         config.teacher, config.teacher_seed = None, 0
         config.choices.pop("teacher", None)
@@ -232,33 +232,3 @@ def same_classes(teacher: Learner, task: Task) -> None:
     with torch.no_grad():
         classes = teacher.student.eval()(torch.zeros(2, *task.shape, dtype=example.dtype, device=example.device)).logits.shape[-1]
     require(classes == task.num_classes, "teacher", f"must have the task's classes, {task.num_classes}", classes)
-
-
-def teachers_config(config: DictConfig, distiller: Distiller, given: Origin | None) -> DictConfig:
-    """How the teacher is trained: as the student, with labels alone; then as the method prepares it."""
-    labels = compose(["distiller=none", "source=real"], "distill")
-    mine = deepcopy(config)
-    network, name = given.network if given is not None else (config.teacher, config.choices.get("teacher", "teacher"))
-    mine.student, mine.choices.student = deepcopy(network), name
-    mine.seed, mine.epochs = config.teacher_seed, config.teacher_epochs or config.epochs
-    mine.tuned = None
-    other = given is None and config.source._target_ != labels.source._target_  # a run's model is prepared on what its student may see
-    mine.init, mine.flow, mine.steps = None, 0, None if other else config.steps
-    for part in ("distiller", "source") if given is None else ("distiller",):
-        mine[part], mine.choices[part] = labels[part], labels.choices[part]
-    if overrides := list(distiller.preparation()):
-        composed = compose(overrides, "distill")
-        for key in {one.partition("=")[0].partition(".")[0].rpartition("@")[2] for one in overrides}:
-            mine[key] = composed[key]
-            if key in composed.choices or f"model@{key}" in composed.choices:
-                mine.choices[key] = composed.choices.get(key, composed.choices.get(f"model@{key}"))
-    return mine
-
-
-def alone(config: DictConfig) -> DictConfig:
-    """The same student trained with labels alone."""
-    labels, mine = compose(["distiller=none", "source=real"], "distill"), deepcopy(config)
-    mine.init, mine.flow, mine.tuned = None, 0, None
-    for part in ("distiller", "source"):
-        mine[part], mine.choices[part] = labels[part], labels.choices[part]
-    return mine
