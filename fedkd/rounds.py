@@ -105,8 +105,9 @@ class Rounds(FlowerStrategy):
         if not updates:
             return Aggregated(server, state, updates, server_round, {})
         state, metrics = self.update(server, state, updates, server_round)
-        loss = sum(w * u.metrics["loss"] for w, u in zip(self.weights(updates), updates))
-        return Aggregated(server, state, updates, server_round, {"train_loss": loss, **metrics})
+        weights = self.weights(updates)
+        terms = {f"train_{name}": sum(w * u.metrics[name] for w, u in zip(weights, updates)) for name in updates[0].metrics}
+        return Aggregated(server, state, updates, server_round, {**terms, **metrics})
 
     def refined(self, after: "Aggregated") -> tuple[ArrayRecord, MetricRecord]:
         """The state after ``refine`` too, which a round without updates goes without."""

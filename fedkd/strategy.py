@@ -208,7 +208,7 @@ class Strategy(Rounds):
         if "local" in own:
             kept = {**kept, "local": {key: fitted.tensors[key] for key in own["local"]}}
         kept = {**kept, "client": {"last_round": torch.tensor(server_round), "num_examples": torch.tensor(len(client.data))}}
-        metrics = {"loss": fitted.sums["loss"].item() / num_steps}
+        metrics = {name: value.item() / num_steps for name, value in fitted.sums.items() if value.dim() == 0}
         return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
 
     def evaluate(self, client: Client, shared: State, own: State | None, batch_size: int) -> Score:

@@ -1,6 +1,5 @@
 """What ``simulations.reproduce`` is asked for: its own words of the command line, and those of the configuration."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +9,7 @@ from fedkd.check import require
 from simulations.command import compose
 from simulations.described import Experiment
 from simulations.experiment import Planned, described, home_of, plan
+from simulations.machine import cores
 
 KEYS = ("experiment", "seeds", "rows", "columns", "jobs", "quiet", "only")
 PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=")
@@ -55,18 +55,24 @@ def parse(argv: Sequence[str]) -> Asked:
     require("seed" not in [name for name, _, _ in pairs], "seeds", "must be given in place of seed", "seed=")
     experiment = described(given["experiment"])
     rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("rows", "columns"))
+    base, reference = experiment.ratio_to, experiment.reference
+    require(base in (None, *columns), "columns", f"must be {base}, to which all figures are ratios, and others", list(columns))
+    experiment = replace(experiment, rows=rows, columns=columns)
+    require(bool(experiment.cells()), "columns", "must be there in one of the rows at least", list(columns))
+    lacks = reference is not None and reference not in columns
+    if lacks:
+        experiment = replace(experiment, reference=None, drawn=[name for name in experiment.drawn if name != "differences"])
     only, quiet = given.get("only"), given.get("quiet", "false")
     require(only in (None, "plan", "table"), "only", "must be plan or table", only)
     require(quiet in ("true", "false"), "quiet", "must be true or false", quiet)
-    jobs = 1 if experiment.alone else number(given.get("jobs", str(os.cpu_count() or 1)), "jobs")
+    jobs = 1 if experiment.alone else number(given.get("jobs", str(cores())), "jobs")
     require(jobs >= 1, "jobs", "must be >= 1", jobs)
     seeds = [number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else experiment.seeds
     overrides = [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS]
     odd = [word for word in overrides if not word.startswith(PLACES)]
     note = " ".join([*filter(None, [experiment.note]), *([f"NOT as the experiment has it: {' '.join(odd)}."] if odd else [])])
-    return Asked(
-        given["experiment"], replace(experiment, rows=rows, columns=columns, note=note), seeds, jobs, quiet == "true", only, overrides
-    )
+    note = " ".join(filter(None, [note, f"{reference}, from which differences are, is not among the columns." if lacks else ""]))
+    return Asked(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
 
 
 def number(text: str, name: str) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
     """Set what was chosen for this ``part`` (``strategy``, ``distiller``) in the file ``tuned``.
 
     Returns:
-        What is to be noted of it: the file, its SHA-256, and the rows that were taken; None where nothing is tuned.
+        What is to be noted of it: the file, the SHA-256 of what was tried for this part and the rows that were taken, times aside, which are
+        another in every search, and whether the configuration had these values anyway (``shipped``); None where nothing is tuned.
 
     Raises:
         ValueError: the file cannot be read, or holds no choice for it.
@@ -58,8 +60,8 @@ def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
         return None
     config.tuned, name = str(Path(config.tuned).expanduser().absolute()), config.choices.get(part)
     try:
-        content = Path(config.tuned).read_bytes()
-        rows = [row for row in csv.DictReader(content.decode().splitlines()) if row["strategy"] == name]
+        lines = Path(config.tuned).read_text(encoding="utf-8").splitlines()
+        rows = [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(lines) if row["strategy"] == name]
         taken = {row["key"]: row for row in rows if row["chosen"] == "1"}
         chosen = {key: float(row["value"]) for key, row in taken.items()}
     except (OSError, KeyError, ValueError) as error:
@@ -67,9 +69,11 @@ def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
     command = {"strategy": "tune", "distiller": "tune_distill"}[part]
     rule = f"must hold a choice for {part} {name} (python -m simulations.{command} {part}={name})"
     require(bool(chosen), "tuned", rule, config.tuned)
+    shipped = all(OmegaConf.select(config, key) == value for key, value in chosen.items())
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
-    return {"file": config.tuned, "sha256": hashlib.sha256(content).hexdigest(), "chosen": list(taken.values()), "tried": len(rows)}
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return {"file": config.tuned, "sha256": digest, "chosen": list(taken.values()), "tried": len(rows), "shipped": shipped}
 
 
 def make_absolute(node: DictConfig) -> None:

@@ -52,18 +52,22 @@ def comparisons(groups: Sequence[Group], baseline: str, kind: str = "t") -> Tabl
 
 def warnings(found: Sequence[Paired]) -> list[str]:
     """What so few seeds cannot show, in sentences."""
-    return few([test.n for test in found], sum(np.isfinite(test.wilcoxon) for test in found))
+    pairs, number = {test.n for test in found}, sum(np.isfinite(test.wilcoxon) for test in found)
+    lines = few(pairs, number)
+    if len(pairs) == 1 and (n := max(pairs)) >= ENOUGH and (corrected := min(1.0, number * smallest_p(n))) >= 0.05:
+        lines.append(f"n = {n} is too few for {number} comparisons: corrected for them the exact Wilcoxon test cannot have a p below {corrected:.3g}.")
+    return lines
 
 
 def few(pairs: Iterable[int], number: int) -> list[str]:
-    """What so few ``pairs`` cannot show where ``number`` comparisons are made."""
-    lines = []
-    for n in sorted({int(n) for n in pairs if 0 < n < ENOUGH}):  # NaN: nothing is compared
+    """What fewer ``pairs`` than :data:`~simulations.statistics.ENOUGH` cannot show where ``number`` comparisons are made together."""
+    lines, numbers = [], sorted({int(n) for n in pairs if n > 0})  # NaN: nothing is compared
+    for n in (n for n in numbers if n < ENOUGH):
         if n == 1:
             lines.append("n = 1: a single pair has no interval, and nothing is tested.")
             continue
         corrected = min(1.0, number * smallest_p(n))
-        family = f"; corrected for {number} comparisons no p below {corrected:.3g}" if number > 1 else ""
+        family = f"; corrected for {number} comparisons no p below {corrected:.3g}" if number > 1 and len(numbers) == 1 else ""
         lines.append(
             f"n = {n} is too few: the exact two-sided Wilcoxon test cannot have a p below {smallest_p(n):.3g}{family}. "
             f"The t test can, but rests on normal differences, which {n} cannot show."

@@ -116,6 +116,7 @@ class Experiment:
         ]
         told += [("without", row, column) for row, columns in self.without.items() for column in columns]
         said = [f"{what} for {row}, {column}" for what, row, column in told if row not in self.rows or column not in self.columns]
+        said += [f"{name!r}, whose comma parts the names of a command line" for name in (*self.rows, *self.columns) if "," in name]
         said += [f"figure {name}" for name in self.shown if name not in FIGURES]
         said += [f"drawing {name}" for name in self.drawn if name not in DRAWN or (name == "differences" and self.reference is None)]
         return said + [f"column {name}" for name in (self.reference, self.ratio_to) if name is not None and name not in self.columns]

@@ -165,11 +165,11 @@ def says_finished(folder: Path) -> bool:
 
 
 def unfinished(runs: Sequence[Planned]) -> list[Planned]:
-    """What is left to be done, each run once, those that were interrupted first."""
+    """What is left to be done, each run once, untuned where it is both, and those that were interrupted first."""
     once: dict[str, Planned] = {}
     for run in runs:
-        if run.state != "finished":
-            once.setdefault(run.key, run)
+        if run.state != "finished" and (run.key not in once or (once[run.key].config.tuned is not None and run.config.tuned is None)):
+            once[run.key] = run
     return sorted(once.values(), key=lambda run: run.state != "interrupted")
 
 

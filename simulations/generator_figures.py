@@ -13,12 +13,12 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from simulations.drawings import Drawing
+from simulations.drawings import LINES, Drawing, parts
 from simulations.groups import Group
 from simulations.latent_figures import scatter
 from simulations.look import canvas, legend, legend_shape, limits, look
 from simulations.runs import Run
-from simulations.statistics import spread
+from simulations.statistics import interval
 
 READERS = {
     "fidelity_ensemble": "Ensemble of the round's clients",
@@ -26,8 +26,10 @@ READERS = {
     "fidelity_seen": "Clients that hold the class",
     "fidelity_unseen": "Clients that hold none of it",
 }
-TERM = re.compile(r"(generator|synthesis|distillation)_(?!steps$)")
+TERM = re.compile(r"(generator|synthesis|distillation)_(?!steps$)|train_(?!loss$)")
 TERMS = {
+    "train_generated_loss": "Client:\nhead on\ngenerated",
+    "train_latent_divergence": "Client:\nlatent\ndivergence",
     "generator_loss": "Generator:\nloss",
     "generator_teacher_loss": "Generator:\ncross-entropy",
     "generator_diversity_loss": "Generator:\ndiversity",
@@ -43,7 +45,7 @@ STAGES = {"accuracy_average": "mean of models", "accuracy": "after distillation"
 
 
 def planned(
-    settings: Sequence[Sequence[Group]], order: Sequence[str], output: Path
+    settings: Sequence[Sequence[Group]], order: Sequence[str], output: Path, kind: str
 ) -> tuple[list[Drawing], pd.DataFrame | None, list[str]]:
     """All figures that the runs have something for, the numbers of those by class and round, and notes on what could not be read.
 
@@ -51,6 +53,7 @@ def planned(
         settings: groups by setting.
         order: all lines in the order of their colours.
         output: the folder.
+        kind: of the intervals.
     """
     drawings, notes, tables = [], [], []
 
@@ -60,10 +63,13 @@ def planned(
     for groups in settings:
         several = len(settings) > 1
         suffix, here = (f"_{slug(groups[0].setting)}", f" ({groups[0].setting})") if several else ("", "")
-        if terms := loss_terms(groups):
-            draw(f"What the server's training minimises{here}", f"server_losses{suffix}", losses, groups, terms, order)
+        for number, part in parts([one for same in settings for one in same], "", LINES):
+            mine = [one for one in part if one in groups]
+            if terms := loss_terms(mine):
+                title, name = f"Losses of server and clients, and their terms without weights{here}", f"server_losses{suffix}{number}"
+                draw(title, name, losses, mine, terms, order, kind)
         if told := [one for one in groups if all("accuracy_average" in run.metrics for run in one.runs)]:
-            draw(f"Before and after the server's own training{here}", f"server_accuracy{suffix}", stages, told)
+            draw(f"Before and after the server's own training{here}", f"server_accuracy{suffix}", stages, told, kind)
         found = [(one, *diagnosed(one, notes)) for one in groups]
         found = [(one, table, latents) for one, table, latents in found if len(table) or len(latents)]
         for one, table, latents in found:
@@ -85,15 +91,17 @@ def slug(text: str) -> str:
 
 
 def diagnosed(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The mean over seeds of ``generator.csv``, a row for a round and class that all of them have; and the first seed's latents of its last
-    round. Either is empty where a run has none, or where it cannot be read, for which ``notes`` gains a line."""
+    """The mean over seeds of ``generator.csv``, a row for a round and class that all of them have, with the number of seeds of which each reader's
+    fidelity is known; and the first seed's latents of its last round. Either is empty where a run has none, or where it cannot be read, for
+    which ``notes`` gains a line."""
     frames = [rows(run, "generator", {"class", "diversity_generated", "diversity_real", "coverage", *READERS}, notes) for run in one.runs]
     latents = rows(one.runs[0], "latents", {"class", "generated", "pca_1", "pca_2", "tsne_1", "tsne_2"}, notes)
     latents = latents[latents["round"] == latents["round"].max()] if len(latents) else latents
     if not all(len(frame) for frame in frames):
         return pd.DataFrame(), latents
     by_class = pd.concat(frames).groupby(["round", "class"])
-    return by_class.mean()[by_class.size() == len(frames)].reset_index(), latents
+    told = by_class[[name for name in READERS if name in frames[0]]].count().add_suffix("_seeds")  # of a class nobody may hold, or everybody
+    return by_class.mean().join(told)[by_class.size() == len(frames)].reset_index(), latents
 
 
 def rows(run: Run, name: str, needed: set[str], notes: list[str]) -> pd.DataFrame:
@@ -122,7 +130,9 @@ def fidelity(table: pd.DataFrame, number: int, path_stem: Path) -> tuple[Path, P
         for axes, column in zip(panels, columns, strict=True):
             shown = heat(axes, table, 100 * table[column], READERS[column], Normalize(0, 100))
         panels[-1].set_xlabel("Communication round")
-        figure.colorbar(shown, ax=list(panels), label=f"Label read back (%), n = {number}", aspect=40, pad=0.02)
+        told = table[[f"{column}_seeds" for column in columns]].to_numpy()
+        seeds = f"n = {number}" if (told[told > 0] == number).all() else f"of up to {number} seeds"
+        figure.colorbar(shown, ax=list(panels), label=f"Label read back (%), {seeds}", aspect=40, pad=0.02)
     return paths
 
 
@@ -169,12 +179,12 @@ def heat(axes: Axes, table: pd.DataFrame, values: pd.Series, title: str, norm: N
 
 # ---------------------------------------------------------------------------------------------------------------- lines
 def loss_terms(groups: Sequence[Group]) -> list[str]:
-    """The terms that the server's training has, in their order."""
+    """The terms that the server's training has, and the clients' beside cross-entropy, in their order."""
     terms = list(dict.fromkeys(c for one in groups for c in one.runs[0].metrics if TERM.match(c) and one.runs[0].metrics[c].notna().any()))
     return sorted(terms, key=lambda term: list(TERMS).index(term) if term in TERMS else len(TERMS))
 
 
-def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], path_stem: Path) -> tuple[Path, Path]:
+def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], kind: str, path_stem: Path) -> tuple[Path, Path]:
     """Every one of ``terms`` by round: means over seeds and 95 % intervals."""
     told = {one.line: one for one in groups if any(term in one.runs[0].metrics for term in terms)}
     styles, frames = (
@@ -186,42 +196,42 @@ def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], 
         for axes, term in zip(panels, terms, strict=True):
             for label in told:
                 if all(term in frame for frame in frames[label]):
-                    curve(axes, frames[label], term, 1.0, look(styles[label]))
+                    curve(axes, frames[label], term, 1.0, look(styles[label]), kind)
             axes.set_ylabel(TERMS.get(term, term.replace("_", "\n", 1)))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="y", linewidth=0.4, color="0.88")
         by_round(figure, panels)
-        legend(figure, frames, styles)
+        legend(figure, frames, styles, kind)
     return paths
 
 
-def stages(told: Sequence[Group], path_stem: Path) -> tuple[Path, Path]:
+def stages(told: Sequence[Group], kind: str, path_stem: Path) -> tuple[Path, Path]:
     """Balanced test before and after each distillation on the server, and of the ensemble where it was measured: a panel a strategy."""
     with canvas(0.5 + 1.25 * len(told), path_stem) as (figure, paths):
         panels = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0]
         for axes, one in zip(panels, told, strict=True):
             for style, column in enumerate(STAGES):
                 if all(column in run.metrics and run.metrics[column].notna().any() for run in one.runs):
-                    curve(axes, [run.metrics for run in one.runs], column, 100.0, look(style))
+                    curve(axes, [run.metrics for run in one.runs], column, 100.0, look(style), kind)
             limits(axes)
             axes.set_title(f"{one.line} (n = {len(one.runs)})", fontsize=7, loc="left", pad=2)
             axes.set_ylabel("Accuracy (%)")
         by_round(figure, panels)
         handles = [Line2D([], [], **look(style), label=label) for style, label in enumerate(STAGES.values())]
-        title = "Mean and 95 % interval over seeds" if any(len(one.runs) > 1 for one in told) else None
+        title = f"Mean and 95 % interval ({kind}) over seeds" if any(len(one.runs) > 1 for one in told) else None
         figure.legend(handles=handles, title=title, loc="outside lower center", ncols=3, frameon=False, handlelength=2.6, columnspacing=1.0)
     return paths
 
 
-def curve(axes: Axes, frames: Sequence[pd.DataFrame], column: str, scale: float, style: dict) -> None:
+def curve(axes: Axes, frames: Sequence[pd.DataFrame], column: str, scale: float, style: dict, kind: str) -> None:
     """The mean over seeds, and its interval where there are several."""
     values = scale * pd.concat([frame.set_index("round")[column] for frame in frames], axis=1).dropna()
     if values.empty:
         return
-    mean, half = spread(values.to_numpy().T)
+    mean, low, high = interval(values.to_numpy().T, kind)
     axes.plot(values.index, mean, **style, markevery=max(1, len(values) // 7))
     if values.shape[1] > 1:
-        axes.fill_between(values.index, mean - half, mean + half, color=style["color"], alpha=0.16, linewidth=0)
+        axes.fill_between(values.index, low, high, color=style["color"], alpha=0.16, linewidth=0)
 
 
 def by_round(figure: Figure, panels: Sequence[Axes]) -> None:

@@ -16,8 +16,8 @@ Item = TypeVar("Item")
 class Group:
     """Runs that differ only in the seed, in its order; ``label`` = ``line`` (which strategy) with ``setting`` (on which data).
 
-    ``tuned`` says whether runs took values chosen on held-out data (``tuned``, ``untuned``, ``partly tuned``); empty where no run of the
-    report did.
+    ``tuned`` says whether runs took values chosen on held-out data (``tuned``, ``untuned``); empty where no run of the report did. Runs whose
+    choice was the configuration's own value are in two groups, one of either kind.
     """
 
     runs: tuple[Run, ...]
@@ -39,11 +39,13 @@ class Group:
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs that can stand side by side, and a note on each that is left out.
 
+    Runs that were judged on training examples, as trials of ``simulations.tune`` are, have no test accuracy, and are left out.
     On one setting, the runs are kept that have the rounds and the evaluation of most of them (of the longest, where that is a tie);
     of two runs that differ in nothing, the first.
     """
     kept: dict[Hashable, Run] = {}
-    notes = []
+    notes = [f"{run.folder}: judged on held-out training examples (evaluation.examples=validation), as trials of tuning are" for run in runs if run.trial]
+    runs = [run for run in runs if not run.trial]
     for setting in gather(runs, lambda run: run.part(SETTING)):
         shapes = Counter(run.shape for run in setting)
         usual = max(shapes, key=lambda shape: (shapes[shape], shape[:2], str(sorted(shape[2], key=str))))
@@ -63,24 +65,21 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def group(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
     groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
-    any_tuned = any(run.tuned for run in runs)
+    kinds = ("tuned", "untuned") if any("tuned" in run.columns for run in runs) else ("",)
     labelled = []
     for same, terms in zip(groups, _terms([same[0] for same in groups]), strict=True):
-        tuned = _tuned(same) if any_tuned else ""
         setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
-        line = ", ".join([text for key, text in terms.items() if not SETTING.match(key)] + ([tuned] if tuned else []))
-        labelled.append(Group(tuple(same), ", ".join([*terms.values(), *([tuned] if tuned else [])]), line, setting, tuned))
+        line = [text for key, text in terms.items() if not SETTING.match(key)]
+        for kind in kinds:
+            mine, more = tuple(run for run in same if not kind or kind in run.columns), [kind] if kind else []
+            if mine:
+                labelled.append(Group(mine, ", ".join([*terms.values(), *more]), ", ".join([*line, *more]), setting, kind))
     return sorted(labelled, key=lambda one: (natural(one.setting), one.tuned, *place(one.line)))
 
 
 def place(line: str) -> tuple[bool, list[tuple[float, str]]]:
     """A key by which FedAvg comes first, and the others in natural order."""
     return not re.match(r"fedavg\b", line), natural(line)
-
-
-def _tuned(runs: Sequence[Run]) -> str:
-    """What is said of runs where some of a report are tuned."""
-    return {(True,): "tuned", (False,): "untuned"}.get(tuple({run.tuned for run in runs}), "partly tuned")
 
 
 def _terms(runs: Sequence[Run]) -> list[dict[str, str]]:

@@ -88,13 +88,14 @@ def way(groups: Sequence[Group], target: float | None, kind: str) -> Table | Non
         counts("n", [len(one.runs) for one in groups]),
         Column("simulated s", tuple(cells)),
     ]
+    judged_alike = [(one.block, all(run.metrics["accuracy"].notna().any() for run in one.runs)) for one in groups]  # on one test, or on own labels
     for name, title in times.WAYS.items() if target is not None else ():
         scale = 1e-6 if name == "bytes" else 1.0
         cells = []
         for one in groups:
             reached, spent = (scale * np.array(by_seed(one, f"{name}_{what}", target), float) for what in ("to_target", "spent"))
             cells.append(times.to_target(reached, spent, tuple(map(float, interval(reached, kind))), kind))
-        columns.append(Column(f"{title} to {100 * target:g} %", ranked(cells, blocks(groups), ".4g", lowest=True)))
+        columns.append(Column(f"{title} to {100 * target:g} %", ranked(cells, judged_alike, ".4g", lowest=True)))
     legend = times.LEGEND if target is None else f"{times.LEGEND}\n{times.TARGET_LEGEND.format(percent=100 * target)}"
     return Table("times", "What was spent", tuple(columns), legend, blocks(groups))
 

@@ -90,6 +90,10 @@ def beside(experiment: Experiment, found: pd.DataFrame) -> Table:
     settings = list(dict.fromkeys(found["setting"]))
     columns = [texts("setting", found["setting"])] if len(settings) > 1 else []
     columns += [texts("strategy", found["strategy"]), counts("n", found["num_seeds"].tolist())]
+    if experiment.reference is not None:
+        others = found[found["strategy"] != experiment.reference]
+        if (others["num_pairs"] != others["num_seeds"]).any():  # a seed is missing on one side
+            columns.append(counts("pairs", found["num_pairs"].tolist()))
     for figure in experiment.shown:
         columns.append(Column(f"ours, {FIGURES[figure]}", cells(found, f"{figure}_mean", f"{figure}_half_width")))
         for name, source in experiment.sources.items():
@@ -103,7 +107,8 @@ def beside(experiment: Experiment, found: pd.DataFrame) -> Table:
             columns.append(p_values(f"p, Holm, {FIGURES[figure]}", found[f"{less}_p_holm"]))
     lines = legend(experiment)
     if experiment.reference is not None:
-        lines += few(found["num_pairs"], max((found[f"{name}_less_reference_p"].notna().sum() for name in experiment.shown), default=0))
+        tested = found[[f"{name}_less_reference_p" for name in experiment.shown]].notna().groupby(found["setting"]).sum()
+        lines += few(found["num_pairs"], int(tested.to_numpy().max(initial=0)))
     return Table("table", experiment.title, tuple(columns), "\n".join(lines), tuple(found["setting"]))
 
 
@@ -150,15 +155,24 @@ def cost(runs: Sequence[Run]) -> str:
     return f"{len(runs)} runs, {rounds:,} rounds; local training, server and evaluation by the runs' own clocks {seconds / 60:.1f} minutes in all."
 
 
+def by_run(experiment: Experiment, found: Found) -> pd.DataFrame:
+    """A row a run: what the table's means are of (accuracies in percent, no ratios), and the name of its folder."""
+    cells = [(cell, seed, run) for cell in experiment.cells() for seed, run in sorted(found.get(cell, {}).items())]
+    rows = [(*cell, seed, run.folder.name, *(scaled(run)[figure] for figure in experiment.shown)) for cell, seed, run in cells]
+    return pd.DataFrame(rows, columns=["setting", "strategy", "seed", "run", *experiment.shown])
+
+
 def write(experiment: Experiment, found: Found, folder: Path, notes: Sequence[str] = ()) -> tuple[str, list[Path]]:
-    """The table as text, with ``notes`` below it, and the files ``table.md``, ``table.csv`` (all numbers) and ``table.tex`` in ``folder`` that hold it."""
+    """The table as text, with ``notes`` below it, and the files in ``folder``: ``table.md``, ``table.csv`` (all numbers), ``table.tex``, and
+    ``runs.csv``, a row a run."""
     numbers = compare(experiment, found)
     table = beside(experiment, numbers)
     each = {run.folder: run for runs in found.values() for run in runs.values()}
     text = "\n".join([markdown(table), cost(list(each.values())), *notes, ""])
-    paths = [folder / f"table.{suffix}" for suffix in ("md", "csv", "tex")]
+    paths = [folder / name for name in ("table.md", "table.csv", "table.tex", "runs.csv")]
     folder.mkdir(parents=True, exist_ok=True)
     paths[0].write_text(text, encoding="utf-8")
     numbers.to_csv(paths[1], index=False)
     paths[2].write_text(latex(replace(table, name=folder.name)), encoding="utf-8")
+    by_run(experiment, found).to_csv(paths[3], index=False)
     return text, paths

@@ -1,6 +1,5 @@
 """RayGrid: clients run in supervised Ray actors."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from simulations import columns
 from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.cluster import DIRECT, dismiss, hire, start_ray
 from simulations.grids import ClientGrid, Waiting
+from simulations.machine import cores
 from simulations.scores import on_test
 from simulations.workers import Answers, Share, everyone, judged, packed, portions
 from simulations.world import world
@@ -40,7 +40,7 @@ class RayGrid(ClientGrid):
         super().__init__(num_clients, config)
         require(workers is None or workers > 0, "workers", "must be > 0, or null for one a core", workers)
         require(num_gpus >= 0, "num_gpus", "must be >= 0", num_gpus)
-        self.num_workers = min(workers or os.cpu_count() or 1, num_clients)
+        self.num_workers = min(workers or cores(), num_clients)
         self._ray = start_ray(self.num_workers, address)
         if address is None:  # a cluster may grow, this machine does not
             most = self._ray.cluster_resources().get("GPU", 0)

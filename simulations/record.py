@@ -81,7 +81,7 @@ class Folder(LockedFolder):
 
     def tuned(self, choice: Mapping[str, object]) -> None:
         """Note which row of which file of ``simulations.tune`` this run has taken."""
-        write_atomically(self.path / "tuned.json", (json.dumps(choice, indent=1) + "\n").encode())
+        note_choice(self.path, choice)
 
     def row(self, values: Mapping[str, float]) -> None:
         """One row of ``metrics.csv``, flushed; columns that no row has had so far are added to all."""
@@ -244,3 +244,8 @@ def installed(name: str) -> str | None:
         return version(name)
     except ModuleNotFoundError:
         return None
+
+
+def note_choice(folder: Path, choice: Mapping[str, object]) -> None:
+    """Write ``tuned.json`` into a run folder: what :func:`simulations.command.take_tuned` has taken."""
+    write_atomically(folder / "tuned.json", (json.dumps(choice, indent=1) + "\n").encode())

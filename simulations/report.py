@@ -16,14 +16,13 @@ from simulations import clients, details, distill_pages, drawings, generator_fig
 from simulations.comparisons import comparisons, unpaired
 from simulations.groups import Group, comparable, gather, group
 from simulations.parts import Note, Part, omissions
-from simulations.runs import SETTING, find, is_distillation, read
+from simulations.runs import OF_A_RUN, SETTING, find, is_distillation, read
 from simulations.statistics import INTERVALS
 from simulations.summaries import is_baseline, results
 from simulations.tables import Table
 
-OF_EARLIER = ("headlines", "times", "differences", "comparisons", "server", "clients", "networks", "classes", "skew", "phases",
-              "distillation", "costs", "domains", "ladder", "left_out", "by_setting_test", "by_setting_own")  # fmt: skip
-"""Tables that an earlier report of the same folder may have had."""
+WRITTEN = "written.txt"
+"""The names of the files that a report has written, so that the next one in the same folder leaves nothing of it beside its own."""
 
 
 def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
@@ -90,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = ", ".join(dict.fromkeys(repr(one.line) for one in groups))
         return _fail(f"--baseline must be a strategy of the runs, or one of {lines}; got {arguments.baseline!r}")
     output = arguments.output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
+    if any((output / name).exists() for name in OF_A_RUN):
+        return _fail(f"--output must not be the folder of a run, whose files a report would overwrite, got {str(output)!r}")
     try:
         distillations, more = distill_pages.part(distilled, output)
         for note in [*notes, *more]:
@@ -122,10 +123,7 @@ def report(groups: Sequence[Group], distillations: Part | None, left_out: Sequen
     """Write all files, print the tables and the paths."""
     parts, csvs, missing = ([], {}, []) if not groups else federated(groups, output, options)
     parts += [] if distillations is None else [distillations]
-    for name in OF_EARLIER:
-        for suffix in (".csv", ".tex"):
-            (output / f"{name}{suffix}").unlink(missing_ok=True)
-    (output / "generator.csv").unlink(missing_ok=True)
+    forget(output)
     for name, frame in csvs.items():
         frame.to_csv(output / f"{name}.csv", index=False)
     paths = [output / f"{name}.csv" for name in csvs]
@@ -139,8 +137,16 @@ def report(groups: Sequence[Group], distillations: Part | None, left_out: Sequen
     print("\n".join(map(str, parts)))
     paths += [path for drawing in figures for path in drawing.paths]
     paths.append(webpage.write(parts, omitted, facts(groups, left_out, options), missing, output))
+    (output / WRITTEN).write_text("".join(f"{path.name}\n" for path in paths), encoding="utf-8")
     print(*paths, sep="\n")
     print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+
+
+def forget(output: Path) -> None:
+    """Remove what an earlier report has written there."""
+    if (output / WRITTEN).is_file():
+        for name in (output / WRITTEN).read_text(encoding="utf-8").splitlines():
+            (output / Path(name).name).unlink(missing_ok=True)
 
 
 def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[list[Part], dict[str, pd.DataFrame], list[str]]:
@@ -150,7 +156,7 @@ def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[
     missing += unpaired(groups, options.baseline)
     if options.figures:
         settings = gather(groups, lambda one: one.runs[0].part(SETTING))
-        more, generated, said = generator_figures.planned(settings, headlines.ordered_lines(groups), output)
+        more, generated, said = generator_figures.planned(settings, headlines.ordered_lines(groups), output, options.kind)
         csvs |= {} if generated is None else {"generator": generated}
         planned, missing = [*planned, *more], [*missing, *said]
     found = tables(groups, options.baseline, options.target, options.kind)

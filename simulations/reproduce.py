@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,13 +26,14 @@ from fedkd.check import require
 from fedkd.config import build, make
 from simulations import figures, published, search
 from simulations.asked import Asked, parse
-from simulations.command import compose, explained, make_absolute
+from simulations.command import compose, explained, make_absolute, take_tuned
 from simulations.curves import NOTHING, PANELS, curve
 from simulations.experiment import Planned, counted, refreshed, unfinished
 from simulations.forest import forest
 from simulations.groups import Group
+from simulations.machine import cores
 from simulations.progress import Board, narrate
-from simulations.record import append, commit, made_by
+from simulations.record import append, commit, made_by, note_choice
 from simulations.runs import Run, read
 from simulations.sweep import ready, sweep
 
@@ -49,6 +51,7 @@ def reproduce(asked: Asked) -> int:
             runs, notes = asked.plan()
             failed |= run_all(asked, runs)
             runs = refreshed(runs)
+            note_choices(runs)
     else:
         runs, notes = asked.plan()
     if asked.only == "plan":
@@ -84,6 +87,14 @@ def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
     return failed
 
 
+def note_choices(runs: Sequence[Planned]) -> None:
+    """Have finished runs say that their value is a choice, where it was that of the configuration and they were there before."""
+    for run in runs:
+        if run.state == "finished" and (choice := take_tuned(deepcopy(run.config), "strategy")) is not None:
+            if not (run.folder / "tuned.json").is_file():
+                note_choice(run.folder, choice)
+
+
 def foresee(configs: Sequence[DictConfig]) -> None:
     """Read every data set that runs ask for once, before many do, and see that partitions that are files are there.
 
@@ -104,7 +115,7 @@ def foresee(configs: Sequence[DictConfig]) -> None:
 
 def engaged(config: DictConfig, asked: Asked) -> DictConfig:
     """The run with as many actors as there are cores for it, in one process where that is one; an engine that was chosen stays."""
-    share = (os.cpu_count() or 1) // asked.jobs
+    share = cores() // asked.jobs
     if config.choices.engine == "ray" and config.engine.get("workers") is None and config.engine.get("address") is None:
         if share > 1:
             config.engine.workers = share

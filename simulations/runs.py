@@ -21,7 +21,9 @@ Values = dict[str, Hashable]
 
 ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
 COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
-MEASURED = re.compile(r"(accuracy|generator|synthesis|distillation)_|simulated_time$|(train_)?loss$")
+MEASURED = re.compile(r"(accuracy|generator|synthesis|distillation|train)_|simulated_time$|loss$")
+OF_A_RUN = ("config.yaml", "metrics.csv", "checkpoint.json")
+"""Files by which the folder of a run is known, even where it lacks the others."""
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
     r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*|diagnose_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
 )
@@ -50,14 +52,27 @@ class Run:
         return self.config["seed"]
 
     @property
+    def trial(self) -> bool:
+        """It was judged on what clients hold out of their training examples, so that no accuracy of it is one of the test set."""
+        return (self.config.get("evaluation") or {}).get("examples") == "validation"
+
+    @property
     def strategy(self) -> str:
         """The name under which the strategy was chosen."""
         return option(self.config, "strategy") or "strategy"
 
-    @property
-    def tuned(self) -> bool:
-        """The run took a value that was chosen on held-out training data."""
-        return self.config.get("tuned") is not None
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it has that of the configuration,
+        and both where the choice is the configuration's."""
+        given = self.config.get("tuned") is None
+        try:
+            shipped = bool(json.loads((self.folder / "tuned.json").read_text(encoding="utf-8"))["shipped"])
+        except FileNotFoundError:
+            return ("untuned",) if given else ("tuned",)
+        except (OSError, ValueError, KeyError, TypeError):  # of an earlier version
+            shipped = False
+        return ("tuned", "untuned") if shipped or given else ("tuned",)
 
     @cached_property
     def evaluated(self) -> pd.DataFrame:
@@ -106,14 +121,14 @@ def option(config: Mapping[str, Any], part: str) -> str | None:
 
 
 def find(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among and below ``folders``, each once, in natural order.
+    """The run folders among and below ``folders``, each once, in natural order, those that lack files among them.
 
     Raises:
         ValueError: if a folder does not exist, or no run folder is in it.
     """
     found = {}
     for folder in folders:
-        inside = [config.parent for config in sorted(folder.rglob("config.yaml")) if (config.parent / "metrics.csv").is_file()]
+        inside = sorted({path.parent for name in OF_A_RUN for path in folder.rglob(name)})
         if not inside:
             raise ValueError(
                 f"each folder must hold config.yaml and metrics.csv, or folders that do, got {str(folder)!r}: "
@@ -134,28 +149,31 @@ def is_distillation(folder: Path) -> bool:
 def read(folder: Path, until: int | None = None) -> Run:
     """The run in ``folder``, all of it or its rounds 1..``until``.
 
+    An unfinished run that has got as far as ``until`` is one that ended there.
+
     Raises:
         ValueError: if it is unfinished, or a file of it is missing or cannot be understood.
     """
-    if not (folder / "checkpoint.json").is_file():
-        raise ValueError("unfinished: no checkpoint.json")
+    for name in ("checkpoint.json", "metrics.csv"):
+        if not (folder / name).is_file():
+            raise ValueError(f"unfinished: no {name}")
     try:
         config = completed(configuration(folder / "config.yaml"))
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         metrics = pd.read_csv(folder / "metrics.csv")
         clients = tested(folder / "clients.csv", until)
-        seed, rounds, finished = config["seed"], config["rounds"], checkpoint["finished"]
+        seed, rounds, finished, done = config["seed"], config["rounds"], checkpoint["finished"], checkpoint["round"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
-    if not finished:
-        raise ValueError(f"unfinished: {checkpoint.get('round')} of {rounds} rounds; start the run again to go on with it")
-    if not (isinstance(seed, int) and isinstance(rounds, int)):
-        raise ValueError(f"corrupt: seed and rounds must be whole numbers, got {seed!r} and {rounds!r}")
-    _check(metrics, rounds)
+    if not all(isinstance(number, int) for number in (seed, rounds, done)):
+        raise ValueError(f"corrupt: seed and rounds must be whole numbers, got {seed!r}, {rounds!r} and {done!r}")
+    if not finished and (until is None or until > done):
+        raise ValueError(f"unfinished: {done} of {rounds} rounds; start the run again to go on with it")
     if until is not None and not 1 <= until <= rounds:
         raise ValueError(f"--until must be a round of the run, 1..{rounds}, got {until}")
     if until is not None:
-        config, metrics = config | {"rounds": until}, metrics[:until]
+        config, metrics, rounds = config | {"rounds": until}, metrics[:until], until
+    _check(metrics, rounds)
     _check_clients(clients, metrics)
     return Run(folder, config, metrics, clients)
 

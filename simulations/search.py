@@ -1,10 +1,12 @@
 """The search that an experiment describes for its tuned columns: the same grid for every strategy, run as the sweep is."""
 
+import csv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fedkd.check import require
 from fedkd.config import check
 from simulations.command import compose
 from simulations.described import Experiment, Tuning
@@ -43,21 +45,40 @@ def tune(name: str, experiment: Experiment, overrides: Sequence[str], run: Calla
 
 
 def searched(name: str, experiment: Experiment, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, Path], Trials]]:
-    """By strategy and table: the runs of a search whose choice is asked for and not there."""
+    """By strategy and table: the runs of a search whose choice is asked for and not there.
+
+    Raises:
+        ValueError: it is there, and another search has made it.
+    """
     known = set()
     for row, column in experiment.cells():
         if not any(word.startswith("tuned=") for word in experiment.columns[column]):
             continue
         config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
-        if config.tuned is None or has_choice(config):
-            continue
-        table = Path(config.tuned).expanduser().absolute()
-        if (config.choices.strategy, table) in known:
+        table = None if config.tuned is None else Path(config.tuned).expanduser().absolute()
+        if table is None or (config.choices.strategy, table) in known:
             continue
         known.add((config.choices.strategy, table))
         own = [word for word in experiment.columns[column] if not word.startswith("tuned=")]
         words = [f"experiment={name}", *own, *experiment.tuning.overrides, *overrides]
-        yield (config.choices.strategy, table), list(trials(words, column, experiment.tuning, table))
+        if has_choice(config):
+            same_search(table, config.choices.strategy, experiment.tuning, compose(words).rounds)
+        else:
+            yield (config.choices.strategy, table), list(trials(words, column, experiment.tuning, table))
+
+
+def same_search(table: Path, strategy: str, tuning: Tuning, rounds: int) -> None:
+    """Refuse a choice that another search has made, as one of fewer rounds or of another grid.
+
+    Raises:
+        ValueError: naming the file, and what was searched there.
+    """
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["strategy"] == strategy]
+    told = [{(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation") or 0)) for row in rows}, {float(row["value"]) for row in rows}]
+    asked = [{(tuning.key, float(rounds), float(tuning.validation))}, set(map(float, tuning.grid))]
+    rule = f"must hold the search that the experiment describes ({tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out); give another output, or remove the file"
+    require(told == asked, "tuned", f"{rule}: for {strategy}", str(table))
 
 
 def trials(words: list[str], column: str, tuning: Tuning, table: Path) -> Iterator[tuple[float, Planned]]:

@@ -89,7 +89,7 @@ def baselines(one: Group, groups: Sequence[Group], baseline: str) -> list[Group]
     """The groups with which ``one`` is compared: of the ``baseline`` (a strategy, or a line of the report) under the same setting and training.
 
     They have the same seeds and differ from ``one`` by the strategy's side of the configuration only, and where both are tuned, by the
-    optimizer; the nearest of them. Empty for the baseline itself.
+    optimizer; the nearest of them, and of a run that is tuned and untuned the one that is as ``one`` is. Empty for the baseline itself.
     """
     if is_baseline(one, baseline):
         return []
@@ -97,6 +97,7 @@ def baselines(one: Group, groups: Sequence[Group], baseline: str) -> list[Group]
     found = [other for other in groups if is_baseline(other, baseline) and other.seeds == one.seeds]
     both = [other for other in found if other.tuned == one.tuned == "tuned" and _training(other.runs[0], True) == _training(mine, True)]
     found = both or [other for other in found if _training(other.runs[0], False) == _training(mine, False)]
+    found = [other for other in found if other.tuned == one.tuned] or found
     shared = [len(other.runs[0].part(STRATEGY) & mine.part(STRATEGY)) for other in found]
     return [other for other, number in zip(found, shared, strict=True) if number == max(shared)]
 

@@ -134,13 +134,16 @@ def markdown(table: Table, marks: bool = True) -> str:
 
 
 def frame(table: Table) -> pd.DataFrame:
-    """The numbers behind the cells, as a CSV file holds them: after each mean the ends of its interval, where the column has any."""
+    """The numbers behind the cells, as a CSV file holds them: after each mean the ends of its interval, where the column has any, and n, where
+    its cells differ in it."""
     columns: dict[str, Sequence[object]] = {}
     for column in table.columns:
         plain = column.text or all(np.isnan(cell.value) and np.isnan(cell.low) for cell in column.cells)
         columns[column.title] = [cell.text if plain else cell.value for cell in column.cells]
         if column.has_interval and not column.text:
             columns |= {f"{column.title}: {end}": [getattr(cell, end) for cell in column.cells] for end in ("low", "high")}
+            if len({cell.n for cell in column.cells} - {None}) > 1:
+                columns[f"{column.title}: n"] = [cell.n for cell in column.cells]
     return pd.DataFrame(columns)
 
 

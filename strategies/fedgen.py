@@ -146,7 +146,7 @@ class FedGen(Strategy):
         generated = cross_entropy(model.head(batch.generated), batch.generated_y).mean()
         latent = kl_divergence(model.head(batch.latent).detach(), logits).mean()
         value = cross_entropy(logits, batch.y).mean() + batch.alpha * generated + batch.beta * latent
-        return value, {"labels": one_hot(batch.y, logits.shape[-1]).sum(0)}
+        return value, {"labels": one_hot(batch.y, logits.shape[-1]).sum(0), "generated_loss": generated, "latent_divergence": latent}
 
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
         sent, kept = super().report(client, trained, sums, shared, own)

@@ -94,6 +94,9 @@ def test_the_client_s_loss_is_the_equation(alpha, beta):
 
     compare(value, dict(model.named_parameters()), oracle, at)
     assert metrics["labels"].tolist() == np.bincount(y, minlength=3).tolist()
+    plain = cross_entropy(model(batch.x).logits, batch.y).mean()
+    terms = batch.alpha * metrics["generated_loss"] + batch.beta * metrics["latent_divergence"]
+    assert (value - plain).item() == pytest.approx(terms.item(), rel=1e-12)
 
 
 # --------------------------------------------------------------------------------------------------- the generator's loss

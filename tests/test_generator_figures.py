@@ -56,12 +56,31 @@ def test_numbers_are_means_over_seeds(tmp_path, capsys):
         assert f"{name}.pdf" in out
 
 
+def test_seeds_that_cannot_say_are_not_counted(tmp_path):
+    """Of a class that every client of a round holds, or none, a seed knows no fidelity: the others' mean, and how many they are."""
+    tables = [generated(tmp_path / f"r{seed}", seed) for seed in range(3)]
+    for seed in (1, 2):
+        tables[seed].loc[tables[seed]["class"] == 1, "fidelity_seen"] = np.nan
+        tables[seed].to_csv(tmp_path / f"r{seed}" / "generator.csv", index=False)
+    assert main([str(tmp_path)]) == 0
+    found = pd.read_csv(tmp_path / "report" / "generator.csv")
+    assert found["fidelity_seen_seeds"].tolist() == [3, 1, 3] * 4 and found["fidelity_global_seeds"].tolist() == [3] * 12
+    assert found["fidelity_seen"][1] == pytest.approx(tables[0]["fidelity_seen"][1])
+
+
+def test_many_generators_have_their_losses_in_several_figures(tmp_path):
+    for number in range(9):
+        folder = write(tmp_path / str(number), strategy="fedgen", knobs={"eta": float(number)})
+        pd.read_csv(folder / "metrics.csv").assign(generator_loss=1.0, train_generated_loss=2.0).to_csv(folder / "metrics.csv", index=False)
+    drawn(tmp_path, "server_losses_1", "server_losses_2")
+
+
 def drawn(folder: Path, *names: str) -> list[str]:
     """The figures of what is in ``folder``, these alone; notes."""
     groups = group([read(one) for one in find([folder])])
     settings = gather(groups, lambda one: one.runs[0].part(SETTING))
     (folder / "report").mkdir(exist_ok=True)
-    drawings, _, notes = generator_figures.planned(settings, sorted({one.line for one in groups}), folder / "report")
+    drawings, _, notes = generator_figures.planned(settings, sorted({one.line for one in groups}), folder / "report", "t")
     assert {path.stem for one in drawings for path in one.write() if path.suffix == ".png"} == set(names)
     return notes
 
@@ -86,9 +105,10 @@ def test_until(tmp_path):
 
 
 def test_runs_without_a_generator_have_no_such_figures(tmp_path):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "generator.csv").write_text("that of an earlier report")
-    write(tmp_path / "run")
+    generated(tmp_path / "run")
+    assert main([str(tmp_path), "--no-figures"]) == 0 and main([str(tmp_path)]) == 0 and (tmp_path / "report" / "generator.csv").exists()
+    for path in ("generator", "latents"):
+        (tmp_path / "run" / f"{path}.csv").unlink()
     assert drawn(tmp_path) == [] and main([str(tmp_path), "--no-figures"]) == 0 and not (tmp_path / "report" / "generator.csv").exists()
 
 

@@ -164,6 +164,9 @@ def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in broken.items():
         (write(tmp_path / name, seed=3) / "metrics.csv").write_text(text)
     (write(tmp_path / "yaml", seed=6) / "config.yaml").write_text("a: [1\n")
+    (write(tmp_path / "rounds", seed=4) / "metrics.csv").unlink()
+    (write(tmp_path / "unknown", seed=4) / "config.yaml").unlink()
+    write(tmp_path / "trial", seed=2, evaluation={"examples": "validation"})
     write(tmp_path / "longer", seed=7, accuracy=[0.5, 0.6, 0.7])
     write(tmp_path / "seldom", seed=8, every=2)
     write(tmp_path / "judged", seed=8, evaluation={"split": "validation"})
@@ -180,6 +183,9 @@ def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "words": "numbers",
         "percent": "0..1",
         "yaml": "unreadable",
+        "rounds": "no metrics.csv",
+        "unknown": "config.yaml",
+        "trial": "held-out training examples",
         "longer": "3 rounds",
         "seldom": "2 rounds, 1 of them evaluated",
         "judged": "unlike",
@@ -291,6 +297,43 @@ def test_until_counts_a_run_as_if_it_had_ended_there(tmp_path: Path, capsys: pyt
     assert row["accuracy_last_mean"] == 0.4 and row["accuracy_last_ten_mean"] == pytest.approx(0.3) and row["bytes_up_total_mean"] == 2000
     assert main([str(tmp_path), "--until", "1", "--no-figures"]) == 0 and list(table(tmp_path).index) == ["fedavg", "fedgen"]
     assert "--until must be a round of the run, 1..1, got 2" in capsys.readouterr().err
+
+
+def test_until_cuts_unfinished_runs_too_and_needs_an_evaluated_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was interrupted after that round counts up to there; one that has not got as far does not."""
+    for name, seed, done in (("whole", 0, 4), ("interrupted", 1, 3), ("begun", 2, 1)):
+        folder = write(tmp_path / name, seed=seed, accuracy=[0.2, 0.4, 0.6, 0.8], every=2, finished=done == 4)
+        (folder / "checkpoint.json").write_text(json.dumps({"round": done, "rounds": 4, "finished": done == 4}))
+        pd.read_csv(folder / "metrics.csv")[:done].to_csv(folder / "metrics.csv", index=False)
+    assert main([str(tmp_path), "--until", "2", "--no-figures"]) == 0
+    assert table(tmp_path).loc["fedavg", ["seeds", "accuracy_last_mean"]].tolist() == ["0 1", 0.4]
+    assert "begun: unfinished: 1 of 4 rounds" in capsys.readouterr().err
+    assert main([str(tmp_path), "--until", "1", "--no-figures"]) == 2
+    assert "nothing to report: no round was evaluated" in capsys.readouterr().err
+
+
+def test_a_report_is_not_written_into_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "a")
+    (folder / "clients.csv").write_text("kept")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main([str(folder), "--output", str(folder)]) == 2
+    assert "--output must not be the folder of a run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_nothing_of_an_earlier_report_stays_beside_a_new_one(tmp_path: Path) -> None:
+    """Figures and tables of a setting that is gone are gone; what somebody else has put there stays."""
+    for alpha in (0.1, 1.0):
+        write(tmp_path / f"a{alpha}", alpha=alpha)
+    assert main([str(tmp_path)]) == 0
+    report = tmp_path / "report"
+    (report / "mine.txt").write_text("kept")
+    assert (report / "convergence_alpha-1.0.png").exists() and (report / "by_setting.pdf").exists()
+    for path in (tmp_path / "a1.0").iterdir():
+        path.unlink()
+    assert main([str(tmp_path)]) == 0
+    assert not list(report.glob("*alpha-1.0*")) and not (report / "by_setting.pdf").exists()
+    assert (report / "mine.txt").read_text() == "kept" and (report / "convergence.png").exists()
 
 
 def test_missing_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,11 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from simulations import drawings
+from simulations.comparisons import few, warnings
 from simulations.latex import latex
 from simulations.report import collect, main, tables
 from simulations.runs import configuration, find, read
+from simulations.statistics import paired
 from simulations.tables import DASH, Cell, Column, Table, counts, frame, markdown, numbers, over_seeds, ranked, texts
 from tests.running import ROOT
 from tests.test_report import half_width, write
@@ -267,6 +269,74 @@ def test_tuned_runs_are_called_so_ranked_apart_and_compared_with_the_tuned_basel
 
 
 # ------------------------------------------------------------------------------------------------------------------- the structure
+def test_a_run_whose_choice_is_the_configuration_s_own_value_is_in_both_blocks(tmp_path):
+    """FedGen's choice is what it has anyway: one run, a row as tuned and a row as untuned, each against FedAvg's of its kind."""
+    for seed in range(2):
+        for strategy, lr, tuned, accuracy in (("fedavg", 0.01, None, 0.5), ("fedavg", 0.1, "t.csv", 0.7), ("fedgen", 0.01, None, 0.8)):
+            folder = tmp_path / f"{strategy}{lr}-{seed}"
+            write(folder, strategy, seed, [accuracy + seed / 100] * 2, optimizer={"_target_": "torch.optim.SGD", "lr": lr}, tuned=tuned)
+            if strategy == "fedgen":
+                (folder / "tuned.json").write_text('{"shipped": true}')
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    rows = pd.read_csv(tmp_path / "report" / "results.csv").set_index("label")
+    assert rows["tuned"].to_dict() == {"fedavg, lr 0.1, tuned": "tuned", "fedgen, lr 0.01, tuned": "tuned", "fedavg, lr 0.01, untuned": "untuned",
+                                       "fedgen, lr 0.01, untuned": "untuned"}  # fmt: skip
+    assert rows["num_seeds"].tolist() == [2] * 4
+    pairs = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("strategy")
+    assert pairs["test, last"].to_dict() == pytest.approx({"fedgen, lr 0.01, tuned": 10.0, "fedgen, lr 0.01, untuned": 30.0})
+    assert main([str(tmp_path), "--no-figures", "--baseline", "fedgen"]) == 0
+    pairs = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("strategy")["less"]
+    assert pairs.to_dict() == {"fedavg, lr 0.1, tuned": "fedgen, lr 0.01, tuned", "fedavg, lr 0.01, untuned": "fedgen, lr 0.01, untuned"}
+
+
+@pytest.mark.parametrize(("tuned", "note", "columns"), [
+    (None, None, ("untuned",)), ("t.csv", None, ("tuned",)), (None, '{"shipped": false}', ("tuned", "untuned")),
+    ("t.csv", '{"shipped": false}', ("tuned",)), ("t.csv", '{"shipped": true}', ("tuned", "untuned")), ("t.csv", "{", ("tuned",)),
+])  # fmt: skip
+def test_what_a_run_folder_says_of_its_tuning(tuned, note, columns, tmp_path):
+    """Whichever came first, the run as tuned or as shipped."""
+    folder = write(tmp_path / "a", tuned=tuned)
+    if note is not None:
+        (folder / "tuned.json").write_text(note)
+    assert read(folder).columns == columns
+
+
+def test_of_seeds_that_are_not_all_tuned_each_block_has_its_own(tmp_path):
+    for seed in range(3):
+        folder = write(tmp_path / str(seed), seed=seed)
+        if seed < 2:
+            (folder / "tuned.json").write_text('{"shipped": true}')
+    groups, _ = collect(find([tmp_path]))
+    assert [(one.tuned, one.seeds) for one in groups] == [("tuned", (0, 1)), ("untuned", (0, 1, 2))]
+
+
+def test_ways_to_the_target_are_ranked_among_those_that_are_judged_alike(tmp_path):
+    """Without a global model the target is reached on own labels, which is another race."""
+    for name, accuracy, whole_model in (("fedavg", [0.2, 0.4, 0.7], True), ("fedgen", [0.2, 0.7, 0.7], True), ("local", [0.7, 0.7, 0.7], False)):
+        write(tmp_path / name, name, accuracy=accuracy, global_model=whole_model)
+    assert main([str(tmp_path), "--no-figures", "--target", "0.65"]) == 0
+    text = (tmp_path / "report" / "times.tex").read_text()
+    assert r"\textbf{2}" in text and r"\underline{3}" in text and r"{1}" not in text
+
+
+def test_the_numbers_of_seeds_are_in_a_table_by_setting_where_they_differ(tmp_path):
+    for seed in range(3):
+        for strategy in ("fedavg", "fedgen")[: 1 + (seed < 2)]:
+            for alpha in (0.1, 1.0):
+                write(tmp_path / f"{strategy}{alpha}{seed}", strategy, seed, [0.5, 0.6 + seed / 100], alpha=alpha)
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    table = pd.read_csv(tmp_path / "report" / "by_setting_test.csv")
+    assert table["alpha 0.1: n"].tolist() == [3, 2] and table["alpha 1.0: n"].tolist() == [3, 2]
+
+
+def test_seeds_that_suffice_for_one_comparison_can_be_too_few_for_many():
+    six, ten = paired(np.arange(1.0, 7.0)), paired(np.arange(1.0, 11.0))
+    assert warnings([six]) == [] and warnings([ten] * 4) == [] and few([3], 2)[0].count("no p below 0.5") == 1
+    assert warnings([six] * 4) == ["n = 6 is too few for 4 comparisons: corrected for them the exact Wilcoxon test cannot have a p below 0.125."]
+    assert warnings([six, ten] * 4) == [], "the smallest of all is corrected by their number, and it is another's"
+    assert "corrected" not in few([3, 20], 4)[0]
+
+
 def test_the_best_and_the_second_of_each_block_are_marked():
     cells = [Cell("", value) for value in (1.0, 3.001, 2.0, 3.004, np.nan, 5.0, 6.0, 7.0)]
     marks = [cell.mark for cell in ranked(cells, "aaaaabbc")]
@@ -287,7 +357,7 @@ def test_a_table_in_three_forms():
     assert r"x\textasciicircum{}2 \textbackslash{} \{y\} & 3,000 & -- & 0.250 \\" in text
     assert r"\caption{A \& B at 5 \%. A legend. Bold: the best mean between two rules; underlined: the second.}" in text
     assert text.count(r"\midrule") == 2 and text.splitlines().index(r"\midrule", 8) == text.splitlines().index(r"\bottomrule") - 2
-    assert frame(table).columns.tolist() == ["strategy", "n", "gain", "gain: low", "gain: high", "p"]
+    assert frame(table).columns.tolist() == ["strategy", "n", "gain", "gain: low", "gain: high", "gain: n", "p"]
     assert "| fed_avg   |     1 | _-1.50 ± 6.35_ | 0.500 |" in markdown(table) and "_-" not in markdown(table, marks=False)
 
 
@@ -323,6 +393,7 @@ def test_clients_that_are_corrupt_leave_a_run_out_and_the_report_lists_it(tmp_pa
         ("metrics.csv", lambda rows: rows.assign(accuracy_class_00="good"), "something else in accuracy_class_00"),
         ("metrics.csv", lambda rows: rows.assign(accuracy_class_00=100 * rows["accuracy_class_00"]), "accuracies in 0..1"),
         ("metrics.csv", lambda rows: rows.assign(generator_loss="low"), "something else in generator_loss"),
+        ("metrics.csv", lambda rows: rows.assign(train_generated_loss="low"), "something else in train_generated_loss"),
         ("clients.csv", lambda rows: rows[:-2], "the same clients, each once"),
         ("clients.csv", lambda rows: pd.concat([rows, rows[-3:]]), "the same clients, each once"),
     ],

@@ -23,7 +23,7 @@ from simulations.described import Experiment, Source
 from simulations.experiment import described, plan, unfinished
 from simulations.forest import forest, limits
 from simulations.progress import Board
-from simulations.runs import Run
+from simulations.runs import Run, read
 from simulations.sweep import PATIENCE
 from tests.conftest import ROOT
 from tests.running import Command, differing, processes, until
@@ -90,13 +90,14 @@ def test_every_run_of_an_experiment_is_a_valid_configuration(name):
 def test_published_numbers_are_those_of_the_paper():
     """A sample of each table, as published."""
     cells = {
-        name: described(f"fedgen_{name}").published.cells for name in ("table1_mnist", "table1_emnist", "table1_celeba", "table3", "table4")
+        name: described(f"fedgen_{name}").published.cells for name in ("table1_mnist", "table1_emnist", "table1_celeba", "table2", "table3", "table4")
     }
     assert cells["table1_mnist"]["alpha 0.1"]["FedGen"] == [93.03, 0.32] and cells["table1_mnist"]["alpha 0.05"]["FedDistill"] == [
         70.56,
         1.24,
     ]
     assert cells["table1_emnist"]["alpha 1 with 40 steps"]["FedAvg"] == [77.02, 1.09]
+    assert cells["table2"]["alpha 0.1"]["noise 32 and hidden 128"] == [72.43, 0.57] and cells["table2"]["alpha 0.1"]["FedAvg"] == [66.22, 2.58]
     assert cells["table1_celeba"]["10 of 25 clients"]["FedDFusion"] == [89.25, 0.56]
     ratios = [round(cells["table3"]["one by one"][f"FedGen {size}"] / 47.66, 2) for size in (8, 16, 32, 64, 128)]
     assert ratios == [1.20, 1.20, 1.22, 1.24, 1.26] and cells["table4"]["alpha 10"]["FedDistill+"] == 86.89
@@ -113,6 +114,7 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
     for key, value, message in (
         ("seeds", "many", r"^reproduce\.seeds of experiment odd: .*got 'many'$"),
         ("colour", 1, r"^reproduce\.colour of experiment odd: "),
+        ("columns", {"a, b": []}, "comma parts the names"),
         ("figures", ["loss"], "must speak of its own rows, columns and figures, got .'figure loss'"),
         ("reference", "c", "column c"),
         ("published", {"source": "s", "figure": "top5_rounds", "cells": {"a": {"c": 1.0}}}, "published number|number of paper for a, c"),
@@ -130,6 +132,16 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
 def test_the_command_line_is_checked(words, message):
     with pytest.raises(ValueError, match=message):
         reproduce.parse(["experiment=fedgen_table1_mnist", *words])
+
+
+def test_a_selection_must_leave_something_to_compare():
+    with pytest.raises(ValueError, match="^columns must be FedAvg, to which all figures are ratios, and others"):
+        reproduce.parse(["experiment=fedgen_table3", "columns=FedGen 8"])
+    with pytest.raises(ValueError, match="^columns must be there in one of the rows at least"):
+        reproduce.parse(["experiment=fedgen_public_code", "rows=alpha 1 for 100 rounds", "columns=FedProx"])
+    asked = reproduce.parse(["experiment=fedgen_ablation", "columns=FedAvg,FedProx"])
+    assert asked.experiment.reference is None and asked.experiment.drawn == []
+    assert asked.experiment.note.endswith("FedGen, from which differences are, is not among the columns.")
 
 
 # ---------------------------------------------------------------------------------------------------------- the sweep
@@ -194,28 +206,37 @@ def test_a_checkpoint_s_header_that_was_lost_is_written_again(copy):
     assert command(copy) == 0 and (folder / "checkpoint.json").read_bytes() == before
 
 
-def test_killed_at_random_moments_and_started_again(whole, tmp_path):
-    """Three times, once the command alone, whose runs end with it; then to the end: the files are those of a sweep never killed."""
-    rng, sweeping = random.SystemRandom(), [*SWEEP, f"output={tmp_path}"]
-    moments = sorted(rng.sample(range(1, 22), 3))
+def killed_and_started_again(sweeping: list[str], where: Path, rows: int) -> list[int]:
+    """A sweep of so many rows, in ``where``, killed after three random ones, and then run to its end; after which it was killed."""
+    moments = sorted(random.SystemRandom().sample(range(1, rows), 3))
 
     def done() -> int:
-        return sum(len(path.read_text().splitlines()) - 1 for path in tmp_path.rglob("metrics.csv") if path.stat().st_size)
+        return sum(len(path.read_text().splitlines()) - 1 for path in where.rglob("metrics.csv") if path.stat().st_size)
 
     for number, moment in enumerate(moments):
-        started = Command(tuple(sweeping), tmp_path, module="simulations.reproduce")
+        started = Command(tuple(sweeping), where, module="simulations.reproduce")
         until(lambda moment=moment, one=started: done() >= moment or one.process.poll() is not None, what=f"row {moment}")
         started.process.kill() if number == 1 else started.kill(signal.SIGKILL)
         started.end()
         until(lambda started=started: not started.alive(), PATIENCE, "the end of what it has started")
-    ended = Command(tuple(sweeping), tmp_path, module="simulations.reproduce").end()
+    ended = Command(tuple(sweeping), where, module="simulations.reproduce").end()
     assert ended.code == 0, ended.err
+    return moments
+
+
+def nameless(path: Path, where: Path) -> str:
+    """A text without the folder that it was written in."""
+    return path.read_text().replace(str(where), "")
+
+
+def test_killed_at_random_moments_and_started_again(whole, tmp_path):
+    """Three times, once the command alone, whose runs end with it; then to the end: the files are those of a sweep never killed."""
+    moments = killed_and_started_again([*SWEEP, f"output={tmp_path}"], tmp_path, 22)
     mine, theirs = folders(tmp_path), folders(whole)
     assert mine.keys() == theirs.keys() and len(mine) == 4
     for name, folder in mine.items():
         assert list(differing(folder, theirs[name])) == ["config.yaml"], (name, moments)
-        texts = [(path / "config.yaml").read_text().replace(str(where), "") for path, where in ((folder, tmp_path), (theirs[name], whole))]
-        assert texts[0] == texts[1], "which names the output and nothing else"
+        assert nameless(folder / "config.yaml", tmp_path) == nameless(theirs[name] / "config.yaml", whole), "which names the output and nothing else"
     tables = [(where / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.csv").read_bytes() for where in (tmp_path, whole)]
     assert tables[0] == tables[1]
 
@@ -259,6 +280,9 @@ def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
         last, _ = by_hand([float(np.mean(values)) for values in own])  # fewer than ten rounds: all of them
         assert float(rows[column]["accuracy_own_labels_last_ten_mean"]) == pytest.approx(last)
         assert float(rows[column]["public_code_difference"]) == pytest.approx(last - code)
+        runs = [row for row in csv_rows(home / "runs.csv") if row["strategy"] == column]
+        assert [(row["seed"], row["run"]) for row in runs] == [(str(seed), folders(whole)[strategy, seed].name) for seed in (0, 1)]
+        assert [float(row["top5_rounds"]) for row in runs] == pytest.approx([float(np.mean(sorted(values)[-5:])) for values in own])
 
 
 def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, capsys):
@@ -274,7 +298,7 @@ def test_figures_are_drawn_of_what_is_there(copy, capsys):
     assert reproduce.reproduce(reproduce.parse(words)) == 1, "for most of it is missing"
     home = copy / "fedgen_table1_mnist" / "reproduce" / "fedgen_figure"
     drawn = {f"alpha_1_{name}.{suffix}" for name in ("convergence", "labels") for suffix in ("pdf", "png")}
-    assert {path.name for path in home.iterdir()} - {"table.md", "table.csv", "table.tex"} == drawn
+    assert {path.name for path in home.iterdir()} - {"table.md", "table.csv", "table.tex", "runs.csv"} == drawn
     assert all((home / name).stat().st_size > 5000 for name in drawn)
     assert drawn <= {Path(line).name for line in capsys.readouterr().out.splitlines()}
 
@@ -302,6 +326,10 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     (column,) = [one for one in shown.columns if one.title.startswith("p, Holm")]
     assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
     assert "n = 3 is too few" in shown.legend and "corrected for 2 comparisons no p below 0.5" in shown.legend
+    assert "pairs" not in [one.title for one in shown.columns]
+    fewer = {cell: runs if cell[1] != "C" else {seed: run for seed, run in runs.items() if seed < 2} for cell, runs in found.items()}
+    (column,) = [one for one in published.beside(experiment, published.compare(experiment, {**fewer, ("r", "A"): {s: r for s, r in found["r", "A"].items() if s}})).columns if one.title == "pairs"]
+    assert [cell.text for cell in column.cells] == ["0", "2", "1"], "B's three and C's two seeds, of which A lacks the first"
     assert "too few" not in published.beside(replace(experiment, reference=None), published.compare(replace(experiment, reference=None), found)).legend
 
 
@@ -374,7 +402,7 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     assert [row for row in rows if row["chosen"] == "1"] == [best]
     for row in rows:
         rounds = csv_rows(tmp_path / row["folder"] / "metrics.csv")
-        seconds = sum(float(each[f"seconds_{phase}"]) for each in rounds for phase in ("local", "server", "evaluate"))
+        seconds = sum(float(each[f"seconds_{phase}"] or 0) for each in rounds for phase in ("local", "server", "evaluate"))
         assert (
             int(row["rounds_done"]) == 6 and int(row["client_updates"]) == 18 and float(row["seconds"]) == pytest.approx(seconds, abs=0.01)
         )
@@ -382,7 +410,9 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     taken = list(tmp_path.glob("fedgen_ablation/*/tuned.json"))
     (folder,) = [path.parent for path in taken]
     noted = json.loads(taken[0].read_text())
-    assert noted["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest() and noted["chosen"] == [best] and noted["tried"] == 5
+    tried = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    assert noted["chosen"] == [row for row in tried if row["chosen"] == "1"] and noted["tried"] == 5
+    assert noted["sha256"] == hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     config = OmegaConf.load(folder / "config.yaml")
     assert config.optimizer.lr == float(best["value"]) and config.tuned == str(file) == noted["file"]
     runs, notes = plan(
@@ -394,6 +424,39 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     assert not notes and not unfinished(runs)
     assert reproduce.reproduce(reproduce.parse(asked)) == 0, "nothing is searched twice"
     assert csv_rows(file) == rows
+    with pytest.raises(ValueError, match=r"^tuned must hold the search that the experiment describes .*, 7 rounds, .*tuned\.csv"):
+        reproduce.reproduce(reproduce.parse([*asked, "rounds=7"]))
+
+
+def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path):
+    """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
+    asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert reproduce.reproduce(reproduce.parse([*asked, f"output={whole}"])) == 0
+    moments = killed_and_started_again([*asked, f"output={again}"], again, 40)
+    choices = [pd.read_csv(where / "fedgen_ablation_tune" / "tuned.csv").drop(columns="seconds") for where in (whole, again)]
+    pd.testing.assert_frame_equal(*choices)
+    for name in ("fedgen_ablation", "fedgen_ablation_tune"):
+        found = [sorted(path.parent.relative_to(where) for path in where.glob(f"{name}/*/config.yaml")) for where in (whole, again)]
+        assert found[0] == found[1] and len(found[0]) == {"fedgen_ablation": 2, "fedgen_ablation_tune": 5}[name]
+        for folder in found[0]:
+            odd = list(differing(again / folder, whole / folder))
+            assert set(odd) <= {"config.yaml", "tuned.json"}, (folder, moments)
+            assert all(nameless(again / folder / one, again) == nameless(whole / folder / one, whole) for one in odd), (folder, moments)
+
+
+def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that_is_there(tmp_path):
+    """FedAvg's column and its tuned one are then one run, which says so; the grid's only value is the shipped one."""
+    experiment = described("fedgen_ablation")
+    experiment = replace(experiment, tuning=replace(experiment.tuning, grid=[0.01]), columns={name: experiment.columns[name] for name in ("FedAvg", "FedAvg tuned")})
+    words = ["experiment=fedgen_ablation", "seeds=0", "quiet=true", *TINY, f"output={tmp_path}"]
+    asked = replace(reproduce.parse(words), experiment=experiment)
+    assert reproduce.reproduce(asked) == 0
+    (folder,) = [path.parent for path in tmp_path.glob("fedgen_ablation/*/config.yaml")]
+    assert OmegaConf.load(folder / "config.yaml").tuned is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
+    assert read(folder).columns == ("tuned", "untuned")
+    table = csv_rows(tmp_path / "fedgen_ablation/reproduce/fedgen_ablation/table.csv")
+    assert [row["accuracy_last_ten_mean"] for row in table][0] == [row["accuracy_last_ten_mean"] for row in table][1]
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
