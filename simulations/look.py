@@ -19,6 +19,8 @@ from matplotlib.ticker import MaxNLocator
 WIDTH = 3.4  # inches: a column
 PAGE = 7.1  # inches: both columns and what is between them
 DPI = 300
+LONG = 30
+"""Points of a curve whose first tenth need not be seen."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito's, less the faint yellow
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -75,8 +77,9 @@ def look(style: int) -> dict[str, Any]:
 
 
 def limits(axes: Axes) -> None:
-    """Let the axis follow the means, with room for their bands, within 0..100 %."""
-    means = np.concatenate([line.get_ydata() for line in axes.lines])
+    """Let the axis follow the means, with room for their bands, within 0..100 %; of long curves it leaves out the steep first tenth."""
+    curves = [np.asarray(line.get_ydata()) for line in axes.lines]
+    means = np.concatenate([curve[len(curve) // 10 if len(curve) >= LONG else 0 :] for curve in curves])
     low, high = means.min(), means.max()
     room = max(0.08 * (high - low), 1.0)
     axes.set_ylim(max(-1, low - room), min(102, high + room))
