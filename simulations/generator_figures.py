@@ -208,16 +208,17 @@ def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], 
 def stages(told: Sequence[Group], kind: str, path_stem: Path) -> tuple[Path, Path]:
     """Balanced test before and after each distillation on the server, and of the ensemble where it was measured: a panel a strategy."""
     with canvas(0.5 + 1.25 * len(told), path_stem) as (figure, paths):
-        panels = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0]
+        panels, shown = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0], set()
         for axes, one in zip(panels, told, strict=True):
             for style, column in enumerate(STAGES):
                 if all(column in run.metrics and run.metrics[column].notna().any() for run in one.runs):
+                    shown.add(column)
                     curve(axes, [run.metrics for run in one.runs], column, 100.0, look(style), kind)
             limits(axes)
             axes.set_title(f"{one.line} (n = {len(one.runs)})", fontsize=7, loc="left", pad=2)
             axes.set_ylabel("Accuracy (%)")
         by_round(figure, panels)
-        handles = [Line2D([], [], **look(style), label=label) for style, label in enumerate(STAGES.values())]
+        handles = [Line2D([], [], **look(style), label=label) for style, (column, label) in enumerate(STAGES.items()) if column in shown]
         title = f"Mean and 95 % interval ({kind}) over seeds" if any(len(one.runs) > 1 for one in told) else None
         figure.legend(handles=handles, title=title, loc="outside lower center", ncols=3, frameon=False, handlelength=2.6, columnspacing=1.0)
     return paths

@@ -226,6 +226,7 @@ def test_what_the_server_minimises_and_what_it_gains(drawn, rows):
         halves = np.array([half_width(each) for each in values.T])
         assert low == pytest.approx(values.mean(axis=0) - halves) and high == pytest.approx(values.mean(axis=0) + halves)
     (axes,) = drawn["server_accuracy_alpha-0.1"].axes
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["mean of models", "after distillation"], "no ensemble was tested"
     found = [y for _, y in lines(axes)]
     for column in ("accuracy_average", "accuracy"):
         assert any(y == pytest.approx(percent(rows("fedgen"), column).mean(axis=0)) for y in found), column

@@ -433,6 +433,7 @@ def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_sa
     asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert reproduce.reproduce(reproduce.parse([*asked, f"output={whole}"])) == 0
+    again.mkdir()
     moments = killed_and_started_again([*asked, f"output={again}"], again, 40)
     choices = [pd.read_csv(where / "fedgen_ablation_tune" / "tuned.csv").drop(columns="seconds") for where in (whole, again)]
     pd.testing.assert_frame_equal(*choices)

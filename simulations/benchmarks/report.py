@@ -39,7 +39,7 @@ def folders(home: Path, number: int, rounds: int) -> None:
         shutil.copytree(first, folder)
         config = configuration(strategy, alpha, tuple(small))
         config.seed = seed
-        OmegaConf.save(config, folder / "config.yaml")
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)  # as runs write it
         moved = np.random.default_rng(place).uniform(0.8, 1.0)
         for name, table in tables.items():
             accuracies = [column for column in table if column.startswith("accuracy")]
