@@ -55,7 +55,9 @@ def warnings(found: Sequence[Paired]) -> list[str]:
     pairs, number = {test.n for test in found}, sum(np.isfinite(test.wilcoxon) for test in found)
     lines = few(pairs, number)
     if len(pairs) == 1 and (n := max(pairs)) >= ENOUGH and (corrected := min(1.0, number * smallest_p(n))) >= 0.05:
-        lines.append(f"n = {n} is too few for {number} comparisons: corrected for them the exact Wilcoxon test cannot have a p below {corrected:.3g}.")
+        lines.append(
+            f"n = {n} is too few for {number} comparisons: corrected for them the exact Wilcoxon test cannot have a p below {corrected:.3g}."
+        )
     return lines
 
 

@@ -44,7 +44,8 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     of two runs that differ in nothing, the first.
     """
     kept: dict[Hashable, Run] = {}
-    notes = [f"{run.folder}: judged on held-out training examples (evaluation.examples=validation), as trials of tuning are" for run in runs if run.trial]
+    said = "judged on held-out training examples (evaluation.examples=validation), as trials of tuning are"
+    notes = [f"{run.folder}: {said}" for run in runs if run.trial]
     runs = [run for run in runs if not run.trial]
     for setting in gather(runs, lambda run: run.part(SETTING)):
         shapes = Counter(run.shape for run in setting)

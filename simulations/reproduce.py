@@ -89,10 +89,9 @@ def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
 
 def note_choices(runs: Sequence[Planned]) -> None:
     """Have finished runs say that their value is a choice, where it was that of the configuration and they were there before."""
-    for run in runs:
-        if run.state == "finished" and (choice := take_tuned(deepcopy(run.config), "strategy")) is not None:
-            if not (run.folder / "tuned.json").is_file():
-                note_choice(run.folder, choice)
+    for run in (one for one in runs if one.state == "finished" and not (one.folder / "tuned.json").is_file()):
+        if (choice := take_tuned(deepcopy(run.config), "strategy")) is not None:
+            note_choice(run.folder, choice)
 
 
 def foresee(configs: Sequence[DictConfig]) -> None:

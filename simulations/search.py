@@ -75,10 +75,11 @@ def same_search(table: Path, strategy: str, tuning: Tuning, rounds: int) -> None
     """
     with open(table, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["strategy"] == strategy]
-    told = [{(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation") or 0)) for row in rows}, {float(row["value"]) for row in rows}]
-    asked = [{(tuning.key, float(rounds), float(tuning.validation))}, set(map(float, tuning.grid))]
-    rule = f"must hold the search that the experiment describes ({tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out); give another output, or remove the file"
-    require(told == asked, "tuned", f"{rule}: for {strategy}", str(table))
+    there = {(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation") or 0)) for row in rows}
+    same = there == {(tuning.key, float(rounds), float(tuning.validation))} and {float(row["value"]) for row in rows} == set(tuning.grid)
+    searched = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out"
+    rule = f"must hold for {strategy} the search that the experiment describes ({searched}); give another output, or remove the file"
+    require(same, "tuned", rule, str(table))
 
 
 def trials(words: list[str], column: str, tuning: Tuning, table: Path) -> Iterator[tuple[float, Planned]]:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from simulations import ingredients
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +72,21 @@ def test_speeds_are_those_that_were_measured() -> None:
 
 def test_the_table_of_ingredients_is_the_code_s_own() -> None:
     assert ingredients.table() in README
+
+
+def test_tables_of_experiments_are_those_that_were_kept() -> None:
+    """Row by row, and their means are those of the runs that were kept beside them."""
+    kept = sorted((ROOT / "simulations" / "results").glob("*/runs.csv"))
+    assert {path.parent.name for path in kept} >= {"fedgen_table1_mnist", "fedgen_ablation"}
+    for path in kept:
+        lines = (path.parent / "table.md").read_text(encoding="utf-8").splitlines()
+        assert "\n".join(line for line in lines if line.startswith("|")) in README, path.parent.name
+        runs, table = pd.read_csv(path), pd.read_csv(path.parent / "table.csv")
+        for figure in runs.columns[4:]:
+            means = runs.groupby(["setting", "strategy"])[figure].mean()
+            shown = table.set_index(["setting", "strategy"])[f"{figure}_mean"]
+            pd.testing.assert_series_equal(means.reindex(shown.index), shown, check_names=False)
+            assert table["num_seeds"].tolist() == runs.groupby(["setting", "strategy"]).size().reindex(shown.index).tolist()
 
 
 def test_results_of_distillation_are_those_of_the_reports() -> None:
