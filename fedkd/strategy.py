@@ -95,7 +95,11 @@ class Strategy(Rounds):
         return {}
 
     def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
-        """A scalar to minimise and metrics to sum over steps. Pure: no draws, nothing written, no branch on a tensor's value."""
+        """A scalar to minimise and metrics to sum over steps. Pure: no draws, nothing written, no branch on a tensor's value.
+
+        Scalars among the metrics, such as terms of the loss, are logged too: ``train_<name>``, the mean over steps and, weighted as in the
+        aggregation, over the round's clients.
+        """
         return cross_entropy(model(batch.x).logits, batch.y).mean(), {}
 
     def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:

@@ -56,7 +56,7 @@ def parse(argv: Sequence[str]) -> Asked:
     experiment = described(given["experiment"])
     rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("rows", "columns"))
     base, reference = experiment.ratio_to, experiment.reference
-    require(base in (None, *columns), "columns", f"must be {base}, to which all figures are ratios, and others", list(columns))
+    require(base in (None, *columns), "columns", f"must have {base} among them, to which all figures are ratios", list(columns))
     experiment = replace(experiment, rows=rows, columns=columns)
     require(bool(experiment.cells()), "columns", "must be there in one of the rows at least", list(columns))
     lacks = reference is not None and reference not in columns
@@ -70,8 +70,9 @@ def parse(argv: Sequence[str]) -> Asked:
     seeds = [number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else experiment.seeds
     overrides = [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS]
     odd = [word for word in overrides if not word.startswith(PLACES)]
-    note = " ".join([*filter(None, [experiment.note]), *([f"NOT as the experiment has it: {' '.join(odd)}."] if odd else [])])
-    note = " ".join(filter(None, [note, f"{reference}, from which differences are, is not among the columns." if lacks else ""]))
+    notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
+    notes.append(f"{reference}, from which differences are, is not among the columns." if lacks else "")
+    note = " ".join(filter(None, notes))
     return Asked(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
 
 

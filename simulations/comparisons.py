@@ -15,8 +15,12 @@ standard deviation of the differences (Cohen's d_z). p: two-sided, paired t test
 
 
 def pairs(groups: Sequence[Group], baseline: str) -> list[tuple[Group, Group]]:
-    """Each group with the baseline's to which it is compared."""
-    return [(one, base) for one in groups for base in baselines(one, groups, baseline)]
+    """Each group with the baseline's to which it is compared; once where both are tuned and untuned at once."""
+    found = {}
+    for one in groups:
+        for base in baselines(one, groups, baseline):
+            found.setdefault((one.runs, base.runs), (one, base))
+    return list(found.values())
 
 
 def unpaired(groups: Sequence[Group], baseline: str) -> list[str]:
@@ -52,9 +56,9 @@ def comparisons(groups: Sequence[Group], baseline: str, kind: str = "t") -> Tabl
 
 def warnings(found: Sequence[Paired]) -> list[str]:
     """What so few seeds cannot show, in sentences."""
-    pairs, number = {test.n for test in found}, sum(np.isfinite(test.wilcoxon) for test in found)
-    lines = few(pairs, number)
-    if len(pairs) == 1 and (n := max(pairs)) >= ENOUGH and (corrected := min(1.0, number * smallest_p(n))) >= 0.05:
+    sizes, number = {test.n for test in found}, sum(np.isfinite(test.wilcoxon) for test in found)
+    lines = few(sizes, number)
+    if len(sizes) == 1 and (n := max(sizes)) >= ENOUGH and (corrected := min(1.0, number * smallest_p(n))) >= 0.05:
         lines.append(
             f"n = {n} is too few for {number} comparisons: corrected for them the exact Wilcoxon test cannot have a p below {corrected:.3g}."
         )

@@ -1,7 +1,7 @@
 """Which figures a report has: each is one function of :mod:`figures` or :mod:`charts`, drawn in as many processes as there are cores."""
 
-import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from simulations.curves import ALONG, NOTHING, PANELS, curve
 from simulations.details import PHASES, held
 from simulations.groups import Group, gather
 from simulations.look import over
+from simulations.machine import cores
 from simulations.runs import SETTING
 from simulations.statistics import worst_tenth
 from simulations.summaries import by_seed, is_baseline, settings
@@ -49,8 +50,8 @@ class Drawing:
 
 def write(drawings: Sequence[Drawing]) -> None:
     """Draw all of them."""
-    workers = 1 if not drawings else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(drawings))
-    if workers == 1 or len(drawings) <= FEW:
+    workers = min(cores() if sys.platform == "linux" else 1, len(drawings))  # elsewhere forks are not safe
+    if workers <= 1 or len(drawings) <= FEW:
         for one in drawings:
             one.write()
         return

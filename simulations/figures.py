@@ -24,8 +24,8 @@ def convergence(
 ) -> tuple[Path, Path]:
     """Accuracy in the balanced test, and on the clients' own labels, against the communication round, bytes or simulated time.
 
-    Lines are means over seeds, bands their 95 % intervals (none for one seed); the axis follows the means, and cuts a wider band and the first
-    tenth of long curves.
+    Lines are means over seeds, bands their 95 % intervals (none for one seed); the axis follows the means, and cuts a wider band and what of
+    the first tenth of long curves lies lower than all that follows.
 
     Args:
         lines: by label, a frame of :func:`simulations.curves.curve` for each column of :data:`simulations.curves.PANELS`; one without any

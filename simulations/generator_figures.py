@@ -60,10 +60,11 @@ def planned(
     def draw(title: str, name: str, function: Callable[..., tuple[Path, Path]], *given: object) -> None:
         drawings.append(Drawing(title, output / name, function, (*given, output / name)))
 
+    together = parts([one for same in settings for one in same], "", LINES)
     for groups in settings:
         several = len(settings) > 1
         suffix, here = (f"_{slug(groups[0].setting)}", f" ({groups[0].setting})") if several else ("", "")
-        for number, part in parts([one for same in settings for one in same], "", LINES):
+        for number, part in together:
             mine = [one for one in part if one in groups]
             if terms := loss_terms(mine):
                 title, name = f"Losses of server and clients, and their terms without weights{here}", f"server_losses{suffix}{number}"
@@ -100,7 +101,7 @@ def diagnosed(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]
     if not all(len(frame) for frame in frames):
         return pd.DataFrame(), latents
     by_class = pd.concat(frames).groupby(["round", "class"])
-    told = by_class[[name for name in READERS if name in frames[0]]].count().add_suffix("_seeds")  # of a class nobody may hold, or everybody
+    told = by_class[list(READERS)].count().add_suffix("_seeds")  # of a class nobody may hold, or everybody
     return by_class.mean().join(told)[by_class.size() == len(frames)].reset_index(), latents
 
 

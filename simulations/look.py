@@ -20,7 +20,7 @@ WIDTH = 3.4  # inches: a column
 PAGE = 7.1  # inches: both columns and what is between them
 DPI = 300
 LONG = 30
-"""Points of a curve whose first tenth need not be seen."""
+"""Points from which on a curve's first tenth, where accuracy rises steeply, may lie below the axis."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito's, less the faint yellow
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -77,10 +77,10 @@ def look(style: int) -> dict[str, Any]:
 
 
 def limits(axes: Axes) -> None:
-    """Let the axis follow the means, with room for their bands, within 0..100 %; of long curves it leaves out the steep first tenth."""
+    """Let the axis follow the means, with room for their bands, within 0..100 %; of a long curve the first tenth may lie below it."""
     curves = [np.asarray(line.get_ydata()) for line in axes.lines]
-    means = np.concatenate([curve[len(curve) // 10 if len(curve) >= LONG else 0 :] for curve in curves])
-    low, high = means.min(), means.max()
+    low = min(curve[len(curve) // 10 if len(curve) >= LONG else 0 :].min() for curve in curves if len(curve))
+    high = max(curve.max() for curve in curves if len(curve))
     room = max(0.08 * (high - low), 1.0)
     axes.set_ylim(max(-1, low - room), min(102, high + room))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

@@ -165,7 +165,7 @@ def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[
 
 def facts(groups: Sequence[Group], left_out: Sequence[Note], options: Options) -> dict[str, str]:
     """What the page says first."""
-    said = {"Federated runs": f"{sum(len(one.runs) for one in groups)} in {len(groups)} rows"} if groups else {}
+    said = {"Federated runs": f"{len({run.folder for one in groups for run in one.runs})} in {len(groups)} rows"} if groups else {}
     said |= {"Left out": str(len(left_out)), "Intervals": f"95 %, {INTERVALS[options.kind]}"}
     said |= {"Compared with": options.baseline} if groups else {}
     said |= {} if options.target is None else {"Target": f"{100 * options.target:g} %"}

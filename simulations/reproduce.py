@@ -2,7 +2,7 @@
 
 Runs what is missing of the experiment's sweep, several runs at a time where there are cores, and prints the paper's numbers, those of its
 public code where they were measured, ours, the difference, and whether theirs lie in our interval; the same as ``table.md``,
-``table.csv`` and ``table.tex`` in ``<output>/<name>/reproduce/<experiment>/``. Started again after whatever end it goes on.
+``table.csv`` and ``table.tex``, beside ``runs.csv`` with a row a run, in ``<output>/<name>/reproduce/<experiment>/``. Started again after whatever end it goes on.
 ``seeds=0,1,2`` and ``rows=<names>`` and ``columns=<names>`` choose of the sweep; ``jobs=<number>`` are the runs at a time; ``quiet=true``
 shows progress as plain lines; ``only=plan`` shows what is there and what is not, ``only=table`` the table of what is there. Everything
 else overrides the configuration of every run. The exit code is 0 where nothing is left to be done.
@@ -53,6 +53,7 @@ def reproduce(asked: Asked) -> int:
             runs = refreshed(runs)
             note_choices(runs)
     else:
+        search.agree(asked.name, asked.experiment, asked.overrides)
         runs, notes = asked.plan()
     if asked.only == "plan":
         print(*(f"{run.state:>11}  {run.folder or '-'}  {run.label}" for run in runs), sep="\n")

@@ -63,8 +63,8 @@ class Run:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it has that of the configuration,
-        and both where the choice is the configuration's."""
+        """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it was given its own, and both where
+        it was made untuned and then chosen, or the choice is what the configuration has anyway."""
         given = self.config.get("tuned") is None
         try:
             shipped = bool(json.loads((self.folder / "tuned.json").read_text(encoding="utf-8"))["shipped"])
@@ -131,7 +131,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
         inside = sorted({path.parent for name in OF_A_RUN for path in folder.rglob(name)})
         if not inside:
             raise ValueError(
-                f"each folder must hold config.yaml and metrics.csv, or folders that do, got {str(folder)!r}: "
+                f"each folder must be a run's (config.yaml and metrics.csv are in it), or hold such folders, got {str(folder)!r}: "
                 "give run folders, or a parent of them such as outputs/"
             )
         found |= {run.resolve(): run for run in inside if run.resolve() not in found}

@@ -44,6 +44,16 @@ def tune(name: str, experiment: Experiment, overrides: Sequence[str], run: Calla
     return {label: why for label, why in failed.items() if DIVERGED not in why}
 
 
+def agree(name: str, experiment: Experiment, overrides: Sequence[str]) -> None:
+    """Refuse choices that another search has made.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if experiment.tuning is not None:
+        list(searched(name, experiment, overrides))
+
+
 def searched(name: str, experiment: Experiment, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, Path], Trials]]:
     """By strategy and table: the runs of a search whose choice is asked for and not there.
 

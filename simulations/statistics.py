@@ -53,7 +53,7 @@ def interval(values: np.ndarray, kind: str = "t") -> tuple[np.ndarray, np.ndarra
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of n pairs: mean, 95 % interval, Cohen's d_z (mean over standard deviation), and two-sided p-values.
+    """Differences of n pairs: mean, 95 % interval, Cohen's d_z (mean over standard deviation), and two-sided p-values (1 where none differs).
 
     NaN is what n does not suffice for, or what is undefined because all differences are the same.
     """
@@ -76,7 +76,7 @@ def paired(differences: Sequence[float], kind: str = "t") -> Paired:
     mean, low, high = map(float, interval(values, kind))
     varied = len(values) > 1 and np.ptp(values) > 1e-12
     effect = mean / float(np.std(values, ddof=1)) if varied else float("nan")
-    t_test = float(stats.ttest_1samp(values, 0).pvalue) if varied else float("nan")
+    t_test = float(stats.ttest_1samp(values, 0).pvalue) if varied else 1.0 if len(values) > 1 and not values.any() else float("nan")
     return Paired(len(values), mean, low, high, effect, t_test, signed_ranks(values))
 
 

@@ -135,14 +135,15 @@ def markdown(table: Table, marks: bool = True) -> str:
 
 def frame(table: Table) -> pd.DataFrame:
     """The numbers behind the cells, as a CSV file holds them: after each mean the ends of its interval, where the column has any, and n, where
-    its cells differ in it."""
+    the cells of the table differ in it."""
     columns: dict[str, Sequence[object]] = {}
+    unlike = len({cell.n for column in table.columns for cell in column.cells} - {None}) > 1
     for column in table.columns:
         plain = column.text or all(np.isnan(cell.value) and np.isnan(cell.low) for cell in column.cells)
         columns[column.title] = [cell.text if plain else cell.value for cell in column.cells]
         if column.has_interval and not column.text:
             columns |= {f"{column.title}: {end}": [getattr(cell, end) for cell in column.cells] for end in ("low", "high")}
-            if len({cell.n for cell in column.cells} - {None}) > 1:
+            if unlike:
                 columns[f"{column.title}: n"] = [cell.n for cell in column.cells]
     return pd.DataFrame(columns)
 

@@ -16,6 +16,7 @@ from simulations import drawings, generator_figures, look, published
 from simulations.described import Experiment
 from simulations.forest import forest
 from simulations.groups import gather
+from simulations.look import limits
 from simulations.report import collect
 from simulations.runs import SETTING, find, read
 from tests.test_report import COUNTS, half_width
@@ -91,6 +92,17 @@ def band(axes: Axes, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 def percent(frames: list[pd.DataFrame], column: str) -> np.ndarray:  # [n, rounds]
     return 100 * np.array([frame[column] for frame in frames])
+
+
+def test_of_long_curves_the_steep_beginning_alone_may_lie_off_the_axis():
+    axes = Figure().subplots()
+    axes.plot(np.concatenate([[10.0, 40.0, 70.0, 99.0], np.full(36, 90.0)]))  # up, a peak, and down
+    limits(axes)
+    low, high = axes.get_ylim()
+    assert 85 < low < 90 and high > 99, "a peak is seen whenever it was"
+    axes.plot([50.0, 80.0])
+    limits(axes)
+    assert axes.get_ylim()[0] < 50, "a short curve is seen whole"
 
 
 COLUMNS = ("accuracy", "accuracy_own_labels")

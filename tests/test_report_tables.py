@@ -1,6 +1,7 @@
 """The report's tables and curves, each number computed again from the files, in Markdown, CSV and LaTeX."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -287,6 +288,13 @@ def test_a_run_whose_choice_is_the_configuration_s_own_value_is_in_both_blocks(t
     assert main([str(tmp_path), "--no-figures", "--baseline", "fedgen"]) == 0
     pairs = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("strategy")["less"]
     assert pairs.to_dict() == {"fedavg, lr 0.1, tuned": "fedgen, lr 0.01, tuned", "fedavg, lr 0.01, untuned": "fedgen, lr 0.01, untuned"}
+    for seed in range(2):
+        (tmp_path / f"fedavg0.01-{seed}" / "tuned.json").write_text('{"shipped": true}')
+        shutil.rmtree(tmp_path / f"fedavg0.1-{seed}")
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 4, "both are tuned and untuned,"
+    assert len(pd.read_csv(tmp_path / "report" / "comparisons.csv")) == 2, "which is one comparison of each accuracy,"
+    assert "4 in 4 rows" in (tmp_path / "report" / "report.html").read_text(), "and four runs"
 
 
 @pytest.mark.parametrize(("tuned", "note", "columns"), [
@@ -327,6 +335,13 @@ def test_the_numbers_of_seeds_are_in_a_table_by_setting_where_they_differ(tmp_pa
     assert main([str(tmp_path), "--no-figures"]) == 0
     table = pd.read_csv(tmp_path / "report" / "by_setting_test.csv")
     assert table["alpha 0.1: n"].tolist() == [3, 2] and table["alpha 1.0: n"].tolist() == [3, 2]
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / f"fedavg0.1{seed}")
+        shutil.rmtree(tmp_path / f"fedgen0.1{seed}", ignore_errors=True)
+    shutil.rmtree(tmp_path / "fedavg1.02")
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    table = pd.read_csv(tmp_path / "report" / "by_setting_test.csv")
+    assert table["alpha 1.0: n"].tolist() == [2, 2], "two everywhere here, one there"
 
 
 def test_seeds_that_suffice_for_one_comparison_can_be_too_few_for_many():

@@ -74,7 +74,7 @@ def test_paired_differences_that_say_nothing():
     assert one.n == 1 and one.mean == 0.1 and np.isnan([one.low, one.high, one.effect, one.t_test, one.wilcoxon]).all()
     same = paired([0.3 - 0.2, 0.1, 0.2 - 0.1])
     assert np.isnan([same.effect, same.t_test]).all() and same.wilcoxon == 0.25
-    assert paired([0.0, 0.0]).wilcoxon == 1 and paired([np.nan, np.nan]).n == 0
+    assert paired([0.0, 0.0]).wilcoxon == paired([0.0, 0.0]).t_test == 1 and paired([np.nan, np.nan]).n == 0
 
 
 def test_holm_s_correction_by_hand():
