@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,9 @@ class Teller:
         self._connection.send(("row", dict(row)))
 
 
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):.*; (?=[\w.]*(Error|Exception)\b)")
+
+
 def work(config: DictConfig, connection: Connection, log: Path) -> None:
     """One run, in a process of its own; what it prints goes to ``log``, and why it failed to ``connection``."""
     die_with_parent()
@@ -59,8 +63,9 @@ def work(config: DictConfig, connection: Connection, log: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong, without line breaks."""
-    return " ".join((explain(error) if isinstance(error, Exception) else str(error)).split()) or type(error).__name__
+    """What is wrong, without line breaks, and of a traceback its end alone: the log has the rest."""
+    text = " ".join((explain(error) if isinstance(error, Exception) else str(error)).split())
+    return TRACEBACK.sub("", text) or type(error).__name__
 
 
 def interrupt(number: int, frame: object) -> None:

@@ -35,8 +35,11 @@ from simulations.machine import cores
 from simulations.progress import Board, narrate
 from simulations.record import append, commit, made_by, note_choice
 from simulations.runs import Run, read
-from simulations.sweep import ready, sweep
+from simulations.sweep import log_of, ready, sweep
+from simulations.tune import DIVERGED
 
+LOGS = Path("reproduce", "log")
+"""Within the folder of the runs: what each of them has printed."""
 TIMES = "times.csv"
 """What each sweep has taken by the clock."""
 
@@ -78,7 +81,7 @@ def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
     failed = sweep(
         [replace(run, config=engaged(run.config, asked)) for run in left],
         asked.jobs,
-        asked.home / "reproduce" / "log",
+        asked.home / LOGS,
         Board(quiet=asked.quiet),
     )
     took = time.monotonic() - began
@@ -156,11 +159,19 @@ def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
             found.setdefault((run.row, run.column), {})[run.seed] = folders[run.folder]
         except ValueError as error:
             notes.append(str(error))
-    text, paths = published.write(asked.experiment, found, asked.results, [*wall(asked.results / TIMES), *commits(folders.values())])
+    said = [*diverged(runs, asked.home / LOGS), *wall(asked.results / TIMES), *commits(folders.values())]
+    text, paths = published.write(asked.experiment, found, asked.results, said)
     if asked.experiment.drawn:
         paths += draw(asked, found)
     print(text, *paths, sep="\n", flush=True)
     return notes
+
+
+def diverged(runs: Sequence[Planned], logs: Path) -> list[str]:
+    """A line on runs that are in no mean because their training diverged, as their logs say; nothing where there are none."""
+    logged = [(run, log_of(run, logs)) for run in runs if run.state != "finished"]
+    labels = [run.label for run, log in logged if log.is_file() and DIVERGED in log.read_text()]
+    return [f"Diverged, hence in none of the means: {'; '.join(labels)}."] if labels else []
 
 
 def wall(path: Path) -> list[str]:

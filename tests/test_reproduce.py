@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from fedkd.config import build, check
+from fedkd.exchange import ClientFailure
 from simulations import published, reproduce
 from simulations.command import compose
 from simulations.described import Experiment, Source
 from simulations.experiment import described, plan, unfinished
 from simulations.forest import forest, limits
+from simulations.one_of_many import one_line
 from simulations.progress import Board
 from simulations.runs import Run, read
 from simulations.sweep import PATIENCE
@@ -144,6 +147,17 @@ def test_a_selection_must_leave_something_to_compare():
     assert asked.experiment.note.endswith("FedGen, from which differences are, is not among the columns.")
 
 
+def test_a_failure_is_said_in_a_line_that_ends_with_what_went_wrong():
+    try:
+        raise FloatingPointError("the loss is no longer finite")
+    except FloatingPointError:
+        told = traceback.format_exc()
+    said = one_line(ClientFailure(f"10 of 10 clients failed in round 3; client 4 said:\n{told}"))
+    assert "Traceback" not in said and said.startswith("10 of 10 clients failed in round 3") and "said:" in said
+    assert said.endswith("FloatingPointError: the loss is no longer finite")
+    assert one_line(ValueError("lr must be > 0")) == "lr must be > 0" and one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
 # ---------------------------------------------------------------------------------------------------------- the sweep
 def test_data_that_are_missing_are_missing_once(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"^data\.root must hold the files of emnist_letters, got .*point data\.root to them"):
@@ -190,6 +204,16 @@ def test_a_run_that_fails_takes_no_other_with_it(copy, whole, capsys):
     assert list(differing(again, before)) == ["config.yaml"], "which names the output"
     table = csv_rows(copy / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.csv")
     assert [(row["strategy"], row["seeds"]) for row in table] == [("FedAvg", "1"), ("FedGen", "0 1")]
+
+
+def test_a_run_that_diverges_is_named_in_the_table(tmp_path, capsys):
+    """A mean of the others alone would be too good."""
+    words = ["columns=FedAvg", "optimizer.lr=1e30", "seeds=0,1"]
+    assert command(tmp_path, *words) == 1 and "FAILED" in capsys.readouterr().err
+    table = tmp_path / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.md"
+    said = "Diverged, hence in none of the means: alpha 1, FedAvg, seed 0; alpha 1, FedAvg, seed 1.\n"
+    assert said in table.read_text()
+    assert command(tmp_path, *words, "only=table") == 1 and said in table.read_text(), "the log says so later too"
 
 
 def test_one_sweep_at_a_time(whole):
