@@ -50,9 +50,10 @@ def forest(table: pd.DataFrame, figure: str, reference: str, path_stem: Path | s
 
 
 def limits(means: pd.Series, halves: pd.Series) -> tuple[float, float]:
-    """The axis: zero and all means, with room for a usual interval; without those that lie eight times the quartiles' distance from these."""
+    """The axis: zero and all means, with room for a usual interval; without those that lie farther from the quartiles than twice their distance
+    (and four points)."""
     first, third = (means.quantile(share) for share in (0.25, 0.75))
-    reach, usual = 8 * max(third - first, 0.5), 0.0 if halves.isna().all() else halves.median()
+    reach, usual = max(2 * (third - first), 4.0), 0.0 if halves.isna().all() else halves.median()
     near = means[means.between(first - reach, third + reach)]
     low, high = min(0.0, near.min() - usual), max(0.0, near.max() + usual)
     room = 0.04 * max(high - low, 0.1)
