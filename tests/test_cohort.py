@@ -28,7 +28,7 @@ def agree(strategy, clients, shared, owns, rtol: float = 1e-12) -> None:
     for client, own, (update, kept) in zip(clients, owns, together):
         alone, memory = strategy.train(client, shared, own, 3)
         assert (update.client, update.num_examples) == (alone.client, alone.num_examples)
-        assert update.metrics == pytest.approx(alone.metrics, rel=rtol)
+        assert update.metrics == pytest.approx(alone.metrics, rel=rtol, abs=rtol)
         for left, right in ((update.state, alone.state), (kept, memory)):
             left, right = flatten(left), flatten(right)
             assert left.keys() == right.keys()
