@@ -60,8 +60,7 @@ def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
         return None
     config.tuned, name = str(Path(config.tuned).expanduser().absolute()), config.choices.get(part)
     try:
-        lines = Path(config.tuned).read_text(encoding="utf-8").splitlines()
-        rows = [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(lines) if row["strategy"] == name]
+        rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned), name)]
         taken = {row["key"]: row for row in rows if row["chosen"] == "1"}
         chosen = {key: float(row["value"]) for key, row in taken.items()}
     except (OSError, KeyError, ValueError) as error:
@@ -74,6 +73,12 @@ def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
         OmegaConf.update(config, key, value)
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return {"file": config.tuned, "sha256": digest, "chosen": list(taken.values()), "tried": len(rows), "shipped": shipped}
+
+
+def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:
+    """The rows of what a table of tuning holds for a strategy or a distiller."""
+    with open(table, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["strategy"] == name]
 
 
 def make_absolute(node: DictConfig) -> None:

@@ -11,7 +11,8 @@ from fedkd.checkpoint import Checkpoint, read_checkpoint, write_atomically, writ
 from fedkd.distillation import Progress
 from fedkd.types import Tensors
 from simulations.locked import LockedFolder
-from simulations.record import append, cut, environment, header_of, table, widen
+from simulations.record import environment
+from simulations.rows import append, cut, header_of, table, widen
 
 COLUMNS = ("epoch", "accuracy", "loss", "train_loss", "lr", "seconds_train", "seconds_evaluate", "travel")
 

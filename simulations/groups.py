@@ -66,13 +66,13 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def group(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
     groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
-    kinds = ("tuned", "untuned") if any("tuned" in run.columns for run in runs) else ("",)
+    kinds = ("tuned", "untuned") if any("tuned" in run.kinds for run in runs) else ("",)
     labelled = []
     for same, terms in zip(groups, _terms([same[0] for same in groups]), strict=True):
         setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
         line = [text for key, text in terms.items() if not SETTING.match(key)]
         for kind in kinds:
-            mine, more = tuple(run for run in same if not kind or kind in run.columns), [kind] if kind else []
+            mine, more = tuple(run for run in same if not kind or kind in run.kinds), [kind] if kind else []
             if mine:
                 labelled.append(Group(mine, ", ".join([*terms.values(), *more]), ", ".join([*line, *more]), setting, kind))
     return sorted(labelled, key=lambda one: (natural(one.setting), one.tuned, *place(one.line)))

@@ -12,7 +12,7 @@ from simulations.distill import composed, execute
 from simulations.distill_config import check
 from simulations.distill_folder import rows
 from simulations.distill_setup import Origin, set_up
-from simulations.record import append, cut
+from simulations.rows import append, cut
 from simulations.teachers import clients_ensemble, holding, pooled
 from simulations.world import World
 

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 
 from simulations.configurations import completed
 from simulations.groups import gather
-from simulations.runs import NO_EFFECT, SETTING, laid_flat, natural
+from simulations.runs import NO_EFFECT, SETTING, Finished, laid_flat, natural
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
@@ -26,17 +25,10 @@ TASK = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """One finished distillation."""
+class Lesson(Finished):
+    """One distillation, with what its networks are and can do."""
 
-    folder: Path
-    config: dict[str, Any]
-    metrics: pd.DataFrame
     models: pd.DataFrame
-
-    @property
-    def seed(self) -> int:
-        return self.config["seed"]
 
     def choice(self, part: str) -> str:
         """The name under which a part was chosen; a dash where there is none."""

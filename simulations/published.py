@@ -157,8 +157,11 @@ def cost(runs: Sequence[Run]) -> str:
 
 def by_run(experiment: Experiment, found: Found) -> pd.DataFrame:
     """A row a run: what the table's means are of (accuracies in percent, no ratios), and the name of its folder."""
-    cells = [(cell, seed, run) for cell in experiment.cells() for seed, run in sorted(found.get(cell, {}).items())]
-    rows = [(*cell, seed, run.folder.name, *(scaled(run)[figure] for figure in experiment.shown)) for cell, seed, run in cells]
+    rows = [
+        {"setting": cell[0], "strategy": cell[1], "seed": seed, "run": run.folder.name, **scaled(run)}
+        for cell in experiment.cells()
+        for seed, run in sorted(found.get(cell, {}).items())
+    ]
     return pd.DataFrame(rows, columns=["setting", "strategy", "seed", "run", *experiment.shown])
 
 

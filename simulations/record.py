@@ -1,13 +1,11 @@
 """The run folder: what a run leaves behind, and what it needs to go on."""
 
-import csv
-import io
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from fedkd.types import State
 from simulations import figures
 from simulations.board import opened, show
 from simulations.locked import LockedFolder
+from simulations.rows import append, cut, header_of, widen
 from simulations.world import World
 
 COLUMNS = (
@@ -158,49 +157,6 @@ def counted(reply: Message) -> tuple[int, int]:
     """Examples and correct answers of one client's evaluation."""
     record = reply.content[wire.METRICS]
     return int(record["num-examples"]), int(record["num-correct"])
-
-
-def append(path: Path, columns: Sequence[str], rows: list[Mapping[str, float]]) -> None:
-    """Append ``rows`` under the header that the file has, or ``columns`` if it is new, and flush."""
-    header = header_of(path)
-    with open(path, "a", newline="") as file:
-        file.write(table(header or columns, rows, titled=header is None))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def header_of(path: Path) -> list[str] | None:
-    """The columns of a CSV file; None where there is none, or it is empty."""
-    if not (path.exists() and path.stat().st_size):
-        return None
-    with open(path, newline="") as file:
-        return next(csv.reader(file))
-
-
-def widen(path: Path, columns: list[str]) -> None:
-    """Give a CSV file more columns, empty in the rows that it has."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    write_atomically(path, table(columns, rows, titled=True).encode())
-
-
-def table(columns: Sequence[str], rows: Iterable[Mapping[str, float]], *, titled: bool) -> str:
-    """Rows as CSV, with or without the header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    if titled:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def cut(path: Path, server_round: int) -> None:
-    """Remove the rows behind ``server_round``, and a last line that was not written to its end."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= server_round]
-    write_atomically(path, "".join([*lines[:1], *kept] if kept else []).encode())
 
 
 def made_by(folder: Path) -> str | None:

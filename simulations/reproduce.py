@@ -2,7 +2,8 @@
 
 Runs what is missing of the experiment's sweep, several runs at a time where there are cores, and prints the paper's numbers, those of its
 public code where they were measured, ours, the difference, and whether theirs lie in our interval; the same as ``table.md``,
-``table.csv`` and ``table.tex``, beside ``runs.csv`` with a row a run, in ``<output>/<name>/reproduce/<experiment>/``. Started again after whatever end it goes on.
+``table.csv`` and ``table.tex``, beside ``runs.csv`` with a row a run, in ``<output>/<name>/reproduce/<experiment>/``. Started again after
+whatever end it goes on.
 ``seeds=0,1,2`` and ``rows=<names>`` and ``columns=<names>`` choose of the sweep; ``jobs=<number>`` are the runs at a time; ``quiet=true``
 shows progress as plain lines; ``only=plan`` shows what is there and what is not, ``only=table`` the table of what is there. Everything
 else overrides the configuration of every run. The exit code is 0 where nothing is left to be done.
@@ -33,7 +34,8 @@ from simulations.forest import forest
 from simulations.groups import Group
 from simulations.machine import cores
 from simulations.progress import Board, narrate
-from simulations.record import append, commit, made_by, note_choice
+from simulations.record import commit, made_by, note_choice
+from simulations.rows import append
 from simulations.runs import Run, read
 from simulations.sweep import log_of, ready, sweep
 from simulations.tune import DIVERGED
@@ -56,7 +58,7 @@ def reproduce(asked: Asked) -> int:
             runs = refreshed(runs)
             note_choices(runs)
     else:
-        search.agree(asked.name, asked.experiment, asked.overrides)
+        search.left(asked.name, asked.experiment, asked.overrides)  # refuses choices of another search
         runs, notes = asked.plan()
     if asked.only == "plan":
         print(*(f"{run.state:>11}  {run.folder or '-'}  {run.label}" for run in runs), sep="\n")

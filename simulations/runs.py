@@ -35,21 +35,27 @@ STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One finished run: its folder, its resolved configuration, its metrics, one row a round, and its clients' accuracies.
+class Finished:
+    """What is finished: its folder, its resolved configuration, and its metrics, one row a round or an epoch."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run(Finished):
+    """One federated run, with its clients' accuracies.
 
     ``clients`` has a row a client and round (``round``, ``client``, ``accuracy_own_labels`` and, where the run says so, ``architecture``
     and ``num_test_examples``) of the last ten rounds in which clients were tested; clients without test examples are not in it.
     """
 
-    folder: Path
-    config: dict[str, Any]
-    metrics: pd.DataFrame
     clients: pd.DataFrame
-
-    @property
-    def seed(self) -> int:
-        return self.config["seed"]
 
     @property
     def trial(self) -> bool:
@@ -62,7 +68,7 @@ class Run:
         return option(self.config, "strategy") or "strategy"
 
     @cached_property
-    def columns(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[str, ...]:
         """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it was given its own, and both where
         it was made untuned and then chosen, or the choice is what the configuration has anyway."""
         given = self.config.get("tuned") is None

@@ -1,20 +1,27 @@
 """The search that an experiment describes for its tuned columns: the same grid for every strategy, run as the sweep is."""
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fedkd.check import require
 from fedkd.config import check
-from simulations.command import compose
+from simulations.command import compose, tuned_rows
 from simulations.described import Experiment, Tuning
 from simulations.experiment import Planned, each_seed, has_choice, refreshed
 from simulations.tune import DIVERGED, choose, judged, trial, tried
 
-Trials = list[tuple[float, Planned]]
-"""The values of a grid and the run that tries each."""
+
+@dataclass(frozen=True)
+class Search:
+    """A search that columns ask for: the strategy, the table of choices, the column and the overrides of its trials."""
+
+    strategy: str
+    table: Path
+    column: str
+    words: list[str]
 
 
 def tune(name: str, experiment: Experiment, overrides: Sequence[str], run: Callable[[Sequence[Planned]], dict[str, str]]) -> dict[str, str]:
@@ -28,79 +35,71 @@ def tune(name: str, experiment: Experiment, overrides: Sequence[str], run: Calla
 
     Returns:
         Why runs failed, divergence aside, which is an answer.
+
+    Raises:
+        ValueError: as :func:`left` does.
     """
-    searches = {} if experiment.tuning is None else dict(searched(name, experiment, overrides))
+    searches = [(one.table, list(trials(one, experiment.tuning))) for one in left(name, experiment, overrides)]
     if not searches:
         return {}
-    failed = run([planned for trials in searches.values() for _, planned in trials])
-    for (_, table), trials in searches.items():
-        odd = [planned for _, planned in trials if planned.label in failed and DIVERGED not in failed[planned.label]]
+    failed = run([planned for _, tries in searches for _, planned in tries])
+    for table, tries in searches:
+        odd = [planned for _, planned in tries if planned.label in failed and DIVERGED not in failed[planned.label]]
         if not odd:
-            done = refreshed([planned for _, planned in trials])
+            done = refreshed([planned for _, planned in tries])
             accuracies = [0.0 if one.label in failed else judged(one.folder) for one in done]
-            values = [value for value, _ in trials]
+            values = [value for value, _ in tries]
             rows = [tried(one.config, experiment.tuning.key, *row, one.folder) for one, *row in zip(done, values, accuracies)]
             choose(rows, table)
     return {label: why for label, why in failed.items() if DIVERGED not in why}
 
 
-def agree(name: str, experiment: Experiment, overrides: Sequence[str]) -> None:
-    """Refuse choices that another search has made.
+def left(name: str, experiment: Experiment, overrides: Sequence[str]) -> list[Search]:
+    """The searches whose choice is asked for and not there.
 
     Raises:
-        ValueError: naming the file.
+        ValueError: one is there, and another search has made it.
     """
-    if experiment.tuning is not None:
-        list(searched(name, experiment, overrides))
-
-
-def searched(name: str, experiment: Experiment, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, Path], Trials]]:
-    """By strategy and table: the runs of a search whose choice is asked for and not there.
-
-    Raises:
-        ValueError: it is there, and another search has made it.
-    """
-    known = set()
-    for row, column in experiment.cells():
+    found: dict[tuple[str, Path], Search | None] = {}  # None: its choice is there
+    for row, column in experiment.cells() if experiment.tuning is not None else ():
         if not any(word.startswith("tuned=") for word in experiment.columns[column]):
             continue
         config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
         table = None if config.tuned is None else Path(config.tuned).expanduser().absolute()
-        if table is None or (config.choices.strategy, table) in known:
+        if table is None or (config.choices.strategy, table) in found:
             continue
-        known.add((config.choices.strategy, table))
         own = [word for word in experiment.columns[column] if not word.startswith("tuned=")]
-        words = [f"experiment={name}", *own, *experiment.tuning.overrides, *overrides]
-        if has_choice(config):
-            same_search(table, config.choices.strategy, experiment.tuning, compose(words).rounds)
-        else:
-            yield (config.choices.strategy, table), list(trials(words, column, experiment.tuning, table))
+        one = Search(config.choices.strategy, table, column, [f"experiment={name}", *own, *experiment.tuning.overrides, *overrides])
+        there = has_choice(config)
+        if there:
+            same_search(one, experiment.tuning)
+        found[one.strategy, table] = None if there else one
+    return [one for one in found.values() if one is not None]
 
 
-def same_search(table: Path, strategy: str, tuning: Tuning, rounds: int) -> None:
+def same_search(one: Search, tuning: Tuning) -> None:
     """Refuse a choice that another search has made, as one of fewer rounds or of another grid.
 
     Raises:
-        ValueError: naming the file, and what was searched there.
+        ValueError: naming the file, and what is searched here.
     """
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["strategy"] == strategy]
+    rounds, rows = compose(one.words).rounds, tuned_rows(one.table, one.strategy)
     there = {(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation") or 0)) for row in rows}
     same = there == {(tuning.key, float(rounds), float(tuning.validation))} and {float(row["value"]) for row in rows} == set(tuning.grid)
-    searched = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out"
-    rule = f"must hold for {strategy} the search that the experiment describes ({searched}); give another output, or remove the file"
-    require(same, "tuned", rule, str(table))
+    here = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out"
+    rule = f"must hold for {one.strategy} the search that the experiment describes ({here}); give another output, or remove the file"
+    require(same, "tuned", rule, str(one.table))
 
 
-def trials(words: list[str], column: str, tuning: Tuning, table: Path) -> Iterator[tuple[float, Planned]]:
-    """The runs of one search, in the folder of its table."""
+def trials(one: Search, tuning: Tuning) -> Iterator[tuple[float, Planned]]:
+    """The values of a grid and the run that tries each, in the folder of the search's table."""
     states: dict = {}
     for value in tuning.grid:
-        config = trial(compose(words), tuning.key, value, tuning.validation)
-        config.output, config.name, config.tuned = str(table.parent.parent), table.parent.name, None
+        config = trial(compose(one.words), tuning.key, value, tuning.validation)
+        config.output, config.name, config.tuned = str(one.table.parent.parent), one.table.parent.name, None
         check(config)
 
-        def named(seed: int, one: DictConfig, *rest: object, value: float = value) -> Planned:
-            return Planned("tuning", f"{column} {tuning.key} {value:g}", seed, one, *rest)
+        def named(seed: int, config: DictConfig, *rest: object, value: float = value) -> Planned:
+            return Planned("tuning", f"{one.column} {tuning.key} {value:g}", seed, config, *rest)
 
         yield value, *each_seed(config, named, [config.seed], states)

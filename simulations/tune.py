@@ -18,7 +18,7 @@ from fedkd.exchange import ClientFailure
 from simulations.command import compose, explained
 from simulations.experiment import home_of, there_is
 from simulations.experiment import key as key_of
-from simulations.record import append, header_of, widen
+from simulations.rows import append, header_of, widen
 from simulations.run import execute
 
 COST = ("rounds_done", "client_updates", "seconds")

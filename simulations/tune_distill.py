@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from fedkd.check import require
 from simulations.distill import composed, execute
 from simulations.distill_folder import rows
-from simulations.record import append
+from simulations.rows import append
 from simulations.tune import COLUMNS, each, edge, parser
 
 

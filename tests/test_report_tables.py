@@ -297,16 +297,16 @@ def test_a_run_whose_choice_is_the_configuration_s_own_value_is_in_both_blocks(t
     assert "4 in 4 rows" in (tmp_path / "report" / "report.html").read_text(), "and four runs"
 
 
-@pytest.mark.parametrize(("tuned", "note", "columns"), [
+@pytest.mark.parametrize(("tuned", "note", "kinds"), [
     (None, None, ("untuned",)), ("t.csv", None, ("tuned",)), (None, '{"shipped": false}', ("tuned", "untuned")),
     ("t.csv", '{"shipped": false}', ("tuned",)), ("t.csv", '{"shipped": true}', ("tuned", "untuned")), ("t.csv", "{", ("tuned",)),
 ])  # fmt: skip
-def test_what_a_run_folder_says_of_its_tuning(tuned, note, columns, tmp_path):
+def test_what_a_run_folder_says_of_its_tuning(tuned, note, kinds, tmp_path):
     """Whichever came first, the run as tuned or as shipped."""
     folder = write(tmp_path / "a", tuned=tuned)
     if note is not None:
         (folder / "tuned.json").write_text(note)
-    assert read(folder).columns == columns
+    assert read(folder).kinds == kinds
 
 
 def test_of_seeds_that_are_not_all_tuned_each_block_has_its_own(tmp_path):

@@ -482,7 +482,7 @@ def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that
     assert reproduce.reproduce(asked) == 0
     (folder,) = [path.parent for path in tmp_path.glob("fedgen_ablation/*/config.yaml")]
     assert OmegaConf.load(folder / "config.yaml").tuned is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
-    assert read(folder).columns == ("tuned", "untuned")
+    assert read(folder).kinds == ("tuned", "untuned")
     plain, tuned = csv_rows(tmp_path / "fedgen_ablation/reproduce/fedgen_ablation/table.csv")
     assert plain["accuracy_last_ten_mean"] == tuned["accuracy_last_ten_mean"] != ""
 
