@@ -1,7 +1,6 @@
 """State on disk: safetensors, written atomically, known by a header of its own."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fedkd.types import State
-from fedkd.wire import flatten, unflatten
+from fedkd.errors import RunFolderError
+from fedkd.files import write_atomically
+from fedkd.types import State, flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,6 @@ class Checkpoint:
     state: State
     memories: Mapping[int, State]
     simulated_time: float = 0.0
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """``path`` holds all of ``content`` or what it held before, whatever happens in between.
-
-    The temporary has a fixed name: a folder has one writer, and what a killed one left is overwritten.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
@@ -58,7 +45,7 @@ def read_header(folder: Path) -> dict[str, object] | None:
     """What the checkpoint in ``folder`` says of itself; None where there is none.
 
     Raises:
-        ValueError: the file is there and is not a checkpoint of fedkd.
+        RunFolderError: the file is there and is not a checkpoint of fedkd.
     """
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -67,7 +54,7 @@ def read_header(folder: Path) -> dict[str, object] | None:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["fedkd"])
     except Exception as error:
-        raise ValueError(f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it anew") from error
+        raise RunFolderError(f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it anew") from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

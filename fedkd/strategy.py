@@ -11,17 +11,19 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from fedkd.aggregate import assemble, average, mean_statistics
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound, load
-from fedkd.check import require
-from fedkd.cohort import fit_cohort
-from fedkd.evaluate import Score, evaluate
+from fedkd.errors import require
+from fedkd.federation.aggregation import assemble, average, mean_statistics
+from fedkd.federation.client import Client, statistics
+from fedkd.federation.messaging import Federation
+from fedkd.federation.server import Server
+from fedkd.federation.server_loop import Rounds
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.rounds import Federation, Rounds
+from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.seed import Seed
-from fedkd.site import Client, Server, statistics
-from fedkd.train import Fitted, LossFunction, fit
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound, load
+from fedkd.training.loop import Fitted, LossFunction, fit
+from fedkd.training.vectorized import fit_cohort
 from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 Phase = tuple[Batches, LossFunction]

@@ -1,9 +1,9 @@
-"""The vocabulary of fedkd: every other file speaks in these words. Read this first.
+"""The data types of fedkd. Read this file first.
 
 Letters in shape comments: B batch, C classes, D features of the embedding, K clients, S local steps, N examples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,8 +14,10 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 """Named tensors: the parameters and buffers of one network, or any other part of a state."""
 
+
 State = dict[str, Tensors]
 """``{part: {key: tensor}}``: what is on the wire is what is in memory is what is in the checkpoint."""
+
 
 Metrics = dict[str, Tensor]
 """Named tensors of any fixed shape that a loss gives besides its value; the training loop sums them over steps."""
@@ -145,3 +147,17 @@ class Update:
     architecture: str
     state: State
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+def flatten(state: State) -> Tensors:
+    """``{part: {key: tensor}}`` to ``{"part:key": tensor}``."""
+    return {f"{part}:{key}": value for part, tensors in state.items() for key, value in tensors.items()}
+
+
+def unflatten(tensors: Mapping[str, torch.Tensor]) -> State:
+    """The inverse of :func:`flatten`; a part without tensors does not survive."""
+    state: State = {}
+    for name, value in tensors.items():
+        part, _, key = name.partition(":")
+        state.setdefault(part, {})[key] = value
+    return state

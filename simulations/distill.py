@@ -1,210 +1,22 @@
-"""``python -m simulations.distill run=outputs/digits/<hash> student=resnet8 source=synthetic``: from a model that knows to a smaller one.
+"""``python -m simulations.distill KEY=VALUE ...``: the same as ``fedkd distill``, one student or, with ``-m``, a serial sweep."""
 
-Without ``run`` a teacher is trained first (``teacher=resnet56``), once: whoever asks for the same one again finds it. Add ``-m`` for
-sweeps. A training that is finished is skipped, one that was interrupted goes on from its last checkpoint. ``teacher=<name>`` and
-``student=<name>`` stand for ``model@teacher=<name>`` and ``model@student=<name>``. The last line on standard output is ``run: <folder>``.
-"""
-
-import math
 import os
 import sys
-import time
-from collections.abc import Mapping
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fedkd.bound import load, part
-from fedkd.distillation import Progress, Training
-from fedkd.travel import travelled
-from fedkd.types import Tensors
-from simulations.beginning import may_begin, placed
-from simulations.command import CONF, chosen, compose, explained, make_absolute, take_tuned
-from simulations.distill_before import alone
-from simulations.distill_config import check, schedule
-from simulations.distill_folder import DistillFolder, rows, trained
-from simulations.distill_scores import scores
-from simulations.distill_setup import Setup, set_up
-from simulations.export import export
-from simulations.flow import flow
-from simulations.images_made import sheet
-from simulations.process import settle
-from simulations.progress import Bar, narrate
-
-
-def execute(config: DictConfig, patient: bool = False) -> Path:
-    """Train the student that ``config`` describes, or what is missing of it, after its teacher; return its folder.
-
-    Args:
-        config: composed.
-        patient: where another process trains the very same, wait for it: so a teacher is trained once by several who need it.
-
-    Raises:
-        ValueError: the configuration is wrong; nothing was begun.
-        FloatingPointError: the loss is no longer finite; the last checkpoint holds.
-    """
-    narrate()
-    settle()
-    check(config)
-    if get_object(config.distiller["_target_"]).scale is not None:  # there is something to be tuned
-        take_tuned(config, "distiller")
-    make_absolute(config.data)
-    make_absolute(config.source)
-    setup = set_up(config)
-    may_begin(setup)
-    taught = setup.taught if setup.before is None else trained(execute(setup.before, patient=True))
-    start = begun(setup, taught or {})
-    training = setup.training(start, placed(taught or {}, setup))
-    folder = DistillFolder(config, setup.hash(taught or {}, start), patient)
-    try:
-        if folder.finished:
-            print("finished already, skipped")
-            complete(setup, training, folder)
-        else:
-            train(setup, training, folder, start)
-        print(f"{label(config)}: {summary(folder.path)}")
-        print(f"run: {folder.path}", flush=True)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{label(config)}: {error}") from error
-    finally:
-        folder.release()
-    return folder.path
-
-
-def complete(setup: Setup, training: Training, folder: DistillFolder) -> None:
-    """What leaves the house, if more of it is asked for than when the training was finished."""
-    config, searched = setup.config, "precision_100" in folder.models_known()
-    exported = (folder.path / "student.pt2").exists()
-    if (config.export and not exported) or (config.retrieval and not searched):
-        config.retrieval = config.retrieval or searched
-        folder.models(export(setup, training, trained(folder.path), folder.path))
-
-
-def begun(setup: Setup, taught: Tensors) -> Tensors:
-    """What the training begins with."""
-    init = setup.config.init
-    if init is None:
-        return setup.start
-    if init == "teacher":
-        student = part(taught, "student")
-    else:
-        folder = execute(alone(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
-        student = part(trained(folder), "student")
-    load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
-    return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}
-
-
-def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensors) -> None:
-    """Epoch after epoch, from the last checkpoint or the beginning; then what leaves the house."""
-    config = setup.config
-    progress = folder.begin()
-    if progress is None:
-        progress = Progress(0, start)
-        folder.row({"epoch": 0, **scores(setup, progress.tensors)})
-    else:
-        progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
-    rates, first, before = schedule(config), parameters(setup, start), parameters(setup, progress.tensors)
-    travel = float(rows(folder.path)[-1]["travel"] or 0)  # as it is written, so that a training that goes on adds to the same number
-    with Bar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
-        while progress.epoch < config.epochs:
-            began = time.perf_counter()
-            progress, terms = training.epoch(progress)
-            values = {name: float(value) for name, value in terms.items()}
-            row = {
-                "epoch": progress.epoch,
-                "train_loss": values.pop("loss"),
-                "lr": config.optimizer.lr * rates[progress.epoch - 1],
-                **values,
-            }
-            here = parameters(setup, progress.tensors)
-            row["travel"] = travel = travelled(travel, before, here, first)
-            before = here
-            row["seconds_train"] = round(time.perf_counter() - began, 4)
-            if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
-                row |= (scored := scores(setup, progress.tensors))
-                sound(scored, progress.epoch)
-                if config.flow:
-                    folder.flow(flow(setup, progress, training.taught))
-            folder.row(row)
-            if progress.epoch % config.checkpoint_every == 0 or progress.epoch == config.epochs:
-                if progress.epoch == config.epochs:
-                    sheet(setup, training, progress, folder.path)
-                    folder.models(export(setup, training, progress.tensors, folder.path))
-                folder.checkpoint(progress)
-            bar.advance(row)
-
-
-def sound(scored: Mapping[str, float], epoch: int) -> None:
-    """Stop where the last step has led away from all numbers, before a checkpoint is made of it.
-
-    Raises:
-        FloatingPointError: a network that leaves the house has a loss that is not finite.
-    """
-    if bad := [name for name, value in scored.items() if not math.isfinite(value)]:
-        place = f"after the last step of epoch {epoch}"
-        raise FloatingPointError(
-            f"the loss is no longer finite {place}, where the test's {', '.join(bad)} is {scored[bad[0]]}: lower the learning rate"
-        )
-
-
-def parameters(setup: Setup, tensors: Tensors) -> Tensors:
-    """Those of the student alone."""
-    student, own = setup.distiller.networks(setup.learner, tensors)["student"]
-    return {name: own[name] for name, _ in student.named_parameters()}
-
-
-def label(config: DictConfig) -> str:
-    """A training in a few words."""
-    names = config.choices
-    teacher = f"{names.teacher} to " if "teacher" in names else ""
-    return f"{teacher}{names.get('student', 'student')} by {names.get('distiller', 'distiller')} on {names.get('source')} {names.get('data')}, seed {config.seed}"
-
-
-def summary(folder: Path) -> str:
-    """Accuracy before and after."""
-    scored = [row for row in rows(folder) if row["accuracy"]]
-    return f"accuracy {float(scored[0]['accuracy']):.4f} before, {float(scored[-1]['accuracy']):.4f} after {scored[-1]['epoch']} epochs"
-
-
-def settled(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
-    """``config`` with the names of the files it was composed from, if what was asked for goes together.
-
-    Raises:
-        ValueError: a run brings its own data and teacher, and another was asked for.
-    """
-    config = chosen(config, {key.rpartition("@")[2]: name for key, name in choices.items()})
-    OmegaConf.set_struct(config, False)
-    named = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
-    named = [one for one in named if not one.startswith(("data.root=", "data.cache="))]
-    if config.run is not None and named:
-        raise ValueError(
-            f"run must be null where data or teacher are chosen: a run brings its own, got {config.run!r} with {', '.join(named)}"
-        )
-    return config
-
-
-def composed(overrides: list[str]) -> DictConfig:
-    """The configuration that ``overrides``, as the command takes them, describe."""
-    overrides = [longhand(one) for one in overrides]
-    config = compose(overrides, "distill")
-    return settled(config, dict(config.choices), overrides)
-
-
-def longhand(override: str) -> str:
-    """``teacher=resnet20`` is ``model@teacher=resnet20`` to Hydra."""
-    key, sign, value = override.partition("=")
-    return f"model@{key}{sign}{value}" if key in ("teacher", "student") and sign else override
+from simulations.config import CONF, explained
+from simulations.distillation.runner import longhand, run_distillation, settled
 
 
 @hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
 def command(config: DictConfig) -> None:
-    """The command, as Hydra runs it: once, or for every combination of a sweep."""
+    """One distillation, as Hydra calls it: once, or for every combination of a sweep."""
     with explained():
         run = HydraConfig.get()
-        execute(settled(config, dict(run.runtime.choices), list(run.overrides.task)))
+        run_distillation(settled(config, dict(run.runtime.choices), list(run.overrides.task)))
 
 
 def main() -> None:

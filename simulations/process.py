@@ -1,11 +1,18 @@
-"""What every process that computes for a run sets once."""
+"""Settings of a process that computes for a run: threads, memory, and the cores that it may use."""
 
 import atexit
 import ctypes
 import gc
+import os
 from functools import cache
 
 import torch
+
+
+def cores() -> int:
+    """The cores that this process may use, which a scheduler or ``taskset`` can have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
 """glibc's names for what :func:`settle` sets, as mallopt takes them."""

@@ -7,25 +7,25 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.aggregate import assemble
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound
-from fedkd.check import require
-from fedkd.distill import logits_on
-from fedkd.ensemble import Ensemble
-from fedkd.fusion import Fusion
+from fedkd.distillation.image_synthesis import Synthesis, as_seen, stacked
+from fedkd.distillation.logit_distillation import logits_on
+from fedkd.errors import require
+from fedkd.federation.aggregation import assemble
+from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
-from fedkd.optimize import OptimizerFactory
+from fedkd.models.ensemble import Ensemble
 from fedkd.seed import Seed
-from fedkd.site import Server
-from fedkd.synthesis import Synthesis, as_seen, stacked
-from fedkd.train import fit
+from fedkd.server_distillation import Fusion
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound
+from fedkd.training.loop import fit
+from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Generated, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
 class Dense(Fusion):
-    """Server, by epochs: images x from the clients' mean logits z (:mod:`fedkd.synthesis`); then ``T^2 KL(softmax(z/T) || softmax(z_w/T))`` on all x so far.
+    """Server, by epochs: images x from the clients' mean logits z (:mod:`fedkd.distillation.image_synthesis`); then ``T^2 KL(softmax(z/T) || softmax(z_w/T))`` on all x so far.
 
     Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022; the settings are those of its
     public code. One shot is ``rounds=1`` with every client in it and many local epochs; more rounds go on from the student. epochs = 0

@@ -7,15 +7,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound
-from fedkd.check import require
-from fedkd.distill import cosine, distil, logits_on
-from fedkd.evaluate import evaluate
-from fedkd.fusion import Fusion
+from fedkd.distillation.logit_distillation import cosine, distil, logits_on
+from fedkd.errors import require
+from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
-from fedkd.optimize import OptimizerFactory
-from fedkd.site import Server
+from fedkd.metrics.accuracy import evaluate
+from fedkd.server_distillation import Fusion
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound
+from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, State, Tensors, Update
 
 

@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound
-from fedkd.check import require
+from fedkd.errors import require
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
-from fedkd.one_hot import one_hot
-from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
+from fedkd.tensor_ops import one_hot
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound
 from fedkd.types import Metrics, State, Tensors, Update
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.aggregate import assemble
-from fedkd.ensemble import Ensemble
-from fedkd.site import Server
+from fedkd.federation.aggregation import assemble
+from fedkd.federation.server import Server
+from fedkd.models.ensemble import Ensemble
 from fedkd.strategy import Strategy
 from fedkd.types import Metrics, State, Update
 

@@ -8,18 +8,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound, snapshot
-from fedkd.check import require
-from fedkd.fusion import Fusion
+from fedkd.distillation.image_synthesis import stacked, unstacked
+from fedkd.errors import require
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
-from fedkd.optimize import OptimizerFactory, scaled
 from fedkd.seed import Seed
-from fedkd.site import Client, Server
-from fedkd.synthesis import stacked, unstacked
-from fedkd.train import fit
+from fedkd.server_distillation import Fusion
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.loop import fit
+from fedkd.training.optimizers import OptimizerFactory, scaled
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 

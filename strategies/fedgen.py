@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound, part, snapshot
-from fedkd.check import require
-from fedkd.ensemble import logits_of
+from fedkd.errors import require
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
-from fedkd.one_hot import one_hot
-from fedkd.optimize import OptimizerFactory, scaled
+from fedkd.models.ensemble import logits_of
 from fedkd.seed import Seed
-from fedkd.site import Client, Server
 from fedkd.strategy import Strategy
-from fedkd.train import fit
+from fedkd.tensor_ops import one_hot
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound, part, snapshot
+from fedkd.training.loop import fit
+from fedkd.training.optimizers import OptimizerFactory, scaled
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound
-from fedkd.check import require
-from fedkd.distill import logits_on
+from fedkd.distillation.logit_distillation import logits_on
+from fedkd.errors import require
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
 from fedkd.seed import Seed
-from fedkd.site import Client, Server
 from fedkd.strategy import Phase, Strategy
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound
 from fedkd.types import Metrics, State, Tensors, Update
 
 

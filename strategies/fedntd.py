@@ -5,12 +5,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedkd.batch import Batch
-from fedkd.bound import Bound
-from fedkd.check import require
+from fedkd.errors import require
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.not_true import not_true_divergence
+from fedkd.losses.decoupled_kl import not_true_divergence
 from fedkd.strategy import Strategy
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound
 from fedkd.types import Metrics, State
 
 

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedkd.batch import Batch
-from fedkd.bound import Bound
-from fedkd.check import require
+from fedkd.errors import require
 from fedkd.strategy import Strategy
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound
 from fedkd.types import Metrics, State
 
 

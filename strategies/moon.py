@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound
-from fedkd.check import require
+from fedkd.errors import require
+from fedkd.federation.client import Client
 from fedkd.losses.contrastive import model_contrastive
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.site import Client
 from fedkd.strategy import Strategy
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound
 from fedkd.types import Metrics, State, Tensors
 
 

@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedkd.aggregate import average
-from fedkd.batch import Batch
-from fedkd.bound import Bound
-from fedkd.check import require
-from fedkd.site import Client, Server
+from fedkd.errors import require
+from fedkd.federation.aggregation import average
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
 from fedkd.strategy import Strategy
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound
 from fedkd.types import Metrics, State, Tensors, Update
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedkd import wire
+from fedkd.federation import serialization
 from fedkd.types import State
-from simulations.command import compose
-from simulations.compat import identify
-from simulations.grids import LocalGrid
-from simulations.world import World, world
+from simulations.config import compose
+from simulations.engine.flower_compat import identify
+from simulations.engine.local_engine import LocalGrid
+from simulations.setup.simulation import World, world
 
 torch.set_num_threads(1)
 
@@ -67,9 +67,9 @@ def run(*overrides: str) -> Ran:
     home, text = settle(*overrides)
     grid = LocalGrid(home.config.num_clients, text)
     result = home.strategy.start(grid, num_rounds=home.config.rounds)
-    memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
+    memories = {client: serialization.from_record(record) for client, record in sorted(grid.memory.items())}
     metrics = {number: dict(record) for number, record in result.train_metrics_clientapp.items()}
-    return Ran(home, wire.from_record(result.arrays), memories, metrics)
+    return Ran(home, serialization.from_record(result.arrays), memories, metrics)
 
 
 def same(left: dict, right: dict) -> bool:

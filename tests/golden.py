@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from simulations.command import compose
-from simulations.run import execute
+from simulations.config import compose
+from simulations.federation.runner import run_federation
 from tests.conftest import ROOT, SMALL, STRATEGIES, options, run
 
 FOLDER = ROOT / "tests" / "golden"
@@ -54,8 +54,17 @@ def read(name: str) -> dict[str, float]:
 def exact(name: str) -> dict[str, str]:
     """SHA-256 of all tensors of a run's checkpoint, and of the values in its CSV files, names of columns and timing columns left out."""
     with tempfile.TemporaryDirectory() as output:
-        overrides = [*SMALL, f"strategy={name}", *options(name), *TINY, "rounds=3", "evaluation.every=1", f"output={output}", "progress=false"]
-        folder = execute(compose(overrides))
+        overrides = [
+            *SMALL,
+            f"strategy={name}",
+            *options(name),
+            *TINY,
+            "rounds=3",
+            "evaluation.every=1",
+            f"output={output}",
+            "progress=false",
+        ]
+        folder = run_federation(compose(overrides))
         tensors = hashlib.sha256()
         for key, value in sorted(load_file(folder / "checkpoint.safetensors").items()):
             tensors.update(f"{key} {value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
@@ -80,7 +89,10 @@ def compare(path: Path) -> int:
     expected = json.loads(path.read_text())
     differing = [f"{name}: {file}" for name in sorted({*found, *expected}) for file in ("checkpoint", "metrics.csv", "clients.csv")
                  if found.get(name, {}).get(file) != expected.get(name, {}).get(file)]  # fmt: skip
-    print("\n".join(f"differs: {one}" for one in differing) or f"{len(found)} golden runs equal byte for byte: checkpoint, metrics.csv, clients.csv")
+    print(
+        "\n".join(f"differs: {one}" for one in differing)
+        or f"{len(found)} golden runs equal byte for byte: checkpoint, metrics.csv, clients.csv"
+    )
     return len(differing)
 
 

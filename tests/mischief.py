@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedkd.batch import Batches
-from fedkd.evaluate import Score
-from fedkd.site import Client, Server
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
+from fedkd.metrics.accuracy import Score
+from fedkd.training.batch import Batches
 from fedkd.types import Metrics, State, Update
 from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen

@@ -36,8 +36,8 @@ main()
 
 SERVER = """
 import json, os, sys, traceback
-import matplotlib.backends.backend_agg, matplotlib.backends.backend_pdf, matplotlib.figure, sklearn.datasets, torchvision
-import simulations.figures, simulations.run
+import sklearn.datasets, torchvision
+import simulations.run
 sklearn.datasets.load_digits()
 for line in sys.stdin:
     job = json.loads(line)

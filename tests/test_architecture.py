@@ -13,29 +13,56 @@ from flwr.app import Message, RecordDict
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from fedkd.config import build, check, check_types
-from simulations import compat, distill_config
-from simulations.command import compose
-from simulations.distill import composed as distillation
+from fedkd.config.build import build
+from fedkd.config.validation import check_run, check_types
+from simulations.config import compose
+from simulations.distillation import setup
+from simulations.distillation.runner import composed as distillation
+from simulations.engine import flower_compat
 from tests.conftest import ROOT
 
 LEVELS = [
-    {"fedkd.types", "fedkd.check", "fedkd.one_hot", "fedkd.capture", "fedkd.tidy", "fedkd.values", "fedkd.schema"},
+    {
+        "fedkd.types",
+        "fedkd.errors",
+        "fedkd.tensor_ops",
+        "fedkd.training.step_program",
+        "fedkd.training.step_program",
+        "fedkd.config.validation",
+        "fedkd.config.schema",
+    },
     {"fedkd.seed"},
-    {"fedkd.losses", "fedkd.models", "fedkd.generators", "fedkd.partition", "fedkd.data", "fedkd.ensemble", "fedkd.systems"},
-    {"fedkd.public", "fedkd.shift", "fedkd.view", "fedkd.augment"},
-    {"fedkd.domains"},
-    {"fedkd.batch", "fedkd.bound", "fedkd.optimize", "fedkd.program", "fedkd.evaluate", "fedkd.retrieval", "fedkd.travel", "fedkd.folding"},
-    {"fedkd.train"},
-    {"fedkd.cohort", "fedkd.distill", "fedkd.synthesis"},
+    {
+        "fedkd.losses",
+        "fedkd.models",
+        "fedkd.generators",
+        "fedkd.partition",
+        "fedkd.data",
+        "fedkd.models.ensemble",
+        "fedkd.federation.system_heterogeneity",
+    },
+    {"fedkd.public", "fedkd.data.client_shift", "fedkd.data.client_shift", "fedkd.data.augmentation"},
+    {"fedkd.data.rotated_domains"},
+    {
+        "fedkd.training.batch",
+        "fedkd.training.functional_model",
+        "fedkd.training.optimizers",
+        "fedkd.training.step_program",
+        "fedkd.metrics.accuracy",
+        "fedkd.metrics.retrieval",
+        "fedkd.metrics.parameter_path",
+        "fedkd.training.vectorized_layers",
+    },
+    {"fedkd.training.loop"},
+    {"fedkd.training.vectorized", "fedkd.distillation.logit_distillation", "fedkd.distillation.image_synthesis"},
     {"fedkd.sources"},
-    {"fedkd.distillers", "fedkd.site", "fedkd.checkpoint", "fedkd.wire", "fedkd.aggregate"},
-    {"fedkd.exchange", "fedkd.distillation"},
-    {"fedkd.rounds"},
+    {"fedkd.distillers", "fedkd.federation.server", "fedkd.checkpoint", "fedkd.federation.serialization", "fedkd.federation.aggregation"},
+    {"fedkd.federation.messaging", "fedkd.distillation.student_training"},
+    {"fedkd.federation.server_loop"},
     {"fedkd.strategy"},
-    {"fedkd.fusion"},
+    {"fedkd.server_distillation"},
     {"strategies"},
-    {"fedkd.config", "simulations"},
+    {"fedkd.config.build", "simulations"},
 ]
 FLWR_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 SOURCES = sorted(path for room in ("fedkd", "strategies", "simulations") for path in (ROOT / room).rglob("*.py"))
@@ -44,7 +71,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports(module: str) -> Iterator[str]:
-    """All modules that ``module`` imports, anywhere in it; ``from fedkd import wire`` counts as ``fedkd.wire``."""
+    """All modules that ``module`` imports, anywhere in it; ``from fedkd import wire`` counts as ``fedkd.federation.serialization``."""
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -87,9 +114,9 @@ def test_no_module_imports_itself_by_a_detour():
 
 def test_in_the_library_flower_hydra_and_ray_have_one_place_each():
     library = {module for module in MODULES if module.startswith(("fedkd", "strategies"))}
-    assert users("flwr") & library == {"fedkd.exchange", "fedkd.rounds", "fedkd.wire"}
-    assert users("hydra") & library == users("omegaconf") & library == {"fedkd.config"}
-    assert users("ray") == {"simulations.cluster", "simulations.workers"}
+    assert users("flwr") & library == {"fedkd.federation.messaging", "fedkd.federation.server_loop", "fedkd.federation.serialization"}
+    assert users("hydra") & library == users("omegaconf") & library == {"fedkd.config.build"}
+    assert users("ray") == {"simulations.engine.ray_cluster", "simulations.engine.worker"}
 
 
 def test_strategies_do_not_know_each_other():
@@ -99,7 +126,7 @@ def test_strategies_do_not_know_each_other():
 
 def test_flower_s_private_names_stand_in_compat_alone():
     private = {module: {name for name in imports(module) if name.startswith("flwr")} - FLWR_PUBLIC for module in MODULES}
-    assert {module for module, names in private.items() if names} == {"simulations.compat"}
+    assert {module for module, names in private.items() if names} == {"simulations.engine.flower_compat"}
 
 
 # ----------------------------------------------------------------------------------------------------------- randomness
@@ -154,15 +181,15 @@ def test_the_search_lets_pass(code):
 # --------------------------------------------------------------------------------------------------------------- Flower
 def test_messages_can_be_made_in_a_process_that_flower_did_not_start(monkeypatch):
     for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(compat.TaskIdentity, name, None)
+        monkeypatch.setattr(flower_compat.TaskIdentity, name, None)
     with pytest.raises(RuntimeError):
         Message(RecordDict(), dst_node_id=0, message_type="train")
-    compat.identify()
+    flower_compat.identify()
     message = Message(RecordDict(), dst_node_id=7, message_type="train")
     assert message.metadata.dst_node_id == 7, f"Flower {version('flwr')}"
-    monkeypatch.setattr(compat.TaskIdentity, "_run_id", 99)
-    compat.identify()
-    assert compat.TaskIdentity.run_id == 99, "an identity that Flower gave stays"
+    monkeypatch.setattr(flower_compat.TaskIdentity, "_run_id", 99)
+    flower_compat.identify()
+    assert flower_compat.TaskIdentity.run_id == 99, "an identity that Flower gave stays"
 
 
 # ---------------------------------------------------------------------------------------------------------------- conf/
@@ -201,7 +228,7 @@ def test_a_part_resolves_type_checks_and_builds(group, path):
         pytest.importorskip(path.stem)
     config, node, place = composed(group, path)
     check_types(node, place)
-    (distill_config.check if "distiller" in config else check)(config)
+    (setup.check_distillation if "distiller" in config else check_run)(config)
     assert build(config, place.partition(".")[0]) is not None
 
 
@@ -220,12 +247,12 @@ def test_a_part_s_keys_are_the_keywords_of_its_signature_which_holds_no_defaults
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_composes(name):
-    check(compose([f"experiment={name}"]))
+    check_run(compose([f"experiment={name}"]))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")))
 def test_a_recipe_composes(name):
-    distill_config.check(distillation([f"recipe={name}"]))
+    setup.check_distillation(distillation([f"recipe={name}"]))
 
 
 def test_every_folder_of_conf_is_enumerated_here():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from simulations.benchmarks import distill
-from simulations.benchmarks.naive import PIECES, PIXELS, Opponent, Pieces, pixels
-from simulations.grids import LocalGrid
+from simulations.benchmarks import distillation
+from simulations.benchmarks.reference_process import PIECES, PIXELS, Opponent, Pieces, pixels
+from simulations.engine.local_engine import LocalGrid
 from tests.conftest import ROOT, SMALL, settle
 
 FEW = (*SMALL, "strategy=fedgen", "strategy.generator_steps=10")
@@ -79,7 +79,7 @@ def test_one_client_a_node_of_flowers_runtime_gives_the_same_bits(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what a program has held since it began")
 def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
-    child = "from simulations.benchmarks.distill import high_water; print(high_water())"
+    child = "from simulations.benchmarks.distillation import high_water; print(high_water())"
     parent = (
         "import subprocess, sys; held = bytearray(3 << 30); held[::4096] = b'1' * len(held[::4096]);"
         f"print(subprocess.run([sys.executable, '-c', {child!r}], check=True, capture_output=True, text=True).stdout)"
@@ -90,5 +90,5 @@ def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
 
 def test_what_distillation_s_pipeline_is_compared_with_is_training_on_one_batch():
     small = ["student.widths=[4,5,6]", "teacher.widths=[4,5,6]", "batch_size=16"]
-    for work in (distill.ready(small), distill.epochs("none", small)):
+    for work in (distillation.ready(small), distillation.epochs("none", small)):
         work()

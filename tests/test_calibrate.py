@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from simulations import calibrate
-from simulations.calibrate import choose
+from simulations.engine import vmap_tuning
+from simulations.engine.vmap_tuning import choose
 from tests.conftest import settle
 from tests.running import TINY, Command, differing, metrics, quick, rows, until
 
@@ -17,8 +17,8 @@ def fast(monkeypatch):
     """Which numbers are fast, decided beforehand: timings are what they are elsewhere."""
 
     def say(milliseconds: dict[int, float]) -> None:
-        steps = calibrate.STEPS / 1e3
-        monkeypatch.setattr(calibrate, "seconds", lambda home, clients, shared: milliseconds[len(clients)] * len(clients) * steps)
+        steps = vmap_tuning.STEPS / 1e3
+        monkeypatch.setattr(vmap_tuning, "seconds", lambda home, clients, shared: milliseconds[len(clients)] * len(clients) * steps)
 
     return say
 
@@ -28,7 +28,7 @@ def test_real_timings_are_of_this_run_s_own_steps():
     number, milliseconds = choose(home, 1)
     assert set(milliseconds) == {"1", "5", "10"} and all(value > 0 for value in milliseconds.values())
     fastest = min(milliseconds.values())
-    assert milliseconds[str(number)] <= fastest * calibrate.GAIN**2
+    assert milliseconds[str(number)] <= fastest * vmap_tuning.GAIN**2
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_worker_is_left_with_work(fast):
 
 def test_networks_that_draw_in_their_forward_pass_train_one_by_one(monkeypatch):
     home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    monkeypatch.setattr(calibrate, "has_randomness", lambda model: True)
+    monkeypatch.setattr(vmap_tuning, "has_randomness", lambda model: True)
     assert choose(home, 1) == (1, {})
 
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import fedkd.cohort
-import fedkd.program
-import fedkd.train
-from fedkd.program import Tree, leaves, regrow
+import fedkd.training.loop
+import fedkd.training.step_program
+import fedkd.training.vectorized
+from fedkd.training.step_program import Tree, leaves, regrow
 from tests.conftest import STRATEGIES, options, run, same
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
 
 
 def overwriting(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
-    """What :func:`fedkd.program.capture` gives, without a GPU."""
+    """What :func:`fedkd.training.step_program.capture` gives, without a GPU."""
     result = regrow(form := work(), iter([tensor.clone() for tensor in leaves(form)]))
 
     def again() -> None:
@@ -30,13 +30,13 @@ def overwriting(work: Callable[[], Tree], device: torch.device) -> tuple[Callabl
 @pytest.fixture
 def captured(monkeypatch):
     """All steps are captured, and cohorts padded to multiples of three."""
-    monkeypatch.setattr(fedkd.program, "capture", overwriting)
-    monkeypatch.setattr(fedkd.program, "captures", lambda static: bool(static))
-    monkeypatch.setattr(fedkd.cohort, "bucket", lambda number, device: -(-number // 3) * 3)
-    fedkd.train._programs.clear()
+    monkeypatch.setattr(fedkd.training.step_program, "capture", overwriting)
+    monkeypatch.setattr(fedkd.training.step_program, "captures", lambda static: bool(static))
+    monkeypatch.setattr(fedkd.training.vectorized, "bucket", lambda number, device: -(-number // 3) * 3)
+    fedkd.training.loop._programs.clear()
     run.cache_clear()
     yield
-    fedkd.train._programs.clear()
+    fedkd.training.loop._programs.clear()
     run.cache_clear()
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_atomically, write_checkpoint
+from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_checkpoint
+from fedkd.files import write_atomically
 from tests.conftest import same
 
 STATE = {

@@ -77,7 +77,7 @@ def refused(command: Command, message: str) -> None:
 
 def patient(seconds: float) -> str:
     """What sets the time that a cluster has to find room."""
-    return f"import simulations.cluster\nsimulations.cluster.PATIENCE = {seconds}"
+    return f"import simulations.engine.ray_cluster\nsimulations.cluster.PATIENCE = {seconds}"
 
 
 def test_more_gpus_than_this_machine_has(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedkd.folding import has_randomness
-from fedkd.wire import flatten
+from fedkd.training.vectorized_layers import has_randomness
+from fedkd.types import flatten
 from tests.conftest import STRATEGIES, options, run, settle
 
 MODELS = {"fedgen_cnn": [], "mlp": [], "pooled": ["model=fedgen_cnn", "model.pool=true", "model.widths=[4]"]}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedkd.ensemble import Ensemble
-from fedkd.models.fedgen_cnn import FedGenCNN
+from fedkd.federation.serialization import record_of
+from fedkd.models.cnn import FedGenCNN
+from fedkd.models.ensemble import Ensemble
 from fedkd.types import Task
-from fedkd.wire import record_of
-from simulations.apps import CLIENT_RAISED
-from simulations.columns import pack, unpack
-from simulations.workers import packed
+from simulations.engine.client_work import CLIENT_RAISED
+from simulations.engine.record_tables import pack, unpack
+from simulations.engine.worker import packed
 from tests.conftest import same
 
 TYPES = ("float32", "float64", "int64", "uint8", "bool")

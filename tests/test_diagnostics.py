@@ -10,15 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
-from fedkd.bound import Bound
 from fedkd.checkpoint import read_checkpoint
+from fedkd.metrics.generator_quality import coverage, diversity, fidelity
 from fedkd.seed import Seed
+from fedkd.training.functional_model import Bound
 from fedkd.types import Generated
-from simulations import diagnostics
-from simulations.command import compose
-from simulations.diagnostics import chosen, coverage, diversity, embedded, fidelity, read
-from simulations.run import execute
-from simulations.world import world
+from simulations.config import compose
+from simulations.federation import generator_diagnostics
+from simulations.federation.generator_diagnostics import chosen, embedded, read
+from simulations.federation.runner import run_federation
+from simulations.setup.simulation import world
 from tests.conftest import options, settle
 from tests.running import TINY, differing, metrics
 from tests.test_resume import Dying
@@ -30,13 +31,13 @@ FILES = {"generator.csv", "latents.csv"}
 @pytest.fixture(autouse=True)
 def few_points(monkeypatch):
     """t-SNE of sixty points takes no time."""
-    monkeypatch.setattr(diagnostics, "POINTS", 60)
+    monkeypatch.setattr(generator_diagnostics, "POINTS", 60)
 
 
 def launch(where: Path, name: str, *more: str, make_grid=None) -> Path:
     """The folder of a tiny run of a strategy."""
     world.cache_clear()
-    return execute(compose([*GIVEN, f"strategy={name}", *options(name), *more, f"output={where}"]), make_grid)
+    return run_federation(compose([*GIVEN, f"strategy={name}", *options(name), *more, f"output={where}"]), make_grid)
 
 
 def table(folder: Path, name: str = "generator") -> pd.DataFrame:
@@ -287,7 +288,7 @@ def test_tensorboard_changes_nothing_else(tmp_path):
 def test_flower_s_own_strategies_are_shown_too(tmp_path):
     pytest.importorskip("tensorboard")
     own = ("~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAdam", "+strategy.fraction_evaluate=0.0", "tensorboard=true")
-    folder = execute(compose([*GIVEN, *own, "rounds=2", f"output={tmp_path}"]))
+    folder = run_federation(compose([*GIVEN, *own, "rounds=2", f"output={tmp_path}"]))
     assert [step for step, _ in events(folder)["accuracy"]] == [1, 2]
 
 

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from simulations import distill
-from simulations.distill import composed, execute
-from simulations.distill_folder import rows, trained
-from simulations.distill_setup import set_up
+from simulations.distillation import runner
+from simulations.distillation.folder import rows, trained
+from simulations.distillation.runner import composed, run_distillation
+from simulations.distillation.setup import set_up
 from simulations.progress import Bar
 from tests.conftest import ROOT
 
@@ -53,11 +53,11 @@ def house(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", DISTILLERS)
 def test_every_method_trains_a_student_that_leaves_without_the_method_s_modules(name, house):
-    folder = execute(small(name, house))
+    folder = run_distillation(small(name, house))
     seen = rows(folder)
     assert [row["epoch"] for row in seen] == ["0", "1", "2"]
     assert all(0 <= float(row["accuracy"]) <= 1 and row["loss"] for row in seen)
-    alone = execute(small("none", house))
+    alone = run_distillation(small("none", house))
     student, plain = load_file(folder / "student.safetensors"), load_file(alone / "student.safetensors")
     if name != "hsakd_teacher":
         assert {key: value.shape for key, value in student.items()} == {key: value.shape for key, value in plain.items()}
@@ -71,8 +71,8 @@ def test_every_method_trains_a_student_that_leaves_without_the_method_s_modules(
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_with_its_weights_at_zero_a_method_is_training_with_labels_bit_for_bit(name, house):
-    neutral = execute(small(name, house, *(f"distiller.{one}" for one in NEUTRAL[name])))
-    alone = execute(small("none", house))
+    neutral = run_distillation(small(name, house, *(f"distiller.{one}" for one in NEUTRAL[name])))
+    alone = run_distillation(small("none", house))
     left, right = load_file(neutral / "student.safetensors"), load_file(alone / "student.safetensors")
     assert all(torch.equal(left[key], right[key]) for key in right)
 
@@ -80,7 +80,9 @@ def test_with_its_weights_at_zero_a_method_is_training_with_labels_bit_for_bit(n
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kd", "dpk", "hsakd"])
 def test_compiled_from_the_first_step_on_a_method_trains_to_the_same_but_for_rounding(name, house):
-    plain, compiled = (execute(small(name, house, f"compile={flag}", "precision=float64", "epochs=1")) for flag in ("false", "true"))
+    plain, compiled = (
+        run_distillation(small(name, house, f"compile={flag}", "precision=float64", "epochs=1")) for flag in ("false", "true")
+    )
     left, right = load_file(plain / "student.safetensors"), load_file(compiled / "student.safetensors")
     for key, value in left.items():
         assert_close(right[key], value, rtol=1e-7, atol=1e-9)
@@ -89,7 +91,7 @@ def test_compiled_from_the_first_step_on_a_method_trains_to_the_same_but_for_rou
 def test_every_method_that_adds_terms_has_a_neutral_setting_here():
     from hydra.utils import get_object
 
-    from fedkd.distillers.distiller import Distiller
+    from fedkd.distillation.methods.base import Distiller
 
     nodes = {name: composed([f"distiller={name}"]).distiller["_target_"] for name in DISTILLERS}
     kinds = {name: get_object(target) for name, target in nodes.items()}
@@ -99,7 +101,7 @@ def test_every_method_that_adds_terms_has_a_neutral_setting_here():
 
 @pytest.mark.parametrize("name", ["kd", "dpk", "hsakd", "online_ensemble", "dkd"])
 def test_interrupted_and_started_again_is_never_interrupted(name, house, tmp_path, monkeypatch):
-    whole = execute(small(name, house, "epochs=3"))
+    whole = run_distillation(small(name, house, "epochs=3"))
     advance = Bar.advance
 
     def stop(self, row):
@@ -109,9 +111,9 @@ def test_interrupted_and_started_again_is_never_interrupted(name, house, tmp_pat
 
     monkeypatch.setattr(Bar, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
-        execute(small(name, tmp_path, "epochs=3"))
+        run_distillation(small(name, tmp_path, "epochs=3"))
     monkeypatch.setattr(Bar, "advance", advance)
-    again = execute(small(name, tmp_path, "epochs=3"))
+    again = run_distillation(small(name, tmp_path, "epochs=3"))
     assert again.name == whole.name
     left, right = trained(again), trained(whole)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
@@ -121,9 +123,9 @@ def test_interrupted_and_started_again_is_never_interrupted(name, house, tmp_pat
 
 
 def test_a_teacher_is_trained_once_and_found_again(house, capsys):
-    execute(small("kd", house, "seed=5"))
+    run_distillation(small("kd", house, "seed=5"))
     capsys.readouterr()
-    execute(small("sp", house, "seed=6"))
+    run_distillation(small("sp", house, "seed=6"))
     said = capsys.readouterr().out
     assert said.count("finished already, skipped") == 1
 
@@ -131,10 +133,10 @@ def test_a_teacher_is_trained_once_and_found_again(house, capsys):
 def test_the_teacher_is_not_moved(house):
     setup = set_up(small("hsakd", house))
     assert setup.before is not None
-    folder = execute(setup.before)
+    folder = run_distillation(setup.before)
     taught = trained(folder)
     training = setup.training(setup.start, {key: value.clone() for key, value in taught.items()})
-    from fedkd.distillation import Progress
+    from fedkd.distillation.student_training import Progress
 
     training.epoch(Progress(0, setup.start))
     assert all(torch.equal(training.taught[key], taught[key]) for key in taught)
@@ -144,10 +146,10 @@ def test_the_teacher_is_not_moved(house):
 def test_no_method_moves_its_teacher(name, house):
     """Neither weights nor BatchNorm's statistics, and no gradient reaches it."""
     setup = set_up(small(name, house))
-    taught = trained(execute(setup.before))
+    taught = trained(run_distillation(setup.before))
     assert any(key.endswith("running_mean") for key in taught)
     training = setup.training(setup.start, {key: value.clone() for key, value in taught.items()})
-    from fedkd.distillation import Progress
+    from fedkd.distillation.student_training import Progress
 
     training.epoch(Progress(0, setup.start))
     assert all(torch.equal(training.taught[key], taught[key]) and training.taught[key].grad is None for key in taught)
@@ -157,7 +159,7 @@ def test_no_method_moves_its_teacher(name, house):
 @pytest.mark.parametrize("source", ["public", "synthetic"])
 def test_other_images_will_do(source, house):
     more = ["source.generator.width=4", "source.steps=2", "source.batch_size=16"] if source == "synthetic" else ["data@source.data=digits"]
-    before = execute(small("kd", house, f"source={source}", *more))
+    before = run_distillation(small("kd", house, f"source={source}", *more))
     ended = rows(before)[-1]
     assert float(ended["ce"]) > 0 and float(ended["kd"]) > 0
     assert ("synthesis_oh" in ended) == (source == "synthetic")
@@ -165,10 +167,9 @@ def test_other_images_will_do(source, house):
 
 def federation(house: Path, *overrides: str) -> Path:
     """A finished federated run."""
-    from simulations.command import compose
-    from simulations.run import execute as run
+    from simulations.config import compose
 
-    return run(compose([*FEDERATION, "rounds=2", f"output={house}", *overrides]))
+    return runner(compose([*FEDERATION, "rounds=2", f"output={house}", *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +180,10 @@ def federated(house) -> Path:
 
 @pytest.mark.parametrize("of", ["model", "ensemble"])
 def test_what_a_federation_ended_with_is_distilled(of, federated, house):
-    run = ["student=mlp", "student.widths=[8]", f"run={federated}", f"of={of}"]
-    config = composed([*run, "source=synthetic", "source.generator.width=4", "source.steps=2", "epochs=2", "source.batch_size=16", "progress=false",
+    runner = ["student=mlp", "student.widths=[8]", f"run={federated}", f"of={of}"]
+    config = composed([*runner, "source=synthetic", "source.generator.width=4", "source.steps=2", "epochs=2", "source.batch_size=16", "progress=false",
                        f"output={house}"])  # fmt: skip
-    folder = execute(config)
+    folder = run_distillation(config)
     with open(folder / "models.csv", newline="") as file:
         teacher = next(csv.DictReader(file))
     with open(federated / "metrics.csv", newline="") as file:
@@ -200,30 +201,55 @@ UNSEEN = ("source=synthetic", "source.generator.width=4", "source.steps=2", "sou
 
 def test_what_prepares_a_run_s_model_sees_no_more_than_its_student(house, tmp_path):
     """Without data, HSAKD's branches are trained on images that are made, by the model's own answers."""
-    run = federation(house, "strategy=fedavg", "model=resnet8", "model.widths=[5,6,7]", "model.stem=null")
-    given = (f"run={run}", "student=resnet8", "student.widths=[5,6,7]", "progress=false", "export=false", "epochs=2", f"output={tmp_path}")
+    runner = federation(house, "strategy=fedavg", "model=resnet8", "model.widths=[5,6,7]", "model.stem=null")
+    given = (
+        f"run={runner}",
+        "student=resnet8",
+        "student.widths=[5,6,7]",
+        "progress=false",
+        "export=false",
+        "epochs=2",
+        f"output={tmp_path}",
+    )
     config = composed([*given, *UNSEEN, "distiller=hsakd"])
     setup = set_up(config)
     assert setup.before.source == config.source and setup.before.distiller["_target_"].endswith("HSAKDTeacher")
-    folder = execute(composed([*given, *UNSEEN, "distiller=hsakd"]))
+    folder = run_distillation(composed([*given, *UNSEEN, "distiller=hsakd"]))
     assert float(rows(folder)[-1]["joint"]) > 0
     sources = [OmegaConf.load(path).source["_target_"].rpartition(".")[2] for path in tmp_path.glob("*/*/config.yaml")]
     assert sources == ["Synthetic"] * 2, "nothing was trained on the run's images"
     for method, message in (
         (["distiller=hsakd_joint"], "^distiller.teaching asks for .* by hsakd_teacher: source must have labels"),
-        (["distiller=information_flow", "student=fedgen_cnn"], "^distiller.teaching asks for cifar_tiny by information_flow: init must not be alone"),
+        (
+            ["distiller=information_flow", "student=fedgen_cnn"],
+            "^distiller.teaching asks for cifar_tiny by information_flow: init must not be alone",
+        ),
         (["init=alone"], "^init must not be alone where a run's images are not to be seen"),
     ):
         with pytest.raises(ValueError, match=message):
-            execute(composed([*given[:2], *given[3:], *UNSEEN, *method]))
+            run_distillation(composed([*given[:2], *given[3:], *UNSEEN, *method]))
 
 
 def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
-    from simulations.command import compose
-    from simulations.run import execute as run
+    from simulations.config import compose
 
-    small = ["+distill_with={distiller.width: 8, distiller.heads: 2, distiller.depth: 1, source.steps: 2, source.batch_size: 16, source.generator.width: 4}"]
-    folder = run(compose([*FEDERATION, "rounds=2", "strategy=fedavg", "distill=dpk", "distill_with.epochs=1", "+distill_with.export=false", *small, f"output={tmp_path}"]))
+    small = [
+        "+distill_with={distiller.width: 8, distiller.heads: 2, distiller.depth: 1, source.steps: 2, source.batch_size: 16, source.generator.width: 4}"
+    ]
+    folder = runner(
+        compose(
+            [
+                *FEDERATION,
+                "rounds=2",
+                "strategy=fedavg",
+                "distill=dpk",
+                "distill_with.epochs=1",
+                "+distill_with.export=false",
+                *small,
+                f"output={tmp_path}",
+            ]
+        )
+    )
     with open(folder / "distilled.csv", newline="") as file:
         assert [row["distiller"] for row in csv.DictReader(file)] == ["dpk"]
     unlike = set_up(composed(["distiller=dpk", "distiller.stages=last", "teacher=fedgen_cnn", "student=resnet8"]))
@@ -234,20 +260,20 @@ def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
 
 def unlike_pair(setup):
     """The two networks of a set-up, as a method sees them."""
-    from fedkd.distillers.pair import Pair
+    from fedkd.distillation.methods.base import Pair
 
     return Pair(setup.task, setup.learner.student, lambda: None, setup.teacher.student)
 
 
 def model_size(folder: Path) -> int:
     """Parameters of a federated run's network."""
-    from simulations.teachers import aggregated, config_of
+    from simulations.distillation.teachers import aggregated, config_of
 
     return sum(p.numel() for p in aggregated(folder, config_of(folder), "model").learner.parameters())
 
 
 def test_the_student_s_program_gives_the_student_s_logits(house):
-    folder = execute(small("kd", house, "export=true", "seed=9"))
+    folder = run_distillation(small("kd", house, "export=true", "seed=9"))
     program = torch.export.load(folder / "student.pt2").module()
     setup = set_up(small("kd", house, "seed=9"))
     setup.learner.student.load_state_dict(load_file(folder / "student.safetensors"))
@@ -286,14 +312,14 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        execute(composed(["progress=false", f"output={tmp_path}", *overrides]))
+        run_distillation(composed(["progress=false", f"output={tmp_path}", *overrides]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_student_does_not_begin_as_another_network(house, tmp_path):
-    folder = execute(small("none", house))
+    folder = run_distillation(small("none", house))
     with pytest.raises(ValueError, match=r"^init must be of a network of the student's very form, got '.*'$"):
-        execute(composed(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
+        run_distillation(composed(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -305,20 +331,20 @@ def test_a_run_brings_its_own_data_and_teacher():
 
 
 def test_a_teacher_of_other_classes_is_refused(house):
-    folder = execute(small("none", house, "classes=5", "examples=100"))
+    folder = run_distillation(small("none", house, "classes=5", "examples=100"))
     with pytest.raises(ValueError, match=r"^teacher must have the task's classes, 3, got 5$"):
-        execute(composed([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
+        run_distillation(composed([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
 
 
 def test_a_method_that_trains_its_own_teacher_is_refused_on_a_run(house):
-    folder = execute(small("none", house))
+    folder = run_distillation(small("none", house))
     with pytest.raises(ValueError, match=r"^distiller must be one that learns from the run's model .* got 'hsakd_joint'$"):
-        execute(composed([f"run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"]))
+        run_distillation(composed([f"run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"]))
 
 
 def test_a_student_may_teach_the_next(house):
-    first = execute(small("kd", house))
-    second = execute(
+    first = run_distillation(small("kd", house))
+    second = run_distillation(
         composed([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"])
     )
     with open(second / "models.csv", newline="") as file:
@@ -326,7 +352,7 @@ def test_a_student_may_teach_the_next(house):
 
 
 def test_a_run_s_teacher_has_its_name_also_where_the_method_prepares_it(house):
-    folder = execute(small("none", house))
+    folder = run_distillation(small("none", house))
     asked = [f"run={folder}", "student=resnet8", "student.widths=[5,6,7]", "batch_size=16", f"output={house}"]
     for name in ("kd", "hsakd"):
         setup = set_up(composed([*asked, f"distiller={name}"]))
@@ -342,21 +368,21 @@ def test_an_unfinished_run_is_refused(federated, tmp_path):
     copy = Path(shutil.copytree(federated, tmp_path / "run"))
     write_checkpoint(copy, read_checkpoint(copy), rounds=7)
     with pytest.raises(ValueError, match=r"^run must be finished; .*\(2 of 7 done\), got"):
-        execute(composed([f"run={copy}", f"output={tmp_path}"]))
+        run_distillation(composed([f"run={copy}", f"output={tmp_path}"]))
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_holds(tmp_path, monkeypatch):
     config = small("kd", tmp_path, "epochs=3")
-    original = distill.Training.epoch
+    original = runner.Training.epoch
 
     def explode(self, progress):
         if progress.epoch == 1 and self.teacher is not None:
             self.taught = {key: value * (float("inf") if key.endswith("head.weight") else 1) for key, value in self.taught.items()}
         return original(self, progress)
 
-    monkeypatch.setattr(distill.Training, "epoch", explode)
+    monkeypatch.setattr(runner.Training, "epoch", explode)
     with pytest.raises(FloatingPointError, match=r"in step 1 of epoch 2, where kd is nan: lower the learning rate$"):
-        execute(config)
+        run_distillation(config)
     folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
     assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
     assert all(torch.isfinite(value).all() for value in trained(folder).values())
@@ -364,7 +390,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_hol
 
 def test_a_last_step_that_leads_nowhere_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     config = small("none", tmp_path, "epochs=3")
-    original = distill.Training.epoch
+    original = runner.Training.epoch
 
     def overshoot(self, progress):
         progress, terms = original(self, progress)
@@ -374,17 +400,17 @@ def test_a_last_step_that_leads_nowhere_leaves_the_checkpoint_before_it(tmp_path
             )
         return progress, terms
 
-    monkeypatch.setattr(distill.Training, "epoch", overshoot)
+    monkeypatch.setattr(runner.Training, "epoch", overshoot)
     with pytest.raises(FloatingPointError, match=r"after the last step of epoch 2, where the test's loss is nan: lower"):
-        execute(config)
+        run_distillation(config)
     (folder,) = (tmp_path / "distilled").iterdir()
     assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1 == int(rows(folder)[-1]["epoch"])
 
 
 def test_what_was_not_exported_is_when_it_is_asked_for(tmp_path, capsys):
-    folder = execute(small("none", tmp_path, "retrieval=true"))
+    folder = run_distillation(small("none", tmp_path, "retrieval=true"))
     assert not (folder / "student.pt2").exists()
-    assert execute(small("none", tmp_path, "export=true")) == folder and "skipped" in capsys.readouterr().out
+    assert run_distillation(small("none", tmp_path, "export=true")) == folder and "skipped" in capsys.readouterr().out
     assert (folder / "student.pt2").exists() and "precision_100" in (folder / "models.csv").read_text()
 
 
@@ -402,7 +428,7 @@ def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
     config = composed(
         [*small, f"output={tmp_path}", "progress=false", "export=false", "distiller=information_flow", f"distiller.teaching={chain}"]
     )
-    execute(config)
+    run_distillation(config)
     said = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
     assert [line.partition(" on ")[0] for line in said] == [
         "resnet14 by none", "fedgen_cnn by none", "resnet14 to fedgen_cnn by information_flow", "resnet14 to fedgen_cnn by information_flow",
@@ -412,8 +438,7 @@ def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
 
 
 def test_a_federated_run_may_end_in_a_distillation(tmp_path):
-    from simulations.command import compose
-    from simulations.run import execute as run
+    from simulations.config import compose
 
     tiny = [*FEDERATION, "rounds=3", "strategy=fedavg"]
     asked = (
@@ -424,13 +449,13 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
         "+distill_with.export=false",
         f"output={tmp_path}",
     )
-    folder = run(compose([*tiny, *asked]))
+    folder = runner(compose([*tiny, *asked]))
     with open(folder / "distilled.csv", newline="") as file:
         noted = list(csv.DictReader(file))
     assert [row["round"] for row in noted] == ["2", "3"] and noted[0]["folder"] != noted[1]["folder"]
     for row in noted:
         assert float(row["accuracy"]) == float(rows(tmp_path / "distilled" / row["folder"])[-1]["accuracy"])
-    plain = run(compose([*tiny, f"output={tmp_path / 'plain'}"]))
+    plain = runner(compose([*tiny, f"output={tmp_path / 'plain'}"]))
     assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
     never = [*tiny, f"output={tmp_path / 'never'}"]
     for more, message in (
@@ -441,34 +466,36 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
         (["distill=kd", "~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+strategy.fraction_evaluate=0.0"], r"^distill must be null for Flower's own strategies, which keep no state, got kd"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            run(compose([*never, *more]))
+            runner(compose([*never, *more]))
     assert not (tmp_path / "never").exists()
 
 
 def test_a_distillation_between_rounds_that_was_interrupted_is_made_up_for(tmp_path, monkeypatch):
-    from simulations import run
-    from simulations.command import compose
+    from simulations.config import compose
+    from simulations.federation import runner
 
     tiny = [*FEDERATION, "rounds=3", "strategy=fedavg"]
     asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=1", "+distill_with.export=false")
     config = [*tiny, *asked, f"output={tmp_path}"]
-    distil = run.distil
+    distil = runner.distil
 
     def stop(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "distil", stop)
+    monkeypatch.setattr(runner, "distil", stop)
     with pytest.raises(KeyboardInterrupt):
-        run.execute(compose(config))
-    monkeypatch.setattr(run, "distil", distil)
-    with open(run.execute(compose(config)) / "distilled.csv", newline="") as file:
+        runner.run_federation(compose(config))
+    monkeypatch.setattr(runner, "distil", distil)
+    with open(runner.run_federation(compose(config)) / "distilled.csv", newline="") as file:
         assert [row["round"] for row in csv.DictReader(file)] == ["2", "3"]
 
 
 def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
-    from simulations.report import main
+    from simulations.reports.builder import main
 
-    folders = [execute(small(name, house, f"seed={seed}")) for name, seed in (("none", 0), ("none", 1), ("kd", 0), ("kd", 1), ("none", 2))]
+    folders = [
+        run_distillation(small(name, house, f"seed={seed}")) for name, seed in (("none", 0), ("none", 1), ("kd", 0), ("kd", 1), ("none", 2))
+    ]
     capsys.readouterr()
     assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -493,10 +520,10 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
 
 
 def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_in_the_seed_are(house, tmp_path, capsys):
-    from simulations.report import main
+    from simulations.reports.builder import main
 
     def taught(run: Path, seed: int, method: str = "kd") -> Path:
-        return execute(composed([f"run={run}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps=2",
+        return run_distillation(composed([f"run={runner}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps=2",
                                  "progress=false", "export=false", f"output={house}"]))  # fmt: skip
 
     fedavg, other = (federation(house, "strategy=fedavg", f"seed={seed}") for seed in (0, 1))
@@ -525,8 +552,8 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
 
 def test_a_baseline_has_the_same_student_and_the_same_teacher():
     """Of one name and of as many parameters: a stem that is written out is no other network, and other widths are."""
-    from simulations.distill_report import matching
-    from simulations.lessons import Lesson
+    from simulations.reports.distillation_groups import Lesson
+    from simulations.reports.tables.distillation import matching
 
     def lesson(distiller: str, student: int = 100, teacher: int = 900, name: str = "resnet14", **config) -> Lesson:
         taught = [] if distiller == "none" else [{"network": "teacher", "accuracy": 0.5, "parameters": teacher}]
@@ -543,11 +570,11 @@ def test_a_baseline_has_the_same_student_and_the_same_teacher():
 
 
 def test_domains_left_out_are_set_side_by_side_with_their_mean(house, tmp_path, capsys):
-    from simulations.report import main
+    from simulations.reports.builder import main
 
     data = ("data=rotated_mnist", "data@data.data=digits", "data.angles=[0,30,60]", "data.examples=40", "examples=null")
     folders = {
-        (name, seed, place): execute(small(name, house, *data, f"seed={seed}", f"data.held_out={place}", "epochs=1"))
+        (name, seed, place): run_distillation(small(name, house, *data, f"seed={seed}", f"data.held_out={place}", "epochs=1"))
         for name in ("none", "kd") for seed in (0, 1) for place in (0, 2)
     }  # fmt: skip
     capsys.readouterr()
@@ -602,10 +629,10 @@ def test_an_error_is_a_line(tmp_path):
 def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path, capsys):
     from scipy.stats import spearmanr
 
-    from simulations.report import main
+    from simulations.reports.builder import main
 
     teachers = (["teacher=resnet8"], ["teacher=resnet14"], ["teacher=resnet14", "teacher.widths=[5,6,7]"])
-    folders = [execute(small("kd", house, *teacher)) for teacher in teachers]
+    folders = [run_distillation(small("kd", house, *teacher)) for teacher in teachers]
     capsys.readouterr()
     assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out

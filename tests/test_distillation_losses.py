@@ -12,19 +12,25 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from fedkd.losses.alignment import biased_cka, cka, hsic1, hsic_values, unbiased_cka
-from fedkd.losses.attention import attention_transfer
-from fedkd.losses.decoupled import decoupled, non_target_class, target_class
+from fedkd.distillation.methods.hsakd import class_logits, joint_labels, rotations
+from fedkd.losses.attention_transfer import attention_transfer
+from fedkd.losses.cka import biased_cka, cka, hsic1, hsic_values, unbiased_cka
+from fedkd.losses.decoupled_kl import decoupled, non_target_class, target_class
 from fedkd.losses.gradient_filter import FILTERS, filtered, mask
 from fedkd.losses.hint import hint
-from fedkd.losses.information import binned_mutual_information, principal_components, quadratic_mutual_information
 from fedkd.losses.kl import kl_divergence
-from fedkd.losses.pairwise import DIVERGENCES, KERNELS, conditional, cosine_knowledge_transfer, probabilistic_knowledge_transfer
-from fedkd.losses.rotation import class_logits, joint_labels, rotations
-from fedkd.losses.similarity import similarity_preserving
-from fedkd.retrieval import retrieval
-from fedkd.tidy import settled, tidy
-from fedkd.travel import distance, travelled
+from fedkd.losses.probabilistic_transfer import (
+    DIVERGENCES,
+    KERNELS,
+    conditional,
+    cosine_knowledge_transfer,
+    probabilistic_knowledge_transfer,
+)
+from fedkd.losses.similarity_preserving import similarity_preserving
+from fedkd.metrics.mutual_information import binned_mutual_information, principal_components, quadratic_mutual_information
+from fedkd.metrics.parameter_path import distance, travelled
+from fedkd.metrics.retrieval import retrieval
+from fedkd.training.step_program import settled, tidy
 from tests import oracles
 
 RNG = np.random.default_rng(0)

@@ -7,27 +7,24 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fedkd.batch import Batch
-from fedkd.bound import Bound, snapshot
-from fedkd.distillation import Progress
-from fedkd.distillers.distiller import Steps, classification
-from fedkd.distillers.dpk import Priors, choose
-from fedkd.distillers.hsakd import Branches
-from fedkd.distillers.information_flow import InformationFlow
-from fedkd.distillers.online_ensemble import Members
-from fedkd.distillers.pair import Pair
-from fedkd.distillers.sp import SP
-from fedkd.distillers.weighted_sum import WeightedSum
-from fedkd.losses.alignment import unbiased_cka
+from fedkd.distillation.methods.base import Pair, Steps, classification
+from fedkd.distillation.methods.dpk import Priors, choose
+from fedkd.distillation.methods.hsakd import Branches, rotations
+from fedkd.distillation.methods.information_flow import InformationFlow
+from fedkd.distillation.methods.online_ensemble import Members
+from fedkd.distillation.methods.sp import SP
+from fedkd.distillation.methods.weighted_sum import WeightedSum
+from fedkd.distillation.student_training import Progress
+from fedkd.losses.cka import unbiased_cka
 from fedkd.losses.kl import kl_divergence
-from fedkd.losses.rotation import rotations
-from fedkd.models.resnet import ResNet
-from fedkd.models.wide_resnet import WideResNet
+from fedkd.models.resnet import ResNet, WideResNet
 from fedkd.seed import Seed
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound, snapshot
 from fedkd.types import Output, Task
-from simulations.distill import composed
-from simulations.distill_scores import scores
-from simulations.distill_setup import Setup, set_up
+from simulations.distillation.runner import composed
+from simulations.distillation.scores import scores
+from simulations.distillation.setup import Setup, set_up
 
 TINY = (
     "teacher=resnet8", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "batch_size=8", "precision=float64", "steps=3",
@@ -112,7 +109,9 @@ def test_with_modules_that_do_nothing_only_the_student_s_patches_err():
     assert_close(made.flatten(2)[~chosen[:, None].expand(-1, 5, -1)], s.flatten(2)[~chosen[:, None].expand(-1, 5, -1)])
 
 
-@pytest.mark.parametrize(("teacher", "student", "patches"), [(8, 8, 8), (14, 14, 7), (14, 7, 7), (28, 28, 7), (7, 7, 7), (2, 2, 2), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("teacher", "student", "patches"), [(8, 8, 8), (14, 14, 7), (14, 7, 7), (28, 28, 7), (7, 7, 7), (2, 2, 2), (3, 1, 1)]
+)
 def test_patches_divide_both_maps(teacher, student, patches):
     assert ready("distiller=dpk").distiller.patches((3, student, student), (3, teacher, teacher)) == patches
 

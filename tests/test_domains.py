@@ -4,10 +4,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from fedkd.augment import Augmentation, black
+from fedkd.data.augmentation import Augmentation, black
 from fedkd.data.digits import Digits
-from fedkd.distillation import order
-from fedkd.domains import RotatedDomains
+from fedkd.data.rotated_domains import RotatedDomains
+from fedkd.distillation.student_training import order
 from fedkd.seed import Seed
 
 

@@ -12,13 +12,14 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from simulations import drawings, generator_figures, look, published
-from simulations.described import Experiment
-from simulations.forest import forest
-from simulations.groups import gather
-from simulations.look import limits
-from simulations.report import collect
-from simulations.runs import SETTING, find, read
+from simulations.experiments import published_table
+from simulations.experiments.definition import Experiment
+from simulations.reports.builder import collect
+from simulations.reports.figures import generator, selection, style
+from simulations.reports.figures.forest_plot import forest
+from simulations.reports.figures.style import limits
+from simulations.reports.groups import gather
+from simulations.run_folder.reader import SETTING, find, read_run
 from tests.test_report import COUNTS, half_width
 from tests.test_report_tables import CLASSES, CLIENTS, ROUNDS, whole
 
@@ -47,9 +48,9 @@ def drawn(house, tmp_path_factory) -> dict[str, Figure]:
     """All figures of the report, by the name of their file, as they were when they were written."""
     output = tmp_path_factory.mktemp("figures")
     groups, _ = collect(find([house]))
-    planned, notes = drawings.planned(groups, output, "fedavg", TARGET, "t")
+    planned, notes = selection.planned(groups, output, "fedavg", TARGET, "t")
     settings = gather(groups, lambda one: one.runs[0].part(SETTING))
-    more, _, _ = generator_figures.planned(settings, list(STRATEGIES), output, "t")
+    more, _, _ = generator.planned(settings, list(STRATEGIES), output, "t")
     assert not notes
     with kept() as figures:
         for one in [*planned, *more]:
@@ -68,7 +69,7 @@ def kept() -> Iterator[dict[str, Figure]]:
             super().print_pdf(filename, **given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(look, "FigureCanvasPdf", Canvas)
+        patch.setattr(style, "FigureCanvasPdf", Canvas)
         yield figures
 
 
@@ -147,7 +148,11 @@ def test_results_by_seed(drawn, rows):
         for place, strategy in enumerate(STRATEGIES):
             (dots, _), (ends, _), (middle, _) = found[len(SEEDS) + 3 * place : len(SEEDS) + 3 * place + 3]
             mean, half = means[strategy].mean(), half_width(means[strategy])
-            assert dots == pytest.approx(means[strategy]) and middle == pytest.approx([mean]) and ends == pytest.approx([mean - half, mean + half])
+            assert (
+                dots == pytest.approx(means[strategy])
+                and middle == pytest.approx([mean])
+                and ends == pytest.approx([mean - half, mean + half])
+            )
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(STRATEGIES)
 
 
@@ -238,7 +243,9 @@ def test_what_the_server_minimises_and_what_it_gains(drawn, rows):
         halves = np.array([half_width(each) for each in values.T])
         assert low == pytest.approx(values.mean(axis=0) - halves) and high == pytest.approx(values.mean(axis=0) + halves)
     (axes,) = drawn["server_accuracy_alpha-0.1"].axes
-    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["mean of models", "after distillation"], "no ensemble was tested"
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["mean of models", "after distillation"], (
+        "no ensemble was tested"
+    )
     found = [y for _, y in lines(axes)]
     for column in ("accuracy_average", "accuracy"):
         assert any(y == pytest.approx(percent(rows("fedgen"), column).mean(axis=0)) for y in found), column
@@ -246,10 +253,12 @@ def test_what_the_server_minimises_and_what_it_gains(drawn, rows):
 
 def test_differences_of_an_ablation(house, tmp_path):
     """Each strategy's mean difference from the reference and its interval, from the files; a filled marker where that excludes 0."""
-    experiment = Experiment(title="t", seeds=list(SEEDS), rows={"r": []}, columns={"a": [], "b": []}, reference="a", figures=["accuracy_last_ten"])
-    found = {("r", name): {seed: read(house / f"{strategy}-1.0-{seed}") for seed in SEEDS} for name, strategy in zip("ab", STRATEGIES)}
+    experiment = Experiment(
+        title="t", seeds=list(SEEDS), rows={"r": []}, columns={"a": [], "b": []}, reference="a", figures=["accuracy_last_ten"]
+    )
+    found = {("r", name): {seed: read_run(house / f"{strategy}-1.0-{seed}") for seed in SEEDS} for name, strategy in zip("ab", STRATEGIES)}
     with kept() as figures:
-        forest(published.compare(experiment, found), "accuracy_last_ten", "a", tmp_path / "differences")
+        forest(published_table.compare(experiment, found), "accuracy_last_ten", "a", tmp_path / "differences")
     axes = figures["differences"].axes[0]
     values = [
         percent([pd.read_csv(house / f"{strategy}-1.0-{seed}" / "metrics.csv") for seed in SEEDS], "accuracy")[:, LAST].mean(axis=1)

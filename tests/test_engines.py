@@ -7,11 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedkd.checkpoint import read_checkpoint
-from simulations.command import compose
-from simulations.grids import LocalGrid, split
-from simulations.ray_grid import RayGrid
-from simulations.run import execute
-from simulations.world import world
+from simulations.config import compose
+from simulations.engine.local_engine import LocalGrid
+from simulations.engine.ray_engine import RayGrid
+from simulations.engine.worker import split
+from simulations.federation.runner import run_federation
+from simulations.setup.simulation import world
 from tests.conftest import options, same, settle
 from tests.running import TINY, metrics
 
@@ -33,7 +34,7 @@ def folders(tmp_path_factory):
     output = tmp_path_factory.mktemp("engines")
     found = {}
     for engine, strategy in RUNS:
-        found[engine, strategy] = execute(compose([*small(strategy), f"output={output / engine}"]), ENGINES[engine])
+        found[engine, strategy] = run_federation(compose([*small(strategy), f"output={output / engine}"]), ENGINES[engine])
     return found
 
 
@@ -54,7 +55,7 @@ def test_the_memory_of_feddistill_is_there_to_be_compared(folders):
 
 
 def test_the_seed_changes_the_result(folders, tmp_path):
-    other = execute(compose([*small("fedgen"), "seed=1", "engine=local", f"output={tmp_path}"]))
+    other = run_federation(compose([*small("fedgen"), "seed=1", "engine=local", f"output={tmp_path}"]))
     assert not metrics(other).equals(metrics(folders["local", "fedgen"]))
 
 
@@ -95,7 +96,7 @@ def test_split_deals_out_whole_chunks_by_load():
 
 def test_a_finished_run_of_one_engine_is_finished_for_the_other(folders, tmp_path, capsys):
     shutil.copytree(folders["ray2", "fedgen"].parents[1], tmp_path / "runs")
-    folder = execute(compose([*small("fedgen"), "engine=local", f"output={tmp_path / 'runs'}"]))
+    folder = run_federation(compose([*small("fedgen"), "engine=local", f"output={tmp_path / 'runs'}"]))
     assert "finished already, skipped" in capsys.readouterr().out
     assert folder.name == folders["ray2", "fedgen"].name and folder != folders["ray2", "fedgen"]
 

@@ -9,13 +9,13 @@ import pytest
 from flwr.app import ConfigRecord
 from omegaconf import OmegaConf
 
-from fedkd import wire
 from fedkd.checkpoint import read_checkpoint
-from simulations.apps import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
-from simulations.command import compose
-from simulations.grids import LocalGrid
-from simulations.ray_grid import RayGrid
-from simulations.world import world
+from fedkd.federation import serialization
+from simulations.config import compose
+from simulations.engine.client_work import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
+from simulations.engine.local_engine import LocalGrid
+from simulations.engine.ray_engine import RayGrid
+from simulations.setup.simulation import world
 from tests.conftest import same
 from tests.mischief import asleep, plan
 from tests.running import Command, Ended, differing, metrics, quick, run, until
@@ -116,7 +116,9 @@ class Asked:
         home.strategy.federation = home.federation()
         self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
         self.messages = list(
-            home.strategy.configure_train(2, wire.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), self.local)
+            home.strategy.configure_train(
+                2, serialization.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), self.local
+            )
         )
         self.at_once(1)
 
@@ -130,7 +132,10 @@ class Asked:
 
     @staticmethod
     def updates(replies) -> dict[int, object]:
-        return {r.metadata.src_node_id: r.error if r.has_error() else wire.from_record(r.content[wire.UPDATE]) for r in replies}
+        return {
+            r.metadata.src_node_id: r.error if r.has_error() else serialization.from_record(r.content[serialization.UPDATE])
+            for r in replies
+        }
 
     def good(self, answers, but: tuple[int, ...] = ()) -> bool:
         """All answers are there, in order, and bit for bit as expected, but for those of some clients."""

@@ -9,16 +9,17 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fedkd.batch import Batch
-from fedkd.bound import Bound, snapshot
-from fedkd.generators.feature_mlp import FeatureMLP
+from fedkd.federation.client import Client
+from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances
+from fedkd.models.generators import FeatureMLP
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
-from fedkd.site import Client, Server
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound, snapshot
 from fedkd.types import Examples, State, Task, Update
-from simulations.command import compose
+from simulations.config import compose
 from strategies.fedgen import FedGen
 from tests import oracles
 from tests.conftest import SMALL, same

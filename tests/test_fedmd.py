@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedkd.batch import Batch
-from fedkd.bound import Bound
-from fedkd.distill import logits_on
+from fedkd.distillation.logit_distillation import logits_on
 from fedkd.seed import Seed
-from fedkd.train import fit
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound
+from fedkd.training.loop import fit
 from fedkd.types import Update
-from simulations.calibrate import choose
+from simulations.engine.vmap_tuning import choose
 from tests import oracles
 from tests.conftest import options, run, same, settle
 

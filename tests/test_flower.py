@@ -13,10 +13,10 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedkd import wire
 from fedkd.checkpoint import read_checkpoint
-from simulations.apps import client_app
-from simulations.grids import LocalGrid
+from fedkd.federation import serialization
+from simulations.engine.local_engine import LocalGrid
+from simulations.flower_app import client_app
 from tests.conftest import SMALL, same, settle
 from tests.running import ROOT, TINY, metrics, processes, quick, until
 
@@ -186,16 +186,18 @@ def test_a_node_that_is_one_client_keeps_its_memory():
     strategy, grid = home.strategy, LocalGrid(4, text)
     run_config = {"overrides": " ".join([*SMALL, *overrides])}
     context = Context(run_id=1, node_id=7, node_config={"partition-id": 2, "num-partitions": 4}, state=RecordDict(), run_config=run_config)
-    arrays = wire.to_record(strategy.init(home.federation().server))
+    arrays = serialization.to_record(strategy.init(home.federation().server))
     for number in (1, 2, 3):
         (message,) = [m for m in strategy.configure_train(number, arrays, ConfigRecord(), grid) if m.metadata.dst_node_id == 2]
         alone = client_app(Message(message.content, dst_node_id=7, message_type="train"), context)
         (reply,) = grid.send_and_receive([message])
         grid.commit()
-        assert wire.OWN not in alone.content, "its memory stays with it"
-        assert same(wire.from_record(alone.content[wire.UPDATE]), wire.from_record(reply.content[wire.UPDATE]))
-        assert same(wire.from_record(context.state[wire.OWN]), wire.from_record(grid.memory[2]))
-        assert int(wire.from_record(context.state[wire.OWN])["client"]["last_round"]) == number
+        assert serialization.OWN not in alone.content, "its memory stays with it"
+        assert same(
+            serialization.from_record(alone.content[serialization.UPDATE]), serialization.from_record(reply.content[serialization.UPDATE])
+        )
+        assert same(serialization.from_record(context.state[serialization.OWN]), serialization.from_record(grid.memory[2]))
+        assert int(serialization.from_record(context.state[serialization.OWN])["client"]["last_round"]) == number
     (message,) = [m for m in strategy.configure_evaluate(3, arrays, ConfigRecord(), grid) if m.metadata.dst_node_id == 2]
     alone = client_app(Message(message.content, dst_node_id=7, message_type="evaluate"), context)
-    assert alone.content[wire.METRICS]["num-examples"] == len(home.partition.test[2])
+    assert alone.content[serialization.METRICS]["num-examples"] == len(home.partition.test[2])

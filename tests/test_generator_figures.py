@@ -10,12 +10,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from simulations import generator_figures
-from simulations.groups import gather, group
-from simulations.look import DPI, WIDTH
-from simulations.record import GENERATOR_COLUMNS, LATENT_COLUMNS
-from simulations.report import main
-from simulations.runs import SETTING, find, read
+from simulations.reports.builder import main
+from simulations.reports.figures import generator
+from simulations.reports.figures.style import DPI, WIDTH
+from simulations.reports.groups import gather, group
+from simulations.run_folder.metric_names import GENERATOR_COLUMNS, LATENT_COLUMNS
+from simulations.run_folder.reader import SETTING, find, read_run
 from tests.test_report import write
 
 FIGURES = ("generator_fidelity", "generator_diversity", "generator_latents")
@@ -77,17 +77,17 @@ def test_many_generators_have_their_losses_in_several_figures(tmp_path):
 
 def drawn(folder: Path, *names: str) -> list[str]:
     """The figures of what is in ``folder``, these alone; notes."""
-    groups = group([read(one) for one in find([folder])])
+    groups = group([read_run(one) for one in find([folder])])
     settings = gather(groups, lambda one: one.runs[0].part(SETTING))
     (folder / "report").mkdir(exist_ok=True)
-    drawings, _, notes = generator_figures.planned(settings, sorted({one.line for one in groups}), folder / "report", "t")
+    drawings, _, notes = generator.planned(settings, sorted({one.line for one in groups}), folder / "report", "t")
     assert {path.stem for one in drawings for path in one.write() if path.suffix == ".png"} == set(names)
     return notes
 
 
 def test_a_heat_map_holds_the_table_classes_down_and_rounds_across():
     table = pd.DataFrame({"round": [4, 2, 4, 2], "class": [0, 1, 1, 0], "x": [np.nan, 0.2, 0.4, 0.1]})
-    shown = generator_figures.heat(Figure().subplots(), table, table["x"], "x", Normalize(0, 1)).get_array()
+    shown = generator.heat(Figure().subplots(), table, table["x"], "x", Normalize(0, 1)).get_array()
     np.testing.assert_array_equal(shown.filled(-1), [[0.1, -1], [0.2, 0.4]])
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from simulations.command import compose
-from simulations.heterogeneity import SHIFTS, SPLITS, compare, panel, scene, strip, wrong_labels
+from simulations.config import compose
+from simulations.experiments.heterogeneity import SHIFTS, SPLITS, compare, panel, scene, strip, wrong_labels
 from tests.conftest import ROOT, settle
 
 TEN = ["num_clients=10"]

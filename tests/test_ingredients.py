@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedkd.types import State, Update
-from fedkd.wire import flatten
-from simulations import ingredients
+from fedkd.types import State, Update, flatten
+from simulations.setup import strategy_table
 from tests.conftest import STRATEGIES, options, run, settle
 
 
 def names() -> list[str]:
-    assert ingredients.names() == STRATEGIES
+    assert strategy_table.names() == STRATEGIES
     return STRATEGIES
 
 
@@ -71,7 +70,7 @@ def test_bytes_are_those_of_a_run(name):
     strategy, home = ran.home.strategy, ran.home
     shared = {part: ran.state[part] for part in strategy.shares}
     update, _ = strategy.train(home.client(0, 3), shared, ran.memories.get(0), 3)
-    down, up = ingredients.traffic(name)
+    down, up = strategy_table.traffic(name)
     assert down.keys() == shared.keys() and up.keys() == update.state.keys()
     assert {key for part in down.values() for key in part} == {key for part in shared.values() for key in part}
     assert {key for part in up.values() for key in part} == {key for part in update.state.values() for key in part}
@@ -79,14 +78,14 @@ def test_bytes_are_those_of_a_run(name):
 
 def test_fedavg_s_bytes_are_its_network_s():
     """26,434 parameters of four bytes; statistics stay."""
-    down, up = ingredients.traffic("fedavg")
-    assert ingredients.size(down) == ingredients.size(up) == 26_434 * 4
+    down, up = strategy_table.traffic("fedavg")
+    assert strategy_table.size(down) == strategy_table.size(up) == 26_434 * 4
 
 
 @pytest.mark.parametrize("name", names())
 def test_needs_a_public_set_or_not(name):
     given = [option for option in options(name) if not option.startswith("public")]
-    if ingredients.strategy_of(name).needs_public:
+    if strategy_table.strategy_of(name).needs_public:
         with pytest.raises(ValueError, match=rf"^public must be a public set, as strategy {name} distils on one"):
             settle(f"strategy={name}", *given)
     else:
@@ -95,7 +94,7 @@ def test_needs_a_public_set_or_not(name):
 
 @pytest.mark.parametrize("name", names())
 def test_works_with_unlike_networks_or_says_who_does(name):
-    can = ingredients.unlike_networks(name)
+    can = strategy_table.unlike_networks(name)
     head = ("strategy.sharing=head",) if can == "heads alone" else ()
     given = (f"strategy={name}", *options(name), "model=mixed", "rounds=2")
     if can in ("no", "heads alone"):
@@ -115,7 +114,7 @@ def test_works_with_unlike_networks_or_says_who_does(name):
         settle(*given, "model.networks.cnn_wide.embedding_size=16")
 
 
-@pytest.mark.parametrize("name", [name for name in names() if ingredients.unlike_networks(name) == "heads alone"])
+@pytest.mark.parametrize("name", [name for name in names() if strategy_table.unlike_networks(name) == "heads alone"])
 def test_with_heads_alone_nothing_else_travels(name):
     ran = run(f"strategy={name}", *options(name), "strategy.sharing=head", "rounds=2")
     assert all(key.startswith("head.") for key in ran.state["model"])

@@ -7,9 +7,9 @@ from torch.testing import assert_close
 
 from fedkd.losses.contrastive import model_contrastive
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.decoupled_kl import not_true_divergence
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
-from fedkd.losses.not_true import not_true_divergence
 from tests import oracles
 
 RNG = np.random.default_rng(0)

@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.testing import assert_close
 
-from fedkd.generators.feature_mlp import FeatureMLP
-from fedkd.models.fedgen_cnn import FedGenCNN
+from fedkd.federation.client import statistics
+from fedkd.models.cnn import FedGenCNN
+from fedkd.models.generators import FeatureMLP
 from fedkd.models.mlp import MLP
 from fedkd.models.resnet import ResNet
-from fedkd.site import statistics
 from fedkd.types import Task
 from tests.conftest import ROOT
 

@@ -10,17 +10,14 @@ from torch import nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from fedkd.folding import twin
-from fedkd.models.classifier import Classifier
+from fedkd.models.base import Classifier
+from fedkd.models.cnn import PlainCNN
 from fedkd.models.mobilenet_v2 import MobileNetV2
-from fedkd.models.plain_cnn import PlainCNN
-from fedkd.models.preact_resnet import PreActBlock, PreActResNet
-from fedkd.models.resnet import ResNet
-from fedkd.models.shufflenet_v1 import ShuffleNetV1
-from fedkd.models.shufflenet_v2 import ShuffleNetV2
+from fedkd.models.resnet import PreActBlock, PreActResNet, ResNet, WideResNet
+from fedkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from fedkd.models.torchvision_resnet import TorchvisionResNet
 from fedkd.models.vgg import VGG
-from fedkd.models.wide_resnet import WideResNet
+from fedkd.training.vectorized_layers import twin
 from fedkd.types import Task
 from tests.test_cohort import agree, cohort
 from tests.test_models import CIFAR10, CIFAR100, MNIST, NETWORKS, configured, fitting, size

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fedkd import program, train, wire
-from fedkd.bound import Bound, snapshot
-from fedkd.program import Program, leaves
-from fedkd.tidy import tidy
-from fedkd.train import Execution, stored
+from fedkd.federation import serialization
+from fedkd.training import loop, step_program
+from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.loop import Execution, stored
+from fedkd.training.step_program import Program, leaves, tidy
 from fedkd.types import Examples
-from simulations.grids import LocalGrid
-from simulations.world import World
+from simulations.engine.local_engine import LocalGrid
+from simulations.setup.simulation import World
 from tests.conftest import STRATEGIES, options, run, same, settle
 
 ALWAYS, NEVER = 0, 10**9
@@ -24,31 +24,35 @@ ALWAYS, NEVER = 0, 10**9
 @pytest.fixture(autouse=True)
 def _no_programs_of_others(monkeypatch):
     """Programs of other tests are out of sight, and those of this one are gone after it."""
-    monkeypatch.setattr(train, "_programs", type(train._programs)())
+    monkeypatch.setattr(loop, "_programs", type(loop._programs)())
 
 
 def graphs() -> list:
     """What has been recorded of all programs that are kept; None where a step goes on being run as it is written."""
-    return [graph for _, kept in train._programs.values() for graph in kept._graphs.values()]
+    return [graph for _, kept in loop._programs.values() for graph in kept._graphs.values()]
 
 
 # ------------------------------------------------------------------------------------------------------- whole federations
 def federation(*overrides: str) -> tuple[dict, dict, dict]:
     """The state, the memories and the metrics after the last round, of programs of its own."""
-    train._programs.clear()
+    loop._programs.clear()
     home, text = settle("rounds=2", *overrides)
     grid = LocalGrid(home.config.num_clients, text)
     result = home.strategy.start(grid, num_rounds=home.config.rounds)
-    memories = {client: wire.from_record(record) for client, record in sorted(grid.memory.items())}
-    return wire.from_record(result.arrays), memories, {number: dict(record) for number, record in result.train_metrics_clientapp.items()}
+    memories = {client: serialization.from_record(record) for client, record in sorted(grid.memory.items())}
+    return (
+        serialization.from_record(result.arrays),
+        memories,
+        {number: dict(record) for number, record in result.train_metrics_clientapp.items()},
+    )
 
 
 def agree(monkeypatch, *overrides: str) -> None:
     """A federation whose steps are all replayed is, bit for bit, the one whose steps are all run as they are written."""
-    monkeypatch.setattr(program, "REPLAY_AFTER", NEVER)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", NEVER)
     state, memories, metrics = federation(*overrides)
     assert graphs() == [], "nothing was recorded"
-    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     replayed = federation(*overrides)
     assert graphs() and None not in graphs(), "all of it was"
     assert same(replayed[0], state) and replayed[2] == metrics
@@ -74,7 +78,7 @@ def test_also_in_bfloat16(monkeypatch, cohort):
 
 def test_a_graph_is_recorded_once_a_kind_of_step_has_been_run_often(monkeypatch):
     """Three clients of four steps each: two whole trainings until there are as many as it takes."""
-    monkeypatch.setattr(program, "REPLAY_AFTER", 8)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", 8)
     federation("strategy=fedavg", "rounds=1", "clients_per_round=2")
     assert graphs() == []
     federation("strategy=fedavg", "rounds=1", "clients_per_round=3")
@@ -112,7 +116,7 @@ def material(number: int, size: int = 3) -> list[dict]:
 
 def train_on(function, steps: list[dict], *, after: int, monkeypatch) -> tuple[list, dict, Program]:
     """All results, what lasts as it is at the end, and the program."""
-    monkeypatch.setattr(program, "REPLAY_AFTER", after)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", after)
     made, fixed = Program(function), beginning()
     return list(made.steps(fixed, steps)), fixed, made
 
@@ -144,7 +148,7 @@ def test_replaying_keeps_no_memory_of_how(monkeypatch):
 
 
 def test_no_steps_are_no_results_and_other_shapes_another_kind(monkeypatch):
-    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     made, fixed = Program(step), beginning()
     assert list(made.steps(fixed, [])) == [] and made._graphs == {}
     sizes = [len(list(leaves(result))) for size in (3, 2, 3) for result in made.steps(fixed, material(2, size))]
@@ -153,7 +157,7 @@ def test_no_steps_are_no_results_and_other_shapes_another_kind(monkeypatch):
 
 def test_names_in_another_order_are_another_kind(monkeypatch):
     """As they are after a checkpoint was read: shapes alike, and a graph knows its tensors by their places."""
-    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     made, one, two = Program(lambda fixed, changing: {"difference": fixed["b"] - fixed["a"]}), torch.ones(2), torch.full((2,), 2.0)
     for fixed in ({"b": two, "a": one}, {"a": one, "b": two}):
         assert [result["difference"].tolist() for result in made.steps(fixed, material(2))] == [[1, 1], [1, 1]]
@@ -233,9 +237,9 @@ def test_a_function_that_draws_is_not_replayed(monkeypatch):
 def test_a_network_with_dropout_trains_as_it_is_written(monkeypatch):
     """The draws of two steps differ, and so do those of a step and its recording."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
-    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     site = averaging().client(0, 1)
-    train.fit(model, snapshot(model), site.batches(), lambda m, b, s, o: (nn.functional.cross_entropy(m(b.x), b.y), {}), site.stepper)
+    loop.fit(model, snapshot(model), site.batches(), lambda m, b, s, o: (nn.functional.cross_entropy(m(b.x), b.y), {}), site.stepper)
     assert graphs() == [None]
 
 
@@ -255,11 +259,11 @@ def parts(**changes) -> tuple:
 
 def test_programs_are_kept_while_they_are_among_the_thirty_two_used_last():
     made = [object() for _ in range(34)]
-    assert all(stored((one,), lambda one=one: one) is one for one in made[:32]) and len(train._programs) == 32
+    assert all(stored((one,), lambda one=one: one) is one for one in made[:32]) and len(loop._programs) == 32
     assert stored((made[0],), object) is made[0], "kept, and now used last"
     for one in made[32:]:
         stored((one,), lambda one=one: one)
-    kept = [one for _, one in train._programs.values()]
+    kept = [one for _, one in loop._programs.values()]
     assert len(kept) == 32 and kept == [*made[3:32], made[0], *made[32:]]
 
 
@@ -284,27 +288,27 @@ def test_other_parts_are_another_program():
         {"data": Examples(data.x, data.y, data.scale, (0.1,), data.std)}, {"data": Examples(data.x, data.y, data.scale, data.mean, (0.2,))},
     ]  # fmt: skip
     made = [stored(parts(**variant), object) for variant in variants]
-    assert len(set(map(id, made))) == len(variants) == len(train._programs)
+    assert len(set(map(id, made))) == len(variants) == len(loop._programs)
     assert [stored(parts(**variant), object) for variant in variants] == made
     assert stored((*parts(), "together"), object) not in made
 
 
 def test_two_strategies_and_two_scalings_do_not_share_a_step(monkeypatch):
     """Through fit: the same network and shapes, and graphs of their own."""
-    monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     ran = run("strategy=fedprox")
     home, shared, site = ran.home, ran.state, ran.home.client(0, 2)
     strong, bright = replace(home.strategy, mu=100.0), replace(site.data, mean=(0.9,))
     results = []
     for strategy, data in ((home.strategy, site.data), (strong, site.data), (home.strategy, bright)):
         results.append(strategy.train(replace(site, data=data), shared, None, 2)[0].state)
-        monkeypatch.setattr(program, "REPLAY_AFTER", NEVER)
-        kept = dict(train._programs)
-        train._programs.clear()
+        monkeypatch.setattr(step_program, "REPLAY_AFTER", NEVER)
+        kept = dict(loop._programs)
+        loop._programs.clear()
         assert same(strategy.train(replace(site, data=data), shared, None, 2)[0].state, results[-1])
-        train._programs.clear()
-        train._programs.update(kept)
-        monkeypatch.setattr(program, "REPLAY_AFTER", ALWAYS)
+        loop._programs.clear()
+        loop._programs.update(kept)
+        monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     assert len(graphs()) == 3 and not same(results[0], results[1]) and not same(results[0], results[2])
 
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.config import make
-from fedkd.partition.hold_out import hold_out
-from fedkd.public.other import Other
-from fedkd.public.synthetic import Synthetic
+from fedkd.config.build import make
+from fedkd.distillation.public_data import Other, Synthetic
+from fedkd.partition.validation_split import hold_out
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
 from tests.conftest import STRATEGIES, options, settle

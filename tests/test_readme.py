@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from simulations import ingredients
+from simulations.setup import strategy_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_speeds_are_those_that_were_measured() -> None:
 
 
 def test_the_table_of_ingredients_is_the_code_s_own() -> None:
-    assert ingredients.table() in README
+    assert strategy_table.table() in README
 
 
 def test_tables_of_experiments_are_those_that_were_kept() -> None:

@@ -14,10 +14,10 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from scipy.stats import t as student
 
-from simulations import figures
-from simulations.groups import group
-from simulations.report import main
-from simulations.runs import find, read
+from simulations.reports.builder import main
+from simulations.reports.figures import convergence
+from simulations.reports.groups import group
+from simulations.run_folder.reader import find, read_run
 from tests.running import ROOT
 
 COUNTS = np.array([[5, 0, 3], [0, 20, 1]])
@@ -230,14 +230,14 @@ def test_runs_made_before_a_key_there_is_are_runs_at_its_shipped_value(tmp_path:
     config.validation, config.shift = 0.0, OmegaConf.load(ROOT / "conf" / "shift" / "none.yaml")
     config.systems = OmegaConf.load(ROOT / "conf" / "systems" / "default.yaml")
     OmegaConf.save(config, new / "config.yaml")
-    assert [one.seeds for one in group([read(old), read(new)])] == [(0, 1)]
+    assert [one.seeds for one in group([read_run(old), read_run(new)])] == [(0, 1)]
     config.shift.noise = 0.1
     OmegaConf.save(config, new / "config.yaml")
     assert labels(tmp_path) == ["fedavg, noise 0.0", "fedavg, noise 0.1"]
 
 
 def labels(tmp_path: Path) -> list[str]:
-    return [one.label for one in group([read(folder) for folder in find([tmp_path])])]
+    return [one.label for one in group([read_run(folder) for folder in find([tmp_path])])]
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_labels_of_options(tmp_path: Path) -> None:
     write(tmp_path / "c", "fedavg", local_steps=20, optimizer={"local_steps": 20})
     shards = write(tmp_path / "d", "fedavg", local_steps=20, optimizer={"local_steps": 20})
     config = OmegaConf.load(shards / "config.yaml")
-    config.partition, config.choices.partition = {"_target_": "fedkd.partition.shards.Shards", "per_client": 2}, "shards"
+    config.partition, config.choices.partition = {"_target_": "fedkd.partition.common.Shards", "per_client": 2}, "shards"
     OmegaConf.save(config, shards / "config.yaml")
     assert labels(tmp_path)[0].startswith("fedavg, dirichlet, local_steps 5")
     assert labels(tmp_path)[-1].startswith("fedavg, shards, local_steps 20") and "per_client" not in labels(tmp_path)[-1]
@@ -354,11 +354,11 @@ def test_same_numbers_same_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("counts", [np.zeros((2, 2), int), np.array([1, 2]), np.array([[1, -1]])])
 def test_partition_wants_counts(tmp_path: Path, counts: np.ndarray) -> None:
     with pytest.raises(ValueError, match="counts must be"):
-        figures.partition(counts, tmp_path / "partition")
+        convergence.partition(counts, tmp_path / "partition")
 
 
 def test_partition_returns_its_paths(tmp_path: Path) -> None:
-    assert figures.partition(COUNTS, tmp_path / "alpha-0.1") == (tmp_path / "alpha-0.1.pdf", tmp_path / "alpha-0.1.png")
+    assert convergence.partition(COUNTS, tmp_path / "alpha-0.1") == (tmp_path / "alpha-0.1.pdf", tmp_path / "alpha-0.1.png")
 
 
 def test_paired_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

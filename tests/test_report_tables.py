@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from simulations import drawings
-from simulations.comparisons import few, warnings
-from simulations.latex import latex
-from simulations.report import collect, main, tables
-from simulations.runs import configuration, find, read
-from simulations.statistics import paired
-from simulations.tables import DASH, Cell, Column, Table, counts, frame, markdown, numbers, over_seeds, ranked, texts
+from simulations.reports.builder import collect, main, tables
+from simulations.reports.figures import selection
+from simulations.reports.statistics import paired
+from simulations.reports.tables.federated import few, warnings
+from simulations.reports.tables.latex import latex
+from simulations.reports.tables.table import DASH, Cell, Column, Table, counts, frame, markdown, numbers, over_seeds, ranked, texts
+from simulations.run_folder.reader import configuration, find, read_run
 from tests.running import ROOT
 from tests.test_report import half_width, write
 
@@ -306,7 +306,7 @@ def test_what_a_run_folder_says_of_its_tuning(tuned, note, kinds, tmp_path):
     folder = write(tmp_path / "a", tuned=tuned)
     if note is not None:
         (folder / "tuned.json").write_text(note)
-    assert read(folder).kinds == kinds
+    assert read_run(folder).kinds == kinds
 
 
 def test_of_seeds_that_are_not_all_tuned_each_block_has_its_own(tmp_path):
@@ -320,7 +320,11 @@ def test_of_seeds_that_are_not_all_tuned_each_block_has_its_own(tmp_path):
 
 def test_ways_to_the_target_are_ranked_among_those_that_are_judged_alike(tmp_path):
     """Without a global model the target is reached on own labels, which is another race."""
-    for name, accuracy, whole_model in (("fedavg", [0.2, 0.4, 0.7], True), ("fedgen", [0.2, 0.7, 0.7], True), ("local", [0.7, 0.7, 0.7], False)):
+    for name, accuracy, whole_model in (
+        ("fedavg", [0.2, 0.4, 0.7], True),
+        ("fedgen", [0.2, 0.7, 0.7], True),
+        ("local", [0.7, 0.7, 0.7], False),
+    ):
         write(tmp_path / name, name, accuracy=accuracy, global_model=whole_model)
     assert main([str(tmp_path), "--no-figures", "--target", "0.65"]) == 0
     text = (tmp_path / "report" / "times.tex").read_text()
@@ -347,7 +351,9 @@ def test_the_numbers_of_seeds_are_in_a_table_by_setting_where_they_differ(tmp_pa
 def test_seeds_that_suffice_for_one_comparison_can_be_too_few_for_many():
     six, ten = paired(np.arange(1.0, 7.0)), paired(np.arange(1.0, 11.0))
     assert warnings([six]) == [] and warnings([ten] * 4) == [] and few([3], 2)[0].count("no p below 0.5") == 1
-    assert warnings([six] * 4) == ["n = 6 is too few for 4 comparisons: corrected for them the exact Wilcoxon test cannot have a p below 0.125."]
+    assert warnings([six] * 4) == [
+        "n = 6 is too few for 4 comparisons: corrected for them the exact Wilcoxon test cannot have a p below 0.125."
+    ]
     assert warnings([six, ten] * 4) == [], "the smallest of all is corrected by their number, and it is another's"
     assert "corrected" not in few([3, 20], 4)[0]
 
@@ -425,7 +431,7 @@ def test_what_is_corrupt_anywhere_is_left_out_and_not_averaged(name, spoil, why,
 
 def test_until_cuts_clients_too(tmp_path):
     whole(tmp_path / "a", "fedavg", 0)
-    run = read(tmp_path / "a", until=5)
+    run = read_run(tmp_path / "a", until=5)
     assert run.clients["round"].max() == 5 and len(run.metrics) == 5
 
 
@@ -461,11 +467,11 @@ def test_many_strategies_are_drawn_in_parts_with_the_baseline_in_each(tmp_path):
         for alpha in (0.1, 1.0):
             write(tmp_path / f"{name}{alpha}", name, alpha=alpha)
     groups, _ = collect(find([tmp_path]))
-    found = drawings.parts(groups, "fedavg", 8)
+    found = selection.parts(groups, "fedavg", 8)
     assert [suffix for suffix, _ in found] == ["_1", "_2"] and all(part[0].line == "fedavg" for _, part in found)
     assert sorted({one.line for _, part in found for one in part}) == sorted(["fedavg", *"abcdefghi"])
     assert [len({one.line for one in part}) for _, part in found] == [6, 5]
-    assert drawings.parts(groups, "fedavg", 10)[0][0] == ""
+    assert selection.parts(groups, "fedavg", 10)[0][0] == ""
 
 
 def test_all_figures_of_whole_runs(tmp_path, capsys):
@@ -478,7 +484,7 @@ def test_all_figures_of_whole_runs(tmp_path, capsys):
     by = {"convergence", "convergence_by_bytes", "convergence_by_time"}
     assert names == by | {"by_setting", "spread", "to_target", "clients", "classes", "phases", "partition"}
     groups, _ = collect(find([tmp_path / "runs"]))
-    planned, _ = drawings.planned(groups, tmp_path / "b", "fedavg", 0.9, "t")
+    planned, _ = selection.planned(groups, tmp_path / "b", "fedavg", 0.9, "t")
     (tmp_path / "b").mkdir()
     for one in planned:
         assert one.write() == one.paths
@@ -492,7 +498,7 @@ def test_a_strategy_looks_the_same_on_every_setting(tmp_path):
     for name, alphas in (("fedavg", (0.1, 1.0)), ("fedgen", (0.1,)), ("fedprox", (0.1, 1.0))):
         for alpha in alphas:
             write(tmp_path / f"{name}{alpha}", name, alpha=alpha)
-    planned, _ = drawings.planned(collect(find([tmp_path]))[0], tmp_path, "fedavg", None, "t")
+    planned, _ = selection.planned(collect(find([tmp_path]))[0], tmp_path, "fedavg", None, "t")
     lines = [one.given[0] for one in planned if one.stem.name.startswith("convergence_alpha")]
     assert [list(one) for one in lines] == [["fedavg", "fedgen", "fedprox"]] * 2
     assert [[len(frames["accuracy"]) for frames in one.values()] for one in lines] == [[2, 2, 2], [2, 0, 2]]

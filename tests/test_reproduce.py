@@ -17,17 +17,17 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from scipy import stats
 
-from fedkd.config import build, check
-from fedkd.exchange import ClientFailure
-from simulations import published, reproduce
-from simulations.command import compose
-from simulations.described import Experiment, Source
-from simulations.experiment import described, plan, unfinished
-from simulations.forest import forest, limits
-from simulations.one_of_many import one_line
+from fedkd.config.build import build
+from fedkd.config.validation import check_run
+from fedkd.errors import ClientFailure
+from simulations.config import compose
+from simulations.experiments import published_table, reproduce
+from simulations.experiments.definition import Experiment, Source
+from simulations.experiments.plan import described, plan, unfinished
+from simulations.experiments.sweep import PATIENCE, one_line
 from simulations.progress import Board
-from simulations.runs import Run, read
-from simulations.sweep import PATIENCE
+from simulations.reports.figures.forest_plot import forest, limits
+from simulations.run_folder.reader import Run, read_run
 from tests.conftest import ROOT
 from tests.running import Command, differing, processes, until
 
@@ -83,7 +83,7 @@ def test_every_run_of_an_experiment_is_a_valid_configuration(name):
     words = [(*experiment.rows[row], *experiment.columns[column]) for row, column in firsts]
     for given in dict.fromkeys(tuple(word for word in one if not word.startswith("tuned=")) for one in words):
         config = compose([f"experiment={name}", *given])
-        check(config)
+        check_run(config)
         for part in ("partition", "shift", "systems", "public", "model", "optimizer", "strategy"):
             assert build(config, part) is not None
     if any(word.startswith("tuned=") for words in experiment.columns.values() for word in words):
@@ -93,14 +93,18 @@ def test_every_run_of_an_experiment_is_a_valid_configuration(name):
 def test_published_numbers_are_those_of_the_paper():
     """A sample of each table, as published."""
     cells = {
-        name: described(f"fedgen_{name}").published.cells for name in ("table1_mnist", "table1_emnist", "table1_celeba", "table2", "table3", "table4")
+        name: described(f"fedgen_{name}").published.cells
+        for name in ("table1_mnist", "table1_emnist", "table1_celeba", "table2", "table3", "table4")
     }
     assert cells["table1_mnist"]["alpha 0.1"]["FedGen"] == [93.03, 0.32] and cells["table1_mnist"]["alpha 0.05"]["FedDistill"] == [
         70.56,
         1.24,
     ]
     assert cells["table1_emnist"]["alpha 1 with 40 steps"]["FedAvg"] == [77.02, 1.09]
-    assert cells["table2"]["alpha 0.1"]["noise 32 and hidden 128"] == [72.43, 0.57] and cells["table2"]["alpha 0.1"]["FedAvg"] == [66.22, 2.58]
+    assert cells["table2"]["alpha 0.1"]["noise 32 and hidden 128"] == [72.43, 0.57] and cells["table2"]["alpha 0.1"]["FedAvg"] == [
+        66.22,
+        2.58,
+    ]
     assert cells["table1_celeba"]["10 of 25 clients"]["FedDFusion"] == [89.25, 0.56]
     ratios = [round(cells["table3"]["one by one"][f"FedGen {size}"] / 47.66, 2) for size in (8, 16, 32, 64, 128)]
     assert ratios == [1.20, 1.20, 1.22, 1.24, 1.26] and cells["table4"]["alpha 10"]["FedDistill+"] == 86.89
@@ -112,7 +116,7 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
     ):
         described("fedgen_mnist")
     said = OmegaConf.create({"title": "t", "seeds": [0], "rows": {"a": []}, "columns": {"b": []}, "figures": ["accuracy_last"]})
-    monkeypatch.setattr("simulations.experiment.whole", lambda overrides: OmegaConf.create({"reproduce": said}))
+    monkeypatch.setattr("simulations.experiments.plan.whole", lambda overrides: OmegaConf.create({"reproduce": said}))
     assert described("odd").cells() == [("a", "b")]
     for key, value, message in (
         ("seeds", "many", r"^reproduce\.seeds of experiment odd: .*got 'many'$"),
@@ -122,7 +126,9 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
         ("reference", "c", "column c"),
         ("published", {"source": "s", "figure": "top5_rounds", "cells": {"a": {"c": 1.0}}}, "published number|number of paper for a, c"),
     ):
-        monkeypatch.setattr("simulations.experiment.whole", lambda _, said={**said, key: value}: OmegaConf.create({"reproduce": said}))
+        monkeypatch.setattr(
+            "simulations.experiments.plan.whole", lambda _, said={**said, key: value}: OmegaConf.create({"reproduce": said})
+        )
         with pytest.raises(ValueError, match=message):
             described("odd")
 
@@ -261,7 +267,9 @@ def test_killed_at_random_moments_and_started_again(whole, tmp_path):
     assert mine.keys() == theirs.keys() and len(mine) == 4
     for name, folder in mine.items():
         assert list(differing(folder, theirs[name])) == ["config.yaml"], (name, moments)
-        assert nameless(folder / "config.yaml", tmp_path) == nameless(theirs[name] / "config.yaml", whole), "which names the output and nothing else"
+        assert nameless(folder / "config.yaml", tmp_path) == nameless(theirs[name] / "config.yaml", whole), (
+            "which names the output and nothing else"
+        )
     tables = [(where / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.csv").read_bytes() for where in (tmp_path, whole)]
     assert tables[0] == tables[1]
 
@@ -339,24 +347,33 @@ def fake(seed: int, **figures: float) -> Run:
 def test_differences_from_the_reference_are_tested_and_corrected_for_their_number():
     from scipy.stats import ttest_rel
 
-    experiment = Experiment(title="t", seeds=[0, 1, 2], rows={"r": []}, columns={name: [] for name in "ABC"}, reference="A", figures=["accuracy_last"])
+    experiment = Experiment(
+        title="t", seeds=[0, 1, 2], rows={"r": []}, columns={name: [] for name in "ABC"}, reference="A", figures=["accuracy_last"]
+    )
     values = {"A": [0.50, 0.52, 0.51], "B": [0.55, 0.571, 0.562], "C": [0.505, 0.531, 0.509]}
     found = {("r", name): {seed: fake(seed, accuracy=value) for seed, value in enumerate(each)} for name, each in values.items()}
-    table = published.compare(experiment, found).set_index("strategy")
+    table = published_table.compare(experiment, found).set_index("strategy")
     plain = [ttest_rel(values[name], values["A"]).pvalue for name in "BC"]
     assert table.loc[["B", "C"], "accuracy_last_less_reference_p"].tolist() == pytest.approx(plain)
     holm = [min(1, 2 * plain[0]), max(2 * plain[0], plain[1])]  # B's is the smaller
     assert table.loc[["B", "C"], "accuracy_last_less_reference_p_holm"].tolist() == pytest.approx(holm)
-    shown = published.beside(experiment, published.compare(experiment, found))
+    shown = published_table.beside(experiment, published_table.compare(experiment, found))
     (column,) = [one for one in shown.columns if one.title.startswith("p, Holm")]
     assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
     assert "n = 3 is too few" in shown.legend and "corrected for 2 comparisons no p below 0.5" in shown.legend
     assert "pairs" not in [one.title for one in shown.columns]
     fewer = {cell: runs if cell[1] != "C" else {seed: run for seed, run in runs.items() if seed < 2} for cell, runs in found.items()}
     fewer["r", "A"] = {seed: run for seed, run in found["r", "A"].items() if seed}
-    (column,) = [one for one in published.beside(experiment, published.compare(experiment, fewer)).columns if one.title == "pairs"]
+    (column,) = [
+        one for one in published_table.beside(experiment, published_table.compare(experiment, fewer)).columns if one.title == "pairs"
+    ]
     assert [cell.text for cell in column.cells] == ["0", "2", "1"], "B's three and C's two seeds, of which A lacks the first"
-    assert "too few" not in published.beside(replace(experiment, reference=None), published.compare(replace(experiment, reference=None), found)).legend
+    assert (
+        "too few"
+        not in published_table.beside(
+            replace(experiment, reference=None), published_table.compare(replace(experiment, reference=None), found)
+        ).legend
+    )
 
 
 def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path):
@@ -383,14 +400,14 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
         ("r", "A"): {0: fake(0, accuracy=0.50), 1: fake(1, accuracy=0.52)},
         ("r", "B"): {0: fake(0, accuracy=0.55), 1: fake(1, accuracy=0.571)},
     }
-    table = published.compare(experiment, found).set_index("strategy")
+    table = published_table.compare(experiment, found).set_index("strategy")
     assert table["paper_within"].tolist() == ["yes", "yes"] and table.loc["B", "paper_difference"] == pytest.approx(56.05 - 58)
     mean, half = by_hand([5.0, 5.1])
     assert table.loc["B", "accuracy_last_less_reference_mean"] == pytest.approx(mean)
     assert table.loc["B", "accuracy_last_less_reference_half_width"] == pytest.approx(half)
     assert np.isnan(table.loc["A", "accuracy_last_less_reference_mean"])
     far = replace(experiment, published=replace(experiment.published, cells={"r": {"A": 80.0}}))
-    assert published.compare(far, found)["paper_within"].tolist() == ["no", ""]
+    assert published_table.compare(far, found)["paper_within"].tolist() == ["no", ""]
     times = replace(
         experiment,
         reference=None,
@@ -401,9 +418,9 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
         ("r", "A"): {0: fake(0, seconds_local=1.0), 1: fake(1, seconds_local=2.0)},
         ("r", "B"): {0: fake(0, seconds_local=1.2), 1: fake(1, seconds_local=2.6)},
     }
-    ratio = published.compare(times, found).set_index("strategy")
+    ratio = published_table.compare(times, found).set_index("strategy")
     assert ratio.loc["B", "seconds_local_median_mean"] == pytest.approx(1.25) and ratio.loc["B", "paper_mean"] == 1.25
-    assert published.compare(times, {})["num_seeds"].tolist() == [0, 0]
+    assert published_table.compare(times, {})["num_seeds"].tolist() == [0, 0]
 
 
 def test_the_axis_of_differences_follows_most_and_not_what_lies_far_off(tmp_path):
@@ -423,7 +440,9 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     captured = capsys.readouterr()
     file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
     rows = csv_rows(file)
-    assert [(row["strategy"], row["value"], row["rounds"]) for row in rows] == [("fedavg", value, "6") for value in ("0.003", "0.01", "0.03", "0.1", "0.3")]
+    assert [(row["strategy"], row["value"], row["rounds"]) for row in rows] == [
+        ("fedavg", value, "6") for value in ("0.003", "0.01", "0.03", "0.1", "0.3")
+    ]
     best = max(rows, key=lambda row: float(row["accuracy"]))
     assert [row for row in rows if row["chosen"] == "1"] == [best]
     for row in rows:
@@ -450,7 +469,9 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     assert not notes and not unfinished(runs)
     assert reproduce.reproduce(reproduce.parse(asked)) == 0, "nothing is searched twice"
     assert csv_rows(file) == rows
-    with pytest.raises(ValueError, match=r"^tuned must hold for fedavg the search that the experiment describes .*, 7 rounds, .*tuned\.csv"):
+    with pytest.raises(
+        ValueError, match=r"^tuned must hold for fedavg the search that the experiment describes .*, 7 rounds, .*tuned\.csv"
+    ):
         reproduce.reproduce(reproduce.parse([*asked, "rounds=7"]))
 
 
@@ -482,7 +503,7 @@ def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that
     assert reproduce.reproduce(asked) == 0
     (folder,) = [path.parent for path in tmp_path.glob("fedgen_ablation/*/config.yaml")]
     assert OmegaConf.load(folder / "config.yaml").tuned is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
-    assert read(folder).kinds == ("tuned", "untuned")
+    assert read_run(folder).kinds == ("tuned", "untuned")
     plain, tuned = csv_rows(tmp_path / "fedgen_ablation/reproduce/fedgen_ablation/table.csv")
     assert plain["accuracy_last_ten_mean"] == tuned["accuracy_last_ten_mean"] != ""
 

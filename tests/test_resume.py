@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from simulations.command import compose
-from simulations.grids import LocalGrid
-from simulations.run import execute
-from simulations.world import world
+from simulations.config import compose
+from simulations.engine.local_engine import LocalGrid
+from simulations.federation.runner import run_federation
+from simulations.setup.simulation import world
 from tests.conftest import STRATEGIES, options
 from tests.running import ROOT, TINY, Command, differing, metrics, quick, rows, run, until
 
@@ -90,12 +90,12 @@ def test_interrupted_after_two_rounds_and_resumed(tmp_path, name):
     """Whatever server and clients remember goes on from the checkpoint: consensus, generator, its moments, control variates, tables."""
     given = [*(one for one in TINY if not one.startswith("strategy.")), f"strategy={name}", *options(name), "engine=local", "rounds=4"]
     given += ["validation=0.2"] if name == "feddf" else []
-    folders = [execute(compose([*given, f"output={tmp_path / 'whole'}"]))]
+    folders = [run_federation(compose([*given, f"output={tmp_path / 'whole'}"]))]
     with pytest.raises(KeyboardInterrupt):
-        execute(compose([*given, f"output={tmp_path / 'cut'}"]), Dying)
+        run_federation(compose([*given, f"output={tmp_path / 'cut'}"]), Dying)
     assert rows(tmp_path / "cut") == 1, "the second round's row waits for its evaluation"
     world.cache_clear()
-    folders.append(execute(compose([*given, f"output={tmp_path / 'cut'}"])))
+    folders.append(run_federation(compose([*given, f"output={tmp_path / 'cut'}"])))
     assert len(metrics(folders[0])) == 4 and list(differing(*folders)) == ["config.yaml"], "which names the output"
 
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from fedkd.checkpoint import read_checkpoint
-from fedkd.config import identity
-from simulations.command import compose, explain
-from simulations.run import execute, locate
-from simulations.world import world
+from fedkd.config.build import identity
+from simulations.config import compose, explain
+from simulations.federation.runner import locate, run_federation
+from simulations.setup.simulation import world
 from tests.conftest import options
 from tests.running import TINY, quick, run
 
@@ -160,7 +160,7 @@ def test_what_a_server_distilled_is_measured_beside_what_it_began_from(tmp_path,
     """Against networks filled from the checkpoint and counted by hand."""
     given = [one for one in GIVEN if not one.startswith(("strategy.", "output"))]
     config = compose([*given, f"strategy={name}", *options(name), "rounds=2", "local_steps=20", "optimizer.lr=0.1", f"output={tmp_path}"])
-    folder = execute(config)
+    folder = run_federation(config)
     with open(folder / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     state, home = read_checkpoint(folder).state, world((folder / "config.yaml").read_text())

@@ -14,16 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fedkd.aggregate import average
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound, snapshot
-from fedkd.distill import cosine, distil, logits_on
-from fedkd.generators.image_conv import ImageConv
-from fedkd.losses.batch_statistics import statistics_distance
+from fedkd.distillation.image_synthesis import Synthesis, stacked, unstacked
+from fedkd.distillation.logit_distillation import cosine, distil, logits_on
+from fedkd.federation.aggregation import average
+from fedkd.losses.batchnorm_statistics import statistics_distance
 from fedkd.losses.diversity import distances
 from fedkd.losses.kl import kl_divergence
+from fedkd.models.generators import ImageConv
 from fedkd.seed import Seed
-from fedkd.synthesis import Synthesis, stacked, unstacked
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound, snapshot
 from fedkd.types import Examples, Task
 from tests import oracles
 from tests.conftest import options, run, same, settle

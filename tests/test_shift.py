@@ -14,12 +14,10 @@ from omegaconf import OmegaConf
 from scipy import ndimage
 from torch.testing import assert_close
 
+from fedkd.data.client_shift import Shift, View, full_scale, through
 from fedkd.data.digits import Digits
 from fedkd.seed import Seed
-from fedkd.shift import Shift
-from fedkd.types import Examples, Partition
-from fedkd.view import View, full_scale, through
-from fedkd.wire import flatten
+from fedkd.types import Examples, Partition, flatten
 from tests.conftest import ROOT, run, same, settle
 from tests.running import TINY, Command, differing, quick, rows, until
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulations.statistics import holm, interval, jain, paired, signed_ranks, smallest_p, worst_tenth
+from simulations.reports.statistics import holm, interval, jain, paired, signed_ranks, smallest_p, worst_tenth
 
 
 def every_sign(values: list[float]) -> float:

@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fedkd import wire
-from fedkd.aggregate import average, mean_statistics
-from fedkd.batch import Batch
-from fedkd.bound import Bound
-from fedkd.evaluate import evaluate
+from fedkd.federation import serialization
+from fedkd.federation.aggregation import average, mean_statistics
+from fedkd.federation.client import statistics
+from fedkd.metrics.accuracy import evaluate
 from fedkd.seed import Seed
-from fedkd.site import statistics
-from fedkd.train import channels_last
+from fedkd.training.batch import Batch
+from fedkd.training.functional_model import Bound
+from fedkd.training.loop import channels_last
 from fedkd.types import Update
-from simulations.grids import LocalGrid
+from simulations.engine.local_engine import LocalGrid
 from strategies.fedavg import FedAvg
 from strategies.feddistill import FedDistill
 from strategies.fedgkd import FedGKD
@@ -375,7 +375,7 @@ def test_fedgkd_s_teacher_is_the_mean_of_the_last_global_models():
     for number in range(1, 6):
         moved = {key: value + number for key, value in state["model"].items()}
         state, _ = home.strategy.update(server, state, [Update(0, 5, "net", {"model": moved})], number)
-        state = wire.from_record(wire.to_record(state))
+        state = serialization.from_record(serialization.to_record(state))
         seen.append(state["model"])
         for key, value in state["mean"].items():
             assert_close(value, torch.stack([one[key] for one in seen[-3:]]).mean(0))
@@ -464,8 +464,8 @@ def test_scaffold_finds_the_optimum_that_fedavg_misses(correction, momentum, end
     grid = LocalGrid(2, text)
     for rounds in (3, 60):
         grid.memory.clear()
-        result = home.strategy.start(grid, wire.to_record(state), num_rounds=rounds)
-        final, memories = wire.from_record(result.arrays), [wire.from_record(grid.memory[k]) for k in (0, 1)]
+        result = home.strategy.start(grid, serialization.to_record(state), num_rounds=rounds)
+        final, memories = serialization.from_record(result.arrays), [serialization.from_record(grid.memory[k]) for k in (0, 1)]
         x, own, c = oracles.scaffold(*map(np.array, PARABOLAS.values()), rounds, 10, 0.1, momentum, correct=correction > 0)
         assert final["model"]["head.bias"][0].item() == pytest.approx(x, abs=1e-12)
         assert [memory["control"]["head.bias"][0].item() for memory in memories] == pytest.approx(own.tolist(), abs=1e-12)
@@ -574,9 +574,9 @@ def test_feddistill_leaves_the_receiver_out():
         "strategy=feddistill_logits", "strategy.leave_one_out=true", "num_clients=3", "clients_per_round=2", "precision=float64", "model=mlp",
     )  # fmt: skip
     strategy, grid = home.strategy, LocalGrid(3, text)
-    state = wire.from_record(strategy.start(grid, num_rounds=1).arrays)
+    state = serialization.from_record(strategy.start(grid, num_rounds=1).arrays)
     one, two = strategy.cohort(range(3), 1)
-    memories = {client: wire.from_record(record) for client, record in grid.memory.items()}
+    memories = {client: serialization.from_record(record) for client, record in grid.memory.items()}
     sent = {client: memories[client]["logits"]["sent"] for client in (one, two)}
     assert state["logits"]["clients"] == 2 and not torch.equal(sent[one], sent[two])
     out = next(iter({0, 1, 2} - {one, two}))
@@ -599,7 +599,7 @@ def test_fedensemble_sums_the_logits_of_the_models_that_clients_hold(switches, m
         kept.append((state, updates)), original(server, state, updates, number))[1])  # fmt: skip
     result = home.strategy.start(grid, num_rounds=3)
     before, updates = kept[-1]
-    memories = {client: wire.from_record(record) for client, record in grid.memory.items()}
+    memories = {client: serialization.from_record(record) for client, record in grid.memory.items()}
     x, total = home.test.images(torch.arange(50)), 0
     trained = {u.client: u.state["model"] for u in updates}
     assert 0 < len(trained) < 6 and any(client in memories for client in range(6) if client not in trained)
@@ -609,10 +609,10 @@ def test_fedensemble_sums_the_logits_of_the_models_that_clients_hold(switches, m
         model.load_state_dict({**home.initial, **trained.get(client, before["model"]), **statistics_})
         total = total + model.eval()(x).logits.detach()
     server = replace(home.federation().server, memories=memories)
-    ensemble = home.strategy.ensemble(server, wire.from_record(result.arrays))
+    ensemble = home.strategy.ensemble(server, serialization.from_record(result.arrays))
     with torch.no_grad():
         assert_close(ensemble(x).logits, total)
-    assert not same(before["model"], wire.from_record(result.arrays)["model"])
+    assert not same(before["model"], serialization.from_record(result.arrays)["model"])
 
 
 def test_fedensemble_s_state_holds_the_members_of_the_last_round_alone():
@@ -699,7 +699,7 @@ def test_memories_have_the_same_keys_shapes_and_types_for_every_client_and_round
     """So that a cohort can be stacked, those who never trained among the others."""
     ran = run(f"strategy={name}", *options(name))
     trees = [ran.home.strategy.fresh_memory(ran.home.client(k, 1)) for k in range(2)] + list(ran.memories.values())
-    forms = [{name: (value.shape, value.dtype) for name, value in wire.flatten(tree).items()} for tree in trees]
+    forms = [{name: (value.shape, value.dtype) for name, value in serialization.flatten(tree).items()} for tree in trees]
     assert len(forms) > 3 and all(form == forms[0] for form in forms)
 
 

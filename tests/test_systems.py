@@ -13,20 +13,20 @@ import torch
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from fedkd import wire
-from fedkd.aggregate import average
 from fedkd.checkpoint import read_checkpoint
-from fedkd.config import build
-from fedkd.exchange import Federation
-from fedkd.rounds import Round
+from fedkd.config.build import build
+from fedkd.federation import serialization
+from fedkd.federation.aggregation import average
+from fedkd.federation.messaging import Federation
+from fedkd.federation.server_loop import Round
+from fedkd.federation.system_heterogeneity import ALIKE, Fleet, equip, read_trace
 from fedkd.seed import Seed
-from fedkd.systems import ALIKE, Fleet, equip, read_trace
-from fedkd.wire import flatten
-from simulations.command import compose
-from simulations.grids import LocalGrid
-from simulations.ray_grid import RayGrid
-from simulations.run import execute, judge
-from simulations.world import world
+from fedkd.types import flatten
+from simulations.config import compose
+from simulations.engine.local_engine import LocalGrid
+from simulations.engine.ray_engine import RayGrid
+from simulations.federation.runner import judge, run_federation
+from simulations.setup.simulation import world
 from tests.conftest import STRATEGIES, options, run, same, settle
 from tests.running import TINY, differing, metrics, quick
 from tests.test_bad_input import refused
@@ -258,7 +258,7 @@ def test_a_deadline_leaves_out_exactly_the_late():
     shared = home.strategy.init(home.federation().server)
     updates = [home.strategy.train(home.client(client, 1), shared, None, 1)[0] for client in sorted(set(times) - late)]
     expected = average([u.state["model"] for u in updates], home.strategy.weights(updates))
-    assert same(wire.from_record(done.arrays)["model"], expected)
+    assert same(serialization.from_record(done.arrays)["model"], expected)
 
 
 def test_who_drops_out_is_not_asked():
@@ -279,7 +279,10 @@ def test_who_drops_out_is_not_asked():
 def test_a_round_with_nobody_leaves_everything_as_it_is(name):
     home, grid, rounds = followed(f"strategy={name}", *options(name), "systems.deadline=1e-9", "rounds=2", "evaluation.every=1")
     assert len(rounds) == 2 and grid.memory == {}
-    assert same(wire.from_record(rounds[1].arrays), wire.from_record(wire.to_record(home.strategy.init(home.federation().server))))
+    assert same(
+        serialization.from_record(rounds[1].arrays),
+        serialization.from_record(serialization.to_record(home.strategy.init(home.federation().server))),
+    )
     assert [(done.num_late, len(done.trained), done.bytes_up, done.simulated_time) for done in rounds] == [(3, 0, 0, 1e-9), (3, 0, 0, 2e-9)]
     assert all("train_loss" not in done.metrics and done.metrics["accuracy_own_labels"] >= 0 for done in rounds)
     assert "accuracy" not in rounds[0].metrics or rounds[0].metrics["accuracy"] == rounds[1].metrics["accuracy"]
@@ -306,7 +309,7 @@ def test_a_run_that_begins_with_nobody_goes_on(tmp_path):
         f"output={tmp_path}",
         "engine=local",
     )
-    first, second = metrics(execute(compose([*given]))).to_dict("records")
+    first, second = metrics(run_federation(compose([*given]))).to_dict("records")
     assert (first["num_participants"], first["num_dropped"], first["train_loss"], first["simulated_time"]) == ("0", "2", "", "0.0")
     assert first["generator_teacher_loss"] == "" != second["generator_teacher_loss"] and float(second["train_loss"]) > 0
     assert first["accuracy"] != "" and first["accuracy_class_00"] != "" and list(first)[-1] == "accuracy_class_09"
@@ -330,7 +333,7 @@ def test_newcomers_train_from_the_round_in_which_they_join(participation):
 @pytest.mark.parametrize("strategy", ["fedavg", "fedensemble"])
 def test_newcomers_have_an_accuracy_of_their_own(tmp_path, strategy):
     given = [option for option in TINY if not option.startswith("strategy.")]
-    folder = execute(compose([*given, f"strategy={strategy}", *NEW, f"output={tmp_path}", "engine=local"]))
+    folder = run_federation(compose([*given, f"strategy={strategy}", *NEW, f"output={tmp_path}", "engine=local"]))
     home = world((folder / "config.yaml").read_text())
     with open(folder / "clients.csv", newline="") as file:
         clients = [row for row in csv.DictReader(file) if row["accuracy_own_labels"] and int(row["client"]) in home.fleet.newcomers]
@@ -358,7 +361,7 @@ ALL = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run with all knobs, in this process."""
-    return execute(compose([*ALL, f"output={tmp_path_factory.mktemp('whole')}", "engine=local"]))
+    return run_federation(compose([*ALL, f"output={tmp_path_factory.mktemp('whole')}", "engine=local"]))
 
 
 def test_all_knobs_have_had_a_say(whole):
@@ -372,7 +375,7 @@ def test_all_knobs_have_had_a_say(whole):
 
 
 def test_another_engine_gives_the_same_bits(whole, tmp_path):
-    ray = execute(compose([*ALL, f"output={tmp_path}"]), partial(RayGrid, workers=2, num_gpus=0.0, address=None))
+    ray = run_federation(compose([*ALL, f"output={tmp_path}"]), partial(RayGrid, workers=2, num_gpus=0.0, address=None))
     assert set(differing(ray, whole)) <= {"config.yaml"}, "which names the engine"
 
 
@@ -394,10 +397,10 @@ def test_killed_and_resumed_is_never_killed(whole, tmp_path, dies):
     """In the second round nothing is on disk to go on from but rows; in the sixth there is a checkpoint of the third."""
     given = [*ALL, f"output={tmp_path}", "engine=local"]
     with pytest.raises(InterruptedError):
-        execute(compose(given), partial(Dying, dies=dies))
+        run_federation(compose(given), partial(Dying, dies=dies))
     (folder,) = (tmp_path / "digits").iterdir()
     assert (folder / "checkpoint.json").exists() == (dies == 6)
-    assert execute(compose(given)) == folder and set(differing(folder, whole)) <= {"config.yaml"}, "which names the output"
+    assert run_federation(compose(given)) == folder and set(differing(folder, whole)) <= {"config.yaml"}, "which names the output"
 
 
 # ------------------------------------------------------------------------------------------------------------- Flower's own
@@ -409,7 +412,7 @@ OURS = [option for option in TINY if not option.startswith("strategy.")]
 def test_strategies_of_flower_s_own_choose_themselves(tmp_path, knob):
     name, _, value = knob.partition("=")
     with pytest.raises(ValueError, match=rf"^systems\.{name} must be \S+ with FedAvg, which chooses clients itself.*got '?{value}'?$"):
-        execute(compose(["engine=local", *OURS, *FOREIGN, f"systems.{knob}", f"output={tmp_path / 'runs'}"]))
+        run_federation(compose(["engine=local", *OURS, *FOREIGN, f"systems.{knob}", f"output={tmp_path / 'runs'}"]))
     assert not (tmp_path / "runs").exists()
 
 
@@ -424,7 +427,7 @@ def test_the_clock_of_a_strategy_of_flower_s_own(tmp_path):
         "systems.examples_per_second=10",
         "systems.bytes_per_second=1e3",
     ]
-    folder = execute(compose(given))
+    folder = run_federation(compose(given))
     table, home = metrics(folder), world((folder / "config.yaml").read_text())
     model = sum(value.numel() * value.element_size() for value in read_checkpoint(folder).state["model"].values())
     most = max(home.shape(client)[0] for client in range(6))

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.batch import Batch, Batches
-from fedkd.bound import Bound, load, part, snapshot
-from fedkd.evaluate import evaluate
-from fedkd.models.fedgen_cnn import FedGenCNN
+from fedkd.federation.client import Client
+from fedkd.metrics.accuracy import evaluate
+from fedkd.models.cnn import FedGenCNN
 from fedkd.models.mlp import MLP
-from fedkd.optimize import flatten_optimizer, restore_optimizer, scaled
 from fedkd.seed import Seed
-from fedkd.site import Client
-from fedkd.train import fit
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import Bound, load, part, snapshot
+from fedkd.training.loop import fit
+from fedkd.training.optimizers import flatten_optimizer, restore_optimizer, scaled
 from fedkd.types import Examples, Task
 from tests.conftest import same, settle
 

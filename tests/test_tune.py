@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkd.partition.hold_out import hold_out
+from fedkd.partition.validation_split import hold_out
 from fedkd.seed import Seed
-from simulations import tune, tune_distill
-from simulations.command import compose
-from simulations.distill import composed
-from simulations.distill import execute as distil
-from simulations.run import execute
+from simulations.config import compose
+from simulations.distillation.runner import composed
+from simulations.distillation.runner import run_distillation as distil
+from simulations.experiments import tuning
+from simulations.federation.runner import run_federation
 from tests.conftest import SMALL, run, settle
 from tests.running import metrics
 
@@ -28,7 +28,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path, capsys):
     output = f"output={tmp_path}"
-    tune.main([*GIVEN, "strategy=fedavg,fedprox", output, "--grid", "0.001", "0.1", "1e30", "--table", str(tmp_path / "tuned.csv")])
+    tuning.tune_strategy_main(
+        [*GIVEN, "strategy=fedavg,fedprox", output, "--grid", "0.001", "0.1", "1e30", "--table", str(tmp_path / "tuned.csv")]
+    )
     rows = table(tmp_path / "tuned.csv")
     assert [(row["strategy"], float(row["value"])) for row in rows] == [(s, v) for s in ("fedavg", "fedprox") for v in (0.001, 0.1, 1e30)]
     for row in rows:
@@ -43,23 +45,23 @@ def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path
     said = capsys.readouterr().out
     assert said.count("cost: 3 runs, 6 rounds, 18 client updates, ") == 2 and "last of the grid" not in said
     assert [row["value"] for row in rows if row["chosen"] == "1"] == ["0.1", "0.1"]
-    folder = execute(compose([*GIVEN, "strategy=fedprox", output, f"tuned={tmp_path / 'tuned.csv'}"]))
+    folder = run_federation(compose([*GIVEN, "strategy=fedprox", output, f"tuned={tmp_path / 'tuned.csv'}"]))
     noted = json.loads((folder / "tuned.json").read_text())
     tried = [{key: value for key, value in row.items() if key != "seconds"} for row in rows if row["strategy"] == "fedprox"]
     assert noted["chosen"] == [row for row in tried if row["chosen"] == "1"] and noted["tried"] == 3
     assert noted["sha256"] == hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
-    plain = execute(compose([*GIVEN, "strategy=fedprox", output, "optimizer.lr=0.1"]))
+    plain = run_federation(compose([*GIVEN, "strategy=fedprox", output, "optimizer.lr=0.1"]))
     assert folder == plain, "a value that was chosen and one that was given are the same run"
     with pytest.raises(ValueError, match=r"^tuned must hold a choice for strategy moon .*tuned\.csv"):
-        execute(compose([*GIVEN, "strategy=moon", output, f"tuned={tmp_path / 'tuned.csv'}"]))
+        run_federation(compose([*GIVEN, "strategy=moon", output, f"tuned={tmp_path / 'tuned.csv'}"]))
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="^tuned must be a file that simulations.tune has written"):
-        execute(compose([*GIVEN, output, f"tuned={tmp_path / 'odd.csv'}"]))
+    with pytest.raises(ValueError, match="^tuned must be a file that simulations.experiments.tuning has written"):
+        run_federation(compose([*GIVEN, output, f"tuned={tmp_path / 'odd.csv'}"]))
 
 
 def test_nothing_finite_is_nothing_to_choose(tmp_path):
     with pytest.raises(ValueError, match=r"^optimizer\.lr must leave training finite"):
-        tune.tune("optimizer.lr", [1e30], 0.2, [*GIVEN, "strategy=fedavg", f"output={tmp_path}"], tmp_path / "tuned.csv")
+        tuning.tune_strategy("optimizer.lr", [1e30], 0.2, [*GIVEN, "strategy=fedavg", f"output={tmp_path}"], tmp_path / "tuned.csv")
 
 
 def test_tuning_sees_no_test_example():
@@ -102,7 +104,7 @@ def test_a_public_set_and_a_validation_set_are_apart():
 def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path, capsys):
     small = ["teacher=resnet8", "teacher.widths=[4,5,6]", "student=resnet8", "student.widths=[4,5,6]", "epochs=2", "steps=5", "batch_size=16",
              "progress=false", "export=false", f"output={tmp_path}"]  # fmt: skip
-    tune_distill.main([*small, "distiller=kd,sp", "--factors", "1", "0.1", "--table", str(tmp_path / "tuned.csv")])
+    tuning.tune_distiller_main([*small, "distiller=kd,sp", "--factors", "1", "0.1", "--table", str(tmp_path / "tuned.csv")])
     assert capsys.readouterr().out.count("; the last of the grid: a better one may lie beyond\n") == 2, "of two values each is the last"
     rows = table(tmp_path / "tuned.csv")
     assert [(row["strategy"], float(row["value"])) for row in rows] == [("kd", 0.9), ("kd", 0.09), ("sp", 3000), ("sp", 300)]
@@ -118,6 +120,6 @@ def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path, caps
     ):
         distil(composed([*small, "distiller=at", f"tuned={tmp_path / 'tuned.csv'}"]))
     with pytest.raises(ValueError, match=r"^distiller must be a method with a weight to be tuned, got 'none'$"):
-        tune_distill.tune([1], 0.2, [*small, "distiller=none"], tmp_path / "tuned.csv")
+        tuning.tune_distiller([1], 0.2, [*small, "distiller=none"], tmp_path / "tuned.csv")
     alone = [distil(composed([*small, "distiller=none", *given])) for given in ([], [f"tuned={tmp_path / 'tuned.csv'}"])]
     assert alone[0] == alone[1], "in a sweep, what has no weight is run as it is"

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fedkd.models.mixed import Mixed
-from simulations.command import compose
-from simulations.run import execute
+from fedkd.models.heterogeneous import Mixed
+from simulations.config import compose
+from simulations.federation.runner import run_federation
 from tests.conftest import SMALL, run, same, settle
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
@@ -107,7 +107,7 @@ def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
     """With ``evaluation.shards=all`` each of them on the whole test set, as an evaluation by itself says; the rows name its network."""
     given = [option for option in SMALL if not option.startswith(("evaluation", "rounds"))]
     given += ["model=mixed", "strategy=feddistill_logits", "evaluation.shards=all", "rounds=2", "progress=false", f"output={tmp_path}"]
-    folder = execute(compose(given))
+    folder = run_federation(compose(given))
     rows = pd.read_csv(folder / "clients.csv").query("round == 2")
     assert rows["architecture"].tolist() == ["cnn_small", "cnn_wide", "mlp"] * 2 and set(rows["num_test_examples"]) == {355}
     ran = run(*given[:-2])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from simulations.report import main
+from simulations.reports.builder import main
 from tests.test_generator_figures import generated
 from tests.test_report import write
 from tests.test_report_tables import whole

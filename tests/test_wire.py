@@ -11,8 +11,8 @@ from flwr.common.serde import array_record_from_proto, array_record_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 
-from fedkd import wire
-from simulations.compat import identify
+from fedkd.federation import serialization
+from simulations.engine.flower_compat import identify
 from tests.conftest import same, settle
 from tests.running import metrics, quick
 
@@ -48,7 +48,7 @@ STATES = {
 @pytest.mark.parametrize("name", STATES)
 def test_a_state_comes_back_bit_for_bit(name):
     state = STATES[name]
-    back = wire.from_record(wire.to_record(state))
+    back = serialization.from_record(serialization.to_record(state))
     assert same(back, state)
     for part, tensors in state.items():
         for key, value in tensors.items():
@@ -59,17 +59,17 @@ def test_a_state_comes_back_bit_for_bit(name):
 def test_a_view_travels_as_what_it_shows():
     whole = torch.arange(12.0).view(3, 4)
     state = {"a": {"column": whole[:, 1], "turned": whole.T}}
-    assert same(wire.from_record(wire.to_record(state)), state)
+    assert same(serialization.from_record(serialization.to_record(state)), state)
 
 
 def test_a_part_without_tensors_does_not_survive():
-    assert wire.unflatten(wire.flatten({"empty": {}, "full": {"x": torch.ones(1)}})) == {"full": {"x": torch.ones(1)}}
+    assert serialization.unflatten(serialization.flatten({"empty": {}, "full": {"x": torch.ones(1)}})) == {"full": {"x": torch.ones(1)}}
 
 
 def test_what_came_back_can_be_written_without_changing_the_record():
-    record = wire.to_record({"a": {"x": torch.zeros(3)}})
-    wire.from_record(record)["a"]["x"].add_(1)
-    assert same(wire.from_record(record), {"a": {"x": torch.zeros(3)}})
+    record = serialization.to_record({"a": {"x": torch.zeros(3)}})
+    serialization.from_record(record)["a"]["x"].add_(1)
+    assert same(serialization.from_record(record), {"a": {"x": torch.zeros(3)}})
 
 
 def test_payload_counts_numbers_and_a_shared_content_once_a_client():
@@ -78,21 +78,21 @@ def test_payload_counts_numbers_and_a_shared_content_once_a_client():
         {"a": ArrayRecord({"x": torch.zeros(3, 4), "n": torch.tensor(1)}), "b": ArrayRecord({"y": torch.zeros(5, dtype=torch.float64)})}
     )
     messages = [Message(content, dst_node_id=i, message_type="train") for i in range(3)]
-    assert wire.payload(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
-    assert wire.payload(messages) == 3 * wire.payload(messages[:1])
-    assert wire.payload([Message(Error(2, "no"), reply_to=messages[0])]) == 0 and wire.payload([]) == 0
+    assert serialization.payload(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
+    assert serialization.payload(messages) == 3 * serialization.payload(messages[:1])
+    assert serialization.payload([Message(Error(2, "no"), reply_to=messages[0])]) == 0 and serialization.payload([]) == 0
 
 
 def test_tensors_of_one_record_do_not_share_their_memory():
     """Of a state that was packed, of what was unpacked before, or of each other where one array stands twice."""
     state = {"a": {"x": torch.zeros(3), "n": torch.tensor(0)}}
-    record = wire.to_record(state)
+    record = serialization.to_record(state)
     record["b:x"] = record["a:x"]
-    first, second = wire.from_record(record), wire.from_record(record)
+    first, second = serialization.from_record(record), serialization.from_record(record)
     for tensor in (state["a"]["x"], state["a"]["n"], first["a"]["x"], first["b"]["x"], second["a"]["n"]):
         tensor.add_(1)
     assert same(second, {"a": {"x": torch.zeros(3), "n": torch.tensor(1)}, "b": {"x": torch.zeros(3)}})
-    assert same(wire.from_record(record)["a"], {"x": torch.zeros(3), "n": torch.tensor(0)})
+    assert same(serialization.from_record(record)["a"], {"x": torch.zeros(3), "n": torch.tensor(0)})
 
 
 # ---------------------------------------------------------------------------------------------------------- Flower's Array
@@ -115,7 +115,7 @@ def values(request) -> np.ndarray:
 
 
 def test_an_array_is_flower_s_array_for_flower(values):
-    ours, theirs = wire.Array(values), flwr.app.Array(values)
+    ours, theirs = serialization.Array(values), flwr.app.Array(values)
     assert isinstance(ours, flwr.app.Array) and type(ours).__qualname__ == type(theirs).__qualname__, "the name is in the bytes of it"
     assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
     assert ours.object_id == theirs.object_id and ours.deflate() == theirs.deflate()
@@ -123,15 +123,15 @@ def test_an_array_is_flower_s_array_for_flower(values):
 
 
 def test_the_numbers_of_an_array_are_a_copy(values):
-    copy = wire.Array(values).numpy()
+    copy = serialization.Array(values).numpy()
     assert isinstance(copy, np.ndarray) and copy.flags.writeable and not np.shares_memory(copy, values)
     assert copy.dtype == values.dtype and copy.shape == values.shape and np.array_equal(copy, values)
 
 
 def test_an_array_survives_pickling(values):
     for protocol in (4, 5):
-        back = pickle.loads(pickle.dumps(wire.Array(values), protocol=protocol))
-        assert type(back) is wire.Array and np.array_equal(back.numpy(), values) and back.data == wire.Array(values).data
+        back = pickle.loads(pickle.dumps(serialization.Array(values), protocol=protocol))
+        assert type(back) is serialization.Array and np.array_equal(back.numpy(), values) and back.data == serialization.Array(values).data
 
 
 def plain(record: ArrayRecord, values: np.ndarray) -> bool:
@@ -141,7 +141,7 @@ def plain(record: ArrayRecord, values: np.ndarray) -> bool:
 
 
 def test_an_array_travels_in_protocol_buffers_as_flower_s_own(values):
-    record = wire.record_of({"a": values})
+    record = serialization.record_of({"a": values})
     assert plain(array_record_from_proto(array_record_to_proto(record)), values)
     assert array_record_to_proto(record) == array_record_to_proto(ArrayRecord({"a": flwr.app.Array(values)}))
 
@@ -149,7 +149,7 @@ def test_an_array_travels_in_protocol_buffers_as_flower_s_own(values):
 def test_a_message_is_deflated_and_inflated_as_flower_does_between_machines(values):
     identify()
     content = RecordDict(
-        {"shared": wire.record_of({"a": values}), "config": ConfigRecord({"server-round": 3}), "m": MetricRecord({"x": 0.5})}
+        {"shared": serialization.record_of({"a": values}), "config": ConfigRecord({"server-round": 3}), "m": MetricRecord({"x": 0.5})}
     )
     message = Message(content, dst_node_id=5, message_type="train")
     contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
@@ -157,15 +157,17 @@ def test_a_message_is_deflated_and_inflated_as_flower_does_between_machines(valu
         validate_object_content(part)
     back = inflate_object_from_contents(message.object_id, contents)
     assert plain(back.content["shared"], values) and back.content["config"] == content["config"] and back.content["m"] == content["m"]
-    assert wire.payload([back]) == wire.payload([message]) == values.nbytes
-    assert torch.equal(torch.from_numpy(values.copy()), wire.from_record(ArrayRecord({"p:k": back.content["shared"]["a"]}))["p"]["k"])
+    assert serialization.payload([back]) == serialization.payload([message]) == values.nbytes
+    assert torch.equal(
+        torch.from_numpy(values.copy()), serialization.from_record(ArrayRecord({"p:k": back.content["shared"]["a"]}))["p"]["k"]
+    )
 
 
 def test_a_content_of_several_clients_counts_each_time_and_equal_ones_too():
     identify()
-    shared, again = (RecordDict({"a": wire.record_of({"x": np.zeros(5), "y": np.zeros((2, 2), np.float32)})}) for _ in range(2))
+    shared, again = (RecordDict({"a": serialization.record_of({"x": np.zeros(5), "y": np.zeros((2, 2), np.float32)})}) for _ in range(2))
     messages = [Message(content, dst_node_id=i, message_type="train") for i, content in enumerate([shared, shared, again, RecordDict()])]
-    assert [wire.payload(messages[:number]) for number in range(5)] == [0, 56, 112, 168, 168]
+    assert [serialization.payload(messages[:number]) for number in range(5)] == [0, 56, 112, 168, 168]
 
 
 # ---------------------------------------------------------------------------------------------------------- bytes of a round

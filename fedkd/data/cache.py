@@ -1,10 +1,6 @@
-"""Images are decoded once, then shared: a checked cache of memory-mapped arrays.
+"""The cache of decoded images: decoded once, then shared as memory-mapped arrays that are checked by their digest."""
 
-An entry is a directory ``<name>-<hash of the key>`` with one ``.npy`` per array and ``meta.json``: each file's size and checksum,
-and the content's digest. It is written beside its place and renamed into it, by one process at a time. An entry that was
-truncated, tampered with or left half-written is noticed when it is opened, and built anew.
-"""
-
+import hashlib
 import json
 import logging
 import os
@@ -17,18 +13,44 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from fedkd.data.digest import content_digest, file_digest, json_digest
+from fedkd.errors import ConfigError
+
+
+def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Over names, types, shapes and values: the same for the same data, wherever and however it is stored."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        state.update(memoryview(array).cast("B"))
+    return state.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Over the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def json_digest(value: object) -> str:
+    """Over anything that JSON can hold, whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
 
 log = logging.getLogger("fedkd")
+
 
 FORMAT = 1
 """Counts the layouts of an entry; part of every key, so that a new layout never meets an old entry."""
 
+
 Allocate = Callable[[str, tuple[int, ...], str], np.ndarray]
 """``(name, shape, dtype) -> array`` on disk, to be filled."""
 
+
 Decode = Callable[[Allocate], tuple[str, ...]]
 """Allocates and fills the arrays, and gives the names of the classes."""
+
 
 _verified: set[tuple] = set()
 """Entries that this process has checked, by path and by the stat of every file: a changed file is checked again."""
@@ -51,7 +73,7 @@ def directory(cache: str | None) -> Path:
     """Where entries stand: ``cache``, or ``$XDG_CACHE_HOME/fedkd``, or ``~/.cache/fedkd``. Created if it is missing.
 
     Raises:
-        ValueError: naming ``cache``, when the directory cannot be created.
+        ConfigError: naming ``cache``, when the directory cannot be created.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
     path = Path(cache).expanduser().absolute() if cache else home
@@ -66,7 +88,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise ConfigError(
             f"cache must be a directory that can be written and has room, got {str(path)!r} ({error}); set data.cache to another"
         ) from error
 
@@ -97,7 +119,7 @@ def load(cache: str | None, name: str, key: Mapping[str, object], decode: Decode
         decode: fills the arrays; it is called by at most one process at a time.
 
     Raises:
-        ValueError: naming ``cache`` when it cannot be written; and what ``decode`` raises.
+        ConfigError: naming ``cache`` when it cannot be written; and what ``decode`` raises.
     """
     root = directory(cache)
     entry = root / f"{name}-{json_digest({'format': FORMAT, **key})}"

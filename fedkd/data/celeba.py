@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torchvision.datasets
 from torchvision.datasets import VisionDataset
 
-from fedkd.check import require
-from fedkd.data.vision import Vision
+from fedkd.data.torchvision_base import Vision
+from fedkd.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from fedkd.data.digest import content_digest
+from fedkd.data.cache import content_digest
 from fedkd.types import Examples, Task
 
 

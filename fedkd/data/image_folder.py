@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedkd.check import require
+from fedkd.data.base import Resized, fill, pixels, reading
 from fedkd.data.cache import Allocate
-from fedkd.data.images import fill, pixels, reading
-from fedkd.data.source import Resized
+from fedkd.errors import require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 

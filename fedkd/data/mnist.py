@@ -9,9 +9,9 @@ import torchvision.datasets
 from PIL import Image
 from torchvision.datasets import VisionDataset
 
-from fedkd.check import require
-from fedkd.data.images import damaged, reading
-from fedkd.data.vision import Vision
+from fedkd.data.base import damaged, reading
+from fedkd.data.torchvision_base import Vision
+from fedkd.errors import require
 
 
 def check_idx(path: Path) -> None:

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fedkd.check import require
+from fedkd.data.base import Resized, damaged, fill, pixels, reading
 from fedkd.data.cache import Allocate
-from fedkd.data.images import damaged, fill, pixels, reading
-from fedkd.data.source import Resized
+from fedkd.errors import require
 
 BATCH_ROWS = 1024
 """Rows read at a time: memory stays small however large the file is."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torchvision.datasets
 from torchvision.datasets import VisionDataset
 
-from fedkd.data.vision import Vision
+from fedkd.data.torchvision_base import Vision
 
 PARTS = {True: "train", False: "test"}
 

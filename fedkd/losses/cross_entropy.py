@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd.losses.rows import wide
+from fedkd.tensor_ops import wide
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:  # [..., C], [...] -> [...]

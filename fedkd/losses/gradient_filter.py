@@ -7,9 +7,8 @@ whose text and code were not at hand: the filters below are readings of its idea
 import torch
 from torch import Tensor
 
-from fedkd.check import require
-from fedkd.losses.rows import wide
-from fedkd.one_hot import one_hot
+from fedkd.errors import require
+from fedkd.tensor_ops import one_hot, wide
 
 
 def filtered(logits: Tensor, mask: Tensor) -> Tensor:  # [B, C], [B, C] bool -> [B, C]

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from fedkd.check import require
-from fedkd.losses.rows import flat
+from fedkd.errors import require
+from fedkd.tensor_ops import flat
 
 
 def hint(teacher: Tensor, student: Tensor) -> Tensor:  # [B, ...], [B, ...] -> [B]

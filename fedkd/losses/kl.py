@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedkd.losses.rows import wide
+from fedkd.tensor_ops import wide
 
 
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:  # [B, C], [B, C] -> [B]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedkd.check import require
-from fedkd.models.classifier import Classifier
+from fedkd.errors import require
+from fedkd.models.base import Classifier
 from fedkd.types import Task
 
 

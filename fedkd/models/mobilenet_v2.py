@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from fedkd.check import require
-from fedkd.models.classifier import Classifier
+from fedkd.errors import require
+from fedkd.models.base import Classifier
 from fedkd.models.layers import GlobalAveragePool, convolved, fan_out, small
 from fedkd.types import Task
 
@@ -62,7 +62,7 @@ class MobileNetV2(Classifier):
             CIFAR-100, 73.51 against 64.60).
 
     Raises:
-        ValueError: naming the key, the rule and the value.
+        ConfigError: naming the key, the rule and the value.
     """
 
     def __init__(self, task: Task, *, width_multiplier: float, expansion: int, stem_stride: int) -> None:

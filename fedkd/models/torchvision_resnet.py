@@ -3,8 +3,8 @@
 from torch import nn
 from torchvision.models import ResNet, get_model, get_model_weights
 
-from fedkd.check import require
-from fedkd.models.classifier import Classifier
+from fedkd.errors import ConfigError, require
+from fedkd.models.base import Classifier
 from fedkd.models.layers import GlobalAveragePool, fan_out
 from fedkd.types import Task
 
@@ -21,7 +21,7 @@ def network(task: Task, name: str, weights: str | None) -> ResNet:
     try:
         made = get_model(name, weights=weights)
     except OSError as error:
-        raise ValueError(f"weights must be in torch.hub's cache or within reach, got {weights!r}: {error}") from error
+        raise ConfigError(f"weights must be in torch.hub's cache or within reach, got {weights!r}: {error}") from error
     if task.num_classes != made.fc.out_features:
         made.fc = nn.Linear(made.fc.in_features, task.num_classes)
     return made
@@ -45,7 +45,7 @@ class TorchvisionResNet(Classifier):
             (1000), and a fresh one put in its place elsewhere. null: none.
 
     Raises:
-        ValueError: naming the key, the rule and the value.
+        ConfigError: naming the key, the rule and the value.
     """
 
     def __init__(self, task: Task, *, name: str, weights: str | None) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedkd.check import require
-from fedkd.models.classifier import Classifier
+from fedkd.errors import require
+from fedkd.models.base import Classifier
 from fedkd.models.layers import GlobalAveragePool, fan_out, small
 from fedkd.types import Task
 
@@ -37,7 +37,7 @@ class VGG(Classifier):
         widths: channels of each block.
 
     Raises:
-        ValueError: naming the key, the rule and the value.
+        ConfigError: naming the key, the rule and the value.
     """
 
     def __init__(self, task: Task, *, convolutions: Sequence[int], widths: Sequence[int]) -> None:

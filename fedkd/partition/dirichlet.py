@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.shards import check, check_rules, cut, deal, owned, pools, redraw
+from fedkd.partition.common import check, check_rules, cut, deal, owned, pools, redraw
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -36,7 +36,7 @@ class Dirichlet:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
 
         Raises:
-            ValueError: when ``min_size`` cannot be reached, or was not within ``max_draws`` draws.
+            ConfigError: when ``min_size`` cannot be reached, or was not within ``max_draws`` draws.
         """
         check(train_labels, test_labels, num_clients, self.min_size)
         classes = pools(train_labels)

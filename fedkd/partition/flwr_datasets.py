@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.check import require
-from fedkd.partition.shards import check, owned
+from fedkd.errors import ConfigError, require
+from fedkd.partition.common import check, owned
 from fedkd.types import Partition
 
 INSTALL = "it needs the package flwr-datasets: pip install 'fedkd[flwr-datasets]'"
@@ -36,7 +36,7 @@ class FlwrDatasets:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
 
         Raises:
-            ValueError: flwr-datasets is not installed, or its partitioner does not give every client examples of its own.
+            ConfigError: flwr-datasets is not installed, or its partitioner does not give every client examples of its own.
         """
         check(train_labels, test_labels, num_clients)
         given = dict(self.partitioner.keywords) if isinstance(self.partitioner, partial) else {}
@@ -48,7 +48,7 @@ class FlwrDatasets:
         try:
             train = _divided(self.partitioner(**{key: own[key] for key in own if key in takes}), train_labels[order], num_clients)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"partitioner must divide the training examples among num_clients={num_clients}, got {kind}: {error}"
             ) from error
         train = [np.sort(order[index]).astype(np.int64) for index in train]
@@ -64,21 +64,21 @@ def _divided(partitioner: Any, labels: np.ndarray, num_clients: int) -> list[np.
     """Each client's row numbers.
 
     Raises:
-        ValueError: flwr-datasets is not installed, or there are more or fewer partitions than clients, or they are no division of examples.
+        ConfigError: flwr-datasets is not installed, or there are more or fewer partitions than clients, or they are no division of examples.
     """
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise ValueError(INSTALL) from error
+        raise ConfigError(INSTALL) from error
     partitioner.dataset = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
     number = partitioner.num_partitions
     require(number == num_clients, "num_partitions", "must be the number of clients", number)
     parts = [partitioner.load_partition(client) for client in range(num_clients)]
     if not all("index" in part.column_names for part in parts):
-        raise ValueError("it divides columns, not examples")
+        raise ConfigError("it divides columns, not examples")
     index = [np.asarray(part["index"][:], np.int64) for part in parts]  # [:]: at once, not row by row
     if empty := [client for client, own in enumerate(index) if len(own) == 0]:
-        raise ValueError(f"it leaves no examples to {empty}")
+        raise ConfigError(f"it leaves no examples to {empty}")
     if shared := sum(map(len, index)) - len(np.unique(np.concatenate(index))):
-        raise ValueError(f"it gives {shared} examples to several clients")
+        raise ConfigError(f"it gives {shared} examples to several clients")
     return index

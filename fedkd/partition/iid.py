@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.shards import check, owned
+from fedkd.partition.common import check, owned
 from fedkd.types import Partition
 
 

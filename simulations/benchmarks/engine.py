@@ -16,6 +16,8 @@ training, and what ``cohort=auto`` chooses against one by one.
 ``generator_10``, ``generator_100``: the generator's steps from ten and a hundred heads, against the loop over heads.
 """
 
+import os
+import resource
 import statistics
 import sys
 import time
@@ -25,19 +27,23 @@ from statistics import mean
 
 import torch
 
-from fedkd.bound import part, snapshot
-from simulations.benchmarks import scale, shapes
-from simulations.benchmarks.naive import Opponent
-from simulations.benchmarks.rival import flower_seconds
-from simulations.calibrate import choose
+from fedkd.training.functional_model import part, snapshot
+from simulations.benchmarks import workloads
+from simulations.benchmarks.flower_runtime import flower_seconds
+from simulations.benchmarks.reference_process import Opponent
+from simulations.engine.ray_cluster import start_ray
+from simulations.engine.vmap_tuning import choose
 from simulations.process import settle
 
 PAIRS = 7
+
 CHUNK = 5
 """Clients that an actor trains at once where ten are shared between two."""
 
+
 IN_A_ROW = 5
 """Rounds of a repetition: whatever belongs to a round, its evaluation above all, may go on while the next begins."""
+
 
 Figures = Iterator[tuple[str, float]]
 
@@ -63,7 +69,7 @@ def local_steps(overrides: list[str]) -> Figures:
     """One worker, one thread, ten clients, 20 steps of batches of 32; milliseconds per client and step."""
     opponent = Opponent(overrides)
     for key, compiled in (("local_step", False), ("local_step_compiled", True)):
-        train = shapes.local_training(overrides, 10, compiled)
+        train = workloads.local_training(overrides, 10, compiled)
         for _ in range(7):  # until steps are replayed, or compiled
             train()
         yield key, ratio(key, lambda: opponent.seconds("local 10"), lambda work=train: timed(work), unit=1e3 / 200)
@@ -73,7 +79,7 @@ def local_steps(overrides: list[str]) -> Figures:
 def rounds(overrides: list[str]) -> Figures:
     """Whole rounds on two actors; milliseconds a round."""
     opponent = Opponent(overrides)
-    with shapes.federation([*overrides, f"cohort={CHUNK}"], workers=2) as ours:
+    with workloads.federation([*overrides, f"cohort={CHUNK}"], workers=2) as ours:
         ours.rounds(9)
         mine = lambda: timed(lambda: ours.rounds(IN_A_ROW)) / IN_A_ROW
         yield "round_vs_loop", ratio("round_vs_loop", lambda: mean(opponent.seconds("round") for _ in range(IN_A_ROW)), mine, pairs=9)
@@ -83,7 +89,7 @@ def rounds(overrides: list[str]) -> Figures:
         yield "round_vs_flower", ratio("round_vs_flower", lambda: mean(islice(flower, IN_A_ROW)), mine)
 
 
-def overhead(ours: shapes.Federated) -> float:
+def overhead(ours: workloads.Federated) -> float:
     """(round - slowest actor's training - the server's computing) / round, the median of 15 training rounds."""
     shares = [1 - (one.training + one.server) / one.wall for one in ours.training_rounds(16)[1:]]
     print(f"# overhead: {min(shares):.3f} to {max(shares):.3f} in {len(shares)} rounds", flush=True)
@@ -93,33 +99,33 @@ def overhead(ours: shapes.Federated) -> float:
 def thousand(overrides: list[str]) -> Figures:
     """Messages to a thousand clients and their replies; milliseconds a round."""
     flower = flower_seconds("thousand", [])
-    with shapes.idle(1000, workers=2) as ours:
+    with workloads.idle(1000, workers=2) as ours:
         yield "thousand_vs_flower", ratio("thousand_vs_flower", lambda: next(flower), lambda: timed(ours.exchange))
 
 
 def scales(overrides: list[str]) -> Figures:
     """Training rounds of more clients; microseconds per client and step."""
     for key, population, per_round in (("scale_1000", 1000, 100), ("scale_10000", 10000, 1000)):
-        yield key, scale.relative_cost(key, population, per_round, overrides)
+        yield key, relative_cost(key, population, per_round, overrides)
 
 
 def resnets(overrides: list[str]) -> Figures:
     """One thread, batches of 64, two steps of two clients; milliseconds per client and step."""
     options = ["model=resnet8", "batch_size=64", "strategy=fedavg"]
     opponent, clients = Opponent(options), 2
-    one = shapes.pixels_training(options, clients, 1)
+    one = workloads.pixels_training(options, clients, 1)
     yield "resnet_lean", ratio("resnet_lean", lambda: opponent.seconds("local_pixels 2 2"), lambda: timed(one), unit=1e3 / 4)
     opponent.close()
-    number, milliseconds = choose(shapes.settled([*options, *shapes.pixels_overrides(20)]), 1)
+    number, milliseconds = choose(workloads.settled([*options, *workloads.pixels_overrides(20)]), 1)
     print(f"# resnet_auto: auto chooses {number} of {milliseconds}", flush=True)
     count = max(number, clients)
-    alone, auto = (shapes.pixels_training(options, count, size) for size in (1, number))
+    alone, auto = (workloads.pixels_training(options, count, size) for size in (1, number))
     yield "resnet_auto", ratio("resnet_auto", lambda: timed(alone), lambda: timed(auto), unit=1e3 / (2 * count))
 
 
 def generators(overrides: list[str]) -> Figures:
     """Fifty steps of the server's generator; milliseconds a step."""
-    opponent, home = Opponent(overrides), shapes.settled(overrides)
+    opponent, home = Opponent(overrides), workloads.settled(overrides)
     server, strategy = home.federation().server, home.strategy
     state, random = strategy.init(server), (home.seed / "heads").torch()
     for heads in (10, 100):
@@ -165,3 +171,35 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+
+STEPS, PER_CLIENT, ROUNDS = 20, 64, 5
+
+
+def relative_cost(key: str, population: int, per_round: int, overrides: list[str]) -> float:
+    """Microseconds per client and step of a training round, over those of 10 of 20; both federations take rounds in turn."""
+    start_ray(4, None)  # room for both federations' actors, of which one at a time works
+    with federation(population, per_round, overrides) as large, federation(20, 10, overrides) as small:
+        pairs = []
+        for repetition in range(1 + ROUNDS):
+            fast = statistics.median(one.wall for one in small.training_rounds(9)[3:]) / (10 * STEPS)
+            slow = statistics.median(one.wall for one in large.training_rounds(1)) / (per_round * STEPS)
+            if repetition:
+                pairs.append((slow, fast))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        actors = max(large.actors_memory()) / 2**20
+    ratios = sorted(slow / fast for slow, fast in pairs)
+    slow, fast = (statistics.median(column) * 1e6 for column in zip(*pairs))
+    print(
+        f"# {key}: {slow:.4g} against {fast:.4g} microseconds; {ROUNDS} pairs, ratios {ratios[0]:.2f} to {ratios[-1]:.2f}; "
+        f"peak memory {memory:.2f} GiB in the driver, {actors:.2f} GiB in an actor, {os.cpu_count()} cores",
+        flush=True,
+    )
+    return statistics.median(ratios)
+
+
+def federation(population: int, per_round: int, overrides: list[str]):
+    """FedGen, every client with 64 examples drawn from all, two actors, chunks as cohort=auto would cut them at most."""
+    sizes = [f"num_clients={population}", f"clients_per_round={per_round}", f"local_steps={STEPS}", "cohort=5"]
+    kept = [o for o in overrides if not o.lstrip("~+").startswith("partition")]
+    return workloads.federation([*kept, *workloads.overlapping_overrides(PER_CLIENT), *sizes], workers=2)

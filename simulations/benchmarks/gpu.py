@@ -16,10 +16,10 @@ import time
 
 import torch
 
-from fedkd.bound import Bound
-from simulations.benchmarks import shapes
-from simulations.grids import LocalGrid
-from simulations.world import World, world
+from fedkd.training.functional_model import Bound
+from simulations.benchmarks import workloads
+from simulations.engine.local_engine import LocalGrid
+from simulations.setup.simulation import World, world
 
 CHUNK, ROUNDS, REPETITIONS, CLIENTS = 50, 1500, 5, (10, 100, 1000)
 
@@ -57,7 +57,7 @@ def cohorts(home: World, shared: dict, clients: int) -> None:
 
 def local_training(overrides: list[str], device: str) -> None:
     """``gpu_10``, ``gpu_100`` and ``gpu_1000``."""
-    home = shapes.settled([*overrides, *shapes.overlapping_overrides(64), f"num_clients={max(CLIENTS)}", f"device={device}"])
+    home = workloads.settled([*overrides, *workloads.overlapping_overrides(64), f"num_clients={max(CLIENTS)}", f"device={device}"])
     state = home.strategy.init(home.federation().server)
     shared = {name: state[name] for name in home.strategy.shares}
     for clients in CLIENTS:
@@ -75,16 +75,16 @@ def local_training(overrides: list[str], device: str) -> None:
 
 def cifar(device: str, rounds: int) -> None:
     """``gpu_cifar``."""
-    source = f"{shapes.random_pixels.__module__}.{shapes.random_pixels.__qualname__}"
+    source = f"{workloads.random_pixels.__module__}.{workloads.random_pixels.__qualname__}"
     data = ["~data", f"+data._target_={source}", "+data._partial_=true", "+data.num_examples=50000", "+data.seed=0", "name=pixels"]
     size = ["num_clients=1000", "clients_per_round=50", "local_steps=null", "local_epochs=1", "batch_size=10", "evaluation.every=10"]
     options = ["strategy=fedavg", "partition=iid", "model.widths=[32,64]", f"cohort={CHUNK}", f"device={device}", f"rounds={rounds}"]
-    text = shapes.configured([*data, *size, *options])
+    text = workloads.configured([*data, *size, *options])
     home = world(text)
     home.strategy.federation, grid = home.federation(), LocalGrid(1000, text)
 
     def judge(number: int, arrays) -> dict:
-        return shapes.judge(home, grid, arrays)
+        return workloads.judge(home, grid, arrays)
 
     seconds = synchronised(lambda: home.strategy.start(grid, num_rounds=rounds, evaluate_fn=judge), device)
     print(f"# gpu_cifar: {seconds:.4g} seconds for {rounds} rounds, everything included", flush=True)

@@ -19,18 +19,19 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from simulations.benchmarks.engine import timed
-from simulations.command import compose
+from simulations.config import compose
+from simulations.federation.runner import run_federation
 from simulations.process import settle
-from simulations.run import execute
 
 STRATEGIES = ("fedavg", "fedgen", "fedprox", "fedensemble", "feddistill", "scaffold", "moon", "fedntd", "fedgkd", "fedgen_paper")
+
 ALPHAS = tuple(tenths / 10 for tenths in range(1, 11))
 
 
 def folders(home: Path, number: int, rounds: int) -> None:
     """``number`` run folders in ``home``."""
     small = ["data=digits", "engine=local", "local_steps=1", f"rounds={rounds}", "progress=false", f"output={home.parent / 'first'}"]
-    first = execute(compose(small))
+    first = run_federation(compose(small))
     tables = {name: pd.read_csv(first / f"{name}.csv") for name in ("metrics", "clients")}
     for place in range(number):
         seed, rest = divmod(place, len(STRATEGIES) * len(ALPHAS))

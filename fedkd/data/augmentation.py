@@ -1,0 +1,56 @@
+"""Images of a batch moved and mirrored: all at once, by draws made ahead."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd.errors import require
+from fedkd.seed import Seed
+from fedkd.types import Examples, Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """A random crop of the padded image, then half of them mirrored: what CIFAR's recipe does, one draw an image and step.
+
+    Args:
+        crop: >= 0, pixels by which an image moves at most, up, down, left and right; what comes in is black.
+        flip: mirror left and right with probability 1/2.
+    """
+
+    crop: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 0, "crop", "must be >= 0 pixels (0 does not move images)", self.crop)
+
+    def draw(self, num_steps: int, batch_size: int, seed: Seed) -> Tensors:
+        """Draws of all steps: ``moves`` [S, B, 2] in -crop..crop, down and right, and ``mirrored`` [S, B]."""
+        draws = {}
+        if self.crop:
+            moves = torch.randint(2 * self.crop + 1, (num_steps, batch_size, 2), generator=(seed / "moves").torch())
+            draws["moves"] = moves - self.crop
+        if self.flip:
+            draws["mirrored"] = torch.randint(2, (num_steps, batch_size), generator=(seed / "mirrored").torch())
+        return draws
+
+    def __call__(self, x: Tensor, draws: Tensors, black: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
+        """The images of one step; ``black`` [C] is the value of a black pixel."""
+        if not draws:
+            return x
+        height, width = x.shape[2:]
+        rows, columns = (torch.arange(n, device=x.device).expand(len(x), n) for n in (height, width))  # [B, H], [B, W]
+        if "moves" in draws:
+            rows, columns = rows + draws["moves"][:, :1], columns + draws["moves"][:, 1:]
+        if "mirrored" in draws:
+            columns = torch.where(draws["mirrored"][:, None] == 1, columns.flip(1), columns)
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]  # [B, H, W]
+        moved = x.flatten(2).gather(2, places.flatten(1)[:, None].expand(-1, x.shape[1], -1)).view(x.shape)
+        return torch.where(inside[:, None], moved, black[:, None, None])
+
+
+def black(data: Examples, dtype: torch.dtype) -> Tensor:  # [C]
+    """The value that a black pixel has for networks."""
+    return torch.tensor([-mean / std for mean, std in zip(data.mean, data.std)], dtype=dtype, device=data.y.device)

@@ -1,1 +1,0 @@
-"""How a student learns from a teacher: one method per file."""

@@ -1,0 +1,60 @@
+"""Clients of unlike networks: which client has which."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fedkd.errors import require
+from fedkd.models.base import Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Several networks, of which every client has one. The first is the server's, where it has a network at all.
+
+    What such clients can share is up to the strategy: heads and embeddings, where embeddings are of one size, or logits.
+
+    Args:
+        networks: by name, ``task -> network``.
+        assignment: ``in_turn``: client k has network k modulo their number; ``shares``: so many of each, drawn; ``random``: each client draws
+            one, with ``shares`` as chances; ``listed``: by name in ``clients``.
+        shares: > 0, one a network, in any unit; null: all alike.
+        clients: for ``listed``, one name a client; null elsewhere.
+    """
+
+    networks: Mapping[str, Callable[..., Classifier]]
+    assignment: Literal["in_turn", "shares", "random", "listed"]
+    shares: Sequence[float] | None
+    clients: Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        known = ("in_turn", "shares", "random", "listed")
+        require(len(self.networks) > 0, "networks", "must hold one network or more", dict(self.networks))
+        require(self.assignment in known, "assignment", f"must be one of {', '.join(known)}", self.assignment)
+        wanted = self.shares is None or (len(self.shares) == len(self.networks) and all(share > 0 for share in self.shares))
+        require(wanted, "shares", f"must hold one number > 0 for each of the {len(self.networks)} networks, or be null", self.shares)
+        listed = "must name a network for each client where assignment=listed, and be null elsewhere"
+        require((self.clients is not None) == (self.assignment == "listed"), "clients", listed, self.clients)
+        for name in self.clients or ():
+            require(name in self.networks, "clients", f"must name networks ({', '.join(self.networks)})", name)
+
+    def assign(self, num_clients: int, rng: np.random.Generator) -> list[str]:
+        """Each client's network.
+
+        Raises:
+            ConfigError: ``clients`` names another number of clients.
+        """
+        names = list(self.networks)
+        shares = np.ones(len(names)) if self.shares is None else np.array(self.shares, float)
+        if self.assignment == "listed":
+            require(len(self.clients) == num_clients, "clients", f"must name one network for each of {num_clients} clients", self.clients)
+            return list(self.clients)
+        if self.assignment == "random":
+            return [names[place] for place in rng.choice(len(names), num_clients, p=shares / shares.sum())]
+        if self.assignment == "shares":
+            ends = np.round(np.cumsum(shares) / shares.sum() * num_clients).astype(int)
+            places = np.searchsorted(ends, np.arange(num_clients), side="right")
+            return [names[place] for place in rng.permutation(places)]
+        return [names[client % len(names)] for client in range(num_clients)]

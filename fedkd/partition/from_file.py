@@ -1,0 +1,85 @@
+"""A split that was made elsewhere, or by an earlier run: index arrays in an npz file."""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.errors import ConfigError, require
+from fedkd.partition.common import check
+from fedkd.types import Partition
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """Reads ``train_00``, ``train_01``, ... and ``test_00``, ...: each client's indices into the training and test examples.
+
+    The numbers may be padded with zeros to any width. Other keys are passed over. Training shards are disjoint and not empty; test
+    shards may be empty, and may overlap. ``partition.npz`` in a run's folder is such a file.
+
+    Args:
+        path: the npz file.
+    """
+
+    path: str
+
+    def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
+        """Labels [N] and [M] of the training and test examples, and the number of clients K; ``rng`` is not used.
+
+        Raises:
+            ConfigError: naming ``path``, when the file is missing, is no npz, or holds no partition of these examples among K clients.
+        """
+        check(train_labels, test_labels, num_clients)
+        arrays = self._arrays()
+        train = self._shards(arrays, "train", num_clients, len(train_labels))
+        test = self._shards(arrays, "test", num_clients, len(test_labels))
+        for k, index in enumerate(train):
+            self._require(len(index) > 0, f"give every client training examples; client {k} has none")
+        index, times = np.unique(np.concatenate(train), return_counts=True)
+        self._require(times.max() == 1, f"give a training example to one client; index {index[times.argmax()]} is given to several")
+        return Partition(train, test)
+
+    def _require(self, holds: bool, rule: str) -> None:
+        require(holds, "path", f"must {rule}", self.path)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of both parts."""
+        path = Path(self.path).expanduser()
+        self._require(path.is_file(), "be an npz file with train_00, test_00, ...; there is no such file")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files if re.fullmatch(r"(train|test)_[0-9]+", key)}
+        except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ConfigError(f"path must be an npz file of index arrays, got {self.path!r} ({type(error).__name__}: {error})") from error
+
+    def _shards(self, arrays: dict[str, np.ndarray], part: str, num_clients: int, num_examples: int) -> list[np.ndarray]:
+        """The clients' indices into one part, checked, ascending."""
+        keys = [key for key in arrays if key.startswith(f"{part}_")]
+        by_client = {int(key.removeprefix(f"{part}_")): arrays[key] for key in keys}
+        self._require(len(by_client) == len(keys), f"hold one array for every client; some {part}_ keys stand for the same number")
+        missing = sorted(set(range(num_clients)) - set(by_client))
+        self._require(not missing, f"hold {part}_ arrays for num_clients={num_clients} clients; missing are {_some(missing)}")
+        extra = sorted(set(by_client) - set(range(num_clients)))
+        self._require(not extra, f"hold {part}_ arrays for num_clients={num_clients} clients; there are more: {_some(extra)}")
+        return [self._checked(by_client[k], f"{part}_ array of client {k}", num_examples) for k in range(num_clients)]
+
+    def _checked(self, index: np.ndarray, name: str, num_examples: int) -> np.ndarray:
+        """Distinct indices in 0..num_examples-1, ascending."""
+        self._require(
+            index.ndim == 1 and (np.issubdtype(index.dtype, np.integer) or len(index) == 0),
+            f"hold vectors of integers; the {name} is {index.dtype}{list(index.shape)}",
+        )
+        inside = len(index) == 0 or (index.min() >= 0 and index.max() < num_examples)
+        self._require(inside, f"hold indices in 0..{num_examples - 1}; the {name} has others")
+        distinct = np.unique(index).astype(np.int64)
+        self._require(len(distinct) == len(index), f"hold every index once; the {name} repeats some")
+        return distinct
+
+
+def _some(numbers: Sequence[int]) -> str:
+    """The first few of ``numbers``."""
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")

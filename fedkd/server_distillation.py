@@ -1,0 +1,34 @@
+"""What strategies have in common whose server distils the clients' whole models into their mean."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fedkd.errors import require
+from fedkd.federation.aggregation import assemble
+from fedkd.federation.server import Server
+from fedkd.strategy import Strategy
+from fedkd.types import State
+
+
+@dataclass(kw_only=True)
+class Fusion(Strategy):
+    """Federated averaging, after which the server trains the mean on what the clients' models say; ``update`` leaves the mean as ``average``."""
+
+    only_sums: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
+        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
+
+    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+        """The mean of the clients' models, before the distillation."""
+        return {"average": assemble(server.model, server.initial, state["average"])} if "average" in state else {}
+
+    def need_images(self, generator: Callable[..., Any]) -> None:
+        """Refuse a generator that makes anything else."""
+        makes = getattr(getattr(generator, "func", generator), "makes", "images")
+        require(makes == "images", "generator", "must make images (image_conv)", makes)

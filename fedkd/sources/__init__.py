@@ -1,1 +1,0 @@
-"""Where the images of a distillation come from: one source per file."""

@@ -1,0 +1,39 @@
+"""The synthetic images that a data-free distillation made last, saved for the report."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedkd.distillation.student_training import Progress, Training
+from fedkd.training.functional_model import Bound
+from simulations.distillation.setup import Setup
+
+IMAGES_PER_CLASS = 10
+"""Images of each class that are saved, at most."""
+
+
+@torch.no_grad()
+def save_synthetic_images(setup: Setup, training: Training, progress: Progress, folder: Path) -> Path | None:
+    """Write the latest images of each class to ``synthetic_images.npz``; None where the image source makes none.
+
+    The file holds ``images`` [N, channels, H, W] as unsigned bytes, ``labels`` [N] as the teacher predicts them, and ``class_names`` [C].
+    """
+    if "images" not in progress.memory or setup.teacher is None:
+        return None
+    images = progress.memory["images"].flip(0)
+    teacher = Bound(setup.teacher).at(training.taught).within("student")
+    labels = torch.cat([teacher(part).logits.argmax(-1) for part in images.split(setup.config.evaluation_batch_size)]).cpu()
+    task = setup.task
+    kept = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])
+    names = task.class_names or tuple(str(label) for label in range(task.num_classes))
+    path = folder / "synthetic_images.npz"
+    np.savez_compressed(path, images=to_bytes(setup, images[kept]), labels=labels[kept].numpy(), class_names=np.array(names))
+    return path
+
+
+def to_bytes(setup: Setup, images: torch.Tensor) -> np.ndarray:  # [N, C, H, W] -> [N, C, H, W]
+    """Standardized images as pixels 0..255."""
+    task = setup.task
+    mean, std = (torch.tensor(value, dtype=images.dtype).view(-1, 1, 1) for value in (task.mean, task.std))
+    return ((images.cpu() * std + mean) / task.brightest).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()

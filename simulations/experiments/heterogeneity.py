@@ -1,0 +1,156 @@
+"""``python -m simulations.experiments.heterogeneity data=mnist data.root=<folder> num_clients=20 seed=0 output=<folder>``: kinds of heterogeneity on a page.
+
+Who holds which labels under each split, and how clients see one image under each shift, of the data, seed and number of clients that
+the overrides name; those of ``partition`` and ``shift`` make a panel and a strip more. Writes heterogeneity.pdf and .png; trains nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from fedkd.config.build import build, make
+from fedkd.config.validation import check_run
+from fedkd.data.client_shift import View, full_scale
+from fedkd.metrics.label_skew import effective_classes, label_distance
+from fedkd.partition.common import counts
+from fedkd.seed import Seed
+from fedkd.types import Examples, Partition, Task
+from simulations.config import compose, explained
+from simulations.reports.figures.heterogeneity import SHOWN, Panel, Strip, page
+
+SPLITS = {
+    "iid": ["partition=iid"],
+    "dirichlet 1": ["partition=dirichlet", "partition.alpha=1.0"],
+    "dirichlet 0.1": ["partition=dirichlet", "partition.alpha=0.1"],
+    "dirichlet 0.05": ["partition=dirichlet", "partition.alpha=0.05"],
+    "fedgen 0.1": ["partition=fedgen", "partition.alpha=0.1"],
+    "classes 2": ["partition=classes", "partition.per_client=2"],
+    "label_shards 2": ["partition=label_shards", "partition.per_client=2"],
+    "quantity 0.5": ["partition=quantity", "partition.alpha=0.5"],
+    "thinned dirichlet 0.1": ["partition=thinned", "partition.base.alpha=0.1"],
+}
+
+SHIFTS = ("rotation", "domains", "noise", "blur", "colour", "label_noise")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all settings have in common."""
+
+    overrides: Sequence[str]
+    config: DictConfig
+    task: Task
+    train: Examples
+    test: Examples
+
+    @property
+    def seed(self) -> Seed:
+        """Of the draws: the same as in a run."""
+        return Seed(self.config.seed)
+
+    def split(self, setting: Sequence[str]) -> Partition:
+        """Who holds what."""
+        config = compose([*self.overrides, *setting])
+        check_run(config)
+        labels, rng = (self.train.y.numpy(), self.test.y.numpy()), (self.seed / "partition").numpy()
+        return make("partition", build(config, "partition"), *labels, config.num_clients, rng)
+
+    def shifted(self, setting: Sequence[str], train: Sequence[np.ndarray]) -> tuple[DictConfig, list[View], list[Examples]]:
+        """The shift's parameters, the clients' levels, and their training examples ``train`` as they see them."""
+        config = compose([*self.overrides, *setting])
+        check_run(config)
+        shift, seed = build(config, "shift"), self.seed / "shift"
+        none = [np.empty(0, np.int64)] * len(train)
+        held, _ = shift(self.train, self.test, Partition(list(train), none), self.task.num_classes, seed)
+        return config.shift, shift.views(len(train), self.task.shape[0], seed), held
+
+
+def scene(overrides: Sequence[str]) -> Scene:
+    """The data and clients that ``overrides`` name."""
+    overrides = ["clients_per_round=1", *overrides]  # nobody trains: any number of clients will do
+    config = compose(overrides)
+    check_run(config)
+    return Scene(overrides, config, *make("data", build(config, "data")))
+
+
+def panel(of: Scene, title: str, setting: Sequence[str]) -> Panel:
+    """One split."""
+    held = counts(of.split(setting).train, of.train.y.numpy(), of.task.num_classes)
+    return Panel(title, f"d {label_distance(held):.2f}   c {effective_classes(held):.1f}", held)
+
+
+def wrong_labels(of: Scene, setting: Sequence[str]) -> Panel:
+    """Wrong labels by client and by the class that they name, of an even split."""
+    index = of.split(SPLITS["iid"]).train
+    held = of.shifted(setting, index)[2]
+    wrong = [one.y[one.y != of.train.y[own]].numpy() for one, own in zip(held, index)]
+    table = np.stack([np.bincount(labels, minlength=of.task.num_classes) for labels in wrong])
+    return Panel("iid, wrong labels", f"{100 * table.sum() / sum(map(len, index)):.0f} % of all", table)
+
+
+def strip(of: Scene, title: str, setting: Sequence[str]) -> Strip:
+    """One shift: the first image of a class as every client sees it, or, where labels are wrong, each client's first image of it."""
+    label = 4 % of.task.num_classes
+    places = np.flatnonzero(of.train.y.numpy() == label)
+    shift, views, held = of.shifted(setting, [places[:1]] * of.config.num_clients)
+    if knob := shift.get(title):
+        title = f"{title} {len(knob) if isinstance(knob, ListConfig) else f'{knob:g}'}"
+    full, number = full_scale(of.train), min(SHOWN, of.config.num_clients)
+    if not shift.label_noise:
+        images = [of.train.x[places[0]], *(one.x[one.rows[0]] for one in held[:number])]
+        return Strip(title, [_shown(image, full) for image in images], ["as it is", *(_level(view) for view in views[:number])])
+    index = of.split(SPLITS["iid"]).train
+    held = of.shifted(setting, index)[2]
+    firsts = [int(np.isin(own, places).argmax()) for own in index[:number]]
+    images = [of.train.x[places[0]], *(one.x[one.rows[first]] for one, first in zip(held, firsts))]
+    given = [int(one.y[first]) for one, first in zip(held, firsts)]
+    wrong = frozenset(client + 1 for client, (own, first) in enumerate(zip(index, firsts)) if of.train.y[own[first]] != given[client])
+    return Strip(title, [_shown(image, full) for image in images], ["as it is", *map(str, given)], wrong)
+
+
+def _shown(stored: torch.Tensor, full: float) -> np.ndarray:  # [C, H, W] -> [H, W, C]
+    """An image for Matplotlib, in 0..1."""
+    image = (stored.float() / full).permute(1, 2, 0).numpy()
+    return image if image.shape[-1] == 3 else image[..., :1].repeat(3, -1)
+
+
+def _level(view: View) -> str:
+    """What a client got, where it is one thing."""
+    turn = view.rotation + view.domain
+    words = [f"{turn:.0f}°" if turn else "", f"{view.noise:.2f}" if view.noise else "", f"{view.blur:.1f} px" if view.blur else ""]
+    words = [word for word in [*words, f"×{view.brightness:.2f}" if view.brightness != 1 else ""] if word]
+    return words[0] if len(words) == 1 else "" if words else "0"
+
+
+def compare(overrides: Sequence[str]) -> tuple[Path, Path]:
+    """The page that ``overrides`` describe.
+
+    Raises:
+        ConfigError: naming the key that is wrong, or the split that these data do not allow.
+    """
+    own = {part: [word for word in overrides if word.lstrip("+~").startswith(part)] for part in ("partition", "shift")}
+    of = scene([word for word in overrides if word not in (*own["partition"], *own["shift"])])
+    panels = [panel(of, title, setting) for title, setting in SPLITS.items()]
+    panels += [panel(of, "partition as given", own["partition"])] if own["partition"] else []
+    panels.append(wrong_labels(of, ["shift=label_noise"]))
+    strips = [strip(of, name, [f"shift={name}"]) for name in SHIFTS]
+    strips += [strip(of, "shift as given", own["shift"])] if own["shift"] else []
+    folder = Path(of.config.output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return page(panels, strips, folder / "heterogeneity")
+
+
+def main() -> None:
+    """The command."""
+    with explained():
+        for path in compare(sys.argv[1:]):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

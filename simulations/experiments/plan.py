@@ -1,0 +1,181 @@
+"""An experiment of conf/experiment/: what it describes, the runs that it consists of, and which of them are there."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
+
+from fedkd.config.build import identity
+from fedkd.config.validation import check_run
+from fedkd.errors import ConfigError, require
+from simulations.config import CONF, compose, make_absolute, take_tuned, whole
+from simulations.experiments.definition import Experiment
+
+States = dict[str, tuple[str, Path]]
+"""By key: ``finished`` or ``interrupted``, and the run folder."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an experiment.
+
+    Args:
+        row: setting.
+        column: strategy.
+        seed: of the run.
+        config: ready to be executed.
+        key: equal for equal runs (see :func:`key`).
+        state: ``finished``, ``interrupted`` or ``missing``.
+        folder: where it is, unless it is missing.
+    """
+
+    row: str
+    column: str
+    seed: int
+    config: DictConfig
+    key: str
+    state: str = "missing"
+    folder: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """``alpha 0.1, FedGen, seed 0``."""
+        return f"{self.row}, {self.column}, seed {self.seed}"
+
+
+def described(name: str) -> Experiment:
+    """What conf/experiment/``name``.yaml says under ``reproduce``.
+
+    Raises:
+        ConfigError: it says nothing, or what it says cannot be understood.
+    """
+    node = OmegaConf.to_container(whole([f"experiment={name}"]).reproduce, resolve=False)
+    able = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nreproduce:" in path.read_text(encoding="utf-8"))
+    require(bool(node), "experiment", f"must be one that describes a sweep under reproduce ({', '.join(able)})", name)
+    try:
+        experiment = TypeAdapter(Experiment).validate_python(node)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["reproduce", *map(str, first["loc"])])
+        raise ConfigError(f"{where} of experiment {name}: {first['msg']}, got {first['input']!r}") from error
+    require(not experiment.odd(), f"reproduce of experiment {name}", "must speak of its own rows, columns and figures", experiment.odd())
+    return experiment
+
+
+def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Sequence[int]) -> tuple[list[Planned], list[str]]:
+    """All runs of the experiment, in the order of its cells and seeds, and a note on every column that waits to be tuned.
+
+    Raises:
+        ConfigError: a configuration is wrong.
+    """
+    runs, notes = [], []
+    states: dict[Path, States] = {}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for row, column in experiment.cells():
+            config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
+            if config.tuned is not None and not has_choice(config):
+                notes.append(f"{row}, {column}: waits for its learning rate to be tuned")
+                continue
+            runs += each_seed(config, partial(Planned, row, column), seeds, states)
+    return runs, notes
+
+
+def each_seed(config: DictConfig, named: Callable[..., Planned], seeds: Sequence[int], states: dict[Path, States]) -> Iterator[Planned]:
+    """A cell's runs; ``states`` of what lies in output folders are looked up once."""
+    check_run(config)
+    for seed in seeds:
+        one = deepcopy(config)
+        one.seed = seed
+        settled = deepcopy(one)
+        take_tuned(settled, "strategy")
+        home, known = home_of(one), key(settled)
+        if home not in states:
+            states[home] = there_is(home)
+        yield named(seed, one, known, *states[home].get(known, ("missing", None)))
+
+
+def home_of(config: DictConfig) -> Path:
+    """The folder of the run folders: ``<output>/<name>``."""
+    return Path(config.output).expanduser().absolute() / config.name
+
+
+def refreshed(runs: Sequence[Planned]) -> list[Planned]:
+    """The same runs as they stand now."""
+    found = {home: there_is(home) for home in {home_of(run.config) for run in runs}}
+    states = [found[home_of(run.config)].get(run.key, ("missing", None)) for run in runs]
+    return [replace(run, state=state, folder=folder) for run, (state, folder) in zip(runs, states)]
+
+
+def has_choice(config: DictConfig) -> bool:
+    """The file ``tuned`` is there and holds a choice for the strategy."""
+    if not Path(config.tuned).expanduser().exists():
+        return False
+    try:
+        return take_tuned(deepcopy(config), "strategy") is not None
+    except ValueError:
+        return False
+
+
+def key(config: DictConfig) -> str:
+    """Equal for two configurations whose runs are the same run, as far as can be told without a look at the data."""
+    config = deepcopy(config)
+    for part in ("data", "partition", "public", "systems"):
+        make_absolute(config[part])
+    return identity(config, dict(files(OmegaConf.to_container(config, resolve=True))))
+
+
+def files(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The files that say who holds what and who takes part, which :func:`fedkd.config.build.identity` knows by their content alone."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from files(value, f"{prefix}{name}.")
+        elif name in ("path", "trace") and value is not None:
+            yield f"{prefix}{name}", str(value)
+
+
+def there_is(home: Path) -> States:
+    """The runs in the folders of ``home``; of equal ones, which differ in data of the same name, a finished one."""
+    found: States = {}
+    for folder in sorted(home.iterdir()) if home.is_dir() else []:
+        try:
+            config = OmegaConf.load(folder / "config.yaml")
+            known = key(config)
+        except (OSError, KeyError, AttributeError, TypeError, ValueError, YAMLError, OmegaConfBaseException):
+            continue
+        state = "finished" if says_finished(folder) else "interrupted"
+        if known not in found or found[known][0] != "finished":
+            found[known] = (state, folder)
+    return found
+
+
+def says_finished(folder: Path) -> bool:
+    """Its checkpoint is that of the last round."""
+    try:
+        return bool(json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["finished"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def unfinished(runs: Sequence[Planned]) -> list[Planned]:
+    """What is left to be done, each run once, untuned where it is both, and those that were interrupted first."""
+    once: dict[str, Planned] = {}
+    for run in runs:
+        if run.state != "finished" and (run.key not in once or (once[run.key].config.tuned is not None and run.config.tuned is None)):
+            once[run.key] = run
+    return sorted(once.values(), key=lambda run: run.state != "interrupted")
+
+
+def counted(runs: Sequence[Planned]) -> str:
+    """``63 runs: 40 finished, 1 interrupted, 22 missing``."""
+    once = {run.key: run.state for run in runs}
+    numbers = Counter(once.values())
+    return f"{len(once)} runs: " + ", ".join(f"{numbers[state]} {state}" for state in ("finished", "interrupted", "missing"))

@@ -1,0 +1,305 @@
+"""``fedkd reproduce``: run what is missing of an experiment, and print its table beside the published one.
+
+The table goes to ``<output>/<name>/reproduce/<experiment>/`` as ``table.md``, ``table.csv`` and ``table.tex``, beside ``runs.csv`` with one row per run.
+An interrupted reproduction resumes when the same command is given again.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from fedkd.config.build import build, make
+from fedkd.errors import ConfigError, require
+from simulations.config import compose, explained, make_absolute, take_tuned
+from simulations.experiments import published_table, tuning
+from simulations.experiments.definition import Experiment
+from simulations.experiments.plan import Planned, counted, described, home_of, plan, refreshed, unfinished
+from simulations.experiments.sweep import log_of, ready, sweep
+from simulations.experiments.tuning import DIVERGED
+from simulations.process import cores
+from simulations.progress import Board, narrate
+from simulations.reports.figures import convergence
+from simulations.reports.figures.forest_plot import forest
+from simulations.reports.groups import Group
+from simulations.reports.summary import NOTHING, PANELS, curve
+from simulations.run_folder.csv_rows import append
+from simulations.run_folder.environment import commit, made_by, note_choice
+from simulations.run_folder.reader import Run, read_run
+
+KEYS = ("experiment", "seeds", "rows", "columns", "jobs", "quiet", "only")
+
+PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=")
+"""What is overridden without another result."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line: which experiment, what of it, and how."""
+
+    name: str
+    experiment: Experiment
+    seeds: list[int]
+    jobs: int
+    quiet: bool
+    only: str | None
+    overrides: list[str]
+
+    @cached_property
+    def home(self) -> Path:
+        """``<output>/<name>``, as the configuration has it."""
+        return home_of(compose([f"experiment={self.name}", *self.overrides]))
+
+    @property
+    def results(self) -> Path:
+        """Where the table and the figures go."""
+        return self.home / "reproduce" / self.name
+
+    def plan(self) -> tuple[list[Planned], list[str]]:
+        """All runs as they stand now."""
+        return plan(self.name, self.experiment, self.overrides, self.seeds)
+
+
+def parse(argv: Sequence[str]) -> Asked:
+    """What is asked for.
+
+    Raises:
+        ConfigError: it cannot be understood.
+    """
+    pairs = [word.partition("=") for word in argv]
+    given = {name: value for name, _, value in pairs if name in KEYS}
+    require("experiment" in given, "experiment", "must be named: experiment=fedgen_table1_mnist", None)
+    require("seed" not in [name for name, _, _ in pairs], "seeds", "must be given in place of seed", "seed=")
+    experiment = described(given["experiment"])
+    rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("rows", "columns"))
+    base, reference = experiment.ratio_to, experiment.reference
+    require(base in (None, *columns), "columns", f"must have {base} among them, to which all figures are ratios", list(columns))
+    experiment = replace(experiment, rows=rows, columns=columns)
+    require(bool(experiment.cells()), "columns", "must be there in one of the rows at least", list(columns))
+    lacks = reference is not None and reference not in columns
+    if lacks:
+        experiment = replace(experiment, reference=None, drawn=[name for name in experiment.drawn if name != "differences"])
+    only, quiet = given.get("only"), given.get("quiet", "false")
+    require(only in (None, "plan", "table"), "only", "must be plan or table", only)
+    require(quiet in ("true", "false"), "quiet", "must be true or false", quiet)
+    jobs = 1 if experiment.alone else number(given.get("jobs", str(cores())), "jobs")
+    require(jobs >= 1, "jobs", "must be >= 1", jobs)
+    seeds = [number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else experiment.seeds
+    overrides = [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS]
+    odd = [word for word in overrides if not word.startswith(PLACES)]
+    notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
+    notes.append(f"{reference}, from which differences are, is not among the columns." if lacks else "")
+    note = " ".join(filter(None, notes))
+    return Asked(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
+
+
+def number(text: str, name: str) -> int:
+    """A whole number."""
+    require(text.strip().isdigit(), name, "must be whole numbers", text)
+    return int(text)
+
+
+def chosen(part: str, all_of_it: dict[str, list[str]], names: str | None) -> dict[str, list[str]]:
+    """The rows or columns that are asked for, by their names with commas between; all where none are."""
+    if names is None:
+        return all_of_it
+    asked = [name.strip() for name in names.split(",")]
+    require(set(asked) <= set(all_of_it), part, f"must be of {', '.join(all_of_it)}", names)
+    return {name: value for name, value in all_of_it.items() if name in asked}
+
+
+LOGS = Path("reproduce", "log")
+"""Within the folder of the runs: what each of them has printed."""
+
+TIMES = "times.csv"
+"""What each sweep has taken by the clock."""
+
+
+def reproduce(asked: Asked) -> int:
+    """Run what is missing, and print the table. Returns the exit code."""
+    failed: dict[str, str] = {}
+    if asked.only is None:
+        ready()
+        with alone(asked.home):
+            failed = tuning.tune_experiment(asked.name, asked.experiment, asked.overrides, lambda runs: run_all(asked, runs))
+            runs, notes = asked.plan()
+            failed |= run_all(asked, runs)
+            runs = refreshed(runs)
+            note_choices(runs)
+    else:
+        tuning.missing_searches(asked.name, asked.experiment, asked.overrides)  # refuses choices of another search
+        runs, notes = asked.plan()
+    if asked.only == "plan":
+        print(*(f"{run.state:>11}  {run.folder or '-'}  {run.label}" for run in runs), sep="\n")
+    print(counted(runs), flush=True)
+    if asked.only != "plan":
+        notes += print_table(asked, runs)
+    notes += [f"failed: {label}: {why}" for label, why in failed.items()]
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+    left = notes or any(run.state != "finished" for run in runs)
+    return 1 if left else 0
+
+
+def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
+    """Run what is not finished of ``runs``; why some failed, by label."""
+    left = unfinished(runs)
+    print(counted(runs), flush=True)
+    if not left:
+        return {}
+    narrate()
+    foresee([run.config for run in left])
+    began = time.monotonic()
+    failed = sweep(
+        [replace(run, config=engaged(run.config, asked)) for run in left],
+        asked.jobs,
+        asked.home / LOGS,
+        Board(quiet=asked.quiet),
+    )
+    took = time.monotonic() - began
+    asked.results.mkdir(parents=True, exist_ok=True)
+    append(
+        asked.results / TIMES,
+        ("runs", "jobs", "seconds"),
+        [{"runs": len(left) - len(failed), "jobs": asked.jobs, "seconds": round(took, 1)}],
+    )
+    print(f"{len(left) - len(failed)} runs done in {timedelta(seconds=round(took))}, {asked.jobs} at a time", flush=True)
+    return failed
+
+
+def note_choices(runs: Sequence[Planned]) -> None:
+    """Have finished runs say that their value is a choice, where it was that of the configuration and they were there before."""
+    for run in (one for one in runs if one.state == "finished" and not (one.folder / "tuned.json").is_file()):
+        if (choice := take_tuned(deepcopy(run.config), "strategy")) is not None:
+            note_choice(run.folder, choice)
+
+
+def foresee(configs: Sequence[DictConfig]) -> None:
+    """Read every data set that runs ask for once, before many do, and see that partitions that are files are there.
+
+    Raises:
+        ConfigError: one is not where ``data.root`` or ``partition.path`` says.
+    """
+    sets = []
+    for config in configs:
+        make_absolute(config.data)
+        path = config.partition.get("path")
+        require(
+            path is None or Path(path).expanduser().is_file(), "partition.path", "must be an npz file with train_00, test_00, ...", path
+        )
+        if config.data not in sets:
+            sets.append(config.data)
+            make("data", build(config, "data"))
+
+
+def engaged(config: DictConfig, asked: Asked) -> DictConfig:
+    """The run with as many actors as there are cores for it, in one process where that is one; an engine that was chosen stays."""
+    share = cores() // asked.jobs
+    if config.choices.engine == "ray" and config.engine.get("workers") is None and config.engine.get("address") is None:
+        if share > 1:
+            config.engine.workers = share
+        else:
+            config.engine, config.choices.engine = compose(["engine=local"]).engine, "local"
+    return config
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """One sweep at a time in a folder.
+
+    Raises:
+        ConfigError: another goes on.
+    """
+    (home / "reproduce").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "reproduce" / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"output must be a folder in which no other sweep of this experiment goes on, got {str(home)!r}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
+    """Print the table of what is finished, write it, and give a note on each run that is not in it."""
+    found: dict[tuple[str, str], dict[int, Run]] = {}
+    folders: dict[Path, Run] = {}
+    notes = []
+    for run in runs:
+        try:
+            require(run.state == "finished", run.label, "must be finished to be in the table", run.state)
+            if run.folder not in folders:
+                folders[run.folder] = read_run(run.folder)
+            found.setdefault((run.row, run.column), {})[run.seed] = folders[run.folder]
+        except ValueError as error:
+            notes.append(str(error))
+    said = [*diverged(runs, asked.home / LOGS), *wall(asked.results / TIMES), *commits(folders.values())]
+    text, paths = published_table.write(asked.experiment, found, asked.results, said)
+    if asked.experiment.drawn:
+        paths += draw(asked, found)
+    print(text, *paths, sep="\n", flush=True)
+    return notes
+
+
+def diverged(runs: Sequence[Planned], logs: Path) -> list[str]:
+    """A line on runs that are in no mean because their training diverged, as their logs say; nothing where there are none."""
+    logged = [(run, log_of(run, logs)) for run in runs if run.state != "finished"]
+    labels = [run.label for run, log in logged if log.is_file() and DIVERGED in log.read_text()]
+    return [f"Diverged, hence in none of the means: {'; '.join(labels)}."] if labels else []
+
+
+def wall(path: Path) -> list[str]:
+    """What the sweeps have taken by the clock, those that were interrupted left out; nothing where none has ended."""
+    if not path.is_file():
+        return []
+    times = pd.read_csv(path)
+    at_once = " and ".join(map(str, sorted(times["jobs"].unique())))
+    return [f"By the clock {times['seconds'].sum() / 60:.1f} minutes for {times['runs'].sum()} runs, {at_once} at a time."]
+
+
+def commits(runs: Iterable[Run]) -> list[str]:
+    """A line where runs were finished by more than one state of the code, or by another than today's."""
+    known = {made_by(run.folder) for run in runs} - {None}
+    now = commit()[0]
+    if not known or known == {now}:
+        return []
+    return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else ".")]
+
+
+def draw(asked: Asked, found: published_table.Found) -> list[Path]:
+    """The figures that are asked for, of every setting of which something is there."""
+    paths: list[Path] = []
+    experiment = asked.experiment
+    table = published_table.compare(experiment, found)
+    for row in experiment.rows:
+        there = {column: tuple(found[row, column].values()) for column in experiment.columns if (row, column) in found}
+        stem = asked.results / row.replace(" ", "_")
+        if there and "convergence" in experiment.drawn:
+            lines = {column: dict.fromkeys(PANELS, NOTHING) for column in experiment.columns}  # a column looks the same in every row
+            for column, seeds in there.items():
+                lines[column] = {panel: curve(Group(seeds, column, column, row), panel, "rounds") for panel in PANELS}
+            paths += convergence.convergence(lines, f"{stem}_convergence")
+        if there and "labels" in experiment.drawn:
+            paths += convergence.partition(next(iter(there.values()))[0].counts(), f"{stem}_labels")
+        if there and "differences" in experiment.drawn:
+            mine = table[table["setting"] == row]
+            paths += forest(mine, experiment.shown[0], experiment.reference, f"{stem}_differences")
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with explained():
+        sys.exit(reproduce(parse(sys.argv[1:] if argv is None else argv)))

@@ -1,0 +1,291 @@
+"""``fedkd tune``: choose a hyperparameter on held-out training data, with the same grid for every strategy or distillation method.
+
+Each client holds out a share of its training examples. A value is scored by the local accuracy on these examples, averaged over the last
+ten evaluated rounds. No test example is used. The choice is appended to a CSV file, which a run reads with ``tuned_params=<file>``.
+"""
+
+import argparse
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from fedkd.config.validation import check_run
+from fedkd.errors import ClientFailure, require
+from simulations.config import compose, explained, tuned_rows
+from simulations.distillation.folder import rows
+from simulations.distillation.runner import composed, run_distillation
+from simulations.experiments.definition import Experiment, Tuning
+from simulations.experiments.plan import Planned, each_seed, has_choice, home_of, refreshed, there_is
+from simulations.experiments.plan import key as key_of
+from simulations.federation.runner import run_federation
+from simulations.run_folder.csv_rows import append, header_of, widen
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that columns ask for: the strategy, the table of choices, the column and the overrides of its trials."""
+
+    strategy: str
+    table: Path
+    column: str
+    words: list[str]
+
+
+def tune_experiment(
+    name: str, experiment: Experiment, overrides: Sequence[str], run: Callable[[Sequence[Planned]], dict[str, str]]
+) -> dict[str, str]:
+    """Try what no choice has been made for yet, and note the choices where the columns look for them.
+
+    Args:
+        name: of the experiment.
+        experiment: what it describes.
+        overrides: of all its runs.
+        run: runs what is not finished, and says why runs failed, by label.
+
+    Returns:
+        Why runs failed, divergence aside, which is an answer.
+
+    Raises:
+        ConfigError: as :func:`missing_searches` does.
+    """
+    searches = [(one.table, list(trials(one, experiment.tuning))) for one in missing_searches(name, experiment, overrides)]
+    if not searches:
+        return {}
+    failed = run([planned for _, tries in searches for _, planned in tries])
+    for table, tries in searches:
+        odd = [planned for _, planned in tries if planned.label in failed and DIVERGED not in failed[planned.label]]
+        if not odd:
+            done = refreshed([planned for _, planned in tries])
+            accuracies = [0.0 if one.label in failed else judged(one.folder) for one in done]
+            values = [value for value, _ in tries]
+            rows = [tried(one.config, experiment.tuning.key, *row, one.folder) for one, *row in zip(done, values, accuracies)]
+            choose(rows, table)
+    return {label: why for label, why in failed.items() if DIVERGED not in why}
+
+
+def missing_searches(name: str, experiment: Experiment, overrides: Sequence[str]) -> list[Search]:
+    """The searches whose choice is asked for and not there.
+
+    Raises:
+        ConfigError: one is there, and another search has made it.
+    """
+    found: dict[tuple[str, Path], Search | None] = {}  # None: its choice is there
+    for row, column in experiment.cells() if experiment.tuning is not None else ():
+        if not any(word.startswith("tuned=") for word in experiment.columns[column]):
+            continue
+        config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
+        table = None if config.tuned is None else Path(config.tuned).expanduser().absolute()
+        if table is None or (config.choices.strategy, table) in found:
+            continue
+        own = [word for word in experiment.columns[column] if not word.startswith("tuned=")]
+        one = Search(config.choices.strategy, table, column, [f"experiment={name}", *own, *experiment.tuning.overrides, *overrides])
+        there = has_choice(config)
+        if there:
+            same_search(one, experiment.tuning)
+        found[one.strategy, table] = None if there else one
+    return [one for one in found.values() if one is not None]
+
+
+def same_search(one: Search, tuning: Tuning) -> None:
+    """Refuse a choice that another search has made, as one of fewer rounds or of another grid.
+
+    Raises:
+        ConfigError: naming the file, and what is searched here.
+    """
+    rounds, rows = compose(one.words).rounds, tuned_rows(one.table, one.strategy)
+    there = {(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation") or 0)) for row in rows}
+    same = there == {(tuning.key, float(rounds), float(tuning.validation))} and {float(row["value"]) for row in rows} == set(tuning.grid)
+    here = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out"
+    rule = f"must hold for {one.strategy} the search that the experiment describes ({here}); give another output, or remove the file"
+    require(same, "tuned", rule, str(one.table))
+
+
+def trials(one: Search, tuning: Tuning) -> Iterator[tuple[float, Planned]]:
+    """The values of a grid and the run that tries each, in the folder of the search's table."""
+    states: dict = {}
+    for value in tuning.grid:
+        config = trial(compose(one.words), tuning.key, value, tuning.validation)
+        config.output, config.name, config.tuned = str(one.table.parent.parent), one.table.parent.name, None
+        check_run(config)
+
+        def named(seed: int, config: DictConfig, *rest: object, value: float = value) -> Planned:
+            return Planned("tuning", f"{one.column} {tuning.key} {value:g}", seed, config, *rest)
+
+        yield value, *each_seed(config, named, [config.seed], states)
+
+
+COST = ("rounds_done", "client_updates", "seconds")
+
+DIVERGED = "no longer finite"
+
+
+COLUMNS = ("strategy", "key", "value", "accuracy", "rounds", "seed", "chosen", "folder", "validation", *COST)
+
+
+def tune_strategy(key: str, grid: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
+    """Try every value of ``grid`` for ``key``, append a row for each to ``table``, and return the best; of equals the first.
+
+    A value with which training diverges counts as accuracy 0.
+
+    Raises:
+        ConfigError: the configuration is wrong, or training diverges with every value.
+    """
+    rows = []
+    for value in grid:
+        config = trial(compose(list(overrides)), key, value, share)
+        try:
+            folder = run_federation(config)
+            accuracy = judged(folder)
+        except ClientFailure as error:
+            if DIVERGED not in str(error):
+                raise
+            folder, accuracy = there_is(home_of(config))[key_of(config)][1], 0.0
+        rows.append(tried(config, key, value, accuracy, folder))
+    return choose(rows, table)
+
+
+def trial(config: DictConfig, key: str, value: float, share: float) -> DictConfig:
+    """The run that tries ``value``: judged on a ``share`` of each client's training examples, which nobody trains on."""
+    OmegaConf.update(config, key, value)
+    config.validation, config.evaluation.examples = share, "validation"
+    return config
+
+
+def tried(config: DictConfig, key: str, value: float, accuracy: float, folder: Path) -> dict[str, object]:
+    """The row of a value that was tried, with what it has cost; ``folder`` is that of its run."""
+    strategy = config.choices.get("strategy", config.strategy["_target_"])
+    row = {"strategy": strategy, "key": key, "value": value, "accuracy": accuracy, "rounds": config.rounds, "seed": config.seed}
+    return {**row, "folder": str(Path(*folder.parts[-2:])) if accuracy else "", "validation": config.validation, **cost(folder)}
+
+
+def cost(folder: Path) -> dict[str, float]:
+    """What a run has computed so far: rounds, clients' updates that they used, and seconds by the run's own clocks."""
+    rows = []
+    if (folder / "metrics.csv").exists():  # not where the first round has diverged
+        with open(folder / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+    seconds = sum(float(row[f"seconds_{phase}"] or 0) for row in rows for phase in ("local", "server", "evaluate"))
+    return {
+        "rounds_done": len(rows),
+        "client_updates": sum(int(row["num_participants"] or 0) for row in rows),
+        "seconds": round(seconds, 2),
+    }
+
+
+def choose(rows: Sequence[dict[str, object]], table: Path) -> float:
+    """Append the rows of one search to ``table``, say which value is chosen and what the search has cost, and return it.
+
+    Raises:
+        ConfigError: training diverged with every value.
+    """
+    best = max(rows, key=lambda row: row["accuracy"])
+    values = [row["value"] for row in rows]
+    require(best["accuracy"] > 0, best["key"], "must leave training finite with one value of the grid at least (smaller ones)", values)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    if (header := header_of(table)) is not None and not set(COLUMNS) <= set(header):
+        widen(table, [*header, *(name for name in COLUMNS if name not in header)])
+    append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in rows])
+    shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in rows)
+    total = {name: sum(row[name] for row in rows) for name in COST}
+    print(f"tuned: {best['strategy']} {best['key']}={best['value']:g} (held-out accuracy on own labels {shown}){edge(rows, best)}")
+    print(
+        f"cost: {len(rows)} runs, {total['rounds_done']} rounds, {total['client_updates']} client updates, {total['seconds']:.1f} s",
+        flush=True,
+    )
+    return best["value"]
+
+
+def edge(rows: Sequence[dict[str, object]], best: dict[str, object]) -> str:
+    """A warning where the best value has others on one side alone."""
+    values = sorted(row["value"] for row in rows)
+    return "; the last of the grid: a better one may lie beyond" if best["value"] in (values[0], values[-1]) else ""
+
+
+def judged(folder: Path) -> float:
+    """The mean of the last ten evaluated rounds on own labels."""
+    with open(folder / "metrics.csv", newline="") as file:
+        values = [float(row["accuracy_own_labels"]) for row in csv.DictReader(file) if row["accuracy_own_labels"]][-10:]
+    return sum(values) / len(values)
+
+
+def parser(prog: str, part: str, about: str, share: str) -> argparse.ArgumentParser:
+    """What the commands that tune have in common."""
+    made = argparse.ArgumentParser(prog=prog, description=about.partition("\n\n")[0])
+    made.add_argument("overrides", nargs="*", help=f"of the configuration; {part} may name several, separated by commas")
+    made.add_argument("--validation", type=float, default=0.2, help=f"share of {share} that is held out (0.2)")
+    made.add_argument("--table", type=Path, help="the file of choices (<output>/<name>/tuned.csv)")
+    return made
+
+
+def each(
+    arguments: argparse.Namespace, part: str, composing: Callable[[list[str]], DictConfig], work: Callable[[list[str], Path], object]
+) -> None:
+    """Do the work for every option of ``part`` that is named, or the one that is shipped, and say where the table is."""
+    with explained():
+        named = [one for one in arguments.overrides if one.startswith(f"{part}=")]
+        others = [one for one in arguments.overrides if one not in named]
+        options = named[-1].partition("=")[2].split(",") if named else [composing(others).choices[part]]
+        config = composing([*others, f"{part}={options[0]}"])
+        table = arguments.table or Path(config.output) / config.name / "tuned.csv"
+        for option in options:
+            work([*others, f"{part}={option}"], table)
+        print(f"table: {table}")
+
+
+def tune_strategy_main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    asked = parser("python -m simulations.experiments.tuning", "strategy", __doc__, "each client's training examples")
+    asked.add_argument("--key", default="optimizer.lr", help="what is chosen (optimizer.lr)")
+    asked.add_argument("--grid", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="from these values (0.01 0.03 0.1)")
+    arguments = asked.parse_args(argv)
+    each(
+        arguments,
+        "strategy",
+        compose,
+        lambda overrides, table: tune_strategy(arguments.key, arguments.grid, arguments.validation, overrides, table),
+    )
+
+
+def tune_distiller(factors: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
+    """Try every multiple of the method's weight, append a row for each to ``table``, and return the best value; of equals the first.
+
+    A value with which training diverges counts as accuracy 0.
+
+    Raises:
+        ConfigError: the configuration is wrong, the method has no weight, or training diverges with every value.
+    """
+    shipped = composed([*overrides])
+    name, scale = shipped.choices.distiller, get_object(shipped.distiller["_target_"]).scale
+    require(scale is not None, "distiller", "must be a method with a weight to be tuned", name)
+    found = []
+    for factor in factors:
+        value = float(f"{factor * shipped.distiller[scale]:.6g}")
+        config = composed([*overrides, f"distiller.{scale}={value}", f"validation={share}"])
+        row = {"strategy": name, "key": f"distiller.{scale}", "value": value, "rounds": config.epochs, "seed": config.seed}
+        try:
+            folder = run_distillation(config)
+            row |= {"accuracy": float(rows(folder)[-1]["accuracy"]), "folder": str(folder.relative_to(Path(config.output).absolute()))}
+        except FloatingPointError:
+            row |= {"accuracy": 0.0}
+        found.append(row)
+    best = max(found, key=lambda row: row["accuracy"])
+    require(best["accuracy"] > 0, best["key"], "must leave training finite with one multiple at least (smaller ones)", list(factors))
+    table.parent.mkdir(parents=True, exist_ok=True)
+    append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in found])
+    shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in found)
+    print(f"tuned: {name} {best['key']}={best['value']:g} (held-out accuracy {shown}){edge(found, best)}", flush=True)
+    return best["value"]
+
+
+def tune_distiller_main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    asked = parser("python -m simulations.experiments.tuning", "distiller", __doc__, "the training images")
+    asked.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3], help="multiples of the shipped weight (0.3 1 3)")
+    arguments = asked.parse_args(argv)
+    each(
+        arguments, "distiller", composed, lambda overrides, table: tune_distiller(arguments.factors, arguments.validation, overrides, table)
+    )

@@ -1,0 +1,171 @@
+"""``python -m simulations.run strategy=fedgen partition.alpha=0.1``: one experiment, from configuration to run folder.
+
+Add ``-m`` for sweeps: ``-m strategy=fedavg,fedgen seed=0,1,2``. A run that is finished is skipped, one that was interrupted
+goes on from its last checkpoint. The last line on standard output is ``run: <folder>``; the exit code is 0 only when every
+round was done under the failure policy.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from flwr.app import ArrayRecord, MetricRecord
+from omegaconf import DictConfig, OmegaConf
+
+from fedkd.config.build import build, make
+from fedkd.config.validation import check_run
+from fedkd.federation import serialization
+from fedkd.federation.server_loop import Round
+from fedkd.strategy import Strategy
+from fedkd.types import State
+from simulations.config import make_absolute, take_tuned
+from simulations.engine.base import ClientGrid
+from simulations.engine.flower_compat import quieten
+from simulations.engine.vmap_tuning import choose
+from simulations.federation.final_distillation import distil, due, foresee
+from simulations.federation.flower_strategies import start_foreign
+from simulations.federation.round_records import client_rows, metrics_row, open_folder, save_partition, shift_rows
+from simulations.process import settle
+from simulations.progress import narrate, of_rounds, summarise
+from simulations.run_folder.folder import RunFolder
+from simulations.run_folder.tensorboard import available
+from simulations.setup.evaluation import balanced, on_shards
+from simulations.setup.simulation import World, world
+
+
+def run_federation(
+    config: DictConfig,
+    make_grid: Callable[[int, str], ClientGrid] | None = None,
+    shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds,
+) -> Path:
+    """Run the experiment that ``config`` describes, or what is missing of it, and return its folder.
+
+    Args:
+        config: composed and not yet resolved.
+        make_grid: ``(num_clients, config as YAML) -> grid``; the configured engine if None.
+        shown: ``(config, first round) -> progress``, whose ``advance`` is given each finished round's row of ``metrics.csv``.
+
+    Raises:
+        ConfigError: the configuration is wrong; nothing was begun.
+        ClientFailure: a client failed and the policy does not put up with it; all rounds before it are on disk.
+    """
+    quieten()
+    narrate()
+    settle()
+    check_run(config)
+    available(config)
+    choice = take_tuned(config, "strategy")
+    locate(config)
+    text = OmegaConf.to_yaml(config, resolve=True)
+    home = world(text)
+    foresee(home)
+    folder = open_folder(home)
+    try:
+        if choice is not None:
+            folder.tuned(choice)
+        if folder.finished:
+            note = folder.commit_note()
+            print(f"finished already, skipped{f' ({note})' if note else ''}")
+        else:
+            grid = make("engine", make_grid or build(config, "engine"), config.num_clients, text)
+            try:
+                if isinstance(home.strategy, Strategy):
+                    grid.chunk = at_once(home, folder, grid)
+                    start(home, folder, grid, shown)
+                else:
+                    start_foreign(home, folder, grid, shown)
+            finally:
+                grid.close()
+        if config.distill is not None:
+            distil(home, folder.path, config.rounds)
+        print(summarise(folder.path))
+        print(f"run: {folder.path}", flush=True)
+    finally:
+        folder.release()
+    return folder.path
+
+
+def at_once(home: World, folder: RunFolder, grid: ClientGrid) -> int:
+    """How many clients a worker trains as one tensor program: what is configured, or where that is ``auto``, was found out by this run."""
+    if home.config.cohort != "auto":
+        return home.config.cohort
+    choice = folder.choice()
+    if choice is None:
+        number, milliseconds = choose(home, grid.num_workers)
+        choice = {"cohort": number, "milliseconds_per_client_step": milliseconds}
+        folder.choose(choice)
+        times = ", ".join(f"{each} at once {value:.2f}" for each, value in milliseconds.items())
+        print(f"cohort: {number} ({f'milliseconds per client and step: {times}' if times else 'nothing to choose from'})", flush=True)
+    return int(choice["cohort"])
+
+
+def start(home: World, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds) -> None:
+    """Run a strategy of fedkd from its last checkpoint, or from the beginning."""
+    config, strategy = home.config, home.strategy
+    last = folder.begin(partial(save_partition, home), shift_rows(home))
+    if last is not None:
+        grid.memory = {client: serialization.to_record(memory) for client, memory in last.memories.items()}
+    strategy.federation = home.federation()
+    first = 1 if last is None else last.round + 1
+    if last is not None and due(config, last.round):
+        distil(home, folder.path, last.round)
+    with shown(config, first) as progress:
+
+        def on_round(done: Round) -> None:
+            folder.client_rows(client_rows(home, done))
+            row = metrics_row(done)
+            folder.row(row)
+            if config.diagnose_every and done.number % config.diagnose_every == 0:
+                from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
+
+                folder.diagnosis(*diagnose(home, done, remembered(grid, config.device)))
+            if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
+                folder.checkpoint(done.number, serialization.from_record(done.arrays), remembered(grid), done.simulated_time)
+            if due(config, done.number):
+                distil(home, folder.path, done.number)
+            progress.advance(row)
+
+        strategy.start(
+            grid,
+            None if last is None else serialization.to_record(last.state),
+            num_rounds=config.rounds,
+            timeout=config.timeout,
+            evaluate_fn=lambda number, arrays: judge(home, grid, arrays),
+            start_round=first,
+            simulated_time=0.0 if last is None else last.simulated_time,
+            on_round=on_round,
+        )
+
+
+def remembered(grid: ClientGrid, device: str = "cpu") -> dict[int, State]:
+    """The memories of the clients that have trained, by client."""
+    return {client: serialization.from_record(record, device) for client, record in sorted(grid.memory.items())}
+
+
+def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
+    """Begin the balanced test of what the strategy predicts with. The function that is returned waits for it, and measures, where the
+    strategy asks for it, its ensemble on the clients' shards."""
+    strategy, device = home.strategy, home.config.device
+    server, state = replace(strategy.federation.server, memories=remembered(grid, device)), serialization.from_record(arrays, device)
+    model = strategy.predict(server, state)
+    score = None if model is None else grid.score(model)
+    others = {name: grid.score(one) for name, one in strategy.others(server, state).items()}
+
+    def metrics() -> MetricRecord:
+        record = MetricRecord()
+        if score is not None:
+            record.update(balanced(home, score()))
+        record.update({f"accuracy_{name}": one().accuracy for name, one in others.items()})
+        if (members := strategy.ensemble(server, state)) is not None:
+            record.update(on_shards(home, members))
+        return record
+
+    return metrics
+
+
+def locate(config: DictConfig) -> None:
+    """Make the paths of data, partitions and traces absolute, however deep: workers may stand in other folders."""
+    for part in ("data", "partition", "public", "systems"):
+        make_absolute(config[part])

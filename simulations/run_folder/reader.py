@@ -1,0 +1,300 @@
+"""Reading run folders: finding them, checking their files, and loading configuration and metrics."""
+
+import json
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedkd.errors import RunFolderError
+from simulations.run_folder.metric_names import ACCURACIES, COSTS
+
+LATER = {"evaluation": "default", "shift": "none", "systems": "default", "public": "none"}
+"""Parts that older runs lack, or that have gained keys since, and what is shipped of each."""
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML as OmegaConf reads it (``1e-3`` is a number, no text is a date), by the parser in C where there is one."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in Loader.yaml_implicit_resolvers.items()
+}
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The configuration in a file; what it interpolates is resolved."""
+    text = path.read_text(encoding="utf-8")
+    if "${" in text:
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    return yaml.load(text, Loader)
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys that came after the run was made, at the values with which they are shipped: those change nothing."""
+    config = {
+        "validation": 0.0,
+        "distill": None,
+        "distill_every": None,
+        "distill_with": {},
+        "diagnose_every": None,
+        "tensorboard": False,
+        **config,
+    }
+    for part, name in LATER.items():
+        shipped, given = _shipped(part, name), config.get(part, {})
+        if given.get("_target_", shipped.get("_target_")) == shipped.get("_target_"):
+            config[part] = {**shipped, **given}
+    return config
+
+
+@cache
+def _shipped(part: str, name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(CONF / part / f"{name}.yaml"))
+
+
+Values = dict[str, Hashable]
+"""A configuration laid flat: ``{"partition.alpha": 0.1}``."""
+
+
+MEASURED = re.compile(r"(accuracy|generator|synthesis|distillation|train)_|simulated_time$|loss$")
+
+OF_A_RUN = ("config.yaml", "metrics.csv", "checkpoint.json")
+"""Files by which the folder of a run is known, even where it lacks the others."""
+
+NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*|diagnose_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
+)
+
+SETTING = re.compile(
+    r"(data|partition|shift|systems)\.|num_clients$"
+)  # what the clients hold: the strategies on one such setting share a figure
+
+EVALUATION = re.compile(r"evaluation(\.|$)")
+
+STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$)")  # what may differ between a strategy and its baseline
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What is finished: its folder, its resolved configuration, and its metrics, one row a round or an epoch."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run(Finished):
+    """One federated run, with its clients' accuracies.
+
+    ``clients`` has a row a client and round (``round``, ``client``, ``accuracy_own_labels`` and, where the run says so, ``architecture``
+    and ``num_test_examples``) of the last ten rounds in which clients were tested; clients without test examples are not in it.
+    """
+
+    clients: pd.DataFrame
+
+    @property
+    def trial(self) -> bool:
+        """It was judged on what clients hold out of their training examples, so that no accuracy of it is one of the test set."""
+        return (self.config.get("evaluation") or {}).get("examples") == "validation"
+
+    @property
+    def strategy(self) -> str:
+        """The name under which the strategy was chosen."""
+        return option(self.config, "strategy") or "strategy"
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it was given its own, and both where
+        it was made untuned and then chosen, or the choice is what the configuration has anyway."""
+        given = self.config.get("tuned") is None
+        try:
+            shipped = bool(json.loads((self.folder / "tuned.json").read_text(encoding="utf-8"))["shipped"])
+        except FileNotFoundError:
+            return ("untuned",) if given else ("tuned",)
+        except (OSError, ValueError, KeyError, TypeError):  # of an earlier version
+            shipped = False
+        return ("tuned", "untuned") if shipped or given else ("tuned",)
+
+    @cached_property
+    def evaluated(self) -> pd.DataFrame:
+        """The rows of the rounds that were evaluated."""
+        return self.metrics[self.metrics[list(ACCURACIES)].notna().any(axis=1)]
+
+    def counts(self) -> np.ndarray:  # [K, C]
+        """Training examples by client and class."""
+        try:
+            with np.load(self.folder / "partition.npz") as arrays:
+                return arrays["counts"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise RunFolderError(f"partition.npz must hold the array 'counts': {error}") from error
+
+    @cached_property
+    def values(self) -> Values:
+        """All that can change a result, but for the seed. A key that is null counts as absent."""
+        return {key: value for key, value in laid_flat(self.config) if value is not None and not NO_EFFECT.match(key)}
+
+    @cached_property
+    def identity(self) -> frozenset[tuple[str, Hashable]]:
+        """All values at once: equal for runs that differ only in the seed."""
+        return frozenset(self.values.items())
+
+    def part(self, pattern: re.Pattern[str]) -> frozenset[tuple[str, Hashable]]:
+        """The values whose keys match ``pattern``."""
+        if pattern not in self._parts:
+            self._parts[pattern] = frozenset(item for item in self.values.items() if pattern.match(item[0]))
+        return self._parts[pattern]
+
+    @cached_property
+    def _parts(self) -> dict[re.Pattern[str], frozenset[tuple[str, Hashable]]]:
+        return {}
+
+    @cached_property
+    def shape(self) -> tuple[int, tuple[int, ...], frozenset[tuple[str, Hashable]]]:
+        """The number of rounds, the rounds evaluated, and how they were."""
+        return len(self.metrics), tuple(self.evaluated["round"]), self.part(EVALUATION)
+
+
+def option(config: Mapping[str, Any], part: str) -> str | None:
+    """The name of the option chosen for a part: ``fedgen`` for ``strategy``. None where there is no such part."""
+    if not isinstance(config.get(part), Mapping):
+        return None
+    return (config.get("choices") or {}).get(part) or str(config[part].get("_target_", "")).rpartition(".")[2].lower() or None
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """The run folders among and below ``folders``, each once, in natural order, those that lack files among them.
+
+    Raises:
+        RunFolderError: if a folder does not exist, or no run folder is in it.
+    """
+    found = {}
+    for folder in folders:
+        inside = sorted({path.parent for name in OF_A_RUN for path in folder.rglob(name)})
+        if not inside:
+            raise RunFolderError(
+                f"each folder must be a run's (config.yaml and metrics.csv are in it), or hold such folders, got {str(folder)!r}: "
+                "give run folders, or a parent of them such as outputs/"
+            )
+        found |= {run.resolve(): run for run in inside if run.resolve() not in found}
+    return sorted(found.values(), key=lambda folder: natural(str(folder)))
+
+
+def is_distillation(folder: Path) -> bool:
+    """The folder is that of a distillation, as its configuration says."""
+    try:
+        return any(line.startswith("distiller:") for line in (folder / "config.yaml").read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read_run(folder: Path, until: int | None = None) -> Run:
+    """The run in ``folder``, all of it or its rounds 1..``until``.
+
+    An unfinished run that has got as far as ``until`` is one that ended there.
+
+    Raises:
+        RunFolderError: if it is unfinished, or a file of it is missing or cannot be understood.
+    """
+    for name in ("checkpoint.json", "metrics.csv"):
+        if not (folder / name).is_file():
+            raise RunFolderError(f"unfinished: no {name}")
+    try:
+        config = completed(configuration(folder / "config.yaml"))
+        checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        metrics = pd.read_csv(folder / "metrics.csv")
+        clients = tested(folder / "clients.csv", until)
+        seed, rounds, finished, done = config["seed"], config["rounds"], checkpoint["finished"], checkpoint["round"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        raise RunFolderError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
+    if not all(isinstance(number, int) for number in (seed, rounds, done)):
+        raise RunFolderError(f"corrupt: seed and rounds must be whole numbers, got {seed!r}, {rounds!r} and {done!r}")
+    if not finished and (until is None or until > done):
+        raise RunFolderError(f"unfinished: {done} of {rounds} rounds; start the run again to go on with it")
+    if until is not None and not 1 <= until <= rounds:
+        raise RunFolderError(f"--until must be a round of the run, 1..{rounds}, got {until}")
+    if until is not None:
+        config, metrics, rounds = config | {"rounds": until}, metrics[:until], until
+    _check(metrics, rounds)
+    _check_clients(clients, metrics)
+    return Run(folder, config, metrics, clients)
+
+
+def tested(path: Path, until: int | None = None) -> pd.DataFrame:
+    """The rows of ``clients.csv`` that :class:`Run` speaks of, those up to round ``until``; none without the file."""
+    wanted = ("round", "client", "architecture", "accuracy_own_labels", "num_test_examples")
+    if not path.is_file():
+        return pd.DataFrame(columns=wanted)
+    rows = pd.read_csv(path, usecols=lambda name: name in wanted)
+    rounds, scored = rows["round"].to_numpy(), rows["accuracy_own_labels"].notna().to_numpy()
+    scored = scored & (rounds <= (np.inf if until is None else until))
+    return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]
+
+
+def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
+    """Raise ``ValueError`` unless clients have the accuracies of the rounds of which the metrics say so."""
+    if clients.empty:
+        return
+    own = metrics["round"][metrics["accuracy_own_labels"].notna()]
+    got, last = clients["accuracy_own_labels"], own.iloc[-1] if len(own) else 0
+    if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
+        raise RunFolderError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
+    each = [set(rows) for _, rows in clients.groupby("round")["client"]]
+    if clients.duplicated(["round", "client"]).any() or any(one != each[0] for one in each):
+        raise RunFolderError("corrupt: clients.csv must hold the same clients, each once, in every evaluated round")
+
+
+def _check(metrics: pd.DataFrame, rounds: int) -> None:
+    """Raise ``ValueError`` unless the metrics of a finished run are whole."""
+    needed = ["round", *ACCURACIES, *COSTS]
+    if lacking := [column for column in needed if column not in metrics]:
+        raise RunFolderError(f"corrupt: metrics.csv lacks the columns {', '.join(lacking)}")
+    if metrics["round"].tolist() != list(range(1, rounds + 1)):
+        raise RunFolderError(f"corrupt: metrics.csv must hold the rounds 1..{rounds}, one row each, got {len(metrics)} rows")
+    counted = [*needed, *(name for name in metrics if name not in needed and MEASURED.match(name))]
+    if odd := [column for column in counted if not pd.api.types.is_numeric_dtype(metrics[column])]:
+        raise RunFolderError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
+    accuracies = metrics[list(ACCURACIES)].to_numpy(float)
+    others = metrics[[name for name in metrics if name.startswith("accuracy_") and name != "accuracy_spread"]].to_numpy(float)
+    if np.isnan(accuracies[:, :2]).all():  # of the worst tenth alone there is no headline
+        raise RunFolderError("nothing to report: no round was evaluated")
+    if (
+        any(((values < 0) | (values > 1)).any() for values in (accuracies, others))
+        or np.isnan(metrics[["bytes_up", "bytes_down"]].to_numpy(float)).any()
+    ):
+        raise RunFolderError("corrupt: metrics.csv must hold accuracies in 0..1, and bytes in every row")
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key by which numbers sort by value: ``alpha 0.1`` before ``alpha 1.0`` before ``alpha 10``."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
+
+
+def laid_flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Hashable]]:
+    """The leaves under their dotted keys; lists as tuples."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from laid_flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value) if isinstance(value, list) else value

@@ -1,0 +1,91 @@
+"""The data and the network of every client."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from fedkd.config.build import build, make
+from fedkd.errors import require
+from fedkd.models.base import Classifier
+from fedkd.models.heterogeneous import Mixed
+from fedkd.partition.validation_split import hold_out
+from fedkd.seed import Seed
+from fedkd.training.functional_model import snapshot
+from fedkd.types import Examples, Partition, Task, Tensors
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What follows from data, partition, shift and public set.
+
+    Args:
+        partition: who holds what of the training set and, in ``test``, of ``scored``.
+        scored: the set that the clients' own test shards are part of.
+        test: what the balanced test is on: the test set, or what the clients hold out (``evaluation.examples``).
+        shards: what each client trains on, and what it is scored on, as it sees it.
+        public: the public set, if there is one; its labels are gone.
+        validation: what the clients hold out for early stopping, if anything.
+    """
+
+    partition: Partition
+    scored: Examples
+    test: Examples
+    shards: tuple[list[Examples], list[Examples]]
+    public: Examples | None
+    validation: Examples | None
+
+
+def hold(config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed) -> Holdings:
+    """Divide the data as configured.
+
+    Raises:
+        ConfigError: it cannot be; naming the key, the rule and the value.
+    """
+    enough = f"must be at most the number of training examples ({len(train)})"
+    require(config.num_clients <= len(train), "num_clients", enough, config.num_clients)
+    labels, rng, source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public")
+    partition = make("partition", build(config, "partition"), *labels, config.num_clients, rng)
+    train, test = train.to(config.device), test.to(config.device)
+    stays, validation = hold_out(partition.train, config.validation, seed / "validation")
+    stays, withheld = hold_out(stays, source.held_out, seed / "public")
+    held_out = train.subset(np.concatenate(validation)) if config.validation else None
+    public = make("public", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
+    tuning = config.evaluation.examples == "validation"
+    scored, shards = (train, validation) if tuning else (test, partition.test)
+    if config.evaluation.shards == "all":
+        shards = [np.sort(np.concatenate(validation)) if tuning else np.arange(len(test))] * config.num_clients
+    partition = replace(partition, train=stays, test=shards)
+    return Holdings(
+        partition,
+        scored,
+        held_out if tuning else test,
+        make("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift"),
+        None if public is None else public.unlabelled(),
+        None if tuning else held_out,
+    )
+
+
+@dataclass(frozen=True)
+class Network:
+    """One architecture: its name, a workspace, and every parameter and buffer as the run begins."""
+
+    name: str
+    model: Classifier
+    initial: Tensors
+
+
+def settled(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed) -> tuple[list[Network], Network]:
+    """Every client's network, and the server's: the one that all have, or the first that is configured."""
+    maker, number = build(config, "model"), config.num_clients
+    name = config.choices.get("model", "model")
+    makers = maker.networks if isinstance(maker, Mixed) else {name: maker}
+    seeds = {one: seed / "model" / one for one in makers} if isinstance(maker, Mixed) else {name: seed / "model"}
+    assigned = make("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, Mixed) else [name] * number
+    networks = {}
+    for one, of in makers.items():
+        with seeds[one].globally():
+            model = make("model", of, task).to(config.device, dtype)
+        networks[one] = Network(one, model, snapshot(model))
+    return [networks[one] for one in assigned], next(iter(networks.values()))

@@ -1,0 +1,73 @@
+"""What fits together and what does not: refused at the start, before anything is trained."""
+
+from collections.abc import Sequence
+
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from omegaconf import DictConfig
+
+from fedkd.config.build import make
+from fedkd.errors import ConfigError, require
+from fedkd.federation.client import statistics
+from fedkd.federation.system_heterogeneity import ALIKE, Fleet, Systems, equip
+from fedkd.seed import Seed
+from fedkd.strategy import Strategy
+from simulations.setup.clients import Holdings, Network
+
+
+def equipped(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num_examples: Sequence[int], seed: Seed) -> Fleet:
+    """The clients' devices.
+
+    Raises:
+        ConfigError: the rules do not suit the run, or its strategy, where that is Flower's own and chooses clients itself.
+    """
+    if not isinstance(strategy, Strategy):
+        rule = f"must be {{}} with {type(strategy).__name__}, which chooses clients itself and waits for all (with fedkd's strategies it may differ)"
+        for name in ("participation", "dropout", "stragglers", "deadline", "newcomers"):
+            given, alike = getattr(systems, name), getattr(ALIKE, name)
+            require(given == alike, f"systems.{name}", rule.format("null" if alike is None else alike), given)
+    batches = [min(config.batch_size, examples) for examples in num_examples]
+    steps = [config.local_steps or config.local_epochs * (examples // batch) for examples, batch in zip(num_examples, batches)]
+    return make("systems", equip, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
+
+
+def suitable(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], held: Holdings) -> None:
+    """Refuse what would fail later, or mean nothing.
+
+    Raises:
+        ConfigError: naming the key, the rule, the value and what to do.
+    """
+    name = config.choices.get("strategy", config.strategy["_target_"])
+    enough_examples([len(index) for index in held.partition.train], networks)
+    if isinstance(strategy, Strategy) and strategy.needs_public and held.public is None:
+        raise ConfigError(
+            f"public must be a public set, as strategy {name} distils on one: public=held_out, training, other or synthetic, got none"
+        )
+    can = strategy.unlike_models if isinstance(strategy, Strategy) else "no"
+    sharing_networks(name, can, {network.name: network.model.embedding_size for network in networks})
+
+
+def enough_examples(sizes: Sequence[int], networks: Sequence[Network]) -> None:
+    """Every client has an example, and two where its network has BatchNorm."""
+    for client, (size, network) in enumerate(zip(sizes, networks)):
+        rule = "must leave no client without training examples (fewer clients, or a larger min_size)"
+        require(size > 0, "partition", rule, f"client {client} with none")
+        rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, less held out, or model=mlp)"
+        require(size > 1 or not statistics(network.model), "partition", rule, f"client {client} with 1")
+
+
+def sharing_networks(name: str, can: str, sizes: dict[str, int]) -> None:
+    """Clients of unlike networks, by the size of their embeddings, have a strategy that can do with them."""
+    if len(sizes) == 1:
+        return
+    if can == "no":
+        from simulations.setup.strategy_table import able
+
+        as_they_are, with_heads = able()
+        advice = " or share heads alone (strategy.sharing=head)," if name in with_heads else ""
+        raise ConfigError(
+            f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(sizes)}; take one "
+            f"network,{advice} or a strategy that can: {', '.join(as_they_are)}; with strategy.sharing=head also {', '.join(with_heads)}"
+        )
+    if can == "embedding" and len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{one} {size}" for one, size in sizes.items())
+        raise ConfigError(f"model.networks must have embeddings of one size, as strategy {name} shares what reads them, got {shown}")
