@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble
+from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.server import Server
 from fedkd.strategy import Strategy
 from fedkd.types import State
 
 
 @dataclass(kw_only=True)
-class Fusion(Strategy):
+class ServerDistillation(Strategy):
     """Federated averaging, after which the server trains the mean on what the clients' models say; ``update`` leaves the mean as ``average``."""
 
     only_sums: ClassVar[bool] = False
@@ -26,7 +26,7 @@ class Fusion(Strategy):
 
     def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models, before the distillation."""
-        return {"average": assemble(server.model, server.initial, state["average"])} if "average" in state else {}
+        return {"average": assemble_model(server.model, server.initial, state["average"])} if "average" in state else {}
 
     def need_images(self, generator: Callable[..., Any]) -> None:
         """Refuse a generator that makes anything else."""

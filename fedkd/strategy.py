@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble, average, mean_statistics
-from fedkd.federation.client import Client, statistics
+from fedkd.federation.aggregation import assemble_model, average, mean_batchnorm_statistics
+from fedkd.federation.client import Client, batchnorm_statistics
 from fedkd.federation.messaging import Federation
 from fedkd.federation.server import Server
-from fedkd.federation.server_loop import Rounds
+from fedkd.federation.server_loop import ServerLoop
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, load
+from fedkd.training.functional_model import FunctionalModel, load
 from fedkd.training.loop import Fitted, LossFunction, fit
-from fedkd.training.vectorized import fit_cohort
+from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 Phase = tuple[Batches, LossFunction]
@@ -31,7 +31,7 @@ Phase = tuple[Batches, LossFunction]
 
 
 @dataclass(kw_only=True)
-class Strategy(Rounds):
+class Strategy(ServerLoop):
     """Federated averaging with hooks.
 
     Args:
@@ -96,7 +96,7 @@ class Strategy(Rounds):
         """Everything random or scheduled, for all steps at once: tensors [S, ...] that appear on each ``batch``."""
         return {}
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """A scalar to minimise and metrics to sum over steps. Pure: no draws, nothing written, no branch on a tensor's value.
 
         Scalars among the metrics, such as terms of the loss, are logged too: ``train_<name>``, the mean over steps and, weighted as in the
@@ -129,7 +129,7 @@ class Strategy(Rounds):
         """
         if self.sharing == "head":
             return None
-        return assemble(server.model, server.initial, {**state["model"], **mean_statistics(list(server.memories.values()))})
+        return assemble_model(server.model, server.initial, {**state["model"], **mean_batchnorm_statistics(list(server.memories.values()))})
 
     def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """Further models for the balanced test, by name (``accuracy_<name>``): such as the model before the server's own distillation."""
@@ -149,7 +149,7 @@ class Strategy(Rounds):
     # ------------------------------------------------------------------------------------------- helpers for the hooks
     def stays(self, model: nn.Module) -> frozenset[str]:
         """Names of what never leaves a client: its BatchNorm statistics where they are ``local``, all but the head where only that is shared."""
-        kept = statistics(model) if self.batchnorm == "local" else frozenset()
+        kept = batchnorm_statistics(model) if self.batchnorm == "local" else frozenset()
         return kept if self.sharing == "all" else kept | {key for key in model.state_dict() if not key.startswith("head.")}
 
     def travelling(self, model: nn.Module, tensors: Tensors) -> Tensors:
@@ -192,7 +192,7 @@ class Strategy(Rounds):
         factors = [site.lr / sites[0].lr for site in sites]
         for together in zip(*plans, strict=True):
             steps, (loss, *_) = zip(*together)
-            fitted = fit_cohort(
+            fitted = fit_clients(
                 sites[0].model, tensors, steps, loss, sites[0].stepper, shared=shared, owns=memories, lr_factors=factors,
                 execution=sites[0].execution,
             )  # fmt: skip

@@ -29,21 +29,21 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def compose(overrides: list[str], name: str = "config") -> DictConfig:
     """The configuration that the command line ``overrides`` describe, of a run or of what else ``name`` is the root of."""
-    config = whole(overrides, name)
+    config = compose_with_hydra(overrides, name)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    return chosen(config, choices)
+    return with_choices(config, choices)
 
 
-def whole(overrides: list[str], name: str = "config") -> DictConfig:
+def compose_with_hydra(overrides: list[str], name: str = "config") -> DictConfig:
     """The same with Hydra's own node, and the sweep that an experiment describes."""
     ready = GlobalHydra.instance().is_initialized()  # within the command
     with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(name, overrides, return_hydra_config=True)
 
 
-def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
+def with_choices(config: DictConfig, choices: dict[str, str]) -> DictConfig:
     """``config`` with the names of the files it was composed from, and without the sweep that it belongs to."""
     config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
     with open_dict(config):
@@ -51,7 +51,7 @@ def chosen(config: DictConfig, choices: dict[str, str]) -> DictConfig:
     return config
 
 
-def take_tuned(config: DictConfig, part: str) -> dict[str, object] | None:
+def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | None:
     """Set what was chosen for this ``part`` (``strategy``, ``distiller``) in the file ``tuned``.
 
     Returns:
@@ -95,7 +95,7 @@ def make_absolute(node: DictConfig) -> None:
             node[key] = str(Path(value).expanduser().absolute())
 
 
-def explain(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Hydra's errors in one line: what was given and what is wrong with it, without advice that does not apply here."""
     lines = [line.strip() for part in (error, error.__cause__) if part is not None for line in str(part).splitlines()]
     noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
@@ -103,7 +103,7 @@ def explain(error: Exception) -> str:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """One line and exit code 1 for what the user can mend; a traceback for what is ours, and for all if HYDRA_FULL_ERROR asked for it."""
     try:
         yield
@@ -118,7 +118,7 @@ def explained() -> Iterator[None]:
         if FULL_ERROR:
             raise
         if isinstance(error, (HydraException, OmegaConfBaseException)):
-            sys.exit(f"error: {explain(error)}")
+            sys.exit(f"error: {error_line(error)}")
         if isinstance(error, OSError):
             sys.exit(f"error: output must be a folder that can be written, got {error.filename!r}: {error}")
         sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from simulations.config import compose
 from simulations.engine.client_work import answer, evaluate_chunk, train_chunk
-from simulations.engine.flower_engine import CohortGrid
+from simulations.engine.flower_engine import FlowerGrid
 from simulations.federation.runner import run_federation
 
 client_app = ClientApp()
@@ -37,4 +37,4 @@ def evaluate(message: Message, context: Context) -> Message:
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that ``overrides`` describe on the nodes that Flower provides."""
     config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
-    run_federation(config, lambda num_clients, text: CohortGrid(num_clients, text, grid))
+    run_federation(config, lambda num_clients, text: FlowerGrid(num_clients, text, grid))

@@ -15,11 +15,11 @@ def cores() -> int:
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
-"""glibc's names for what :func:`settle` sets, as mallopt takes them."""
+"""glibc's names for what :func:`configure_process` sets, as mallopt takes them."""
 
 
 @cache
-def settle() -> None:
+def configure_process() -> None:
     """One thread, and memory that is kept.
 
     Parallelism is over clients: a second thread in an actor takes the core of another. And a step frees what the next one asks

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Rich
 
 
-def narrate() -> None:
+def configure_logging() -> None:
     """Let the library say on standard error what takes time or was decided: images decoded, partitions drawn again."""
     logger = logging.getLogger("fedkd")
     if not logger.handlers:
@@ -26,7 +26,7 @@ def narrate() -> None:
         logger.propagate = False
 
 
-class Board:
+class ProgressTable:
     """A line on standard error for everything under way: what is done, accuracy, time left.
 
     Where that is no terminal, or should not be used as one: a plain line every tenth of it.
@@ -86,8 +86,8 @@ class Board:
             print(line, file=sys.stderr, flush=True)
 
 
-class Bar:
-    """The :class:`Board` of one thing alone.
+class ProgressBar:
+    """The :class:`ProgressTable` of one thing alone.
 
     Args:
         label: what is being done.
@@ -98,7 +98,7 @@ class Bar:
     """
 
     def __init__(self, label: str, total: int, done: int, shown: bool, unit: str) -> None:
-        self._label, self._board = label, Board(shown, unit=unit)
+        self._label, self._board = label, ProgressTable(shown, unit=unit)
         self._board.begin(label, total, done)
 
     def __enter__(self) -> Self:
@@ -113,14 +113,14 @@ class Bar:
         self._board.advance(self._label, row)
 
 
-def of_rounds(config: DictConfig, first: int) -> Bar:
+def round_progress(config: DictConfig, first: int) -> ProgressBar:
     """The progress of a federated run, which goes on with round ``first``."""
     strategy = config.choices.get("strategy", config.strategy["_target_"].rpartition(".")[2])
     label = f"{strategy} on {config.choices.get('data', 'data')}, seed {config.seed}"
-    return Bar(label, config.rounds, first - 1, config.progress, "round")
+    return ProgressBar(label, config.rounds, first - 1, config.progress, "round")
 
 
-def summarise(folder: Path) -> str:
+def summary_line(folder: Path) -> str:
     """The headline of a run: its last round and the mean of the last ten evaluated rounds, on both metrics."""
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

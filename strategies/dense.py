@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from fedkd.distillation.image_synthesis import Synthesis, as_seen, stacked
 from fedkd.distillation.logit_distillation import logits_on
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble
+from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import Ensemble
 from fedkd.seed import Seed
-from fedkd.server_distillation import Fusion
+from fedkd.server_distillation import ServerDistillation
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Generated, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
-class Dense(Fusion):
+class Dense(ServerDistillation):
     """Server, by epochs: images x from the clients' mean logits z (:mod:`fedkd.distillation.image_synthesis`); then ``T^2 KL(softmax(z/T) || softmax(z_w/T))`` on all x so far.
 
     Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022; the settings are those of its
@@ -115,7 +115,7 @@ class Dense(Fusion):
         index = torch.cat(orders)[: number * self.batch_size].view(number, self.batch_size).to(images.y.device)
         return Batches(images.y[index], index, images, dtype, {"teacher": teacher[index]})
 
-    def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def distillation(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, the mean over a batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits, self.temperature).mean(), {}
 
@@ -125,5 +125,5 @@ class Dense(Fusion):
 
     def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""
-        members = [assemble(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")]
+        members = [assemble_model(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")]
         return {**super().others(server, state), **({"ensemble": Ensemble(members)} if members else {})}

@@ -7,20 +7,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.distillation.logit_distillation import cosine, distil, logits_on
+from fedkd.distillation.logit_distillation import cosine, distill_logits, logits_on
 from fedkd.errors import require
 from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
 from fedkd.metrics.accuracy import evaluate
-from fedkd.server_distillation import Fusion
+from fedkd.server_distillation import ServerDistillation
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
-class FedDF(Fusion):
+class FedDF(ServerDistillation):
     """Server: ``min_w KL(softmax(mean_k z_k(x)) || softmax(z_w(x)))`` over public images x, from w the clients' mean (steps = 0: FedAvg).
 
     Lin, Kong, Stich, Jaggi: Ensemble distillation for robust model fusion in federated learning, NeurIPS 2020; the settings are those of
@@ -70,7 +70,7 @@ class FedDF(Fusion):
             index = places[steps]
             return Batches(images.y[index], index, images, server.dtype, {"teacher": teacher[index]})
 
-        distilled = distil(
+        distilled = distill_logits(
             server.model, after["model"], piece, self.steps, self.distillation, self.optimizer,
             schedule=cosine(self.steps) if self.schedule == "cosine" else None, every=self.every, patience=self.patience,
             judge=None if server.validation is None else lambda tensors: self.judge(server, tensors),
@@ -84,11 +84,11 @@ class FedDF(Fusion):
         said = torch.stack([logits_on(server.model, one, images, server.batch_size, server.dtype) for one in models])  # [K, N, C]
         return said.mean(0) if self.average == "logits" else said.softmax(-1).mean(0).clamp_min(torch.finfo(said.dtype).tiny).log()
 
-    def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def distillation(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """``KL(softmax(teacher) || softmax(student))``, the mean over a batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits).mean(), {}
 
     def judge(self, server: Server, tensors: Tensors) -> float:
         """Accuracy on the held-out examples."""
-        student = Bound(server.model).at(tensors)
+        student = FunctionalModel(server.model).at(tensors)
         return evaluate(student, server.validation, server.batch_size, server.task.num_classes, server.dtype).accuracy

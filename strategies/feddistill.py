@@ -15,7 +15,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -85,7 +85,7 @@ class FedDistill(Strategy):
         weights = {"gamma": gamma, **({"mine": float(mine)} if self.leave_one_out else {})}
         return {name: torch.full((len(batches),), value, dtype=client.dtype, device=client.device) for name, value in weights.items()}
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
         distance = kl_divergence(self.table(batch, shared, own)[batch.y], logits).mean()
         label = one_hot(batch.y, logits.shape[-1]).to(logits.dtype)  # [B, C]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.federation.aggregation import assemble
+from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble
 from fedkd.strategy import Strategy
@@ -42,5 +42,5 @@ class FedEnsemble(Strategy):
         for client in range(server.num_clients):
             tensors = state.get(f"member-{client}", state["broadcast"])
             own = server.memories.get(client, {}).get("local", {})
-            models.append(assemble(server.model, server.initial, {**tensors, **own}))
+            models.append(assemble_model(server.model, server.initial, {**tensors, **own}))
         return Ensemble(models, [1.0] * len(models))

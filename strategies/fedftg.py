@@ -16,16 +16,16 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import distances, diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
-from fedkd.server_distillation import Fusion
+from fedkd.server_distillation import ServerDistillation
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scaled
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
-class FedFTG(Fusion):
+class FedFTG(ServerDistillation):
     """G: ``-mean(w_k d(z_w, z_k)) + cls CE(z_k, y) w_k + dis L_div / K`` client by client; then w: ``CE(sum_k w_k softmax(z_k), z_w)``, on x = G(noise, y).
 
     Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
@@ -127,11 +127,11 @@ class FedFTG(Fusion):
         means = {f"generator_{name}": value / steps for name, value in fitted.sums.items()}
         return {**state, "generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, means
 
-    def generator_loss(self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module) -> tuple[Tensor, Metrics]:
+    def generator_loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State, *, network: nn.Module) -> tuple[Tensor, Metrics]:
         """The generator's equation for the client whose place a step has."""
         x, place = model(batch.noise, batch.y), batch.place.view(1)
-        teacher = Bound(network).at({key: value.index_select(0, place)[0] for key, value in shared["teachers"].items()})(x).logits
-        student = Bound(network).at(shared["student"])(x).logits
+        teacher = FunctionalModel(network).at({key: value.index_select(0, place)[0] for key, value in shared["teachers"].items()})(x).logits
+        student = FunctionalModel(network).at(shared["student"])(x).logits
         shares = shared["labels"]["shares"]
         weight = shares.index_select(0, place)[0][batch.y]  # [B]
         apart = (student - teacher.detach()).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
@@ -146,8 +146,8 @@ class FedFTG(Fusion):
     ) -> tuple[State, Tensors, Tensor]:
         """The model after ``student_steps``, its optimizer's state, and the mean loss."""
         y, noise = draw("student", self.student_steps)
-        generator = Bound(workspace(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
-        teachers = [Bound(server.model).at(one) for one in unstacked(fixed["teachers"])]
+        generator = FunctionalModel(workspace(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
+        teachers = [FunctionalModel(server.model).at(one) for one in unstacked(fixed["teachers"])]
         with torch.no_grad():  # the generator and the teachers do not learn here
             x = torch.stack([generator(n, label) for n, label in zip(noise, y)])  # [S, B, ...]
             said = torch.stack([torch.stack([teacher(one).logits for teacher in teachers]) for one in x]).softmax(-1)  # [S, K, B, C]
@@ -159,7 +159,7 @@ class FedFTG(Fusion):
         )  # fmt: skip
         return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.sums["loss"] / self.student_steps
 
-    def distillation(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def distillation(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy with the clients' weighted probabilities."""
         log_q = model(batch.image).logits.log_softmax(-1)
         value = -(batch.target * log_q).sum(-1).mean()
@@ -167,7 +167,7 @@ class FedFTG(Fusion):
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
         module = workspace(self.generator, server.task).to(server.device, server.dtype)
-        generator = Bound(module).at(state["generator"])
+        generator = FunctionalModel(module).at(state["generator"])
         noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
         pieces = zip(noise.split(server.batch_size), y.split(server.batch_size))
         return Generated(torch.cat([generator(*piece) for piece in pieces]), y, embeddings=False)

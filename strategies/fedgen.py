@@ -20,7 +20,7 @@ from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, part, snapshot
+from fedkd.training.functional_model import FunctionalModel, snapshot, submodule_tensors
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scaled
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
@@ -136,13 +136,13 @@ class FedGen(Strategy):
     def embed(self, module: nn.Module, tensors: Tensors, noise: Tensor, y: Tensor) -> Tensor:  # [S*B, noise_size], [S, B] -> [S*B, D]
         """What the generator makes for each step's labels; in train mode its running statistics stay as they were."""
         if self.client_generator == "eval":
-            return Bound(module).at(tensors)(noise, y.flatten())
+            return FunctionalModel(module).at(tensors)(noise, y.flatten())
         require(y.shape[1] > 1, "client_generator", "must be eval where batches are of one example (BatchNorm needs two)", "train")
         scratch = {key: value.clone() for key, value in tensors.items()}
         steps = zip(noise.view(*y.shape, -1), y, strict=True)
         return torch.cat([functional_call(module, scratch, one) for one in steps])
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
         generated = cross_entropy(model.head(batch.generated), batch.generated_y).mean()
         latent = kl_divergence(model.head(batch.latent).detach(), logits).mean()
@@ -177,7 +177,7 @@ class FedGen(Strategy):
     def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         if self.generator_steps == 0:
             return state, {}
-        heads = [part((state if self.teacher == "global" else u.state)["model"], "head") for u in updates]
+        heads = [submodule_tensors((state if self.teacher == "global" else u.state)["model"], "head") for u in updates]
         counts, sizes = torch.stack([u.state["labels"]["counts"] for u in updates]), [u.num_examples for u in updates]
         trained, sums = self.train_generator(server, state, heads, counts, server_round, sizes)
         return {**state, **trained}, {name: value / self.generator_steps for name, value in sums.items()}
@@ -203,7 +203,7 @@ class FedGen(Strategy):
         sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
         return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, sums
 
-    def generator_loss(self, model: Bound, batch: Batch, shared: State, own: State, *, head: nn.Module) -> tuple[Tensor, Metrics]:
+    def generator_loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State, *, head: nn.Module) -> tuple[Tensor, Metrics]:
         """``sum_k W_k CE(h_k(G(noise, y)), y) + eta L_div``, or ``CE(sum_k W_k h_k(...), y) + eta L_div``."""
         z = model(batch.noise, batch.y)
         logits = logits_of(head, shared["heads"], z)  # [K, B, C]
@@ -226,7 +226,7 @@ class FedGen(Strategy):
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
         module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         noise = self.draw_noise(seed, y, module.noise_size, server.dtype)
-        return Generated(Bound(module).at(state["generator"])(noise, y), y, embeddings=True)
+        return Generated(FunctionalModel(module).at(state["generator"])(noise, y), y, embeddings=True)
 
     # ------------------------------------------------------------------------------------------- both halves
     def coefficient(self, initial: float, server_round: int) -> float:

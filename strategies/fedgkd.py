@@ -14,7 +14,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -59,7 +59,7 @@ class FedGKD(Strategy):
         gamma = self.gamma if server_round > 1 else 0.0
         return {"gamma": torch.full((len(batches),), gamma, dtype=client.dtype, device=client.device)}
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
         teacher = model.at({**shared.get("mean", shared["model"]), **own.get("local", {})})
         distance = kl_divergence(teacher(batch.x).logits.detach(), logits).mean()

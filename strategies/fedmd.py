@@ -14,7 +14,7 @@ from fedkd.federation.server import Server
 from fedkd.seed import Seed
 from fedkd.strategy import Phase, Strategy
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -70,7 +70,7 @@ class FedMD(Strategy):
         digest = Batches(client.public.y[where[steps]], where[steps], client.public, client.dtype, {"consensus": agreed[steps]})
         return [(digest, self.digest), *revisit]
 
-    def digest(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def digest(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """The mean distance of a client's logits to those agreed on."""
         return self.weight * (model(batch.x).logits - batch.consensus).abs().mean(), {}
 

@@ -10,7 +10,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.decoupled_kl import not_true_divergence
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State
 
 
@@ -39,7 +39,7 @@ class FedNTD(Strategy):
         require(self.beta >= 0, "beta", "must be >= 0 (0 is FedAvg)", self.beta)
         require(self.tau > 0, "tau", "must be > 0 (the paper's is 1)", self.tau)
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
         broadcast = model.at({**shared["model"], **own.get("local", {})})(batch.x).logits.detach()
         distance = not_true_divergence(broadcast, logits, batch.y, self.tau).mean()

@@ -14,7 +14,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -58,7 +58,7 @@ class FedProto(Strategy):
     def begin(self, client: Client, shared: State, own: State) -> Tensors:
         return super().begin(client, own, own)
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         output, prototypes = model(batch.x), shared["prototypes"]
         distance = (output.embedding - prototypes["mean"][batch.y]).square().mean(-1) * prototypes["known"][batch.y]
         label = one_hot(batch.y, output.logits.shape[-1]).to(output.logits.dtype)  # [B, C]

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedkd.errors import require
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State
 
 
@@ -34,7 +34,7 @@ class FedProx(Strategy):
         require(self.mu >= 0, "mu", "must be >= 0 (0 is FedAvg)", self.mu)
         require(self.weight_decay >= 0, "weight_decay", "must be >= 0 (0 is none)", self.weight_decay)
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         value, metrics = super().loss(model, batch, shared, own)
         weights = model.parameters()
         distance = sum((w - shared["model"][name]).square().sum() for name, w in weights.items() if name in shared["model"])

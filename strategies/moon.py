@@ -12,7 +12,7 @@ from fedkd.losses.contrastive import model_contrastive
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors
 
 
@@ -50,7 +50,7 @@ class Moon(Strategy):
         mu = self.mu if int(own["client"]["last_round"]) > 0 else 0.0
         return {"mu": torch.full((len(batches),), mu, dtype=client.dtype, device=client.device)}
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         output = model(batch.x)
         broadcast = model.at({**shared["model"], **own.get("local", {})})(batch.x).embedding.detach()
         previous = model.at(own["previous"])(batch.x).embedding.detach()

@@ -13,7 +13,7 @@ from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -51,7 +51,7 @@ class Scaffold(Strategy):
     def memory(self, client: Client) -> State:
         return {"control": self.zeros(client)}
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         value, metrics = super().loss(model, batch, shared, own)
         ours, theirs = own["control"], shared["control"]
         term = sum(((theirs[name] - ours[name]) * (w - w.detach())).sum() for name, w in model.parameters().items() if name in theirs)

@@ -13,7 +13,7 @@ from fedkd.types import State
 from simulations.config import compose
 from simulations.engine.flower_compat import identify
 from simulations.engine.local_engine import LocalGrid
-from simulations.setup.simulation import World, world
+from simulations.setup.simulation import Simulation, build_simulation
 
 torch.set_num_threads(1)
 
@@ -29,7 +29,7 @@ SMALL = (
 class Ran:
     """A federation after its last round."""
 
-    home: World
+    home: Simulation
     state: State
     memories: dict[int, State]
     metrics: dict[int, dict[str, float]]
@@ -52,11 +52,11 @@ def options(name: str) -> list[str]:
     return [*TINY.get(kind, ()), *(IMAGES if name in ("dense", "fedftg") else ())]
 
 
-def settle(*overrides: str) -> tuple[World, str]:
+def settle(*overrides: str) -> tuple[Simulation, str]:
     """The world of a small configuration, ready to train, and its configuration as YAML."""
     identify()
     text = OmegaConf.to_yaml(compose([*SMALL, *overrides]), resolve=True)
-    home = world(text)
+    home = build_simulation(text)
     home.strategy.federation = home.federation()
     return home, text
 

@@ -17,7 +17,7 @@ from fedkd.config.build import build
 from fedkd.config.validation import check_run, check_types
 from simulations.config import compose
 from simulations.distillation import setup
-from simulations.distillation.runner import composed as distillation
+from simulations.distillation.runner import compose_distillation as distillation
 from simulations.engine import flower_compat
 from tests.conftest import ROOT
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from simulations.engine import vmap_tuning
-from simulations.engine.vmap_tuning import choose
+from simulations.engine.vmap_tuning import choose_clients_per_vmap
 from tests.conftest import settle
 from tests.running import TINY, Command, differing, metrics, quick, rows, until
 
@@ -25,7 +25,7 @@ def fast(monkeypatch):
 
 def test_real_timings_are_of_this_run_s_own_steps():
     home, _ = settle("strategy=fedgen", "num_clients=12", "clients_per_round=10")
-    number, milliseconds = choose(home, 1)
+    number, milliseconds = choose_clients_per_vmap(home, 1)
     assert set(milliseconds) == {"1", "5", "10"} and all(value > 0 for value in milliseconds.values())
     fastest = min(milliseconds.values())
     assert milliseconds[str(number)] <= fastest * vmap_tuning.GAIN**2
@@ -44,19 +44,19 @@ def test_real_timings_are_of_this_run_s_own_steps():
 def test_a_larger_number_must_be_faster_to_be_kept(fast, milliseconds, expected):
     fast(milliseconds)
     home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    assert choose(home, 1)[0] == expected
+    assert choose_clients_per_vmap(home, 1)[0] == expected
 
 
 def test_every_worker_is_left_with_work(fast):
     fast({1: 9.0, 5: 5.0, 10: 1.0})
     home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    assert choose(home, 2)[0] == 5 and choose(home, 4) == (1, {}), "three clients for each of four workers: nothing to choose from"
+    assert choose_clients_per_vmap(home, 2)[0] == 5 and choose_clients_per_vmap(home, 4) == (1, {}), "three clients for each of four workers: nothing to choose from"
 
 
 def test_networks_that_draw_in_their_forward_pass_train_one_by_one(monkeypatch):
     home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
     monkeypatch.setattr(vmap_tuning, "has_randomness", lambda model: True)
-    assert choose(home, 1) == (1, {})
+    assert choose_clients_per_vmap(home, 1) == (1, {})
 
 
 def test_the_choice_is_noted_and_printed_and_is_the_result_of_that_number(tmp_path):

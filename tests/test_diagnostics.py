@@ -13,13 +13,13 @@ import torch
 from fedkd.checkpoint import read_checkpoint
 from fedkd.metrics.generator_quality import coverage, diversity, fidelity
 from fedkd.seed import Seed
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Generated
 from simulations.config import compose
 from simulations.federation import generator_diagnostics
 from simulations.federation.generator_diagnostics import chosen, embedded, read
 from simulations.federation.runner import run_federation
-from simulations.setup.simulation import world
+from simulations.setup.simulation import build_simulation
 from tests.conftest import options, settle
 from tests.running import TINY, differing, metrics
 from tests.test_resume import Dying
@@ -36,7 +36,7 @@ def few_points(monkeypatch):
 
 def launch(where: Path, name: str, *more: str, make_grid=None) -> Path:
     """The folder of a tiny run of a strategy."""
-    world.cache_clear()
+    build_simulation.cache_clear()
     return run_federation(compose([*GIVEN, f"strategy={name}", *options(name), *more, f"output={where}"]), make_grid)
 
 
@@ -52,7 +52,7 @@ def test_fidelity_of_heads_whose_answers_are_known():
     made = Generated(torch.eye(10)[y], y, embeddings=True)
     shifted, constant = torch.eye(10).roll(1, 0), torch.zeros(10, 10)
     heads = [(5 * torch.eye(10), torch.zeros(10)), (shifted, torch.zeros(10)), (constant, 0.5 * torch.eye(10)[3])]
-    networks = [Bound(home.model).at({**home.initial, "head.weight": weight, "head.bias": bias}) for weight, bias in heads]
+    networks = [FunctionalModel(home.model).at({**home.initial, "head.weight": weight, "head.bias": bias}) for weight, bias in heads]
     said = np.stack([read(network, made, 7).detach().numpy() for network in networks])
     held = np.ones((3, 10), dtype=bool)
     held[0, 4] = held[1, 5] = held[1, 6] = held[2, 6] = held[2, 3] = False
@@ -142,7 +142,7 @@ def test_latents_of_one_dimension_are_embedded():
 # --------------------------------------------------------------------------------------------------------- whole rounds
 def test_fedgen_s_rows_are_a_plain_computation_from_the_checkpoint(tmp_path):
     folder = launch(tmp_path, "fedgen", "model=mlp", "model.widths=[12]", "precision=float64", "diagnose_every=2", "local_steps=20")
-    found, home, state = table(folder), world((folder / "config.yaml").read_text()), read_checkpoint(folder).state
+    found, home, state = table(folder), build_simulation((folder / "config.yaml").read_text()), read_checkpoint(folder).state
     assert found["round"].tolist() == [2] * 10 + [4] * 10 and found["class"].tolist() == [*range(10)] * 2
     seed, y = Seed(0) / "diagnostics", torch.arange(10).repeat_interleave(100)
     generator = home.strategy.generator(home.task, 12).double()
@@ -167,7 +167,7 @@ def test_fedgen_s_rows_are_a_plain_computation_from_the_checkpoint(tmp_path):
 def test_dense_s_rows_are_a_plain_computation_from_its_members(tmp_path):
     """Its checkpoint holds the round's clients and the images: who reads them, and who has never seen what they show."""
     folder = launch(tmp_path, "dense", "strategy.batch_size=40", "diagnose_every=4", "local_steps=20", "partition.alpha=0.1")
-    found, home, state = table(folder), world((folder / "config.yaml").read_text()), read_checkpoint(folder).state
+    found, home, state = table(folder), build_simulation((folder / "config.yaml").read_text()), read_checkpoint(folder).state
     x, y, said, has = state["made"]["images"], state["made"]["y"], [], []
     for client in (c for c in range(6) if f"member-{c}" in state):
         home.model.load_state_dict(state[f"member-{client}"])

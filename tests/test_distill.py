@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from simulations.distillation import runner
-from simulations.distillation.folder import rows, trained
-from simulations.distillation.runner import composed, run_distillation
-from simulations.distillation.setup import set_up
-from simulations.progress import Bar
+from simulations.distillation.folder import read_rows, read_trained_tensors
+from simulations.distillation.runner import compose_distillation, run_distillation
+from simulations.distillation.setup import make_setup
+from simulations.progress import ProgressBar
 from tests.conftest import ROOT
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf" / "distiller").glob("*.yaml"))
@@ -42,7 +42,7 @@ NEUTRAL = {
 
 def small(name: str, folder: Path, *overrides: str):
     """A tiny distillation of one method."""
-    return composed([*SMALL, f"output={folder}", f"distiller={name}", *TINY.get(name, ()), *overrides])
+    return compose_distillation([*SMALL, f"output={folder}", f"distiller={name}", *TINY.get(name, ()), *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def house(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", DISTILLERS)
 def test_every_method_trains_a_student_that_leaves_without_the_method_s_modules(name, house):
     folder = run_distillation(small(name, house))
-    seen = rows(folder)
+    seen = read_rows(folder)
     assert [row["epoch"] for row in seen] == ["0", "1", "2"]
     assert all(0 <= float(row["accuracy"]) <= 1 and row["loss"] for row in seen)
     alone = run_distillation(small("none", house))
@@ -93,7 +93,7 @@ def test_every_method_that_adds_terms_has_a_neutral_setting_here():
 
     from fedkd.distillation.methods.base import Distiller
 
-    nodes = {name: composed([f"distiller={name}"]).distiller["_target_"] for name in DISTILLERS}
+    nodes = {name: compose_distillation([f"distiller={name}"]).distiller["_target_"] for name in DISTILLERS}
     kinds = {name: get_object(target) for name, target in nodes.items()}
     adds = {name for name, kind in kinds.items() if kind.loss is Distiller.loss and kind is not Distiller}
     assert adds <= set(NEUTRAL)
@@ -102,23 +102,23 @@ def test_every_method_that_adds_terms_has_a_neutral_setting_here():
 @pytest.mark.parametrize("name", ["kd", "dpk", "hsakd", "online_ensemble", "dkd"])
 def test_interrupted_and_started_again_is_never_interrupted(name, house, tmp_path, monkeypatch):
     whole = run_distillation(small(name, house, "epochs=3"))
-    advance = Bar.advance
+    advance = ProgressBar.advance
 
     def stop(self, row):
         advance(self, row)
         if row["epoch"] == 2 and "none" not in self._label and "teacher" not in self._label:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Bar, "advance", stop)
+    monkeypatch.setattr(ProgressBar, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
         run_distillation(small(name, tmp_path, "epochs=3"))
-    monkeypatch.setattr(Bar, "advance", advance)
+    monkeypatch.setattr(ProgressBar, "advance", advance)
     again = run_distillation(small(name, tmp_path, "epochs=3"))
     assert again.name == whole.name
-    left, right = trained(again), trained(whole)
+    left, right = read_trained_tensors(again), read_trained_tensors(whole)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
     timing = ("seconds_train", "seconds_evaluate")
-    kept = [[{key: value for key, value in row.items() if key not in timing} for row in rows(folder)] for folder in (again, whole)]
+    kept = [[{key: value for key, value in row.items() if key not in timing} for row in read_rows(folder)] for folder in (again, whole)]
     assert kept[0] == kept[1]
 
 
@@ -131,10 +131,10 @@ def test_a_teacher_is_trained_once_and_found_again(house, capsys):
 
 
 def test_the_teacher_is_not_moved(house):
-    setup = set_up(small("hsakd", house))
+    setup = make_setup(small("hsakd", house))
     assert setup.before is not None
     folder = run_distillation(setup.before)
-    taught = trained(folder)
+    taught = read_trained_tensors(folder)
     training = setup.training(setup.start, {key: value.clone() for key, value in taught.items()})
     from fedkd.distillation.student_training import Progress
 
@@ -145,8 +145,8 @@ def test_the_teacher_is_not_moved(house):
 @pytest.mark.parametrize("name", ["kd", "fitnet", "at", "sp", "pkt", "dkd", "dpk", "information_flow", "kddg", "kd_sp"])
 def test_no_method_moves_its_teacher(name, house):
     """Neither weights nor BatchNorm's statistics, and no gradient reaches it."""
-    setup = set_up(small(name, house))
-    taught = trained(run_distillation(setup.before))
+    setup = make_setup(small(name, house))
+    taught = read_trained_tensors(run_distillation(setup.before))
     assert any(key.endswith("running_mean") for key in taught)
     training = setup.training(setup.start, {key: value.clone() for key, value in taught.items()})
     from fedkd.distillation.student_training import Progress
@@ -160,7 +160,7 @@ def test_no_method_moves_its_teacher(name, house):
 def test_other_images_will_do(source, house):
     more = ["source.generator.width=4", "source.steps=2", "source.batch_size=16"] if source == "synthetic" else ["data@source.data=digits"]
     before = run_distillation(small("kd", house, f"source={source}", *more))
-    ended = rows(before)[-1]
+    ended = read_rows(before)[-1]
     assert float(ended["ce"]) > 0 and float(ended["kd"]) > 0
     assert ("synthesis_oh" in ended) == (source == "synthetic")
 
@@ -181,7 +181,7 @@ def federated(house) -> Path:
 @pytest.mark.parametrize("of", ["model", "ensemble"])
 def test_what_a_federation_ended_with_is_distilled(of, federated, house):
     runner = ["student=mlp", "student.widths=[8]", f"run={federated}", f"of={of}"]
-    config = composed([*runner, "source=synthetic", "source.generator.width=4", "source.steps=2", "epochs=2", "source.batch_size=16", "progress=false",
+    config = compose_distillation([*runner, "source=synthetic", "source.generator.width=4", "source.steps=2", "epochs=2", "source.batch_size=16", "progress=false",
                        f"output={house}"])  # fmt: skip
     folder = run_distillation(config)
     with open(folder / "models.csv", newline="") as file:
@@ -211,11 +211,11 @@ def test_what_prepares_a_run_s_model_sees_no_more_than_its_student(house, tmp_pa
         "epochs=2",
         f"output={tmp_path}",
     )
-    config = composed([*given, *UNSEEN, "distiller=hsakd"])
-    setup = set_up(config)
+    config = compose_distillation([*given, *UNSEEN, "distiller=hsakd"])
+    setup = make_setup(config)
     assert setup.before.source == config.source and setup.before.distiller["_target_"].endswith("HSAKDTeacher")
-    folder = run_distillation(composed([*given, *UNSEEN, "distiller=hsakd"]))
-    assert float(rows(folder)[-1]["joint"]) > 0
+    folder = run_distillation(compose_distillation([*given, *UNSEEN, "distiller=hsakd"]))
+    assert float(read_rows(folder)[-1]["joint"]) > 0
     sources = [OmegaConf.load(path).source["_target_"].rpartition(".")[2] for path in tmp_path.glob("*/*/config.yaml")]
     assert sources == ["Synthetic"] * 2, "nothing was trained on the run's images"
     for method, message in (
@@ -227,7 +227,7 @@ def test_what_prepares_a_run_s_model_sees_no_more_than_its_student(house, tmp_pa
         (["init=alone"], "^init must not be alone where a run's images are not to be seen"),
     ):
         with pytest.raises(ValueError, match=message):
-            run_distillation(composed([*given[:2], *given[3:], *UNSEEN, *method]))
+            run_distillation(compose_distillation([*given[:2], *given[3:], *UNSEEN, *method]))
 
 
 def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
@@ -252,7 +252,7 @@ def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
     )
     with open(folder / "distilled.csv", newline="") as file:
         assert [row["distiller"] for row in csv.DictReader(file)] == ["dpk"]
-    unlike = set_up(composed(["distiller=dpk", "distiller.stages=last", "teacher=fedgen_cnn", "student=resnet8"]))
+    unlike = make_setup(compose_distillation(["distiller=dpk", "distiller.stages=last", "teacher=fedgen_cnn", "student=resnet8"]))
     (prior,) = unlike.learner.method.stages
     shapes = unlike.distiller.compared(unlike_pair(unlike))
     assert len(shapes) == 1 and all(shape[1] % prior.grid == 0 for shape in shapes[0]) and prior.grid > 1
@@ -260,9 +260,9 @@ def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
 
 def unlike_pair(setup):
     """The two networks of a set-up, as a method sees them."""
-    from fedkd.distillation.methods.base import Pair
+    from fedkd.distillation.methods.base import TeacherStudent
 
-    return Pair(setup.task, setup.learner.student, lambda: None, setup.teacher.student)
+    return TeacherStudent(setup.task, setup.learner.student, lambda: None, setup.teacher.student)
 
 
 def model_size(folder: Path) -> int:
@@ -275,7 +275,7 @@ def model_size(folder: Path) -> int:
 def test_the_student_s_program_gives_the_student_s_logits(house):
     folder = run_distillation(small("kd", house, "export=true", "seed=9"))
     program = torch.export.load(folder / "student.pt2").module()
-    setup = set_up(small("kd", house, "seed=9"))
+    setup = make_setup(small("kd", house, "seed=9"))
     setup.learner.student.load_state_dict(load_file(folder / "student.safetensors"))
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -312,14 +312,14 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run_distillation(composed(["progress=false", f"output={tmp_path}", *overrides]))
+        run_distillation(compose_distillation(["progress=false", f"output={tmp_path}", *overrides]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_student_does_not_begin_as_another_network(house, tmp_path):
     folder = run_distillation(small("none", house))
     with pytest.raises(ValueError, match=r"^init must be of a network of the student's very form, got '.*'$"):
-        run_distillation(composed(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
+        run_distillation(compose_distillation(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -327,35 +327,35 @@ def test_a_run_brings_its_own_data_and_teacher():
     with pytest.raises(
         ValueError, match=r"^run must be null where data or teacher are chosen: .* got 'there' with model@teacher=resnet20$"
     ):
-        composed(["run=there", "teacher=resnet20"])
+        compose_distillation(["run=there", "teacher=resnet20"])
 
 
 def test_a_teacher_of_other_classes_is_refused(house):
     folder = run_distillation(small("none", house, "classes=5", "examples=100"))
     with pytest.raises(ValueError, match=r"^teacher must have the task's classes, 3, got 5$"):
-        run_distillation(composed([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
+        run_distillation(compose_distillation([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
 
 
 def test_a_method_that_trains_its_own_teacher_is_refused_on_a_run(house):
     folder = run_distillation(small("none", house))
     with pytest.raises(ValueError, match=r"^distiller must be one that learns from the run's model .* got 'hsakd_joint'$"):
-        run_distillation(composed([f"run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"]))
+        run_distillation(compose_distillation([f"run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"]))
 
 
 def test_a_student_may_teach_the_next(house):
     first = run_distillation(small("kd", house))
     second = run_distillation(
-        composed([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"])
+        compose_distillation([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"])
     )
     with open(second / "models.csv", newline="") as file:
-        assert float(next(csv.DictReader(file))["accuracy"]) == float(rows(first)[-1]["accuracy"])
+        assert float(next(csv.DictReader(file))["accuracy"]) == float(read_rows(first)[-1]["accuracy"])
 
 
 def test_a_run_s_teacher_has_its_name_also_where_the_method_prepares_it(house):
     folder = run_distillation(small("none", house))
     asked = [f"run={folder}", "student=resnet8", "student.widths=[5,6,7]", "batch_size=16", f"output={house}"]
     for name in ("kd", "hsakd"):
-        setup = set_up(composed([*asked, f"distiller={name}"]))
+        setup = make_setup(compose_distillation([*asked, f"distiller={name}"]))
         assert setup.config.choices.teacher == "resnet8" and setup.config.teacher is None
     assert setup.before is not None and setup.taught is None
 
@@ -368,7 +368,7 @@ def test_an_unfinished_run_is_refused(federated, tmp_path):
     copy = Path(shutil.copytree(federated, tmp_path / "run"))
     write_checkpoint(copy, read_checkpoint(copy), rounds=7)
     with pytest.raises(ValueError, match=r"^run must be finished; .*\(2 of 7 done\), got"):
-        run_distillation(composed([f"run={copy}", f"output={tmp_path}"]))
+        run_distillation(compose_distillation([f"run={copy}", f"output={tmp_path}"]))
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_holds(tmp_path, monkeypatch):
@@ -385,7 +385,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_hol
         run_distillation(config)
     folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
     assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
-    assert all(torch.isfinite(value).all() for value in trained(folder).values())
+    assert all(torch.isfinite(value).all() for value in read_trained_tensors(folder).values())
 
 
 def test_a_last_step_that_leads_nowhere_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
@@ -404,7 +404,7 @@ def test_a_last_step_that_leads_nowhere_leaves_the_checkpoint_before_it(tmp_path
     with pytest.raises(FloatingPointError, match=r"after the last step of epoch 2, where the test's loss is nan: lower"):
         run_distillation(config)
     (folder,) = (tmp_path / "distilled").iterdir()
-    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1 == int(rows(folder)[-1]["epoch"])
+    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1 == int(read_rows(folder)[-1]["epoch"])
 
 
 def test_what_was_not_exported_is_when_it_is_asked_for(tmp_path, capsys):
@@ -425,7 +425,7 @@ def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
         "steps=2",
         "batch_size=16",
     )
-    config = composed(
+    config = compose_distillation(
         [*small, f"output={tmp_path}", "progress=false", "export=false", "distiller=information_flow", f"distiller.teaching={chain}"]
     )
     run_distillation(config)
@@ -454,7 +454,7 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
         noted = list(csv.DictReader(file))
     assert [row["round"] for row in noted] == ["2", "3"] and noted[0]["folder"] != noted[1]["folder"]
     for row in noted:
-        assert float(row["accuracy"]) == float(rows(tmp_path / "distilled" / row["folder"])[-1]["accuracy"])
+        assert float(row["accuracy"]) == float(read_rows(tmp_path / "distilled" / row["folder"])[-1]["accuracy"])
     plain = runner(compose([*tiny, f"output={tmp_path / 'plain'}"]))
     assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
     never = [*tiny, f"output={tmp_path / 'never'}"]
@@ -499,7 +499,7 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
     capsys.readouterr()
     assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    accuracies = [float(rows(folder)[-1]["accuracy"]) for folder in folders]
+    accuracies = [float(read_rows(folder)[-1]["accuracy"]) for folder in folders]
     means = [100 * (sum(accuracies[:2]) + accuracies[4]) / 3, 50 * sum(accuracies[2:4])]
     for mean in means:
         assert f"{mean:.2f} ±" in text
@@ -523,7 +523,7 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
     from simulations.reports.builder import main
 
     def taught(run: Path, seed: int, method: str = "kd") -> Path:
-        return run_distillation(composed([f"run={runner}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps=2",
+        return run_distillation(compose_distillation([f"run={runner}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps=2",
                                  "progress=false", "export=false", f"output={house}"]))  # fmt: skip
 
     fedavg, other = (federation(house, "strategy=fedavg", f"seed={seed}") for seed in (0, 1))
@@ -552,14 +552,14 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
 
 def test_a_baseline_has_the_same_student_and_the_same_teacher():
     """Of one name and of as many parameters: a stem that is written out is no other network, and other widths are."""
-    from simulations.reports.distillation_groups import Lesson
+    from simulations.reports.distillation_groups import DistillationRun
     from simulations.reports.tables.distillation import matching
 
-    def lesson(distiller: str, student: int = 100, teacher: int = 900, name: str = "resnet14", **config) -> Lesson:
+    def lesson(distiller: str, student: int = 100, teacher: int = 900, name: str = "resnet14", **config) -> DistillationRun:
         taught = [] if distiller == "none" else [{"network": "teacher", "accuracy": 0.5, "parameters": teacher}]
         models = pd.DataFrame([*taught, {"network": "student", "accuracy": 0.4, "parameters": student}])
         choices = {"student": "resnet8", "teacher": name, "distiller": distiller, "source": "real"}
-        return Lesson(Path(), {"run": None, "seed": 0, "choices": choices, **config}, pd.DataFrame({"accuracy": [0.4]}), models)
+        return DistillationRun(Path(), {"run": None, "seed": 0, "choices": choices, **config}, pd.DataFrame({"accuracy": [0.4]}), models)
 
     alone, kd = lesson("none", student_stem=16), lesson("kd")
     assert matching(kd, alone, "none") and matching(lesson("dpk"), kd, "kd") and not matching(kd, kd, "kd")
@@ -581,7 +581,7 @@ def test_domains_left_out_are_set_side_by_side_with_their_mean(house, tmp_path, 
     assert main([*map(str, folders.values()), "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     table = [line.split("|") for line in text[text.index("domain 0") :].splitlines()[2:4]]
-    of = {key: 100 * float(rows(folder)[-1]["accuracy"]) for key, folder in folders.items()}
+    of = {key: 100 * float(read_rows(folder)[-1]["accuracy"]) for key, folder in folders.items()}
     for (_, name, n, first, second, mean, gain, *_), method in zip(table, ("none", "kd"), strict=True):
         means = [(of[method, seed, 0] + of[method, seed, 2]) / 2 for seed in (0, 1)]
         assert method in name and int(n) == 2
@@ -617,7 +617,7 @@ def test_killed_at_any_moment_and_started_again_is_never_killed(tmp_path):
     assert Path(again.stdout.splitlines()[-1].removeprefix("run: ")).name == folder.name
     assert (there.parent / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
     timing = ("seconds_train", "seconds_evaluate")
-    kept = [[{key: value for key, value in row.items() if key not in timing} for row in rows(one)] for one in (there.parent, folder)]
+    kept = [[{key: value for key, value in row.items() if key not in timing} for row in read_rows(one)] for one in (there.parent, folder)]
     assert kept[0] == kept[1]
 
 

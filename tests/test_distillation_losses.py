@@ -28,7 +28,7 @@ from fedkd.losses.probabilistic_transfer import (
 )
 from fedkd.losses.similarity_preserving import similarity_preserving
 from fedkd.metrics.mutual_information import binned_mutual_information, principal_components, quadratic_mutual_information
-from fedkd.metrics.parameter_path import distance, travelled
+from fedkd.metrics.parameter_path import distance, parameter_path_length
 from fedkd.metrics.retrieval import retrieval
 from fedkd.training.step_program import settled, tidy
 from tests import oracles
@@ -335,7 +335,7 @@ def test_decoupled_distillation_stays_finite_for_large_logits():
         (lambda x: binned_mutual_information(x, torch.from_numpy(Y), 5, num_components=1, num_bins=1), "num_bins must be >= 2"),
         (lambda x: distance({"w": x}, {"v": x}), r"must be between parameters of the same names and shapes, got \['v', 'w'\]"),
         (lambda x: distance({"w": x}, {"w": x[:1]}), r"must be between parameters of the same names and shapes, got \['w'\]"),
-        (lambda x: travelled(0.0, {"w": x}, {"w": x}, {"w": 0 * x}), "travel must begin at parameters that are not all zero"),
+        (lambda x: parameter_path_length(0.0, {"w": x}, {"w": x}, {"w": 0 * x}), "travel must begin at parameters that are not all zero"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_rule(loss, message):
@@ -613,15 +613,15 @@ def test_retrieval_among_separate_classes_is_perfect_and_sees_lengths_only_where
 
 def test_travel_counts_every_step_in_lengths_of_the_beginning():
     start = {"w": tensor(A), "b": tensor(B[0]).float()}
-    assert travelled(0.0, start, start, start) == 0
+    assert parameter_path_length(0.0, start, start, start) == 0
     way = [{key: value * (1 + 0.25 * k) for key, value in start.items()} for k in range(6)]
     length = 0.0
     for before, after in itertools.pairwise(way):
-        length = travelled(length, before, after, start)
+        length = parameter_path_length(length, before, after, start)
     assert length == pytest.approx(5 * 0.25, rel=1e-6)
     double = {key: 2 * value for key, value in start.items()}
-    there = travelled(0.0, start, double, start)
-    assert travelled(there, double, start, start) == pytest.approx(2, rel=1e-12), "the way, not the distance from the beginning"
+    there = parameter_path_length(0.0, start, double, start)
+    assert parameter_path_length(there, double, start, start) == pytest.approx(2, rel=1e-12), "the way, not the distance from the beginning"
 
 
 def test_distance_is_the_length_over_all_parameters():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fedkd.distillation.methods.base import Pair, Steps, classification
+from fedkd.distillation.methods.base import Steps, TeacherStudent, classification
 from fedkd.distillation.methods.dpk import Priors, choose
 from fedkd.distillation.methods.hsakd import Branches, rotations
 from fedkd.distillation.methods.information_flow import InformationFlow
@@ -20,11 +20,11 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.models.resnet import ResNet, WideResNet
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.types import Output, Task
-from simulations.distillation.runner import composed
+from simulations.distillation.runner import compose_distillation
 from simulations.distillation.scores import scores
-from simulations.distillation.setup import Setup, set_up
+from simulations.distillation.setup import Setup, make_setup
 
 TINY = (
     "teacher=resnet8", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "batch_size=8", "precision=float64", "steps=3",
@@ -34,7 +34,7 @@ SMALL_DPK = ("distiller=dpk", "distiller.grid=2", "distiller.width=8", "distille
 
 def ready(*overrides: str) -> Setup:
     """A small distillation, whose teacher is untrained."""
-    return set_up(composed([*TINY, *overrides]))
+    return make_setup(compose_distillation([*TINY, *overrides]))
 
 
 def step(setup: Setup, taught=None, start=None) -> tuple[dict, dict]:
@@ -45,7 +45,7 @@ def step(setup: Setup, taught=None, start=None) -> tuple[dict, dict]:
     tensors = {key: value.clone() for key, value in (start or setup.start).items()}
     leaves = {name: tensors[name].requires_grad_() for name, _ in setup.learner.named_parameters()}
     shared = {"teacher": taught, "images": {"black": training.black}}
-    value, terms = training.loss(Bound(setup.learner.train(), tensors), batch, shared, {})
+    value, terms = training.loss(FunctionalModel(setup.learner.train(), tensors), batch, shared, {})
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     assert_close(value, sum(terms.values()))
     return {name: term.item() for name, term in terms.items()}, dict(zip(leaves, gradients))
@@ -158,7 +158,7 @@ def test_a_student_that_is_its_teacher_has_only_labels_to_learn():
     setup = trained_branches()
     setup.learner.eval()  # with the same statistics, no batch's
     taught = snapshot(setup.learner)
-    value, terms = setup.distiller.loss(Bound(setup.learner.eval(), taught), Bound(setup.learner.eval(), taught), batch_of(setup), True)
+    value, terms = setup.distiller.loss(FunctionalModel(setup.learner.eval(), taught), FunctionalModel(setup.learner.eval(), taught), batch_of(setup), True)
     assert terms["joint"].abs() < 1e-12 and terms["kd"].abs() < 1e-12
     assert_close(value, terms["ce"])
 
@@ -267,7 +267,7 @@ def test_five_members_of_a_resnet_110_have_the_paper_s_widths_and_sizes(classes,
     def fresh(**changes):
         return ResNet(task, **{"depth": kind.depth, "widths": (16, 32, 64), "stem": None, **changes})
 
-    members = Members(Pair(task, fresh(), fresh), 5, 3, False)
+    members = Members(TeacherStudent(task, fresh(), fresh), 5, 3, False)
     networks = [members.student, *members.whole]
     assert [list(one.widths) for one in networks] == [[16, 32, 64], [12, 25, 51], [9, 19, 38], [6, 12, 25], [3, 6, 12]]
     sizes = [sum(p.numel() for p in one.parameters()) for one in networks]
@@ -289,7 +289,7 @@ def test_the_stem_s_gradient_is_the_sum_of_all_members_or_the_widest_s():
     stem = [name for name in whole if name.startswith("student.stages.0.0.") and name.endswith("weight")]
     parts = []
     for member in range(3):
-        learner = set_up(setup.config).learner.train()
+        learner = make_setup(setup.config).learner.train()
         (0.7 * torch.nn.functional.cross_entropy(learner(x)[member].logits, y)).backward()
         parts.append({name: dict(learner.named_parameters())[name].grad for name in stem})
     for name in stem:
@@ -306,7 +306,7 @@ def test_members_stand_on_a_stem_of_any_width():
 
 def test_images_that_are_not_square_cannot_be_turned():
     setup = ready("distiller=hsakd_online")
-    oblong = Pair(replace(setup.task, shape=(1, 8, 6)), setup.learner.student, lambda: None)
+    oblong = TeacherStudent(replace(setup.task, shape=(1, 8, 6)), setup.learner.student, lambda: None)
     for name in ("hsakd_online", "hsakd_teacher"):
         with pytest.raises(ValueError, match=r"^data must have square images: .*, got '8x6'$"):
             ready(f"distiller={name}").distiller.check(oblong, 8)
@@ -392,8 +392,8 @@ def test_a_student_whose_similarities_are_the_teacher_s_has_nothing_to_learn():
     taught = {k: v for k, v in same.items() if k in snapshot(setup.teacher)}
     learner = setup.learner.eval()
     _, terms = setup.distiller.loss(
-        Bound(learner, same),
-        Bound(setup.teacher.eval(), taught),
+        FunctionalModel(learner, same),
+        FunctionalModel(setup.teacher.eval(), taught),
         Batch(batch_of(setup).x, batch_of(setup).y, {"critical": torch.tensor(100.0)}),
         True,
     )
@@ -432,7 +432,7 @@ def test_the_gap_may_be_that_of_tokens(stitch_at):
     batches = training.batches(setup.pool, 0, Seed(3))
     one = replace(batches, y=batches.y[:1], index=batches.index[:1], drawn={k: v[:1] for k, v in batches.drawn.items()})
     after = training.fit(Progress(0, setup.start), one).tensors["method.share"]
-    x, learner = next(iter(one)).x, set_up(setup.config).learner.train()
+    x, learner = next(iter(one)).x, make_setup(setup.config).learner.train()
     with torch.no_grad():
         maps = zip(learner.method.stages, learner.student(x).stages, setup.teacher.student.eval()(x).stages)
         gaps = torch.stack([1 - unbiased_cka(*(each.flatten(1) for each in stage.tokens(s, t))).clamp(0, 1) for stage, s, t in maps])

@@ -19,7 +19,7 @@ from simulations.reports.figures import generator, selection, style
 from simulations.reports.figures.forest_plot import forest
 from simulations.reports.figures.style import limits
 from simulations.reports.groups import gather
-from simulations.run_folder.reader import SETTING, find, read_run
+from simulations.run_folder.reader import SETTING, find_run_folders, read_run
 from tests.test_report import COUNTS, half_width
 from tests.test_report_tables import CLASSES, CLIENTS, ROUNDS, whole
 
@@ -47,7 +47,7 @@ def house(tmp_path_factory) -> Path:
 def drawn(house, tmp_path_factory) -> dict[str, Figure]:
     """All figures of the report, by the name of their file, as they were when they were written."""
     output = tmp_path_factory.mktemp("figures")
-    groups, _ = collect(find([house]))
+    groups, _ = collect(find_run_folders([house]))
     planned, notes = selection.planned(groups, output, "fedavg", TARGET, "t")
     settings = gather(groups, lambda one: one.runs[0].part(SETTING))
     more, _, _ = generator.planned(settings, list(STRATEGIES), output, "t")

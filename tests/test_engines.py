@@ -12,7 +12,7 @@ from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
 from simulations.engine.worker import split
 from simulations.federation.runner import run_federation
-from simulations.setup.simulation import world
+from simulations.setup.simulation import build_simulation
 from tests.conftest import options, same, settle
 from tests.running import TINY, metrics
 
@@ -61,7 +61,7 @@ def test_the_seed_changes_the_result(folders, tmp_path):
 
 def test_what_cannot_change_the_result_does_not_enter_the_hash():
     def key(*overrides: str) -> str:
-        return world(OmegaConf.to_yaml(compose([*TINY, *overrides]), resolve=True)).hash
+        return build_simulation(OmegaConf.to_yaml(compose([*TINY, *overrides]), resolve=True)).hash
 
     for same_result in (["engine=local"], ["engine.workers=7"], ["output=/elsewhere"], ["name=other"], ["on_client_failure=retry"],
                         ["checkpoint_every=5"], ["timeout=5"], ["progress=true"]):  # fmt: skip

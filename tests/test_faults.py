@@ -15,7 +15,7 @@ from simulations.config import compose
 from simulations.engine.client_work import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
-from simulations.setup.simulation import world
+from simulations.setup.simulation import build_simulation
 from tests.conftest import same
 from tests.mischief import asleep, plan
 from tests.running import Command, Ended, differing, metrics, quick, run, until
@@ -112,7 +112,7 @@ class Asked:
 
     def __init__(self, folder) -> None:
         self.folder, text = folder, OmegaConf.to_yaml(compose(given(folder)), resolve=True)
-        home = world(text)
+        home = build_simulation(text)
         home.strategy.federation = home.federation()
         self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
         self.messages = list(

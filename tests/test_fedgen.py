@@ -17,7 +17,7 @@ from fedkd.models.generators import FeatureMLP
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.types import Examples, State, Task, Update
 from simulations.config import compose
 from strategies.fedgen import FedGen
@@ -87,7 +87,7 @@ def test_the_client_s_loss_is_the_equation(alpha, beta):
     generated, latent = RNG.standard_normal((4, 3)), RNG.standard_normal((6, 3))
     drawn = {"generated": generated, "generated_y": generated_y, "latent": latent, "alpha": np.array(alpha), "beta": np.array(beta)}
     batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {name: torch.from_numpy(value) for name, value in drawn.items()})
-    value, metrics = fedgen().loss(Bound(model), batch, {}, {})
+    value, metrics = fedgen().loss(FunctionalModel(model), batch, {}, {})
     at = numpy(dict(model.named_parameters()))
 
     def oracle(weights):
@@ -112,7 +112,7 @@ def test_the_generator_s_loss_is_the_equation(weighting, ensemble_loss):
     shares = torch.from_numpy((1 + counts) / (1 + counts).sum(0))
     shared = {"heads": {key: torch.stack([head[key] for head in heads]) for key in heads[0]}, "labels": {"shares": shares}}
     batch = Batch(None, torch.from_numpy(y), {"noise": torch.from_numpy(noise), "distances": distances(torch.from_numpy(noise))})
-    value, metrics = strategy.generator_loss(Bound(module), batch, shared, {}, head=model.head)
+    value, metrics = strategy.generator_loss(FunctionalModel(module), batch, shared, {}, head=model.head)
 
     def oracle(weights):
         return oracles.fedgen_generator(weights, [numpy(head) for head in heads], counts, noise, y, 0.7, weighting, ensemble_loss)

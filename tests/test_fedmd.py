@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from fedkd.distillation.logit_distillation import logits_on
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.types import Update
-from simulations.engine.vmap_tuning import choose
+from simulations.engine.vmap_tuning import choose_clients_per_vmap
 from tests import oracles
 from tests.conftest import options, run, same, settle
 
@@ -39,7 +39,7 @@ def test_the_digest_is_the_equation(weight):
     model, random = deepcopy(home.model).train(), np.random.default_rng(0)
     x, consensus = random.random((6, 1, 8, 8)), random.standard_normal((6, 10))
     batch = Batch(torch.from_numpy(x), torch.zeros(6), {"consensus": torch.from_numpy(consensus)})
-    value, metrics = home.strategy.digest(Bound(model), batch, {}, {})
+    value, metrics = home.strategy.digest(FunctionalModel(model), batch, {}, {})
     at = {name: weight_.detach().numpy() for name, weight_ in model.named_parameters()}
     equation = lambda head: weight * oracles.digest({**at, **head}, x, consensus)
     heads = {key: at[key] for key in ("head.weight", "head.bias")}
@@ -57,7 +57,7 @@ def test_parties_that_agree_have_nothing_to_digest():
     after, _ = home.strategy.update(server, state, [sent(k, own.detach()) for k in (0, 1)], 1)
     assert torch.equal(after["consensus"]["logits"], own.detach())
     value, _ = home.strategy.digest(
-        Bound(model), Batch(asked.images(torch.arange(len(asked))), asked.y, {"consensus": own.detach()}), {}, {}
+        FunctionalModel(model), Batch(asked.images(torch.arange(len(asked))), asked.y, {"consensus": own.detach()}), {}, {}
     )
     assert value == 0 and all((slope == 0).all() for slope in torch.autograd.grad(value, list(model.parameters())))
 
@@ -201,5 +201,5 @@ def test_clients_of_unlike_networks_agree():
 
 def test_how_many_train_at_once_can_be_found_out():
     home, _ = settle(*FEDMD, "num_clients=12", "clients_per_round=10")
-    number, milliseconds = choose(home, 1)
+    number, milliseconds = choose_clients_per_vmap(home, 1)
     assert str(number) in milliseconds and set(milliseconds) == {"1", "5", "10"}

@@ -192,12 +192,12 @@ def test_a_node_that_is_one_client_keeps_its_memory():
         alone = client_app(Message(message.content, dst_node_id=7, message_type="train"), context)
         (reply,) = grid.send_and_receive([message])
         grid.commit()
-        assert serialization.OWN not in alone.content, "its memory stays with it"
+        assert serialization.CLIENT_STATE not in alone.content, "its memory stays with it"
         assert same(
             serialization.from_record(alone.content[serialization.UPDATE]), serialization.from_record(reply.content[serialization.UPDATE])
         )
-        assert same(serialization.from_record(context.state[serialization.OWN]), serialization.from_record(grid.memory[2]))
-        assert int(serialization.from_record(context.state[serialization.OWN])["client"]["last_round"]) == number
+        assert same(serialization.from_record(context.state[serialization.CLIENT_STATE]), serialization.from_record(grid.memory[2]))
+        assert int(serialization.from_record(context.state[serialization.CLIENT_STATE])["client"]["last_round"]) == number
     (message,) = [m for m in strategy.configure_evaluate(3, arrays, ConfigRecord(), grid) if m.metadata.dst_node_id == 2]
     alone = client_app(Message(message.content, dst_node_id=7, message_type="evaluate"), context)
     assert alone.content[serialization.METRICS]["num-examples"] == len(home.partition.test[2])

@@ -13,12 +13,12 @@ from fedkd.config.build import build, make
 from fedkd.config.validation import check_run
 from fedkd.metrics import label_skew
 from fedkd.partition import common, flwr_datasets
-from fedkd.partition.classes_per_client import Classes
+from fedkd.partition.classes_per_client import ClassesPerClient
 from fedkd.partition.dirichlet import Dirichlet
 from fedkd.partition.fedgen import FedGen
 from fedkd.partition.flwr_datasets import FlwrDatasets
 from fedkd.partition.iid import IID
-from fedkd.partition.shards import LabelShards
+from fedkd.partition.shards import Shards
 from simulations.config import compose
 
 EVEN = np.repeat(np.arange(10), 140), np.repeat(np.arange(10), 30)
@@ -221,7 +221,7 @@ def test_iid_is_their_iid(theirs):
 def test_label_shards_are_their_shards(theirs, per_client):
     """Where shards do not divide the examples evenly, theirs leaves the remainder to no one; ours makes some shards one larger."""
     agree(
-        LabelShards(per_client=per_client),
+        Shards(per_client=per_client),
         FlwrDatasets(partitioner=partial(theirs.ShardPartitioner, num_shards_per_partition=per_client)),
     )
 
@@ -229,7 +229,7 @@ def test_label_shards_are_their_shards(theirs, per_client):
 @pytest.mark.parametrize("per_client", [1, 2, 5])
 def test_classes_differ_from_their_pathological_split_in_who_shares_a_class(theirs, per_client):
     """Both give a client so many classes. Theirs draws them for each client alone, so that a class may be nobody's, and sizes are less alike."""
-    ours = split(Classes(per_client=per_client))
+    ours = split(ClassesPerClient(per_client=per_client))
     other = split(FlwrDatasets(partitioner=partial(theirs.PathologicalPartitioner, num_classes_per_partition=per_client)))
     for partition in (ours, other):
         assert ((common.counts(partition.train, EVEN[0], 10) > 0).sum(axis=1) == per_client).all()
@@ -240,6 +240,6 @@ def test_classes_differ_from_their_pathological_split_in_who_shares_a_class(thei
 def test_classes_agree_with_their_deterministic_split_in_sizes(theirs):
     """There a class is shared by as many clients as every other, as with ours; but who shares it is drawn with ours alone."""
     kind = partial(theirs.PathologicalPartitioner, num_classes_per_partition=3, class_assignment_mode="deterministic")
-    for how in (Classes(per_client=3), FlwrDatasets(partitioner=kind)):
+    for how in (ClassesPerClient(per_client=3), FlwrDatasets(partitioner=kind)):
         held = common.counts(split(how).train, EVEN[0], 10)
         assert ((held > 0).sum(axis=0) == 3).all() and held.sum(axis=1).max() - held.sum(axis=1).min() <= 3

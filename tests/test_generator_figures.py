@@ -15,7 +15,7 @@ from simulations.reports.figures import generator
 from simulations.reports.figures.style import DPI, WIDTH
 from simulations.reports.groups import gather, group
 from simulations.run_folder.metric_names import GENERATOR_COLUMNS, LATENT_COLUMNS
-from simulations.run_folder.reader import SETTING, find, read_run
+from simulations.run_folder.reader import SETTING, find_run_folders, read_run
 from tests.test_report import write
 
 FIGURES = ("generator_fidelity", "generator_diversity", "generator_latents")
@@ -77,7 +77,7 @@ def test_many_generators_have_their_losses_in_several_figures(tmp_path):
 
 def drawn(folder: Path, *names: str) -> list[str]:
     """The figures of what is in ``folder``, these alone; notes."""
-    groups = group([read_run(one) for one in find([folder])])
+    groups = group([read_run(one) for one in find_run_folders([folder])])
     settings = gather(groups, lambda one: one.runs[0].part(SETTING))
     (folder / "report").mkdir(exist_ok=True)
     drawings, _, notes = generator.planned(settings, sorted({one.line for one in groups}), folder / "report", "t")

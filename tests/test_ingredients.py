@@ -94,7 +94,7 @@ def test_needs_a_public_set_or_not(name):
 
 @pytest.mark.parametrize("name", names())
 def test_works_with_unlike_networks_or_says_who_does(name):
-    can = strategy_table.unlike_networks(name)
+    can = strategy_table.model_heterogeneity(name)
     head = ("strategy.sharing=head",) if can == "heads alone" else ()
     given = (f"strategy={name}", *options(name), "model=mixed", "rounds=2")
     if can in ("no", "heads alone"):
@@ -114,7 +114,7 @@ def test_works_with_unlike_networks_or_says_who_does(name):
         settle(*given, "model.networks.cnn_wide.embedding_size=16")
 
 
-@pytest.mark.parametrize("name", [name for name in names() if strategy_table.unlike_networks(name) == "heads alone"])
+@pytest.mark.parametrize("name", [name for name in names() if strategy_table.model_heterogeneity(name) == "heads alone"])
 def test_with_heads_alone_nothing_else_travels(name):
     ran = run(f"strategy={name}", *options(name), "strategy.sharing=head", "rounds=2")
     assert all(key.startswith("head.") for key in ran.state["model"])

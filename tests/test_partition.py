@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from fedkd.data.digits import Digits
 from fedkd.metrics import label_skew
 from fedkd.partition import common
-from fedkd.partition.classes_per_client import Classes
+from fedkd.partition.classes_per_client import ClassesPerClient
 from fedkd.partition.dirichlet import Dirichlet
 from fedkd.partition.fedgen import FedGen
-from fedkd.partition.from_file import File
+from fedkd.partition.from_file import FromFile
 from fedkd.partition.iid import IID
-from fedkd.partition.quantity_skew import Quantity
-from fedkd.partition.shards import LabelShards
-from fedkd.partition.subsample import Thinned
+from fedkd.partition.quantity_skew import QuantitySkew
+from fedkd.partition.shards import Shards
+from fedkd.partition.subsample import Subsample
 from simulations.config import compose
 
 ROOT = Path(__file__).parents[1]
@@ -46,18 +46,18 @@ def split(how, labels=DIGITS, num_clients=10, seed=0):
     return how(*labels, num_clients, np.random.default_rng(seed))
 
 
-def quantity(**changes) -> Quantity:
-    return Quantity(**{"distribution": "dirichlet", "alpha": 0.5, "sigma": 1.0, "min_size": 2, "max_draws": 1000, **changes})
+def quantity(**changes) -> QuantitySkew:
+    return QuantitySkew(**{"distribution": "dirichlet", "alpha": 0.5, "sigma": 1.0, "min_size": 2, "max_draws": 1000, **changes})
 
 
-def thinned(base, **changes) -> Thinned:
-    return Thinned(**{"base": base, "distribution": "lognormal", "sigma": 1.0, "alpha": 0.5, "min_size": 2, **changes})
+def thinned(base, **changes) -> Subsample:
+    return Subsample(**{"base": base, "distribution": "lognormal", "sigma": 1.0, "alpha": 0.5, "min_size": 2, **changes})
 
 
 SPLITS = [
     IID(), dirichlet(), dirichlet(alpha=100.0), fedgen(min_size=2), fedgen(ratio=1.0), fedgen(alpha=10.0, ratio=0.3, min_size=2),
-    Classes(per_client=1), Classes(per_client=3), LabelShards(per_client=1), LabelShards(per_client=2), quantity(),
-    quantity(distribution="lognormal"), thinned(dirichlet()), thinned(Classes(per_client=3), distribution="dirichlet"),
+    ClassesPerClient(per_client=1), ClassesPerClient(per_client=3), Shards(per_client=1), Shards(per_client=2), quantity(),
+    quantity(distribution="lognormal"), thinned(dirichlet()), thinned(ClassesPerClient(per_client=3), distribution="dirichlet"),
 ]  # fmt: skip
 
 
@@ -91,8 +91,8 @@ ALL = [
     dirichlet(),
     dirichlet(alpha=100.0),
     dirichlet(alpha=1e-3, min_size=1),
-    Classes(per_client=1),
-    LabelShards(per_client=2),
+    ClassesPerClient(per_client=1),
+    Shards(per_client=2),
     quantity(),
     thinned(dirichlet(), sigma=0.0),
 ]
@@ -136,7 +136,7 @@ def test_labels_are_left_as_they_were(how):
 @pytest.mark.parametrize("num_clients", [1, 3, 10, 17])
 @pytest.mark.parametrize("per_client", [1, 2, 7, 10])
 def test_clients_hold_so_many_classes_and_classes_equally_many_clients(per_client, num_clients):
-    held = common.counts(split(Classes(per_client=per_client), num_clients=num_clients).train, DIGITS[0], 10)
+    held = common.counts(split(ClassesPerClient(per_client=per_client), num_clients=num_clients).train, DIGITS[0], 10)
     assert ((held > 0).sum(axis=1) == per_client).all()
     holders = (held > 0).sum(axis=0)
     assert holders.max() - holders.min() <= 1 and holders.sum() == num_clients * per_client
@@ -146,20 +146,20 @@ def test_clients_hold_so_many_classes_and_classes_equally_many_clients(per_clien
 
 
 def test_which_classes_a_client_holds_is_drawn():
-    held = [tuple(common.counts(split(Classes(per_client=2), seed=seed).train, DIGITS[0], 10)[0] > 0) for seed in range(30)]
+    held = [tuple(common.counts(split(ClassesPerClient(per_client=2), seed=seed).train, DIGITS[0], 10)[0] > 0) for seed in range(30)]
     assert len(set(held)) > 10
 
 
 def test_more_classes_than_there_are_and_too_few_examples_of_one_are_refused():
     with pytest.raises(ValueError, match="per_client must be at most the number of classes there are examples of, 10, got 11"):
-        split(Classes(per_client=11))
+        split(ClassesPerClient(per_client=11))
     with pytest.raises(ValueError, match="per_client must be at most .* 2, got 3"):
-        split(Classes(per_client=3), labels=(np.array([0, 5] * 30), np.array([0, 5])))
+        split(ClassesPerClient(per_client=3), labels=(np.array([0, 5] * 30), np.array([0, 5])))
     with pytest.raises(ValueError, match="per_client must be small enough: 10 clients would share the 3 examples of class 1"):
-        split(Classes(per_client=2), labels=(np.array([0] * 30 + [1] * 3), np.array([0, 1])))
+        split(ClassesPerClient(per_client=2), labels=(np.array([0] * 30 + [1] * 3), np.array([0, 1])))
 
 
-@pytest.mark.parametrize("make", [Classes, LabelShards])
+@pytest.mark.parametrize("make", [ClassesPerClient, Shards])
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True])
 def test_so_many_are_a_whole_number(make, wrong):
     with pytest.raises(ValueError, match="per_client must be a whole number >= 1, got"):
@@ -168,7 +168,7 @@ def test_so_many_are_a_whole_number(make, wrong):
 
 def test_label_shards_are_pieces_of_the_sorted_examples():
     """Of MNIST in 200 pieces of 300, as in the paper: two a client, so most clients have two classes and none more than four."""
-    partition = split(LabelShards(per_client=2), LIKE_MNIST, 100)
+    partition = split(Shards(per_client=2), LIKE_MNIST, 100)
     assert {len(index) for index in partition.train} == {600}
     classes = (common.counts(partition.train, LIKE_MNIST[0], 10) > 0).sum(axis=1)
     assert classes.max() <= 4 and np.median(classes) == 2 and set(classes) >= {1, 2, 3}
@@ -176,7 +176,7 @@ def test_label_shards_are_pieces_of_the_sorted_examples():
 
 def test_more_pieces_than_examples_are_refused():
     with pytest.raises(ValueError, match=r"per_client \* 10 clients must be at most the number of training examples, 1442, got 145"):
-        split(LabelShards(per_client=145))
+        split(Shards(per_client=145))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 5.0])
@@ -210,7 +210,7 @@ def test_quantity_s_parameters():
 # --------------------------------------------------------------------------------------------------------------------- thinned
 
 
-@pytest.mark.parametrize("base", [IID(), dirichlet(), Classes(per_client=2)], ids=repr)
+@pytest.mark.parametrize("base", [IID(), dirichlet(), ClassesPerClient(per_client=2)], ids=repr)
 @pytest.mark.parametrize("changes", [{}, {"distribution": "dirichlet"}, {"sigma": 3.0, "min_size": 1}], ids=repr)
 def test_a_client_keeps_a_part_of_what_the_base_gives_it_and_one_keeps_all(base, changes):
     whole, part = split(base), split(thinned(base, **changes))
@@ -243,7 +243,7 @@ def test_a_base_that_cannot_be_is_named():
     with pytest.raises(ValueError, match=r"min_size must be at most what base leaves the client with the fewest examples, \d+, got 100"):
         split(thinned(dirichlet(), min_size=100))
     with pytest.raises(ValueError, match="^base.per_client must be at most the number of classes"):
-        split(thinned(Classes(per_client=11)))
+        split(thinned(ClassesPerClient(per_client=11)))
     with pytest.raises(ValueError, match="sigma must be >= 0"):
         thinned(IID(), sigma=-1.0)
     with pytest.raises(ValueError, match="distribution must be one of lognormal, dirichlet, got 'pareto'"):
@@ -260,20 +260,20 @@ def test_a_base_that_cannot_be_is_named():
 def test_a_client_gets_its_share_of_the_classes_that_it_owns():
     train_labels, test_labels = np.array([0, 0, 1, 1, 2]), np.array([1, 0, 0, 1, 0, 0, 1, 0, 2])
     train = [np.array([0, 2]), np.array([1]), np.array([3, 4])]  # own {0, 1}, {0}, {1, 2}
-    test = common.owned(train, train_labels, test_labels)
+    test = common.owned_test_shards(train, train_labels, test_labels)
     # Pools: class 0 is [1, 2, 4, 5, 7], a share is 5 // 3 = 1; class 1 is [0, 3, 6], a share is 1; class 2 is [8], a share is at least 1.
     assert [index.tolist() for index in test] == [[0, 1], [2], [3, 8]]
-    assert common.owned(train, train_labels, test_labels, at_least=0)[2].tolist() == [3]
+    assert common.owned_test_shards(train, train_labels, test_labels, at_least=0)[2].tolist() == [3]
 
 
 def test_a_pool_that_is_used_up_leaves_nothing_to_later_clients():
     train_labels, test_labels = np.zeros(4, int), np.zeros(2, int)
-    test = common.owned([np.array([k]) for k in range(4)], train_labels, test_labels)
+    test = common.owned_test_shards([np.array([k]) for k in range(4)], train_labels, test_labels)
     assert [index.tolist() for index in test] == [[0], [1], [], []]
 
 
 def test_a_class_without_test_examples_is_no_matter():
-    test = common.owned([np.array([0]), np.array([1])], np.array([0, 3]), np.array([1, 1]))
+    test = common.owned_test_shards([np.array([0]), np.array([1])], np.array([0, 3]), np.array([1, 1]))
     assert [len(index) for index in test] == [0, 0]
 
 
@@ -426,7 +426,7 @@ def test_fedgen_refuses_more_than_it_keeps():
 def test_what_is_saved_is_read_back(tmp_path, how):
     partition = split(how, num_clients=12)
     common.save(partition, tmp_path / "p.npz", *DIGITS, 10)
-    again = split(File(path=str(tmp_path / "p.npz")), num_clients=12)
+    again = split(FromFile(path=str(tmp_path / "p.npz")), num_clients=12)
     assert all(np.array_equal(a, b) for a, b in zip(partition.train + partition.test, again.train + again.test))
     with np.load(tmp_path / "p.npz") as file:
         assert {"train_00", "train_11", "test_00", "counts", "test_counts"} < set(file.files) and len(file.files) == 26
@@ -444,7 +444,7 @@ def test_numbers_are_padded_as_far_as_needed(tmp_path):
     common.save(split(IID(), num_clients=101), tmp_path / "p.npz", *DIGITS, 10)
     with np.load(tmp_path / "p.npz") as file:
         assert "train_007" in file.files and "test_100" in file.files
-    assert len(split(File(path=str(tmp_path / "p.npz")), num_clients=101).train) == 101
+    assert len(split(FromFile(path=str(tmp_path / "p.npz")), num_clients=101).train) == 101
 
 
 def arrays(**changes):
@@ -454,7 +454,7 @@ def arrays(**changes):
 
 def test_unsorted_indices_overlapping_tests_and_other_keys_are_fine(tmp_path):
     np.savez(tmp_path / "p.npz", **arrays(alpha=np.array(0.1), train_note=np.array("x"), test_01=np.array([], float)))
-    partition = split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+    partition = split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
     assert partition.train[0].tolist() == [1, 3] and partition.test[1].dtype == np.int64 and len(partition.test[1]) == 0
 
 
@@ -480,7 +480,7 @@ def test_unsorted_indices_overlapping_tests_and_other_keys_are_fine(tmp_path):
 def test_a_file_that_holds_no_partition_is_refused(tmp_path, changes, rule):
     np.savez(tmp_path / "p.npz", **arrays(**changes))
     with pytest.raises(ValueError, match=rf"^path must .*{rule}"):
-        split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+        split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"", lambda b: b"garbage", lambda b: b[:150] + b"\xff\xff" + b[152:]])
@@ -488,19 +488,19 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     np.savez(tmp_path / "p.npz", **arrays())
     (tmp_path / "p.npz").write_bytes(damage((tmp_path / "p.npz").read_bytes()))
     with pytest.raises(ValueError, match="path must be an npz file of index arrays, got '.*p.npz'"):
-        split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+        split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
 
 
 def test_a_lone_array_is_no_npz(tmp_path):
     with (tmp_path / "p.npz").open("wb") as file:
         np.save(file, np.arange(3))
     with pytest.raises(ValueError, match="path must be an npz file of index arrays"):
-        split(File(path=str(tmp_path / "p.npz")), num_clients=2)
+        split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="path must be an npz file .*there is no such file, got '.*none.npz'"):
-        split(File(path=str(tmp_path / "none.npz")))
+        split(FromFile(path=str(tmp_path / "none.npz")))
 
 
 # ------------------------------------------------------------------------------------------------------------------ real files
@@ -510,9 +510,9 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("alpha, num_test", [(0.1, 5307), (1.0, 9764)])
 def test_the_public_codes_split_of_mnist_obeys_our_rules(alpha, num_test):
     labels = tuple(torchvision.datasets.MNIST(REAL_MNIST, train=train).targets.numpy() for train in (True, False))
-    theirs = split(File(path=str(REAL_MNIST / f"partition_fedgen_alpha{alpha}.npz")), labels, 20)
+    theirs = split(FromFile(path=str(REAL_MNIST / f"partition_fedgen_alpha{alpha}.npz")), labels, 20)
     assert common.counts(theirs.train, labels[0], 10).sum(axis=0).tolist() == [1500] * 10
-    ours = common.owned(theirs.train, labels[0], labels[1], at_least=0)
+    ours = common.owned_test_shards(theirs.train, labels[0], labels[1], at_least=0)
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs.test)) and sum(map(len, ours)) == num_test
 
 

@@ -10,12 +10,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedkd.federation import serialization
 from fedkd.training import loop, step_program
-from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.training.loop import Execution, stored
 from fedkd.training.step_program import Program, leaves, tidy
 from fedkd.types import Examples
 from simulations.engine.local_engine import LocalGrid
-from simulations.setup.simulation import World
+from simulations.setup.simulation import Simulation
 from tests.conftest import STRATEGIES, options, run, same, settle
 
 ALWAYS, NEVER = 0, 10**9
@@ -217,7 +217,7 @@ def test_a_network_may_be_put_to_sleep_while_a_step_is_recorded(monkeypatch):
     tensors = snapshot(network)
 
     def taught(fixed, changing):
-        return {"logits": Bound(network).at(tensors)(changing["x"])}
+        return {"logits": FunctionalModel(network).at(tensors)(changing["x"])}
 
     _, _, made = train_on(taught, material(8), after=ALWAYS, monkeypatch=monkeypatch)
     assert None not in made._graphs.values()
@@ -245,7 +245,7 @@ def test_a_network_with_dropout_trains_as_it_is_written(monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------------- the cache
 @lru_cache(maxsize=1)
-def averaging() -> World:
+def averaging() -> Simulation:
     """A world to take parts from."""
     return settle("strategy=fedavg")[0]
 
@@ -332,7 +332,7 @@ def test_tidy_never_removes_the_update_of_a_batchnorm(norm):
     names = list(snapshot(module))
 
     def function(x, *tensors):
-        return [Bound(module, dict(zip(names, tensors)))(x)]
+        return [FunctionalModel(module, dict(zip(names, tensors)))(x)]
 
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
     graph = tidy(make_fx(function)(x, *snapshot(module).values()))

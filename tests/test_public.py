@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedkd.config.build import make
-from fedkd.distillation.public_data import Other, Synthetic
-from fedkd.partition.validation_split import hold_out
+from fedkd.distillation.public_data import Noise, OtherDataset
+from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
 from tests.conftest import STRATEGIES, options, settle
@@ -28,7 +28,7 @@ def indices(shards) -> list[int]:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
 def test_of_each_client_the_same_share_is_held_out_and_one_example_stays(share):
     shards = [np.arange(0, 100), np.arange(100, 101), np.arange(200, 207)]
-    stays, goes = hold_out(shards, share, Seed(0))
+    stays, goes = split_validation(shards, share, Seed(0))
     for before, kept, gone in zip(shards, stays, goes):
         assert sorted([*kept, *gone]) == before.tolist() and not set(kept) & set(gone)
         assert len(gone) == min(int(share * len(before)), len(before) - 1) and (np.diff(kept) > 0).all()
@@ -37,9 +37,9 @@ def test_of_each_client_the_same_share_is_held_out_and_one_example_stays(share):
 
 def test_what_a_client_holds_out_depends_on_nobody_else():
     shards = [np.arange(50), np.arange(50, 90)]
-    both, alone = hold_out(shards, 0.5, Seed(0)), hold_out(shards[:1], 0.5, Seed(0))
+    both, alone = split_validation(shards, 0.5, Seed(0)), split_validation(shards[:1], 0.5, Seed(0))
     assert np.array_equal(both[1][0], alone[1][0])
-    other = hold_out(shards, 0.5, Seed(1))
+    other = split_validation(shards, 0.5, Seed(1))
     assert not np.array_equal(both[1][0], other[1][0]) and not np.array_equal(both[1][0], np.arange(25))
 
 
@@ -96,7 +96,7 @@ def test_another_data_set_is_scaled_as_the_clients_images_are():
         Task("own", (1, 1, 1), 3),
         replace(own, x=torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), scale=255.0, mean=(0.1,), digest="d"),
     )
-    found = Other(data=lambda: (Task("other", (1, 1, 1), 9), other, other))(task, own, own, Seed(0))
+    found = OtherDataset(data=lambda: (Task("other", (1, 1, 1), 9), other, other))(task, own, own, Seed(0))
     assert torch.equal(found.images(torch.arange(2)), own.images(torch.arange(2))) and found.digest == "d"
     assert other.mean == (0.1,)
 
@@ -107,7 +107,7 @@ def test_another_data_set_is_part_of_the_run_s_identity():
 
 def test_another_data_set_of_another_shape_or_none_is_refused_by_its_key():
     own = Examples(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), 16.0, (0.0,), (1.0,))
-    source = Other(data=lambda: (Task("letters", (1, 28, 28), 26), own, own))
+    source = OtherDataset(data=lambda: (Task("letters", (1, 28, 28), 26), own, own))
     with pytest.raises(
         ValueError, match=r"public\.data must have images of the clients' shape \(1, 8, 8\).* as letters has not, got \(1, 28, 28\)"
     ):
@@ -117,7 +117,7 @@ def test_another_data_set_of_another_shape_or_none_is_refused_by_its_key():
 # ------------------------------------------------------------------------------------------------------------- synthetic
 def synthetic(exponent: float, shape=(1, 64, 64), size: int = 40, seed: int = 0, scale: float = 255.0, brightest: float = 1.0) -> Examples:
     like = Examples(torch.empty(0), torch.empty(0), scale, (0.5,) * shape[0], (0.25,) * shape[0])
-    return Synthetic(size=size, exponent=exponent)(Task("toy", shape, 4, brightest=brightest), like, like, Seed(seed))
+    return Noise(size=size, exponent=exponent)(Task("toy", shape, 4, brightest=brightest), like, like, Seed(seed))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.5])

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from simulations.reports.builder import main
 from simulations.reports.figures import convergence
 from simulations.reports.groups import group
-from simulations.run_folder.reader import find, read_run
+from simulations.run_folder.reader import find_run_folders, read_run
 from tests.running import ROOT
 
 COUNTS = np.array([[5, 0, 3], [0, 20, 1]])
@@ -237,7 +237,7 @@ def test_runs_made_before_a_key_there_is_are_runs_at_its_shipped_value(tmp_path:
 
 
 def labels(tmp_path: Path) -> list[str]:
-    return [one.label for one in group([read_run(folder) for folder in find([tmp_path])])]
+    return [one.label for one in group([read_run(folder) for folder in find_run_folders([tmp_path])])]
 
 
 def test_labels(tmp_path: Path) -> None:

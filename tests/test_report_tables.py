@@ -18,7 +18,7 @@ from simulations.reports.statistics import paired
 from simulations.reports.tables.federated import few, warnings
 from simulations.reports.tables.latex import latex
 from simulations.reports.tables.table import DASH, Cell, Column, Table, counts, frame, markdown, numbers, over_seeds, ranked, texts
-from simulations.run_folder.reader import configuration, find, read_run
+from simulations.run_folder.reader import configuration, find_run_folders, read_run
 from tests.running import ROOT
 from tests.test_report import half_width, write
 
@@ -314,7 +314,7 @@ def test_of_seeds_that_are_not_all_tuned_each_block_has_its_own(tmp_path):
         folder = write(tmp_path / str(seed), seed=seed)
         if seed < 2:
             (folder / "tuned.json").write_text('{"shipped": true}')
-    groups, _ = collect(find([tmp_path]))
+    groups, _ = collect(find_run_folders([tmp_path]))
     assert [(one.tuned, one.seeds) for one in groups] == [("tuned", (0, 1)), ("untuned", (0, 1, 2))]
 
 
@@ -466,7 +466,7 @@ def test_many_strategies_are_drawn_in_parts_with_the_baseline_in_each(tmp_path):
     for name in ["fedavg", *"abcdefghi"]:
         for alpha in (0.1, 1.0):
             write(tmp_path / f"{name}{alpha}", name, alpha=alpha)
-    groups, _ = collect(find([tmp_path]))
+    groups, _ = collect(find_run_folders([tmp_path]))
     found = selection.parts(groups, "fedavg", 8)
     assert [suffix for suffix, _ in found] == ["_1", "_2"] and all(part[0].line == "fedavg" for _, part in found)
     assert sorted({one.line for _, part in found for one in part}) == sorted(["fedavg", *"abcdefghi"])
@@ -483,7 +483,7 @@ def test_all_figures_of_whole_runs(tmp_path, capsys):
     names = {re.sub(r"_alpha-.*", "", path.stem) for path in (tmp_path / "a").glob("*.png")}
     by = {"convergence", "convergence_by_bytes", "convergence_by_time"}
     assert names == by | {"by_setting", "spread", "to_target", "clients", "classes", "phases", "partition"}
-    groups, _ = collect(find([tmp_path / "runs"]))
+    groups, _ = collect(find_run_folders([tmp_path / "runs"]))
     planned, _ = selection.planned(groups, tmp_path / "b", "fedavg", 0.9, "t")
     (tmp_path / "b").mkdir()
     for one in planned:
@@ -498,12 +498,12 @@ def test_a_strategy_looks_the_same_on_every_setting(tmp_path):
     for name, alphas in (("fedavg", (0.1, 1.0)), ("fedgen", (0.1,)), ("fedprox", (0.1, 1.0))):
         for alpha in alphas:
             write(tmp_path / f"{name}{alpha}", name, alpha=alpha)
-    planned, _ = selection.planned(collect(find([tmp_path]))[0], tmp_path, "fedavg", None, "t")
+    planned, _ = selection.planned(collect(find_run_folders([tmp_path]))[0], tmp_path, "fedavg", None, "t")
     lines = [one.given[0] for one in planned if one.stem.name.startswith("convergence_alpha")]
     assert [list(one) for one in lines] == [["fedavg", "fedgen", "fedprox"]] * 2
     assert [[len(frames["accuracy"]) for frames in one.values()] for one in lines] == [[2, 2, 2], [2, 0, 2]]
 
 
 def test_tables_come_without_files(house):
-    groups, _ = collect(find([house]))
+    groups, _ = collect(find_run_folders([house]))
     assert [table.name for table in tables(groups, "fedavg", 0.7)][:4] == ["headlines", "times", "differences", "comparisons"]

@@ -22,12 +22,12 @@ from fedkd.config.validation import check_run
 from fedkd.errors import ClientFailure
 from simulations.config import compose
 from simulations.experiments import published_table, reproduce
-from simulations.experiments.definition import Experiment, Source
-from simulations.experiments.plan import described, plan, unfinished
+from simulations.experiments.definition import Experiment, ReferenceNumbers
+from simulations.experiments.plan import plan, read_experiment, unfinished
 from simulations.experiments.sweep import PATIENCE, one_line
-from simulations.progress import Board
+from simulations.progress import ProgressTable
 from simulations.reports.figures.forest_plot import forest, limits
-from simulations.run_folder.reader import Run, read_run
+from simulations.run_folder.reader import FederatedRun, read_run
 from tests.conftest import ROOT
 from tests.running import Command, differing, processes, until
 
@@ -38,7 +38,7 @@ SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.ya
 
 def command(where: Path, *words: str) -> int:
     """The command in this process; the runs in others."""
-    return reproduce.reproduce(reproduce.parse([*SWEEP, f"output={where}", *words]))
+    return reproduce.reproduce(reproduce.parse_arguments([*SWEEP, f"output={where}", *words]))
 
 
 def folders(where: Path) -> dict[tuple[str, int], Path]:
@@ -75,7 +75,7 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_run_of_an_experiment_is_a_valid_configuration(name):
     """Every row with the first column that it has, and every column with the first row; their parts can be built."""
-    experiment = described(name)
+    experiment = read_experiment(name)
     cells = experiment.cells()
     firsts = [
         next(cell for cell in cells if cell[place] == value) for place in (0, 1) for value in dict.fromkeys(cell[place] for cell in cells)
@@ -93,7 +93,7 @@ def test_every_run_of_an_experiment_is_a_valid_configuration(name):
 def test_published_numbers_are_those_of_the_paper():
     """A sample of each table, as published."""
     cells = {
-        name: described(f"fedgen_{name}").published.cells
+        name: read_experiment(f"fedgen_{name}").published.cells
         for name in ("table1_mnist", "table1_emnist", "table1_celeba", "table2", "table3", "table4")
     }
     assert cells["table1_mnist"]["alpha 0.1"]["FedGen"] == [93.03, 0.32] and cells["table1_mnist"]["alpha 0.05"]["FedDistill"] == [
@@ -114,10 +114,10 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
     with pytest.raises(
         ValueError, match=r"^experiment must be one that describes a sweep under reproduce \(.*fedgen_table1_mnist.*\), got 'fedgen_mnist'$"
     ):
-        described("fedgen_mnist")
+        read_experiment("fedgen_mnist")
     said = OmegaConf.create({"title": "t", "seeds": [0], "rows": {"a": []}, "columns": {"b": []}, "figures": ["accuracy_last"]})
     monkeypatch.setattr("simulations.experiments.plan.whole", lambda overrides: OmegaConf.create({"reproduce": said}))
-    assert described("odd").cells() == [("a", "b")]
+    assert read_experiment("odd").cells() == [("a", "b")]
     for key, value, message in (
         ("seeds", "many", r"^reproduce\.seeds of experiment odd: .*got 'many'$"),
         ("colour", 1, r"^reproduce\.colour of experiment odd: "),
@@ -130,7 +130,7 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
             "simulations.experiments.plan.whole", lambda _, said={**said, key: value}: OmegaConf.create({"reproduce": said})
         )
         with pytest.raises(ValueError, match=message):
-            described("odd")
+            read_experiment("odd")
 
 
 @pytest.mark.parametrize(
@@ -140,15 +140,15 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
 )  # fmt: skip
 def test_the_command_line_is_checked(words, message):
     with pytest.raises(ValueError, match=message):
-        reproduce.parse(["experiment=fedgen_table1_mnist", *words])
+        reproduce.parse_arguments(["experiment=fedgen_table1_mnist", *words])
 
 
 def test_a_selection_must_leave_something_to_compare():
     with pytest.raises(ValueError, match="^columns must have FedAvg among them, to which all figures are ratios"):
-        reproduce.parse(["experiment=fedgen_table3", "columns=FedGen 8"])
+        reproduce.parse_arguments(["experiment=fedgen_table3", "columns=FedGen 8"])
     with pytest.raises(ValueError, match="^columns must be there in one of the rows at least"):
-        reproduce.parse(["experiment=fedgen_public_code", "rows=alpha 1 for 100 rounds", "columns=FedProx"])
-    asked = reproduce.parse(["experiment=fedgen_ablation", "columns=FedAvg,FedProx"])
+        reproduce.parse_arguments(["experiment=fedgen_public_code", "rows=alpha 1 for 100 rounds", "columns=FedProx"])
+    asked = reproduce.parse_arguments(["experiment=fedgen_ablation", "columns=FedAvg,FedProx"])
     assert asked.experiment.reference is None and asked.experiment.drawn == []
     assert asked.experiment.note.endswith("FedGen, from which differences are, is not among the columns.")
 
@@ -168,7 +168,7 @@ def test_a_failure_is_said_in_a_line_that_ends_with_what_went_wrong():
 def test_data_that_are_missing_are_missing_once(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"^data\.root must hold the files of emnist_letters, got .*point data\.root to them"):
         reproduce.reproduce(
-            reproduce.parse(["experiment=fedgen_table1_emnist", "columns=FedGen", f"data.root={tmp_path}", f"output={tmp_path}"])
+            reproduce.parse_arguments(["experiment=fedgen_table1_emnist", "columns=FedGen", f"data.root={tmp_path}", f"output={tmp_path}"])
         )
     assert capsys.readouterr().out == "15 runs: 0 finished, 0 interrupted, 15 missing\n"
     assert [path.name for path in (tmp_path / "fedgen_table1_emnist").iterdir()] == ["reproduce"], "no run was begun"
@@ -328,7 +328,7 @@ def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, caps
 def test_figures_are_drawn_of_what_is_there(copy, capsys):
     """The experiment of the figure shares the table's runs; alphas of which nothing is there have no figure."""
     words = ["experiment=fedgen_figure", "seeds=0,1", "only=table", "rows=alpha 1,alpha 10", *TINY, f"output={copy}"]
-    assert reproduce.reproduce(reproduce.parse(words)) == 1, "for most of it is missing"
+    assert reproduce.reproduce(reproduce.parse_arguments(words)) == 1, "for most of it is missing"
     home = copy / "fedgen_table1_mnist" / "reproduce" / "fedgen_figure"
     drawn = {f"alpha_1_{name}.{suffix}" for name in ("convergence", "labels") for suffix in ("pdf", "png")}
     assert {path.name for path in home.iterdir()} - {"table.md", "table.csv", "table.tex", "runs.csv"} == drawn
@@ -336,12 +336,12 @@ def test_figures_are_drawn_of_what_is_there(copy, capsys):
     assert drawn <= {Path(line).name for line in capsys.readouterr().out.splitlines()}
 
 
-def fake(seed: int, **figures: float) -> Run:
+def fake(seed: int, **figures: float) -> FederatedRun:
     """A run of two rounds whose figures are what they are named."""
     base = {"accuracy": 0.5, "accuracy_own_labels": 0.5, "accuracy_worst_tenth": 0.1, "bytes_up": 1, "bytes_down": 1,
             "seconds_local": 1.0, "seconds_server": 0.0, "seconds_evaluate": 0.0}  # fmt: skip
     frame = pd.DataFrame([{"round": number, **base, **figures} for number in (1, 2)])
-    return Run(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
+    return FederatedRun(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
 
 
 def test_differences_from_the_reference_are_tested_and_corrected_for_their_number():
@@ -394,7 +394,7 @@ def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path
 def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     experiment = Experiment(
         title="t", seeds=[0, 1], rows={"r": []}, columns={"A": [], "B": []}, reference="A",
-        published=Source(source="s", figure="accuracy_last", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
+        published=ReferenceNumbers(source="s", figure="accuracy_last", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
     )  # fmt: skip
     found = {
         ("r", "A"): {0: fake(0, accuracy=0.50), 1: fake(1, accuracy=0.52)},
@@ -412,7 +412,7 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
         experiment,
         reference=None,
         ratio_to="A",
-        published=Source(source="s", figure="seconds_local_median", cells={"r": {"A": 40.0, "B": 50.0}}),
+        published=ReferenceNumbers(source="s", figure="seconds_local_median", cells={"r": {"A": 40.0, "B": 50.0}}),
     )
     found = {
         ("r", "A"): {0: fake(0, seconds_local=1.0), 1: fake(1, seconds_local=2.0)},
@@ -436,7 +436,7 @@ def test_the_axis_of_differences_follows_most_and_not_what_lies_far_off(tmp_path
 # --------------------------------------------------------------------------------------------------------- the search
 def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, capsys):
     asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY, f"output={tmp_path}"]
-    assert reproduce.reproduce(reproduce.parse(asked)) == 0
+    assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0
     captured = capsys.readouterr()
     file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
     rows = csv_rows(file)
@@ -462,24 +462,24 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     assert config.optimizer.lr == float(best["value"]) and config.tuned == str(file) == noted["file"]
     runs, notes = plan(
         "fedgen_ablation",
-        replace(described("fedgen_ablation"), columns={"FedAvg tuned": ["strategy=fedavg", "tuned=${output}/${name}_tune/tuned.csv"]}),
+        replace(read_experiment("fedgen_ablation"), columns={"FedAvg tuned": ["strategy=fedavg", "tuned=${output}/${name}_tune/tuned.csv"]}),
         [*TINY, f"output={tmp_path}"],
         [0],
     )
     assert not notes and not unfinished(runs)
-    assert reproduce.reproduce(reproduce.parse(asked)) == 0, "nothing is searched twice"
+    assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0, "nothing is searched twice"
     assert csv_rows(file) == rows
     with pytest.raises(
         ValueError, match=r"^tuned must hold for fedavg the search that the experiment describes .*, 7 rounds, .*tuned\.csv"
     ):
-        reproduce.reproduce(reproduce.parse([*asked, "rounds=7"]))
+        reproduce.reproduce(reproduce.parse_arguments([*asked, "rounds=7"]))
 
 
 def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path):
     """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
     asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
     whole, again = tmp_path / "whole", tmp_path / "again"
-    assert reproduce.reproduce(reproduce.parse([*asked, f"output={whole}"])) == 0
+    assert reproduce.reproduce(reproduce.parse_arguments([*asked, f"output={whole}"])) == 0
     again.mkdir()
     moments = killed_and_started_again([*asked, f"output={again}"], again, 40)
     choices = [pd.read_csv(where / "fedgen_ablation_tune" / "tuned.csv").drop(columns="seconds") for where in (whole, again)]
@@ -495,11 +495,11 @@ def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_sa
 
 def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that_is_there(tmp_path):
     """FedAvg's column and its tuned one are then one run, which says so; the grid's only value is the shipped one."""
-    experiment = described("fedgen_ablation")
+    experiment = read_experiment("fedgen_ablation")
     columns = {name: experiment.columns[name] for name in ("FedAvg", "FedAvg tuned")}
     experiment = replace(experiment, tuning=replace(experiment.tuning, grid=[0.01]), columns=columns)
     words = ["experiment=fedgen_ablation", "seeds=0", "quiet=true", *TINY, f"output={tmp_path}"]
-    asked = replace(reproduce.parse(words), experiment=experiment)
+    asked = replace(reproduce.parse_arguments(words), experiment=experiment)
     assert reproduce.reproduce(asked) == 0
     (folder,) = [path.parent for path in tmp_path.glob("fedgen_ablation/*/config.yaml")]
     assert OmegaConf.load(folder / "config.yaml").tuned is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
@@ -510,14 +510,14 @@ def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that
 
 # ------------------------------------------------------------------------------------------------------------ progress
 def test_plain_lines_have_round_accuracy_and_time_left(capsys):
-    with Board(quiet=True) as board:
+    with ProgressTable(quiet=True) as board:
         board.begin("one", 20, 0)
         for number in range(1, 21):
             board.advance("one", {"round": number, "accuracy": 0.5, "accuracy_own_labels": 0.25} if number % 2 else {"round": number})
         board.end("one", "done")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0] == "one: round 2/20 0:00:00 left" and lines[-1] == "one: done"
-    with Board(shown=False) as board:
+    with ProgressTable(shown=False) as board:
         board.begin("one", 1, 0)
         board.advance("one", {"round": 1, "accuracy": 0.5})
     assert capsys.readouterr().err == ""

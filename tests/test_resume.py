@@ -12,7 +12,7 @@ import pytest
 from simulations.config import compose
 from simulations.engine.local_engine import LocalGrid
 from simulations.federation.runner import run_federation
-from simulations.setup.simulation import world
+from simulations.setup.simulation import build_simulation
 from tests.conftest import STRATEGIES, options
 from tests.running import ROOT, TINY, Command, differing, metrics, quick, rows, run, until
 
@@ -94,7 +94,7 @@ def test_interrupted_after_two_rounds_and_resumed(tmp_path, name):
     with pytest.raises(KeyboardInterrupt):
         run_federation(compose([*given, f"output={tmp_path / 'cut'}"]), Dying)
     assert rows(tmp_path / "cut") == 1, "the second round's row waits for its evaluation"
-    world.cache_clear()
+    build_simulation.cache_clear()
     folders.append(run_federation(compose([*given, f"output={tmp_path / 'cut'}"])))
     assert len(metrics(folders[0])) == 4 and list(differing(*folders)) == ["config.yaml"], "which names the output"
 

@@ -11,9 +11,9 @@ import yaml
 
 from fedkd.checkpoint import read_checkpoint
 from fedkd.config.build import identity
-from simulations.config import compose, explain
-from simulations.federation.runner import locate, run_federation
-from simulations.setup.simulation import world
+from simulations.config import compose, error_line
+from simulations.federation.runner import make_paths_absolute, run_federation
+from simulations.setup.simulation import build_simulation
 from tests.conftest import options
 from tests.running import TINY, quick, run
 
@@ -124,13 +124,13 @@ def test_a_traceback_for_who_asks(tmp_path):
 def test_explain_gives_one_line():
     error = ValueError("Could not override 'x'.\nTo append to your config use +x=1")
     error.__cause__ = ValueError("Key 'x' not in 'Run'\n    full_key: x\n    object_type=Run")
-    assert explain(error) == "Could not override 'x'.; Key 'x' not in 'Run'"
+    assert error_line(error) == "Could not override 'x'.; Key 'x' not in 'Run'"
 
 
 def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose(["data=mnist", "data.root=here", "partition=file", "partition.path=mine/x.npz"])
-    locate(config)
+    make_paths_absolute(config)
     assert config.data.root == str(tmp_path / "here") and config.partition.path == str(tmp_path / "mine" / "x.npz")
     assert config.data.cache is None
 
@@ -139,7 +139,7 @@ def test_paths_of_a_partition_within_a_partition_are_absolute_and_not_in_the_has
     monkeypatch.chdir(tmp_path)
     config = compose(["partition=thinned", "partition@partition.base=file", "partition.base.path=x.npz"])
     before = identity(config, {})
-    locate(config)
+    make_paths_absolute(config)
     assert config.partition.base.path == str(tmp_path / "x.npz") and identity(config, {}) == before
     config.partition.sigma = 0.5
     assert identity(config, {}) != before
@@ -163,7 +163,7 @@ def test_what_a_server_distilled_is_measured_beside_what_it_began_from(tmp_path,
     folder = run_federation(config)
     with open(folder / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    state, home = read_checkpoint(folder).state, world((folder / "config.yaml").read_text())
+    state, home = read_checkpoint(folder).state, build_simulation((folder / "config.yaml").read_text())
     x, y = home.test.x / 16, home.test.y
 
     def logits(tensors: dict) -> torch.Tensor:

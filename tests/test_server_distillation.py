@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from fedkd.distillation.image_synthesis import Synthesis, stacked, unstacked
-from fedkd.distillation.logit_distillation import cosine, distil, logits_on
+from fedkd.distillation.logit_distillation import cosine, distill_logits, logits_on
 from fedkd.federation.aggregation import average
 from fedkd.losses.batchnorm_statistics import statistics_distance
 from fedkd.losses.diversity import distances
@@ -23,7 +23,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.models.generators import ImageConv
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, snapshot
+from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.types import Examples, Task
 from tests import oracles
 from tests.conftest import options, run, same, settle
@@ -83,7 +83,7 @@ def task_of_distilling():
     def piece(steps: slice) -> Batches:
         return Batches(images.y[where[steps]], where[steps], images, torch.float32, {"teacher": teacher[where[steps]]})
 
-    return partial(distil, home.model, home.initial, piece), home
+    return partial(distill_logits, home.model, home.initial, piece), home
 
 
 def towards(model, batch, shared, own):
@@ -146,7 +146,7 @@ def test_feddf_s_loss_is_the_equation(kind):
     p = oracles.ensemble(np.stack([oracles.mlp(numpy(one), x.numpy()) for one in models]), kind)
     np.testing.assert_allclose(teacher.softmax(-1).numpy(), p, rtol=1e-12)
     student = network(home, home.initial)
-    value, _ = home.strategy.distillation(Bound(student), Batch(x, torch.zeros(7), {"teacher": teacher}), {}, {})
+    value, _ = home.strategy.distillation(FunctionalModel(student), Batch(x, torch.zeros(7), {"teacher": teacher}), {}, {})
     at = numpy(dict(student.named_parameters()))
 
     def equation(head) -> float:
@@ -228,7 +228,7 @@ def test_a_student_of_one_client_converges_to_it():
     )
     adam, values = partial(torch.optim.Adam, lr=3e-3), [divergence_on(home, home.initial, teacher, home.held.public)]
     for steps in (30, 100, 300):
-        done = distil(home.model, home.initial, piece, steps, home.strategy.distillation, adam)
+        done = distill_logits(home.model, home.initial, piece, steps, home.strategy.distillation, adam)
         values.append(divergence_on(home, done.tensors, teacher, home.held.public))
     assert values == sorted(values, reverse=True) and values[-1] < 0.05 * values[0], values
 
@@ -314,7 +314,7 @@ def synthesised(home, models, x, y, **weights):
     synthesis = replace(home.strategy.synthesis, **weights)
     module = Pictures(torch.from_numpy(x))
     shared = {"teachers": stacked(models[:2]), "student": models[2]}
-    value, terms = synthesis.loss(Bound(module), Batch(None, torch.from_numpy(y)), shared, {}, network=home.model)
+    value, terms = synthesis.loss(FunctionalModel(module), Batch(None, torch.from_numpy(y)), shared, {}, network=home.model)
     return value, {name: term.item() for name, term in terms.items()}, module.x
 
 
@@ -372,7 +372,7 @@ def test_dense_s_distillation_is_the_equation(temperature):
     x, student = random.random((6, 1, 8, 8)), network(home, home.initial)
     said = oracles.mlp(numpy(teacher), x)
     batch = Batch(torch.from_numpy(x), torch.zeros(6), {"teacher": torch.from_numpy(said)})
-    value, _ = home.strategy.distillation(Bound(student), batch, {}, {})
+    value, _ = home.strategy.distillation(FunctionalModel(student), batch, {}, {})
     at = numpy(dict(student.named_parameters()))
     equation = lambda head: oracles.kl(said, oracles.mlp({**at, **head}, x), temperature).mean()
     heads = {key: at[key] for key in ("head.weight", "head.bias")}
@@ -513,7 +513,7 @@ def test_fedftg_s_generator_s_loss_is_the_equation(discrepancy, weighting, place
     module = Pictures(torch.from_numpy(x))
     drawn = {"noise": torch.from_numpy(noise), "distances": distances(torch.from_numpy(noise)), "place": torch.tensor(place)}
     shared = {"teachers": stacked(teachers), "student": student, "labels": {"shares": SHARES}}
-    value, terms = home.strategy.generator_loss(Bound(module), Batch(None, torch.from_numpy(y), drawn), shared, {}, network=home.model)
+    value, terms = home.strategy.generator_loss(FunctionalModel(module), Batch(None, torch.from_numpy(y), drawn), shared, {}, network=home.model)
     fixed = oracles.mlp(numpy(teachers[place]), x) if discrepancy == "l1" else None
     arrays = (numpy(student), numpy(teachers[place]), fixed, SHARES[place].numpy()[y], 2, 0.7, 1.5, discrepancy, weighting)
     equation = lambda at: oracles.fedftg_generator(at["x"], noise, y, *arrays)
@@ -538,10 +538,10 @@ def test_fedftg_s_model_s_loss_is_the_equation(mean_over_classes):
     counts = np.array([[4.0, 1, 0] + [1] * 7, [0.0, 3, 5] + [1] * 7])
     x, y, student = random.random((6, 1, 8, 8)), np.array([0, 1, 1, 2, 2, 9]), network(home, home.initial)
     shares = torch.from_numpy(counts / counts.sum(0))
-    said = [Bound(home.model).at(one)(torch.from_numpy(x)).logits.softmax(-1) for one in models]
+    said = [FunctionalModel(home.model).at(one)(torch.from_numpy(x)).logits.softmax(-1) for one in models]
     target = sum(share[torch.from_numpy(y)][:, None] * one for share, one in zip(shares, said))
     value, _ = home.strategy.distillation(
-        Bound(student), Batch(None, torch.from_numpy(y), {"image": torch.from_numpy(x), "target": target}), {}, {}
+        FunctionalModel(student), Batch(None, torch.from_numpy(y), {"image": torch.from_numpy(x), "target": target}), {}, {}
     )
     at = numpy(dict(student.named_parameters()))
     equation = lambda head: oracles.fedftg_student({**at, **head}, x, y, [numpy(one) for one in models], counts, mean_over_classes)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from scipy import ndimage
 from torch.testing import assert_close
 
-from fedkd.data.client_shift import Shift, View, full_scale, through
+from fedkd.data.client_shift import ClientView, Shift, apply_view, full_scale
 from fedkd.data.digits import Digits
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, flatten
@@ -54,8 +54,8 @@ def picture(channels: int = 1, side: int = 28, number: int = 20) -> torch.Tensor
     return torch.from_numpy((255 * ndimage.gaussian_filter(random, (0, 0, 1, 1)) ** 2).astype(np.uint8))
 
 
-def look(view: View, x: torch.Tensor, full: float = 255.0) -> torch.Tensor:
-    return through(view, x, full, Seed(0).torch())
+def look(view: ClientView, x: torch.Tensor, full: float = 255.0) -> torch.Tensor:
+    return apply_view(view, x, full, Seed(0).torch())
 
 
 # ------------------------------------------------------------------------------------------------------------------- neutral
@@ -67,7 +67,7 @@ def test_neutral_knobs_leave_everything_as_it_is():
         for shard, rows_ in zip(shards, index):
             assert shard.x is examples.x and torch.equal(shard.rows, torch.from_numpy(rows_)) and torch.equal(shard.y, examples.y[rows_])
     assert apply(shift(label_noise=0.5, noisy_clients=0.0))[0][0].x is TRAIN.x
-    assert look(View(), picture()).equal(picture())
+    assert look(ClientView(), picture()).equal(picture())
 
 
 @pytest.mark.parametrize("knob", KNOBS)
@@ -87,15 +87,15 @@ def test_a_knob_changes_what_it_names_and_nothing_else(knob):
 @pytest.mark.parametrize("side, full", [(28, 255.0), (8, 16.0)])
 def test_a_quarter_turn_is_exact(quarters, side, full):
     x = (picture(3, side).float() * full / 255).round().byte()
-    assert torch.equal(look(View(domain=90.0 * quarters), x, full), torch.rot90(x, quarters, (-2, -1)))
-    assert torch.equal(look(View(rotation=30.0, domain=60.0), x, full), torch.rot90(x, 1, (-2, -1))), "angles add up"
+    assert torch.equal(look(ClientView(domain=90.0 * quarters), x, full), torch.rot90(x, quarters, (-2, -1)))
+    assert torch.equal(look(ClientView(rotation=30.0, domain=60.0), x, full), torch.rot90(x, 1, (-2, -1))), "angles add up"
 
 
 @pytest.mark.parametrize("angle", [-75.0, 20.0, 45.0])
 def test_a_turn_is_scipy_s(angle):
     x = picture()
     theirs = ndimage.rotate(x.double().numpy(), angle, axes=(-1, -2), reshape=False, order=1, mode="grid-constant", prefilter=False)
-    assert np.abs(look(View(rotation=angle), x).numpy() - theirs).max() < 0.51
+    assert np.abs(look(ClientView(rotation=angle), x).numpy() - theirs).max() < 0.51
 
 
 @pytest.mark.parametrize("deviation", [0.3, 1.0, 2.5])
@@ -104,13 +104,13 @@ def test_a_blur_is_scipy_s(deviation, shape):
     x = picture(*shape)
     reach = min(ceil(3 * deviation), shape[1] - 1)
     theirs = ndimage.gaussian_filter(x.double().numpy(), deviation, mode="mirror", radius=(0, 0, reach, reach), axes=None)
-    assert np.abs(look(View(blur=deviation), x).numpy() - theirs).max() < 0.51
+    assert np.abs(look(ClientView(blur=deviation), x).numpy() - theirs).max() < 0.51
 
 
 @pytest.mark.parametrize("deviation", [1e-9, 0.7, 1e9])
 def test_a_blur_leaves_an_even_image_as_it_is(deviation):
     x = torch.full((2, 3, 9, 12), 77, dtype=torch.uint8)
-    assert torch.equal(look(View(blur=deviation), x), x)
+    assert torch.equal(look(ClientView(blur=deviation), x), x)
 
 
 @pytest.mark.parametrize("level", [0.02, 0.1])
@@ -118,11 +118,11 @@ def test_a_blur_leaves_an_even_image_as_it_is(deviation):
 def test_noise_has_the_deviation_that_is_asked_for(level, full):
     """On mid-grey, where nothing is clipped; rounding to bytes adds a variance of 1/12."""
     x = torch.full((500, 1, 28, 28), int(full / 2), dtype=torch.uint8)
-    difference = look(View(noise=level), x, full).double() - x
+    difference = look(ClientView(noise=level), x, full).double() - x
     if level * full > 0.5:  # less is lost in rounding
         assert difference.std().item() == pytest.approx(sqrt((level * full) ** 2 + 1 / 12), rel=0.01)
     assert abs(difference.mean().item()) < 0.01 * full * level + 0.01
-    dark = look(View(noise=level), torch.zeros_like(x), full)
+    dark = look(ClientView(noise=level), torch.zeros_like(x), full)
     assert dark.max() > 0 and dark.double().mean() < full / 4, "clipped, not wrapped around"
 
 
@@ -130,11 +130,11 @@ def test_brightness_contrast_and_hue_are_what_they_say():
     x = picture(3)
     floats = x.double() / 255
     bright = (floats * 1.3).clamp(0, 1) * 255
-    assert (look(View(brightness=1.3), x) - bright).abs().max() < 0.51
+    assert (look(ClientView(brightness=1.3), x) - bright).abs().max() < 0.51
     grey = (floats * torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(1).mean((-2, -1))[:, None, None, None]
     contrast = ((floats - grey) * 0.6 + grey).clamp(0, 1) * 255
-    assert (look(View(contrast=0.6), x) - contrast).abs().max() < 0.52
-    turned = look(View(hue=0.2), x)[0].permute(1, 2, 0).reshape(-1, 3)
+    assert (look(ClientView(contrast=0.6), x) - contrast).abs().max() < 0.52
+    turned = look(ClientView(hue=0.2), x)[0].permute(1, 2, 0).reshape(-1, 3)
     for before, after in zip(floats[0].permute(1, 2, 0).reshape(-1, 3).tolist(), turned.tolist()):
         hue, *rest = colorsys.rgb_to_hsv(*before)
         assert np.abs(255 * np.array(colorsys.hsv_to_rgb((hue + 0.2) % 1, *rest)) - after).max() < 0.6

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from fedkd.federation import serialization
-from fedkd.federation.aggregation import average, mean_statistics
-from fedkd.federation.client import statistics
+from fedkd.federation.aggregation import average, mean_batchnorm_statistics
+from fedkd.federation.client import batchnorm_statistics
 from fedkd.metrics.accuracy import evaluate
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import channels_last
 from fedkd.types import Update
 from simulations.engine.local_engine import LocalGrid
@@ -161,9 +161,9 @@ def test_the_statistics_of_a_federation_are_the_mean_over_clients_that_have_trai
         counts = {"last_round": torch.tensor(last_round), "num_examples": torch.tensor(num_examples)}
         return {"local": {"mean": torch.tensor([mean]), "batches": torch.tensor(batches)}, "client": counts}
 
-    found = mean_statistics([memory(1.0, 10, 2, 8), memory(5.0, 30, 1, 4), memory(99.0, 50, 0, 0)])
+    found = mean_batchnorm_statistics([memory(1.0, 10, 2, 8), memory(5.0, 30, 1, 4), memory(99.0, 50, 0, 0)])
     assert found["mean"].item() == 4.0 and found["batches"] == 8
-    assert mean_statistics([memory(99.0, 50, 0, 0)]) == {} == mean_statistics([])
+    assert mean_batchnorm_statistics([memory(99.0, 50, 0, 0)]) == {} == mean_batchnorm_statistics([])
 
 
 # ------------------------------------------------------------------------------------------------------------ BatchNorm
@@ -172,7 +172,7 @@ def test_the_statistics_of_a_federation_are_the_mean_over_clients_that_have_trai
 def test_batchnorm_statistics_stay_with_the_client_or_travel(name, batchnorm, monkeypatch):
     sent, returned = [], []
     home, text = settle(f"strategy={name}", *options(name), f"strategy.batchnorm={batchnorm}", "rounds=2")
-    stays, original = statistics(home.model), home.strategy.update
+    stays, original = batchnorm_statistics(home.model), home.strategy.update
     monkeypatch.setattr(home.strategy, "update", lambda server, state, updates, number: (
         sent.append(state), returned.extend(updates), original(server, state, updates, number))[2])  # fmt: skip
     grid = LocalGrid(home.config.num_clients, text)
@@ -257,7 +257,7 @@ def test_fedprox_s_loss_is_the_equation(mu, weight_decay):
     home, _ = settle("model=mlp", "model.widths=[3]", "precision=float64")
     model, x, y = deepcopy(home.model), torch.rand(5, 1, 8, 8, dtype=torch.float64), torch.arange(5)
     broadcast = {"model": {name: value + torch.rand_like(value) for name, value in home.initial.items()}}
-    strategy, bound = FedProx(**PUBLIC, mu=mu, weight_decay=weight_decay), Bound(model)
+    strategy, bound = FedProx(**PUBLIC, mu=mu, weight_decay=weight_decay), FunctionalModel(model)
     value, _ = strategy.loss(bound, Batch(x, y), broadcast, {})
     at, anchor = numpy(home.initial), numpy(broadcast["model"])
     assert value.item() == pytest.approx(oracles.fedprox(at, anchor, x.numpy(), y.numpy(), mu, weight_decay), rel=1e-12)
@@ -271,9 +271,9 @@ def test_fedprox_s_loss_is_the_equation(mu, weight_decay):
 def test_fedprox_s_pull_is_towards_the_broadcast_and_spares_batchnorm_s_statistics():
     home, _ = settle("strategy=fedprox", "strategy.batchnorm=averaged")
     shared, (batch, *_) = home.strategy.init(home.federation().server), home.client(0, 1).batches()
-    value, _ = home.strategy.loss(Bound(home.model), batch, shared, {})
-    away = {"model": {key: value + 1 if key in statistics(home.model) else value for key, value in shared["model"].items()}}
-    assert torch.equal(home.strategy.loss(Bound(home.model), batch, away, {})[0], value)
+    value, _ = home.strategy.loss(FunctionalModel(home.model), batch, shared, {})
+    away = {"model": {key: value + 1 if key in batchnorm_statistics(home.model) else value for key, value in shared["model"].items()}}
+    assert torch.equal(home.strategy.loss(FunctionalModel(home.model), batch, away, {})[0], value)
 
 
 # ------------------------------------------------------------------------------------------------- FedNTD, MOON, FedGKD
@@ -310,7 +310,7 @@ def agrees(value, model, equation, *names: str) -> None:
 def test_fedntd_s_loss_is_the_equation(beta, tau):
     model, x, y, (broadcast, _) = perceptron()
     batch, teacher = Batch(torch.from_numpy(x), torch.from_numpy(y)), oracles.mlp(numpy(broadcast), x)
-    value, metrics = FedNTD(**PUBLIC, beta=beta, tau=tau).loss(Bound(model), batch, {"model": broadcast}, {})
+    value, metrics = FedNTD(**PUBLIC, beta=beta, tau=tau).loss(FunctionalModel(model), batch, {"model": broadcast}, {})
 
     def equation(weights) -> float:
         logits = oracles.mlp(weights, x)
@@ -324,7 +324,7 @@ def test_fedntd_s_loss_is_the_equation(beta, tau):
 def test_moon_s_loss_is_the_equation(mu, tau):
     model, x, y, others = perceptron(bias=1.0)
     batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {"mu": torch.tensor(mu, dtype=torch.float64)})
-    value, _ = Moon(**PUBLIC, mu=mu, tau=tau).loss(Bound(model), batch, {"model": others[0]}, {"previous": others[1]})
+    value, _ = Moon(**PUBLIC, mu=mu, tau=tau).loss(FunctionalModel(model), batch, {"model": others[0]}, {"previous": others[1]})
     near, far = (embedding(numpy(other), x) for other in others)
 
     def equation(weights) -> float:
@@ -358,7 +358,7 @@ def test_fedgkd_s_loss_is_the_equation(gamma, buffer):
     model, x, y, (one, two) = perceptron()
     batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {"gamma": torch.tensor(gamma, dtype=torch.float64)})
     shared = {"model": one} if buffer == 1 else {"model": one, "mean": two}
-    value, _ = FedGKD(**PUBLIC, gamma=gamma, buffer=buffer).loss(Bound(model), batch, shared, {})
+    value, _ = FedGKD(**PUBLIC, gamma=gamma, buffer=buffer).loss(FunctionalModel(model), batch, shared, {})
     teacher = oracles.mlp(numpy(one if buffer == 1 else two), x)
 
     def equation(weights) -> float:
@@ -394,7 +394,7 @@ def test_fedproto_s_loss_is_the_equation(weight):
     model, x, y, _ = perceptron()
     prototypes, known = np.random.default_rng(1).standard_normal((10, 8)), np.array([1.0] * 9 + [0.0])
     shared = {"prototypes": {"mean": torch.from_numpy(prototypes), "known": torch.from_numpy(known)}}
-    value, sums = FedProto(**PUBLIC, weight=weight).loss(Bound(model), Batch(torch.from_numpy(x), torch.from_numpy(y)), shared, {})
+    value, sums = FedProto(**PUBLIC, weight=weight).loss(FunctionalModel(model), Batch(torch.from_numpy(x), torch.from_numpy(y)), shared, {})
 
     def equation(weights) -> float:
         distance = oracles.prototype_distance(embedding(weights, x), y, prototypes, known).mean()
@@ -488,7 +488,7 @@ def test_scaffold_reports_the_cross_entropy_and_has_a_variate_for_parameters_alo
     assert set(state["control"]) == {name for name, _ in home.model.named_parameters()}
     batch, own = next(iter(home.client(0, 1).batches())), home.strategy.fresh_memory(home.client(0, 1))
     moved = {**state, "control": {name: value + 1 for name, value in state["control"].items()}}
-    values = [home.strategy.loss(Bound(home.model.eval()), batch, shared, own)[0] for shared in (state, moved)]
+    values = [home.strategy.loss(FunctionalModel(home.model.eval()), batch, shared, own)[0] for shared in (state, moved)]
     assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
     plain, pushed = (gradients(value, home.model) for value in values)
     assert all(torch.allclose(pushed[name], plain[name] + 1, atol=1e-5) for name in plain)
@@ -503,7 +503,7 @@ def test_feddistill_s_loss_is_the_equation(gamma):
     strategy = FedDistill(**PUBLIC, share_model=True, gamma=gamma, accumulate=True, initial_count=1, leave_one_out=False)
     shared = {"logits": {"mean": torch.from_numpy(table).requires_grad_()}}
     batch = Batch(torch.from_numpy(x), torch.from_numpy(y), {"gamma": torch.tensor(gamma)})
-    value, metrics = strategy.loss(Bound(model), batch, shared, {})
+    value, metrics = strategy.loss(FunctionalModel(model), batch, shared, {})
     at, names = numpy(home.initial), [name for name, _ in model.named_parameters()]
     assert value.item() == pytest.approx(oracles.feddistill(at, table, x, y, gamma), rel=1e-12)
     gradients = dict(zip(names, torch.autograd.grad(value, list(model.parameters()))))
@@ -646,7 +646,7 @@ def test_a_loss_is_pure(name):
     model.load_state_dict(start)
     before = frozen({"shared": shared, "own": own, "drawn": batches[0].drawn})
     attributes, state = dict(vars(strategy)), torch.get_rng_state()
-    (first, metrics), (second, again) = (strategy.loss(Bound(model), batches[0], shared, own) for _ in range(2))
+    (first, metrics), (second, again) = (strategy.loss(FunctionalModel(model), batches[0], shared, own) for _ in range(2))
     assert torch.equal(first, second) and same(metrics, again) and first.shape == ()
     assert same({"shared": shared, "own": own, "drawn": batches[0].drawn}, before)
     assert vars(strategy) == attributes and torch.equal(torch.get_rng_state(), state)
@@ -659,8 +659,8 @@ def test_a_loss_does_not_depend_on_the_order_of_the_batch(name):
     order = torch.arange(len(batch.y)).flip(0)
     drawn = {key: value[order] if key == "latent" else value for key, value in batch.drawn.items()}
     model.load_state_dict(start)
-    value, metrics = strategy.loss(Bound(model), batch, shared, own)
-    other, others = strategy.loss(Bound(model), Batch(batch.x[order], batch.y[order], drawn), shared, own)
+    value, metrics = strategy.loss(FunctionalModel(model), batch, shared, own)
+    other, others = strategy.loss(FunctionalModel(model), Batch(batch.x[order], batch.y[order], drawn), shared, own)
     assert_close({"": other, **others}, {"": value, **metrics}, rtol=1e-12, atol=1e-12)
 
 
@@ -675,7 +675,7 @@ def test_a_loss_of_stacked_clients_is_each_client_s(name):
         return {key: (stack if isinstance(first[key], dict) else torch.stack)([tree[key] for tree in trees]) for key in first}
 
     def loss(weights, x, y, drawn, own):
-        value, metrics = strategy.loss(Bound(home.model, weights), Batch(x, y, drawn), shared, own)
+        value, metrics = strategy.loss(FunctionalModel(home.model, weights), Batch(x, y, drawn), shared, own)
         return value, (value, metrics)
 
     batches, starts, owns = ([part[i] for part in parts] for i in range(3))
@@ -686,7 +686,7 @@ def test_a_loss_of_stacked_clients_is_each_client_s(name):
     for k, (start, own) in enumerate(zip(starts, owns)):
         model = deepcopy(home.model).train()
         model.load_state_dict(start)
-        value, alone = strategy.loss(Bound(model), batches[k][0], shared, own)
+        value, alone = strategy.loss(FunctionalModel(model), batches[k][0], shared, own)
         assert_close(values[k], value.detach(), rtol=1e-12, atol=1e-12)
         for key, metric in alone.items():
             assert_close(metrics[key][k], metric.detach(), rtol=1e-12, atol=1e-12)

@@ -19,14 +19,14 @@ from fedkd.federation import serialization
 from fedkd.federation.aggregation import average
 from fedkd.federation.messaging import Federation
 from fedkd.federation.server_loop import Round
-from fedkd.federation.system_heterogeneity import ALIKE, Fleet, equip, read_trace
+from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, make_devices, read_trace
 from fedkd.seed import Seed
 from fedkd.types import flatten
 from simulations.config import compose
 from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
-from simulations.federation.runner import judge, run_federation
-from simulations.setup.simulation import world
+from simulations.federation.runner import run_federation, start_global_evaluation
+from simulations.setup.simulation import build_simulation
 from tests.conftest import STRATEGIES, options, run, same, settle
 from tests.running import TINY, differing, metrics, quick
 from tests.test_bad_input import refused
@@ -34,9 +34,9 @@ from tests.test_bad_input import refused
 ROUNDS = range(1, 4001)
 
 
-def fleet(num_clients: int = 6, seed: int = 0, shape: tuple[int, int] = (10, 20), sizes: tuple[int, ...] = (), **knobs) -> Fleet:
+def fleet(num_clients: int = 6, seed: int = 0, shape: tuple[int, int] = (10, 20), sizes: tuple[int, ...] = (), **knobs) -> Devices:
     """Clients that are alike but for ``knobs``."""
-    return Fleet(replace(ALIKE, **knobs), Seed(seed), [shape] * num_clients, sizes or [100] * num_clients)
+    return Devices(replace(HOMOGENEOUS, **knobs), Seed(seed), [shape] * num_clients, sizes or [100] * num_clients)
 
 
 def near(counts: Counter, chances: dict, draws: int) -> bool:
@@ -46,7 +46,7 @@ def near(counts: Counter, chances: dict, draws: int) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------- participation
 def test_neutral_is_what_the_configuration_says():
-    assert build(compose([]), "systems") == ALIKE
+    assert build(compose([]), "systems") == HOMOGENEOUS
     server = settle()[0].federation().server
     assert Federation(server, 3).fleet.cohort(range(6), 3, 1) == settle()[0].strategy.cohort(range(6), 1)
 
@@ -129,7 +129,7 @@ def test_a_trace_counts_by_content(tmp_path):
     def key(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
         config = compose([*TINY, "systems.participation=trace", f"systems.trace={tmp_path / name}"])
-        return world(OmegaConf.to_yaml(config, resolve=True)).hash
+        return build_simulation(OmegaConf.to_yaml(config, resolve=True)).hash
 
     assert key("a.csv", "round,client\n1,0\n2,1\n") == key("b.csv", "client,round\n1,2\n0,1\n") != key("c.csv", "round,client\n1,0\n2,2\n")
 
@@ -221,7 +221,7 @@ def followed(*overrides: str) -> tuple[object, LocalGrid, list[Round]]:
     home, text = settle(*overrides)
     grid, rounds = LocalGrid(home.config.num_clients, text), []
     home.strategy.start(
-        grid, num_rounds=home.config.rounds, on_round=rounds.append, evaluate_fn=lambda number, arrays: judge(home, grid, arrays)
+        grid, num_rounds=home.config.rounds, on_round=rounds.append, evaluate_fn=lambda number, arrays: start_global_evaluation(home, grid, arrays)
     )
     return home, grid, rounds
 
@@ -334,7 +334,7 @@ def test_newcomers_train_from_the_round_in_which_they_join(participation):
 def test_newcomers_have_an_accuracy_of_their_own(tmp_path, strategy):
     given = [option for option in TINY if not option.startswith("strategy.")]
     folder = run_federation(compose([*given, f"strategy={strategy}", *NEW, f"output={tmp_path}", "engine=local"]))
-    home = world((folder / "config.yaml").read_text())
+    home = build_simulation((folder / "config.yaml").read_text())
     with open(folder / "clients.csv", newline="") as file:
         clients = [row for row in csv.DictReader(file) if row["accuracy_own_labels"] and int(row["client"]) in home.fleet.newcomers]
     for row in metrics(folder).to_dict("records"):
@@ -428,7 +428,7 @@ def test_the_clock_of_a_strategy_of_flower_s_own(tmp_path):
         "systems.bytes_per_second=1e3",
     ]
     folder = run_federation(compose(given))
-    table, home = metrics(folder), world((folder / "config.yaml").read_text())
+    table, home = metrics(folder), build_simulation((folder / "config.yaml").read_text())
     model = sum(value.numel() * value.element_size() for value in read_checkpoint(folder).state["model"].values())
     most = max(home.shape(client)[0] for client in range(6))
     assert table["simulated_time"].astype(float).tolist() == pytest.approx(
@@ -448,5 +448,5 @@ def test_the_clock_of_a_strategy_of_flower_s_own(tmp_path):
 )
 def test_rules_that_do_not_suit_the_run(knobs, words):
     with pytest.raises(ValueError, match=" must ") as error:
-        equip(replace(ALIKE, **knobs), Seed(0), [(1, 1)] * 6, [9] * 6, 3, 10)
+        make_devices(replace(HOMOGENEOUS, **knobs), Seed(0), [(1, 1)] * 6, [9] * 6, 3, 10)
     assert all(word in str(error.value) for word in words)

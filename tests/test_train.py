@@ -13,7 +13,7 @@ from fedkd.models.cnn import FedGenCNN
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, load, part, snapshot
+from fedkd.training.functional_model import FunctionalModel, load, snapshot, submodule_tensors
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import flatten_optimizer, restore_optimizer, scaled
 from fedkd.types import Examples, Task
@@ -202,7 +202,7 @@ def test_a_bound_network_runs_its_head_and_another_s_weights(bound_to_tensors):
     torch.manual_seed(1)
     model, x = FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4), torch.rand(8, *TASK.shape)
     tensors = snapshot(model)
-    bound = Bound(model, tensors) if bound_to_tensors else Bound(model)
+    bound = FunctionalModel(model, tensors) if bound_to_tensors else FunctionalModel(model)
     other = {name: value + 1 for name, value in bound.parameters().items()}
     assert set(bound.parameters()) == {name for name, _ in model.named_parameters()}
     assert torch.equal(bound.head(torch.ones(2, 4)), model.head(torch.ones(2, 4)))
@@ -216,7 +216,7 @@ def test_a_bound_network_runs_its_head_and_another_s_weights(bound_to_tensors):
 
 def test_a_part_s_tensors_are_named_as_the_part_names_them():
     model = MLP(TASK, widths=[5])
-    assert set(part(snapshot(model), "head")) == {"weight", "bias"}
+    assert set(submodule_tensors(snapshot(model), "head")) == {"weight", "bias"}
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkd.partition.validation_split import hold_out
+from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
 from simulations.config import compose
-from simulations.distillation.runner import composed
+from simulations.distillation.runner import compose_distillation
 from simulations.distillation.runner import run_distillation as distil
 from simulations.experiments import tuning
 from simulations.federation.runner import run_federation
@@ -87,10 +87,10 @@ def test_what_is_held_out_for_early_stopping_is_the_server_s_and_the_test_set_st
 
 
 def test_one_example_stays_with_every_client():
-    stays, goes = hold_out([np.arange(1), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
+    stays, goes = split_validation([np.arange(1), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
     assert [len(index) for index in stays] == [1, 1, 1] and [len(index) for index in goes] == [0, 1, 9]
-    again, _ = hold_out([np.arange(1), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
-    other, _ = hold_out([np.arange(3), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
+    again, _ = split_validation([np.arange(1), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
+    other, _ = split_validation([np.arange(3), np.arange(5, 7), np.arange(10, 20)], 0.99, Seed(0))
     assert [a.tolist() for a in again] == [a.tolist() for a in stays] and other[2].tolist() == stays[2].tolist()
 
 
@@ -112,14 +112,14 @@ def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path, caps
         assert float(row["accuracy"]) == float(metrics(tmp_path / row["folder"])["accuracy"].iloc[-1])
     chosen = {row["strategy"]: row for row in rows if row["chosen"] == "1"}
     assert all(float(chosen[row["strategy"]]["accuracy"]) >= float(row["accuracy"]) for row in rows)
-    taken = distil(composed([*small, "distiller=sp", f"tuned={tmp_path / 'tuned.csv'}"]))
-    given = distil(composed([*small, "distiller=sp", f"distiller.weight={chosen['sp']['value']}"]))
+    taken = distil(compose_distillation([*small, "distiller=sp", f"tuned={tmp_path / 'tuned.csv'}"]))
+    given = distil(compose_distillation([*small, "distiller=sp", f"distiller.weight={chosen['sp']['value']}"]))
     assert taken == given
     with pytest.raises(
         ValueError, match=r"^tuned must hold a choice for distiller at \(python -m simulations\.tune_distill distiller=at\)"
     ):
-        distil(composed([*small, "distiller=at", f"tuned={tmp_path / 'tuned.csv'}"]))
+        distil(compose_distillation([*small, "distiller=at", f"tuned={tmp_path / 'tuned.csv'}"]))
     with pytest.raises(ValueError, match=r"^distiller must be a method with a weight to be tuned, got 'none'$"):
         tuning.tune_distiller([1], 0.2, [*small, "distiller=none"], tmp_path / "tuned.csv")
-    alone = [distil(composed([*small, "distiller=none", *given])) for given in ([], [f"tuned={tmp_path / 'tuned.csv'}"])]
+    alone = [distil(compose_distillation([*small, "distiller=none", *given])) for given in ([], [f"tuned={tmp_path / 'tuned.csv'}"])]
     assert alone[0] == alone[1], "in a sweep, what has no weight is run as it is"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedkd.models.heterogeneous import Mixed
+from fedkd.models.heterogeneous import HeterogeneousModels
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from tests.conftest import SMALL, run, same, settle
@@ -16,8 +16,8 @@ from tests.conftest import SMALL, run, same, settle
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
 
 
-def mixed(assignment: str, shares=None, clients=None) -> Mixed:
-    return Mixed(networks=NETWORKS, assignment=assignment, shares=shares, clients=clients)
+def mixed(assignment: str, shares=None, clients=None) -> HeterogeneousModels:
+    return HeterogeneousModels(networks=NETWORKS, assignment=assignment, shares=shares, clients=clients)
 
 
 def assigned(number: int, *given, seed: int = 0) -> list[str]:

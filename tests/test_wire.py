@@ -78,9 +78,9 @@ def test_payload_counts_numbers_and_a_shared_content_once_a_client():
         {"a": ArrayRecord({"x": torch.zeros(3, 4), "n": torch.tensor(1)}), "b": ArrayRecord({"y": torch.zeros(5, dtype=torch.float64)})}
     )
     messages = [Message(content, dst_node_id=i, message_type="train") for i in range(3)]
-    assert serialization.payload(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
-    assert serialization.payload(messages) == 3 * serialization.payload(messages[:1])
-    assert serialization.payload([Message(Error(2, "no"), reply_to=messages[0])]) == 0 and serialization.payload([]) == 0
+    assert serialization.payload_bytes(messages[:1]) == 3 * 4 * 4 + 8 + 5 * 8
+    assert serialization.payload_bytes(messages) == 3 * serialization.payload_bytes(messages[:1])
+    assert serialization.payload_bytes([Message(Error(2, "no"), reply_to=messages[0])]) == 0 and serialization.payload_bytes([]) == 0
 
 
 def test_tensors_of_one_record_do_not_share_their_memory():
@@ -157,7 +157,7 @@ def test_a_message_is_deflated_and_inflated_as_flower_does_between_machines(valu
         validate_object_content(part)
     back = inflate_object_from_contents(message.object_id, contents)
     assert plain(back.content["shared"], values) and back.content["config"] == content["config"] and back.content["m"] == content["m"]
-    assert serialization.payload([back]) == serialization.payload([message]) == values.nbytes
+    assert serialization.payload_bytes([back]) == serialization.payload_bytes([message]) == values.nbytes
     assert torch.equal(
         torch.from_numpy(values.copy()), serialization.from_record(ArrayRecord({"p:k": back.content["shared"]["a"]}))["p"]["k"]
     )
@@ -167,7 +167,7 @@ def test_a_content_of_several_clients_counts_each_time_and_equal_ones_too():
     identify()
     shared, again = (RecordDict({"a": serialization.record_of({"x": np.zeros(5), "y": np.zeros((2, 2), np.float32)})}) for _ in range(2))
     messages = [Message(content, dst_node_id=i, message_type="train") for i, content in enumerate([shared, shared, again, RecordDict()])]
-    assert [serialization.payload(messages[:number]) for number in range(5)] == [0, 56, 112, 168, 168]
+    assert [serialization.payload_bytes(messages[:number]) for number in range(5)] == [0, 56, 112, 168, 168]
 
 
 # ---------------------------------------------------------------------------------------------------------- bytes of a round

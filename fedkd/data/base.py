@@ -117,7 +117,7 @@ def check_channels(channels: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(ABC):
+class DataSource(ABC):
     """What the sources in files have in common.
 
     Args:
@@ -202,7 +202,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resized(Source):
+class Resized(DataSource):
     """A source whose images may be of any size and colour until they are decoded.
 
     Args:

@@ -19,7 +19,7 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class ClientView:
     """One client's levels; without arguments, it sees images as they are.
 
     Args:
@@ -43,7 +43,7 @@ class View:
     label_noise: float = 0.0
 
 
-def seen(shards: Sequence[Examples], views: Sequence[View], full: float, seed: Seed, name: str) -> list[Examples]:
+def apply_views(shards: Sequence[Examples], views: Sequence[ClientView], full: float, seed: Seed, name: str) -> list[Examples]:
     """``shards`` as their clients see them, images in one new storage that all share; computed on the CPU, kept where they were.
 
     Args:
@@ -60,12 +60,12 @@ def seen(shards: Sequence[Examples], views: Sequence[View], full: float, seed: S
         for client, (shard, view, place) in enumerate(zip(shards, views, places)):
             random = (seed / client / name).torch()
             for part in torch.arange(len(shard)).split(CHUNK):
-                storage[place[part]] = through(view, shard.gather(shard.where(part.to(device))).cpu(), full, random)
+                storage[place[part]] = apply_view(view, shard.gather(shard.where(part.to(device))).cpu(), full, random)
     storage = storage.to(device)
     return [replace(shard, x=storage, rows=place.to(device)) for shard, place in zip(shards, places)]
 
 
-def through(view: View, stored: Tensor, full: float, random: torch.Generator) -> Tensor:  # [N, C, H, W]
+def apply_view(view: ClientView, stored: Tensor, full: float, random: torch.Generator) -> Tensor:  # [N, C, H, W]
     """Images as they look: turned, blurred, in other colours, and noisy, in this order; bytes, rounded once, at the end.
 
     Turning is bilinear, about the centre; what comes into the picture is 0. A blur sees the picture mirrored at its edges.
@@ -187,19 +187,19 @@ class Shift:
         views = self.views(len(held), train.x.shape[1], seed)
         if self.changes_images:
             full = full_scale(train)
-            held, shown = seen(held, views, full, seed / "noise", "train"), seen(shown, views, full, seed / "noise", "test")
+            held, shown = apply_views(held, views, full, seed / "noise", "train"), apply_views(shown, views, full, seed / "noise", "test")
         if self.changes_labels:
             require(num_classes > 1, "label_noise", "must be 0 where there is but one class", self.label_noise)
             streams = [seed / "label_noise" / client / "labels" for client in range(len(held))]
             held = [replace(one, y=self._mixed_up(one.y, view.label_noise, num_classes, at)) for one, view, at in zip(held, views, streams)]
         return held, shown
 
-    def views(self, num_clients: int, num_channels: int, seed: Seed) -> list[View]:
+    def views(self, num_clients: int, num_channels: int, seed: Seed) -> list[ClientView]:
         """Every client's levels. Each knob draws from streams of its own, so none depends on another; a larger knob moves levels in proportion."""
         noisy = (seed / "noisy_clients").numpy().permutation(num_clients)[: int(self.noisy_clients * num_clients + 0.5)]
         turn = self.colour / 2 if num_channels == 3 else 0.0
         return [
-            View(
+            ClientView(
                 rotation=_between(-self.rotation, self.rotation, seed / "rotation" / client),
                 domain=float(self.domains[client % len(self.domains)]) if self.domains else 0.0,
                 noise=self._level("noise", seed / "noise" / client),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedkd.data.cache import content_digest
-from fedkd.data.client_shift import View, full_scale, one_thread, through
+from fedkd.data.client_shift import ClientView, apply_view, full_scale, one_thread
 from fedkd.errors import ConfigError, require
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
@@ -58,7 +58,7 @@ class RotatedDomains:
         for place, domain in enumerate(domains):
             index = order[(place if parts == len(domains) else domain) * size :][:size].sort().values
             with one_thread():
-                x.append(through(View(domain=float(self.angles[domain])), images.gather(images.where(index)), full, torch.Generator()))
+                x.append(apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.where(index)), full, torch.Generator()))
             y.append(images.y[index])
         groups = torch.arange(len(domains)).repeat_interleave(size)
         new = Examples(torch.cat(x), torch.cat(y), images.scale, images.mean, images.std, groups=groups)

@@ -12,13 +12,13 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.utils import check_integrity
 
 from fedkd.data import cache
-from fedkd.data.base import Source, check_size, damaged, fill, pixels, reading
+from fedkd.data.base import DataSource, check_size, damaged, fill, pixels, reading
 from fedkd.data.cache import Allocate
 from fedkd.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vision(Source):
+class Vision(DataSource):
     """A data set of torchvision under ``root``, in torchvision's own layout.
 
     Args:

@@ -18,7 +18,7 @@ from fedkd.types import Examples, Metrics, Task, Tensors
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class Teachers:
     """What images may be made from: networks that know, and the one that learns from them.
 
     Args:
@@ -37,7 +37,7 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Pool:
+class ImagePool:
     """Images to train on for an epoch, what the source remembers for the next, and what it measured."""
 
     examples: Examples
@@ -45,7 +45,7 @@ class Pool:
     metrics: Metrics
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """Where images come from. ``labelled`` says whether their labels may be learnt from."""
 
     labelled: ClassVar[bool] = False
@@ -65,14 +65,14 @@ class Source(ABC):
         assert pool is not None, "a source that makes no images has some"
         return len(pool)
 
-    def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Knowledge, seed: Seed, dtype: torch.dtype) -> Pool:
+    def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Teachers, seed: Seed, dtype: torch.dtype) -> ImagePool:
         """The images of one epoch."""
         assert pool is not None, "a source that makes no images has some"
-        return Pool(pool, memory, {})
+        return ImagePool(pool, memory, {})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Real(Source):
+class Real(ImageSource):
     """The training images with their labels: the papers' own setting; after a federation, an upper bound that no server has.
 
     Args:
@@ -90,7 +90,7 @@ class Real(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Public(Source):
+class Public(ImageSource):
     """A public set, of other classes or another look if need be: the teacher's answers take the place of labels.
 
     Args:
@@ -111,7 +111,7 @@ class Public(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthetic(Source):
+class Synthetic(ImageSource):
     """Every epoch a generator makes one batch more, fitted by :class:`fedkd.distillation.image_synthesis.Synthesis`: the teachers are sure of its labels, their
     BatchNorm layers find their statistics in it, and the student disagrees. The student learns on all batches so far, or the last ones.
 
@@ -165,9 +165,9 @@ class Synthetic(Source):
     def fewest(self, pool: Examples | None) -> int:
         return self.batch_size
 
-    def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Knowledge, seed: Seed, dtype: torch.dtype) -> Pool:
+    def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Teachers, seed: Seed, dtype: torch.dtype) -> ImagePool:
         teachers = stacked(knowledge.teachers)
         x, metrics = self.synthesis(knowledge.network, teachers, knowledge.learnt, knowledge.task, seed, knowledge.student)
         images = torch.cat([memory["images"], x]) if "images" in memory else x
         images = images if self.capacity is None else images[-self.capacity :]
-        return Pool(as_seen(images), {"images": images}, {f"synthesis_{name}": value for name, value in metrics.items()})
+        return ImagePool(as_seen(images), {"images": images}, {f"synthesis_{name}": value for name, value in metrics.items()})

@@ -14,7 +14,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, asleep, snapshot
+from fedkd.training.functional_model import FunctionalModel, eval_copy, snapshot
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, Output, State, Task, Tensors
@@ -83,13 +83,13 @@ class Synthesis:
         return torch.randint(task.num_classes, (self.batch_size,), generator=(seed / "labels").torch()).sort().values
 
     def loss(
-        self, model: Bound, batch: Batch, shared: State, own: State, *, network: nn.Module, learner: nn.Module | None = None
+        self, model: FunctionalModel, batch: Batch, shared: State, own: State, *, network: nn.Module, learner: nn.Module | None = None
     ) -> tuple[Tensor, Metrics]:
         """The equation of this class."""
         x, teachers = model(batch.y), unstacked(shared["teachers"])
         said = [inputs_of_norms(network, one, x) for one in teachers]
         z = torch.stack([output.logits for output, _ in said]).mean(0)
-        student = Bound(network if learner is None else learner).at(shared["student"])(x).logits
+        student = FunctionalModel(network if learner is None else learner).at(shared["student"])(x).logits
         apart = [
             statistics_distance(value, one[f"{name}.running_mean"], one[f"{name}.running_var"])
             for one, (_, inputs) in zip(teachers, said) for name, value in inputs.items()
@@ -127,7 +127,7 @@ def unstacked(models: Tensors) -> list[Tensors]:
 
 def inputs_of_norms(network: nn.Module, tensors: Tensors, x: Tensor) -> tuple[Output, Tensors]:
     """What a network with ``tensors`` says in eval mode, and what enters each of its BatchNorm layers, by the layer's name."""
-    frozen, seen = asleep(network), {}
+    frozen, seen = eval_copy(network), {}
 
     def keep(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen[name] = inputs[0]

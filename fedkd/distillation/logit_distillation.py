@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.training.batch import Batches
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import LossFunction, fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, Tensors
@@ -23,7 +23,7 @@ class Distilled:
     means: Metrics
 
 
-def distil(
+def distill_logits(
     module: nn.Module,
     start: Tensors,
     piece: Callable[[slice], Batches],
@@ -72,7 +72,7 @@ def cosine(num_steps: int) -> list[float]:
 @torch.no_grad()
 def logits_on(module: nn.Module, tensors: Tensors, examples: Examples, batch_size: int, dtype: torch.dtype) -> Tensor:  # [N, C]
     """What a network with ``tensors`` says of all of ``examples``, in eval mode."""
-    model = Bound(module).at(tensors)
+    model = FunctionalModel(module).at(tensors)
     index = torch.arange(len(examples), device=examples.y.device)
     return torch.cat([model(images(examples, part, dtype)).logits for part in index.split(batch_size)])
 

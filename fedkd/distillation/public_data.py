@@ -12,7 +12,7 @@ from fedkd.types import Examples, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing:
+class NoPublicData:
     """The server has no data: what most strategies of fedkd need."""
 
     held_out = 0.0
@@ -51,7 +51,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class ClientImages:
     """All images that the clients train on, without their labels: FedDFusion's proxy in FedGen's experiments (Zhu et al., ICML 2021).
 
     No federation has such a set; it bounds what a public set can give.
@@ -65,7 +65,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Other:
+class OtherDataset:
     """The training images of another data set, without their labels, scaled to networks as the clients' images are.
 
     Args:
@@ -105,7 +105,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthetic:
+class Noise:
     """Images of Gaussian noise whose amplitude falls with spatial frequency f as ``1 / f^exponent``, stretched to the full scale of pixels.
 
     Natural images fall off with an exponent near one. They need no data at all, and show what a method makes of images that

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.augmentation import Augmentation, black
-from fedkd.distillation.image_sources import Knowledge, Source
-from fedkd.distillation.methods.base import Distiller, Learner, Steps
+from fedkd.distillation.image_sources import ImageSource, Teachers
+from fedkd.distillation.methods.base import Distiller, Steps, StudentModule
 from fedkd.errors import DivergedError
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, part
+from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.training.loop import Execution, Fitted, fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, State, Task, Tensors
@@ -45,7 +45,7 @@ class Training:
         task: what is learnt.
         distiller: the method.
         learner: all that trains; its own values are a workspace.
-        teacher: the teacher's form, a :class:`Learner`; None where the method needs none.
+        teacher: the teacher's form, a :class:`StudentModule`; None where the method needs none.
         taught: the teacher's tensors.
         source: where images come from.
         pool: the source's images, where they do not change.
@@ -63,10 +63,10 @@ class Training:
 
     task: Task
     distiller: Distiller
-    learner: Learner
-    teacher: Learner | None
+    learner: StudentModule
+    teacher: StudentModule | None
     taught: Tensors
-    source: Source
+    source: ImageSource
     pool: Examples | None
     scaling: Examples
     augmentation: Augmentation
@@ -100,14 +100,14 @@ class Training:
         means = {name: value / len(batches) for name, value in fitted.sums.items()}
         return Progress(progress.epoch + 1, fitted.tensors, fitted.optimizer, pool.memory), {**means, **pool.metrics}
 
-    def knowledge(self, tensors: Tensors) -> Knowledge | None:
+    def knowledge(self, tensors: Tensors) -> Teachers | None:
         """What images may be made from; None for a source that does not look."""
         if not self.source.looks:
             return None
         assert self.teacher is not None, "images are made from a teacher"
         student, learnt = next(iter(self.distiller.networks(self.learner, tensors).values()))
         network, teachers = members(self.teacher.student, self.taught)
-        return Knowledge(self.task, network, teachers, student, learnt)
+        return Teachers(self.task, network, teachers, student, learnt)
 
     def batches(self, pool: Examples, epoch: int, seed: Seed) -> Batches:
         """The steps of an epoch: passes in fresh orders without their ragged ends, with all that is drawn."""
@@ -132,10 +132,10 @@ class Training:
             schedule=rates, execution=self.execution,
         )  # fmt: skip
 
-    def loss(self, model: Bound, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
         """What the method minimises, on images moved and mirrored."""
         assert batch.x is not None, "a student is trained on images"
-        teacher = None if self.teacher is None else Bound(self.teacher).at(shared["teacher"])
+        teacher = None if self.teacher is None else FunctionalModel(self.teacher).at(shared["teacher"])
         draws = {name: batch.drawn[name] for name in ("moves", "mirrored") if name in batch.drawn}
         x = self.augmentation(batch.x, draws, shared["images"]["black"]).contiguous(memory_format=torch.channels_last)
         return self.distiller.loss(model, teacher, replace(batch, x=x), self.source.labelled)
@@ -168,7 +168,7 @@ class Training:
         """The terms of one step."""
         shared: State = {"teacher": self.taught, "images": {"black": self.black}}
         tensors = {key: value.clone() for key, value in progress.tensors.items()}
-        _, terms = self.loss(Bound(self.learner.train(), tensors), next(iter(batches)), shared, {})
+        _, terms = self.loss(FunctionalModel(self.learner.train(), tensors), next(iter(batches)), shared, {})
         return {name: value.detach() for name, value in terms.items()}
 
 
@@ -185,5 +185,5 @@ def order(pool: Examples, random: torch.Generator) -> Tensor:  # [N]
 
 def members(network: nn.Module, taught: Tensors) -> tuple[nn.Module, list[Tensors]]:
     """The form and the tensors of each of the networks that a teacher is made of."""
-    own = part(taught, "student")
+    own = submodule_tensors(taught, "student")
     return (network, [own]) if not hasattr(network, "parted") else network.parted(own)

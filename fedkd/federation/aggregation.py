@@ -22,14 +22,14 @@ def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
     return mean
 
 
-def mean_statistics(memories: Sequence[State]) -> Tensors:
+def mean_batchnorm_statistics(memories: Sequence[State]) -> Tensors:
     """The example-weighted mean of the BatchNorm statistics that clients keep, over those that have trained; {} if none."""
     trained = [m for m in memories if "local" in m and int(m["client"]["last_round"]) > 0]
     sizes = [int(m["client"]["num_examples"]) for m in trained]
     return average([m["local"] for m in trained], [size / sum(sizes) for size in sizes]) if trained else {}
 
 
-def assemble(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:
+def assemble_model(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:
     """A copy of ``module`` in eval mode that holds ``tensors``, and ``initial`` where they are silent."""
     model = copy.deepcopy(module)
     load(model, {**initial, **{key: value.to(initial[key].device) for key, value in tensors.items()}})

@@ -74,7 +74,7 @@ class Client:
         return Batches(self.data.y[index], index, self.data, self.dtype)
 
 
-def statistics(module: nn.Module) -> frozenset[str]:
+def batchnorm_statistics(module: nn.Module) -> frozenset[str]:
     """Names of the BatchNorm statistics of ``module``: running means, variances and batch counts."""
     norms = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._NormBase)]
     return frozenset(f"{name}.{buffer}" if name else buffer for name, child in norms for buffer, _ in child.named_buffers(recurse=False))

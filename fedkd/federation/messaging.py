@@ -10,9 +10,9 @@ from flwr.serverapp import Grid
 from fedkd.errors import ClientFailure
 from fedkd.federation import serialization
 from fedkd.federation.server import Server
-from fedkd.federation.system_heterogeneity import ALIKE, Fleet, Passed
+from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, RoundTiming
 
-Waiting = Callable[[], list[Message]]
+PendingReplies = Callable[[], list[Message]]
 """Waits for the replies to what was asked."""
 
 
@@ -35,26 +35,26 @@ class Federation:
     on_client_failure: Literal["raise", "retry", "drop"] = "raise"
     retries: int = 2
     evaluate_every: int = 1
-    fleet: Fleet | None = None
+    fleet: Devices | None = None
 
     def __post_init__(self) -> None:
         if self.fleet is None:
             nothing = [0] * self.server.num_clients
-            object.__setattr__(self, "fleet", Fleet(ALIKE, self.server.seed, list(zip(nothing, nothing)), nothing))
+            object.__setattr__(self, "fleet", Devices(HOMOGENEOUS, self.server.seed, list(zip(nothing, nothing)), nothing))
 
 
-def begin(grid: Grid, messages: list[Message], timeout: float | None) -> Waiting | None:
+def start_request(grid: Grid, messages: list[Message], timeout: float | None) -> PendingReplies | None:
     """Begin to ask; None where there is nothing to ask, or the grid can only be asked and waited for in one."""
     return grid.begin(messages, timeout=timeout) if messages and hasattr(grid, "begin") else None
 
 
-def collect(
+def collect_replies(
     grid: Grid,
     messages: list[Message],
     timeout: float | None,
     server_round: int,
     policy: Federation,
-    begun: Waiting | None = None,
+    begun: PendingReplies | None = None,
 ) -> tuple[list[Message], int]:
     """Send, receive, and deal with failures as the policy says: the good replies in the order of clients, and how many failed.
 
@@ -89,8 +89,8 @@ def collect(
     return sorted(good, key=lambda r: r.metadata.src_node_id), failures
 
 
-def passed(fleet: Fleet, server_round: int, num_chosen: int, asked: Sequence[Message], answered: Sequence[Message]) -> Passed:
+def round_timing(fleet: Devices, server_round: int, num_chosen: int, asked: Sequence[Message], answered: Sequence[Message]) -> RoundTiming:
     """A round by the simulated clock: ``num_chosen`` clients were wanted, those who had not dropped out were asked, and some answered."""
-    received = dict(zip([message.metadata.dst_node_id for message in asked], serialization.sizes(asked)))
-    sent = dict(zip([reply.metadata.src_node_id for reply in answered], serialization.sizes(answered)))
+    received = dict(zip([message.metadata.dst_node_id for message in asked], serialization.message_bytes(asked)))
+    sent = dict(zip([reply.metadata.src_node_id for reply in answered], serialization.message_bytes(answered)))
     return fleet.passed(server_round, num_chosen, {client: (received[client], number) for client, number in sent.items()})

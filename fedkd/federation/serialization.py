@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedkd.types import State, Update, flatten, unflatten
 
-SHARED, UPDATE, METRICS, OWN, ABOUT = "shared", "update", "metrics", "own", "about"
+BROADCAST, UPDATE, METRICS, CLIENT_STATE, CLIENT_INFO = "shared", "update", "metrics", "own", "about"
 """Names of the records: what the server broadcasts; a client's answer in tensors, in numbers and in words; its memory."""
 
 
@@ -64,19 +64,19 @@ def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> Stat
     return unflatten({name: torch.from_numpy(np.asarray(array.numpy())).to(device) for name, array in record.items()})
 
 
-def payload(messages: Iterable[Message]) -> int:
+def payload_bytes(messages: Iterable[Message]) -> int:
     """Bytes of all arrays that ``messages`` carry: the numbers themselves, framing left out, a shared content counted each time."""
-    return sum(sizes(messages))
+    return sum(message_bytes(messages))
 
 
-def sizes(messages: Iterable[Message]) -> list[int]:
+def message_bytes(messages: Iterable[Message]) -> list[int]:
     """Bytes of the arrays that each of ``messages`` carries; none where it is an error."""
     known: dict[int, int] = {}
     contents = [message.content if message.has_content() else RecordDict() for message in messages]
-    return [known[id(content)] if id(content) in known else known.setdefault(id(content), size(content)) for content in contents]
+    return [known[id(content)] if id(content) in known else known.setdefault(id(content), content_bytes(content)) for content in contents]
 
 
-def size(content: RecordDict) -> int:
+def content_bytes(content: RecordDict) -> int:
     """Bytes of the arrays of one content."""
     arrays = (array for record in content.array_records.values() for array in record.values())
     return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
@@ -89,7 +89,7 @@ def to_update(reply: Message) -> Update:
     return Update(
         client=reply.metadata.src_node_id,
         num_examples=int(content[METRICS]["num-examples"]),
-        architecture=str(content[ABOUT]["architecture"]),
+        architecture=str(content[CLIENT_INFO]["architecture"]),
         state=from_record(content[UPDATE]),
         metrics=metrics,
     )

@@ -16,9 +16,9 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedkd.federation import serialization
-from fedkd.federation.messaging import Federation, Waiting, begin, collect, passed
+from fedkd.federation.messaging import Federation, PendingReplies, collect_replies, round_timing, start_request
 from fedkd.federation.server import Server
-from fedkd.metrics.accuracy import of_newcomers, own_labels
+from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics
 from fedkd.types import State, Update
 
 
@@ -60,11 +60,11 @@ class Evaluation:
 
     done: Round
     asked: list[Message]
-    evaluating: Waiting | None
+    evaluating: PendingReplies | None
     judging: MetricRecord | Callable[[], MetricRecord] | None
 
 
-class Rounds(FlowerStrategy):
+class ServerLoop(FlowerStrategy):
     """Flower's methods in terms of the hooks ``init``, ``update``, ``refine``, ``weights`` and ``shares``."""
 
     federation: Federation | None
@@ -81,7 +81,7 @@ class Rounds(FlowerStrategy):
     def broadcast(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
         """What every client of a phase receives: the shared parts of the state. One object for all messages."""
         shared = ArrayRecord({name: array for name, array in arrays.items() if name.partition(":")[0] in self.shares})
-        return RecordDict({serialization.SHARED: shared, "config": ConfigRecord({"server-round": server_round})})
+        return RecordDict({serialization.BROADCAST: shared, "config": ConfigRecord({"server-round": server_round})})
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message for each client of the round's cohort, but for those that drop out."""
@@ -127,8 +127,8 @@ class Rounds(FlowerStrategy):
         """Accuracy over all clients' own test examples (micro average), that of the worst tenth, the spread, and accuracy over newcomers'."""
         records = {r.metadata.src_node_id: next(iter(r.content.metric_records.values())) for r in replies if not r.has_error()}
         counts = {client: (int(record["num-examples"]), int(record["num-correct"])) for client, record in records.items()}
-        scores = own_labels(list(counts.values()))
-        return None if scores is None else MetricRecord({**scores, **of_newcomers(counts, self.federation.fleet.newcomers)})
+        scores = local_test_metrics(list(counts.values()))
+        return None if scores is None else MetricRecord({**scores, **new_client_metrics(counts, self.federation.fleet.newcomers)})
 
     def start(
         self,
@@ -173,11 +173,11 @@ class Rounds(FlowerStrategy):
             seconds = dict.fromkeys(("local", "server", "evaluate"), 0.0)
             with clock(seconds, "local"):
                 messages = list(self.configure_train(number, arrays, train_config, grid))
-                training = begin(grid, messages, timeout)
+                training = start_request(grid, messages, timeout)
             conclude()  # the last round, while this one's clients train
             with clock(seconds, "local"):
-                answered, num_failures = collect(grid, messages, timeout, number, self.federation, training)
-            told = passed(self.federation.fleet, number, len(self._cohort), messages, answered)
+                answered, num_failures = collect_replies(grid, messages, timeout, number, self.federation, training)
+            told = round_timing(self.federation.fleet, number, len(self._cohort), messages, answered)
             simulated_time += told.seconds
             trained = [reply for reply in answered if reply.metadata.src_node_id not in told.late]
             with clock(seconds, "server"):
@@ -188,13 +188,13 @@ class Rounds(FlowerStrategy):
                 due = number % self.federation.evaluate_every == 0 or number == num_rounds
                 before = serialization.to_record(after.state) if due else None
                 asked = list(self.configure_evaluate(number, before, evaluate_config, grid)) if due else []
-                evaluating = begin(grid, asked, timeout)
+                evaluating = start_request(grid, asked, timeout)
                 judging = evaluate_fn(number, before) if due and evaluate_fn else None
             with clock(seconds, "server"):
                 arrays, metrics = self.refined(after)
             done = Round(
                 number, arrays, dict(metrics), seconds, trained, [], num_failures, len(self._cohort) - len(messages), len(told.late),
-                simulated_time, serialization.payload(trained), serialization.payload(messages),
+                simulated_time, serialization.payload_bytes(trained), serialization.payload_bytes(messages),
             )  # fmt: skip
             under_way = Evaluation(done, asked, evaluating, judging)
         conclude()
@@ -208,7 +208,7 @@ class Rounds(FlowerStrategy):
         """
         done, judging, scores = under_way.done, under_way.judging, MetricRecord()
         with clock(done.seconds, "evaluate"):
-            replies, lost = collect(grid, under_way.asked, timeout, done.number, self.federation, under_way.evaluating)
+            replies, lost = collect_replies(grid, under_way.asked, timeout, done.number, self.federation, under_way.evaluating)
             scores.update((judging() if callable(judging) else judging) or {})
             scores.update(self.aggregate_evaluate(done.number, replies) or {})
         return replace(done, evaluated=replies, num_failures=done.num_failures + lost), scores

@@ -70,7 +70,7 @@ class Systems:
 
 
 @dataclass(frozen=True)
-class Passed:
+class RoundTiming:
     """A round by the simulated clock: how many seconds it lasted, and who answered too late."""
 
     seconds: float
@@ -78,7 +78,7 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Fleet:
+class Devices:
     """The clients of one run under its ``systems``: every answer follows from seed, round and client, and from nothing else.
 
     Args:
@@ -170,7 +170,7 @@ class Fleet:
         bandwidth = self.bandwidths[client]
         return received / bandwidth + examples / self.speeds[client] + sent / bandwidth
 
-    def passed(self, server_round: int, num_chosen: int, traffic: Mapping[int, tuple[int, int]]) -> Passed:
+    def passed(self, server_round: int, num_chosen: int, traffic: Mapping[int, tuple[int, int]]) -> RoundTiming:
         """A round as the clock saw it: until the last answer that was waited for, or until the deadline where one is missing then.
 
         Without a deadline it is known at once who will not answer, and costs nothing. Neither does the server's computing, nor evaluation.
@@ -184,20 +184,20 @@ class Fleet:
         deadline = self.systems.deadline
         late = frozenset(client for client, seconds in times.items() if deadline is not None and seconds > deadline)
         if deadline is not None and (late or len(times) < num_chosen):
-            return Passed(float(deadline), late)
-        return Passed(max(times.values(), default=0.0), late)
+            return RoundTiming(float(deadline), late)
+        return RoundTiming(max(times.values(), default=0.0), late)
 
 
-ALIKE = Systems(
+HOMOGENEOUS = Systems(
     participation="uniform", trace=None, dropout=0.0, stragglers=0.0, straggler_steps=0.2, deadline=None, examples_per_second=1000.0,
     speed_sigma=0.0, bytes_per_second=1.0e6, bandwidth_sigma=0.0, newcomers=0, join_round=1,
 )  # fmt: skip
 """What ``conf/systems/default.yaml`` says: everybody is there, alike, and on time."""
 
 
-def equip(
+def make_devices(
     systems: Systems, seed: Seed, shapes: Sequence[tuple[int, int]], num_examples: Sequence[int], clients_per_round: int, rounds: int
-) -> Fleet:
+) -> Devices:
     """The fleet of a run.
 
     Raises:
@@ -209,7 +209,7 @@ def equip(
     who = "one client" if traced else f"clients_per_round ({clients_per_round})"
     require(systems.newcomers <= most, "newcomers", f"must leave {who} of {population}, hence be at most {most}", systems.newcomers)
     trace = read_trace(systems.trace, population) if traced else ()
-    return Fleet(systems, seed, shapes, num_examples, trace)
+    return Devices(systems, seed, shapes, num_examples, trace)
 
 
 def read_trace(path: str, num_clients: int) -> list[list[int]]:

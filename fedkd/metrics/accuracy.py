@@ -55,7 +55,7 @@ def evaluate(
     return Score(total.cpu(), correct.cpu(), tuple(torch.stack(losses).tolist()) if losses else ())
 
 
-def own_labels(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
+def local_test_metrics(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
     """Metrics of clients on their own test shards, from ``(examples, correct)`` of each; clients without examples do not count.
 
     The worst tenth is the mean accuracy of the lowest tenth of clients (at least one), the spread the population standard
@@ -72,7 +72,7 @@ def own_labels(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
     }
 
 
-def of_newcomers(counts: Mapping[int, tuple[int, int]], newcomers: Iterable[int]) -> dict[str, float]:
+def new_client_metrics(counts: Mapping[int, tuple[int, int]], newcomers: Iterable[int]) -> dict[str, float]:
     """``accuracy_newcomers``, from ``(examples, correct)`` by client: over all of newcomers' test examples; nothing where they have none."""
     tested = [counts[client] for client in newcomers if client in counts]
     total = sum(n for n, _ in tested)

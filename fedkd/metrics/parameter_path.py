@@ -23,7 +23,7 @@ def distance(before: Tensors, after: Tensors) -> Tensor:  # -> []
     return norm({key: after[key].double() - value.double() for key, value in before.items()})
 
 
-def travelled(length: float, before: Tensors, after: Tensors, first: Tensors) -> float:
+def parameter_path_length(length: float, before: Tensors, after: Tensors, first: Tensors) -> float:
     """``length + ||after - before||_2 / ||first||_2``: summed over epochs, ``sum_k ||w_k - w_{k-1}||_2 / ||w_0||_2``.
 
     The paper's text was not at hand: this is its cumulative weight distance as others tell it. Parameters alone count, not buffers.

@@ -33,7 +33,7 @@ class Ensemble:
         return Output(logits, torch.cat([output.embedding for output in outputs], dim=-1))
 
 
-class Committee(nn.Module):
+class EnsembleModel(nn.Module):
     """An ensemble as one network, of members of one form: the mean of their logits, their embeddings side by side, no stages."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:

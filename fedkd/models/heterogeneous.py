@@ -11,7 +11,7 @@ from fedkd.models.base import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixed:
+class HeterogeneousModels:
     """Several networks, of which every client has one. The first is the server's, where it has a network at all.
 
     What such clients can share is up to the strategy: heads and embeddings, where embeddings are of one size, or logits.

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_number, cut, deal, owned, pools
+from fedkd.partition.common import check, check_number, cut, deal, owned_test_shards, pools
 from fedkd.types import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class ClassesPerClient:
     """Each client holds ``per_client`` classes, each class is shared equally by those who hold it.
 
     Clients choose in random order, each the classes that fewest hold so far, at random among these: how many hold a class differs by
@@ -51,4 +51,4 @@ class Classes:
             require(number <= pool, "per_client", enough, self.per_client)
             sizes[label] = cut(holders[label], pool, rng.random())
         train = deal(classes, sizes, rng)
-        return Partition(train, owned(train, train_labels, test_labels))
+        return Partition(train, owned_test_shards(train, train_labels, test_labels))

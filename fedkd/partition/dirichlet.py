@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.common import check, check_rules, cut, deal, owned, pools, redraw
+from fedkd.partition.common import check, check_rules, cut, deal, owned_test_shards, pools, redraw
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -49,4 +49,4 @@ class Dirichlet:
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
         train = deal(classes, sizes, rng)
-        return Partition(train, owned(train, train_labels, test_labels), num_draws)
+        return Partition(train, owned_test_shards(train, train_labels, test_labels), num_draws)

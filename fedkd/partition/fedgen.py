@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_rules, cut, deal, owned, pools, redraw
+from fedkd.partition.common import check, check_rules, cut, deal, owned_test_shards, pools, redraw
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -59,7 +59,7 @@ class FedGen:
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
         train = deal(classes, sizes, rng)
-        return Partition(train, owned(train, train_labels, test_labels, at_least=0), num_draws)
+        return Partition(train, owned_test_shards(train, train_labels, test_labels, at_least=0), num_draws)
 
     def _draw(
         self, kept: Sequence[int], order: np.ndarray, cap: float, num_clients: int, rng: np.random.Generator

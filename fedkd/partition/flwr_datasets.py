@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import ConfigError, require
-from fedkd.partition.common import check, owned
+from fedkd.partition.common import check, owned_test_shards
 from fedkd.types import Partition
 
 INSTALL = "it needs the package flwr-datasets: pip install 'fedkd[flwr-datasets]'"
@@ -52,7 +52,7 @@ class FlwrDatasets:
                 f"partitioner must divide the training examples among num_clients={num_clients}, got {kind}: {error}"
             ) from error
         train = [np.sort(order[index]).astype(np.int64) for index in train]
-        return Partition(train, owned(train, train_labels, test_labels))
+        return Partition(train, owned_test_shards(train, train_labels, test_labels))
 
     def _arrays(self, given: dict[str, Any]) -> dict[str, Any]:
         """The parameters that are given, tables as arrays."""

@@ -15,7 +15,7 @@ from fedkd.types import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class File:
+class FromFile:
     """Reads ``train_00``, ``train_01``, ... and ``test_00``, ...: each client's indices into the training and test examples.
 
     The numbers may be padded with zeros to any width. Other keys are passed over. Training shards are disjoint and not empty; test

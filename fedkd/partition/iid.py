@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.common import check, owned
+from fedkd.partition.common import check, owned_test_shards
 from fedkd.types import Partition
 
 
@@ -16,4 +16,4 @@ class IID:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the shuffle."""
         check(train_labels, test_labels, num_clients)
         train = [np.sort(shard).astype(np.int64) for shard in np.array_split(rng.permutation(len(train_labels)), num_clients)]
-        return Partition(train, owned(train, train_labels, test_labels))
+        return Partition(train, owned_test_shards(train, train_labels, test_labels))

@@ -7,14 +7,14 @@ from typing import Literal
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_rules, cut, owned, redraw
+from fedkd.partition.common import check, check_rules, cut, owned_test_shards, redraw
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantity:
+class QuantitySkew:
     """Shares of the training examples ~ Dirichlet(alpha, ..., alpha), or in proportion to exp(sigma * normal); all are given away.
 
     Whose examples are whose is drawn without a look at labels. The shares are drawn again until every client holds ``min_size``. The
@@ -61,4 +61,4 @@ class Quantity:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
         pieces = np.split(rng.permutation(len(train_labels)), np.cumsum(sizes[0])[:-1])
         train = [np.sort(piece).astype(np.int64) for piece in pieces]
-        return Partition(train, owned(train, train_labels, test_labels), num_draws)
+        return Partition(train, owned_test_shards(train, train_labels, test_labels), num_draws)

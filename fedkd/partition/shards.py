@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_number, owned, pools
+from fedkd.partition.common import check, check_number, owned_test_shards, pools
 from fedkd.types import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelShards:
+class Shards:
     """K times ``per_client`` shards of equal size, rounded up or down, ``per_client`` of them drawn for each client.
 
     McMahan, Moore, Ramage, Hampson, Aguera y Arcas, AISTATS 2017: with two shards a client has examples of two classes, of
@@ -38,4 +38,4 @@ class LabelShards:
         pieces = np.array_split(np.concatenate([rng.permutation(pool) for pool in pools(train_labels)]), number)
         hands = rng.permutation(number).reshape(num_clients, self.per_client)
         train = [np.sort(np.concatenate([pieces[piece] for piece in hand])).astype(np.int64) for hand in hands]
-        return Partition(train, owned(train, train_labels, test_labels))
+        return Partition(train, owned_test_shards(train, train_labels, test_labels))

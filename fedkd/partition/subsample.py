@@ -12,7 +12,7 @@ from fedkd.types import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thinned:
+class Subsample:
     """Of its examples under ``base``, each client keeps a share, drawn and divided by the largest share of all clients; the rest is no one's.
 
     So label skew and quantity skew compose. Shares are exp(sigma * normal) or ~ Dirichlet(alpha, ..., alpha), and do not look at labels;

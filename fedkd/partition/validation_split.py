@@ -5,7 +5,7 @@ import numpy as np
 from fedkd.seed import Seed
 
 
-def hold_out(shards: list[np.ndarray], share: float, seed: Seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def split_validation(shards: list[np.ndarray], share: float, seed: Seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Each client's indices without those held out, and those: ``share`` of them, rounded down, drawn at random; one always stays.
 
     Args:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from fedkd.types import Tensors
 
 
-class Bound:
+class FunctionalModel:
     """A network bound to tensors: what a loss sees of it.
 
     ``model(x)`` runs it, ``model.head(z)`` its head, ``model.parameters()`` are its live parameters by name, and
@@ -32,14 +32,14 @@ class Bound:
 
     def head(self, z: Tensor) -> Tensor:
         """Logits [..., C] of embeddings z [..., D]."""
-        return functional_call(self._module.head, part(self._tensors, "head"), (z,))
+        return functional_call(self._module.head, submodule_tensors(self._tensors, "head"), (z,))
 
-    def within(self, name: str) -> "Bound":
+    def within(self, name: str) -> "FunctionalModel":
         """One submodule, bound to its share of the tensors."""
         frozen = None if self._frozen is None else getattr(self._frozen, name)
-        return Bound(getattr(self._module, name), part(self._tensors, name), frozen)
+        return FunctionalModel(getattr(self._module, name), submodule_tensors(self._tensors, name), frozen)
 
-    def asleep(self) -> "Bound":
+    def asleep(self) -> "FunctionalModel":
         """The same network in eval mode, detached."""
         return self.at({})
 
@@ -47,16 +47,16 @@ class Bound:
         """The parameters (no buffers) by name, with gradients."""
         return {name: self._tensors[name] for name, _ in self._module.named_parameters()}
 
-    def at(self, tensors: Tensors) -> "Bound":
+    def at(self, tensors: Tensors) -> "FunctionalModel":
         """This network with ``tensors``, which may be parameters alone (buffers are then this network's)."""
-        frozen = asleep(self._module) if self._frozen is None else self._frozen
-        return Bound(frozen, {key: value.detach() for key, value in {**self._tensors, **tensors}.items()}, frozen)
+        frozen = eval_copy(self._module) if self._frozen is None else self._frozen
+        return FunctionalModel(frozen, {key: value.detach() for key, value in {**self._tensors, **tensors}.items()}, frozen)
 
 
 _asleep: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
-def asleep(module: nn.Module) -> nn.Module:
+def eval_copy(module: nn.Module) -> nn.Module:
     """``module`` in eval mode, made once, of the same tensors; only for use with others. It may be asked for while a step is recorded."""
     if module not in _asleep:
         own = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
@@ -64,7 +64,7 @@ def asleep(module: nn.Module) -> nn.Module:
     return _asleep[module]
 
 
-def part(tensors: Tensors, prefix: str) -> Tensors:
+def submodule_tensors(tensors: Tensors, prefix: str) -> Tensors:
     """The tensors of one submodule, named as it names them."""
     return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import DivergedError
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, asleep
+from fedkd.training.functional_model import FunctionalModel, eval_copy
 from fedkd.training.optimizers import OptimizerFactory, advance, flatten_optimizer, laid_out_like, restore_optimizer
 from fedkd.training.step_program import Program, Tree
 from fedkd.types import Examples, Metrics, State, Tensors
@@ -102,11 +102,11 @@ def fit(
 
 def solo(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
     """One step of one network."""
-    awake, frozen = copy.deepcopy(module).train(), asleep(module)
+    awake, frozen = copy.deepcopy(module).train(), eval_copy(module)
 
     def values(tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, own: State, shared: State) -> tuple[Tensor, Metrics]:
         x = None if x is None else channels_last(x)
-        return loss(Bound(awake, tensors, frozen), Batch(x, y, drawn), shared, own)
+        return loss(FunctionalModel(awake, tensors, frozen), Batch(x, y, drawn), shared, own)
 
     return Program(differentiated(values, module, batches, execution), compile=execution.compile)
 

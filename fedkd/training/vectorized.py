@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import Bound, asleep
+from fedkd.training.functional_model import FunctionalModel, eval_copy
 from fedkd.training.loop import Execution, Fitted, LossFunction, Material, descend, differentiated, finite, stored
 from fedkd.training.optimizers import OptimizerFactory, flatten_optimizer, restore_optimizer
 from fedkd.training.step_program import Program
@@ -15,7 +15,7 @@ from fedkd.training.vectorized_layers import twin
 from fedkd.types import Metrics, State, Tensors
 
 
-def fit_cohort(
+def fit_clients(
     module: nn.Module,
     starts: Sequence[Tensors],
     batches: Sequence[Batches],
@@ -87,11 +87,11 @@ def fit_cohort(
 
 def together(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
     """One step of many networks."""
-    many, frozen = twin(module), asleep(module)
+    many, frozen = twin(module), eval_copy(module)
 
     def values(tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, own: State, shared: State) -> tuple[Tensor, Metrics]:
         def one(tensors: Tensors, x: Tensor, y: Tensor, drawn: Tensors, own: State) -> tuple[Tensor, Metrics]:
-            return loss(Bound(many, tensors, frozen), Batch(x, y, drawn), shared, own)
+            return loss(FunctionalModel(many, tensors, frozen), Batch(x, y, drawn), shared, own)
 
         return torch.vmap(one)(tensors, x, y, drawn, own)
 

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 from fedkd.distillation.student_training import Progress
 from simulations.benchmarks.distillation import untrained
-from simulations.distillation.folder import rows
-from simulations.distillation.runner import composed, run_distillation
-from simulations.distillation.setup import set_up
-from simulations.process import settle
+from simulations.distillation.folder import read_rows
+from simulations.distillation.runner import compose_distillation, run_distillation
+from simulations.distillation.setup import make_setup
+from simulations.process import configure_process
 
 PUBLISHED = {
     ("resnet56", "resnet20"): {"teacher": 72.34, "none": 69.06, "kd": 70.66, "sp": 69.67, "dpk": None, "hsakd": 72.58},
@@ -40,7 +40,7 @@ def overrides_of(pair: tuple[str, str], method: str, given: list[str]) -> list[s
 
 def seconds_per_epoch(config: DictConfig) -> float:
     """Of one training, and of the one that prepares its teacher beyond labels, if any does."""
-    setup = set_up(config)
+    setup = make_setup(config)
     training = setup.training(setup.start, untrained(setup))
     whole = config.steps or len(training.pool) // config.batch_size
     training.steps, progress = TIMED, Progress(0, setup.start)
@@ -54,20 +54,20 @@ def seconds_per_epoch(config: DictConfig) -> float:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    settle()
+    configure_process()
     minutes = float(next((one.partition("=")[2] for one in arguments if one.startswith("minutes=")), 9))
     given = [one for one in arguments if not one.startswith("minutes=")]
     begin = time.perf_counter()
     plans = {(pair, method): overrides_of(pair, method, given) for pair, methods in PUBLISHED.items() for method in methods}
-    costs = {key: seconds_per_epoch(composed([*plan, "optimizer.lr=1e-6"])) for key, plan in plans.items()}
+    costs = {key: seconds_per_epoch(compose_distillation([*plan, "optimizer.lr=1e-6"])) for key, plan in plans.items()}
     for (pair, method), cost in costs.items():
         print(f"# {pair[0]} {pair[1]} {method}: {cost:.2f} seconds an epoch", flush=True)
     left = SHARE * 60 * minutes - (time.perf_counter() - begin)
     epochs = max(1, int(left / sum(costs.values())))
     print(f"# {epochs} epochs of each", flush=True)
     for (pair, method), plan in plans.items():
-        folder = run_distillation(composed([*plan, f"epochs={epochs}", "progress=false"]))
-        accuracy = 100 * float(rows(folder)[-1]["accuracy"])
+        folder = run_distillation(compose_distillation([*plan, f"epochs={epochs}", "progress=false"]))
+        accuracy = 100 * float(read_rows(folder)[-1]["accuracy"])
         key = pair[0] if method == "teacher" else f"{pair[0]}_{pair[1]}_{method}"
         known = PUBLISHED[pair][method]
         print(f"# published after 240 epochs: {'none found' if known is None else known}\n{key} {accuracy:.2f}", flush=True)

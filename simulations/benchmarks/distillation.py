@@ -29,9 +29,9 @@ from fedkd.types import Tensors
 from simulations.benchmarks.engine import ratio, timed
 from simulations.benchmarks.workloads import random_pixels
 from simulations.config import CONF
-from simulations.distillation.runner import composed
-from simulations.distillation.setup import Setup, set_up
-from simulations.process import settle
+from simulations.distillation.runner import compose_distillation
+from simulations.distillation.setup import Setup, make_setup
+from simulations.process import configure_process
 
 STEPS, PAIRS = 10, 5
 
@@ -48,13 +48,13 @@ def configured(name: str, overrides: list[str]) -> DictConfig:
     overrides = [one for one in overrides if one.partition(".")[0] not in METHODS]
     data = [] if any(one.startswith("data") for one in overrides) else random
     shipped = ["teacher=resnet20", "student=resnet8", "augmentation=crop_flip", "optimizer.lr=1e-6"]
-    return composed([*shipped, *data, *overrides, f"distiller={name}", *OWN_FORM.get(name, ()), *own])
+    return compose_distillation([*shipped, *data, *overrides, f"distiller={name}", *OWN_FORM.get(name, ()), *own])
 
 
 def prepared(name: str, overrides: list[str]) -> tuple[Training, Progress]:
     """A training of ten steps an epoch, whose teacher is untrained: that changes no cost."""
     config = configured(name, [*overrides, f"steps={STEPS}"])
-    setup = set_up(config)
+    setup = make_setup(config)
     return setup.training(setup.start, untrained(setup)), Progress(0, setup.start)
 
 
@@ -124,7 +124,7 @@ def high_water() -> float:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    settle()
+    configure_process()
     if arguments[:1] == ["peak"]:
         epochs(arguments[1], arguments[2:])
         print(high_water())

@@ -27,13 +27,13 @@ from statistics import mean
 
 import torch
 
-from fedkd.training.functional_model import part, snapshot
+from fedkd.training.functional_model import snapshot, submodule_tensors
 from simulations.benchmarks import workloads
 from simulations.benchmarks.flower_runtime import flower_seconds
 from simulations.benchmarks.reference_process import Opponent
 from simulations.engine.ray_cluster import start_ray
-from simulations.engine.vmap_tuning import choose
-from simulations.process import settle
+from simulations.engine.vmap_tuning import choose_clients_per_vmap
+from simulations.process import configure_process
 
 PAIRS = 7
 
@@ -116,7 +116,7 @@ def resnets(overrides: list[str]) -> Figures:
     one = workloads.pixels_training(options, clients, 1)
     yield "resnet_lean", ratio("resnet_lean", lambda: opponent.seconds("local_pixels 2 2"), lambda: timed(one), unit=1e3 / 4)
     opponent.close()
-    number, milliseconds = choose(workloads.settled([*options, *workloads.pixels_overrides(20)]), 1)
+    number, milliseconds = choose_clients_per_vmap(workloads.settled([*options, *workloads.pixels_overrides(20)]), 1)
     print(f"# resnet_auto: auto chooses {number} of {milliseconds}", flush=True)
     count = max(number, clients)
     alone, auto = (workloads.pixels_training(options, count, size) for size in (1, number))
@@ -130,7 +130,7 @@ def generators(overrides: list[str]) -> Figures:
     state, random = strategy.init(server), (home.seed / "heads").torch()
     for heads in (10, 100):
         each = [
-            {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in part(snapshot(home.model), "head").items()}
+            {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in submodule_tensors(snapshot(home.model), "head").items()}
             for _ in range(heads)
         ]
         counts = torch.randint(50, (heads, home.task.num_classes), generator=random)
@@ -154,7 +154,7 @@ GROUPS: dict[tuple[str, ...], Callable[[list[str]], Figures]] = {
 
 def main(arguments: list[str]) -> None:
     """Print the figures that ``arguments`` name, or all."""
-    settle()
+    configure_process()
     keys, overrides = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
     known = [key for group in GROUPS for key in group]
     if unknown := [key for key in keys if key not in known]:

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd.federation import serialization
 from simulations.engine.client_work import Work, broadcast, evaluate_chunk, train_chunk
-from simulations.setup.simulation import world
+from simulations.setup.simulation import build_simulation
 
 CONFIG = "FEDKD_BENCHMARK_CONFIG"
 """The environment variable that hands the configuration (YAML) to Flower's actors: there ``Context.run_config`` is empty."""
@@ -48,9 +48,9 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def answer(message: Message, context: Context, work: Work) -> Message:
     """As :mod:`simulations.engine.client_work` answers for one client, but the configuration is composed once, not for every message."""
-    home, own = world(os.environ[CONFIG]), context.state.get(serialization.OWN)
+    home, own = build_simulation(os.environ[CONFIG]), context.state.get(serialization.CLIENT_STATE)
     client = int(context.node_config["partition-id"])
     (reply,) = work(home, message.content, broadcast(home, message.content), [own], [client])
-    if serialization.OWN in reply:
-        context.state[serialization.OWN] = reply.pop(serialization.OWN)
+    if serialization.CLIENT_STATE in reply:
+        context.state[serialization.CLIENT_STATE] = reply.pop(serialization.CLIENT_STATE)
     return Message(reply, reply_to=message)

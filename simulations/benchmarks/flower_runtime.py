@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from fedkd.federation import serialization
 from simulations.benchmarks.flower_clients import CONFIG, echo_app, single_app
 from simulations.config import compose
-from simulations.engine.base import AtOnce
-from simulations.engine.flower_compat import quieten, simulate
-from simulations.federation.runner import locate
-from simulations.setup.evaluation import balanced, on_test
-from simulations.setup.simulation import world
+from simulations.engine.base import BlockingGrid
+from simulations.engine.flower_compat import silence_flower, simulate
+from simulations.federation.runner import make_paths_absolute
+from simulations.setup.evaluation import global_test_metrics, test_score
+from simulations.setup.simulation import build_simulation
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Flower looks when it is imported
 
@@ -35,7 +35,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = os.environ["RAY_USAGE_STATS_ENABLED"] = "
 ACTORS, THOUSAND, KILOBYTE = 2, 1000, 1024
 
 
-class OneToOne(AtOnce):
+class OneToOne(BlockingGrid):
     """Clients 0..N-1 on as many of Flower's nodes: each message goes on as it is, to the node that is its client.
 
     Args:
@@ -97,13 +97,13 @@ class Stopwatch:
 
 def whole_rounds(grid: Grid, text: str, rounds: int) -> None:
     """FedGen's rounds: local training, the generator, the clients' own test shards, the balanced test."""
-    home = world(text)
+    home = build_simulation(text)
     strategy = home.strategy
     strategy.federation = home.federation()
     clients, watch = OneToOne(grid, home.config.num_clients), Stopwatch()
 
     def judge(server_round: int, arrays: ArrayRecord) -> dict[str, float]:
-        return balanced(home, on_test(home, strategy.predict(strategy.federation.server, serialization.from_record(arrays))))
+        return global_test_metrics(home, test_score(home, strategy.predict(strategy.federation.server, serialization.from_record(arrays))))
 
     strategy.start(clients, num_rounds=rounds, timeout=600.0, evaluate_fn=judge, on_round=watch.lap)
 
@@ -122,7 +122,7 @@ def echoes(grid: Grid, rounds: int) -> None:
 
 def run(num_nodes: int, client_app: ClientApp, work: Callable[[Grid], None]) -> None:
     """Do ``work`` on Flower's runtime and end the process, which Flower leaves hanging where something failed."""
-    quieten()
+    silence_flower()
     server_app = ServerApp()
 
     @server_app.main()
@@ -145,7 +145,7 @@ def main(workload: str, rounds: str, *overrides: str) -> None:
     if workload == "thousand":
         run(THOUSAND, echo_app, lambda grid: echoes(grid, int(rounds)))
     config = compose(["strategy=fedgen", "engine=local", *overrides])
-    locate(config)
+    make_paths_absolute(config)
     os.environ[CONFIG] = text = OmegaConf.to_yaml(config, resolve=True)
     run(config.num_clients, single_app, lambda grid: whole_rounds(grid, text, int(rounds)))
 

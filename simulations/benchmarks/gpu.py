@@ -16,10 +16,10 @@ import time
 
 import torch
 
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from simulations.benchmarks import workloads
 from simulations.engine.local_engine import LocalGrid
-from simulations.setup.simulation import World, world
+from simulations.setup.simulation import Simulation, build_simulation
 
 CHUNK, ROUNDS, REPETITIONS, CLIENTS = 50, 1500, 5, (10, 100, 1000)
 
@@ -34,13 +34,13 @@ def synchronised(work, device: str) -> float:
     return time.perf_counter() - begin
 
 
-def eager(home: World, shared: dict, clients: int) -> None:
+def eager(home: Simulation, shared: dict, clients: int) -> None:
     """One client after the other, one step after the other, as it is written."""
     for number in range(clients):
         site, batches, begin, own = home.strategy.prepare(home.client(number, 2), shared, None, 2)
         model = copy.deepcopy(home.model).train()
         model.load_state_dict(begin)
-        optimizer, bound = site.stepper(model.parameters()), Bound(model)
+        optimizer, bound = site.stepper(model.parameters()), FunctionalModel(model)
         for batch in batches:
             value, _ = home.strategy.loss(bound, batch, shared, own)
             optimizer.zero_grad()
@@ -48,7 +48,7 @@ def eager(home: World, shared: dict, clients: int) -> None:
             optimizer.step()
 
 
-def cohorts(home: World, shared: dict, clients: int) -> None:
+def cohorts(home: Simulation, shared: dict, clients: int) -> None:
     """The same training in cohorts."""
     for begin in range(0, clients, CHUNK):
         sites = [home.client(number, 2) for number in range(begin, min(begin + CHUNK, clients))]
@@ -80,7 +80,7 @@ def cifar(device: str, rounds: int) -> None:
     size = ["num_clients=1000", "clients_per_round=50", "local_steps=null", "local_epochs=1", "batch_size=10", "evaluation.every=10"]
     options = ["strategy=fedavg", "partition=iid", "model.widths=[32,64]", f"cohort={CHUNK}", f"device={device}", f"rounds={rounds}"]
     text = workloads.configured([*data, *size, *options])
-    home = world(text)
+    home = build_simulation(text)
     home.strategy.federation, grid = home.federation(), LocalGrid(1000, text)
 
     def judge(number: int, arrays) -> dict:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simulations.benchmarks.reference_loop import NaiveClient, NaiveFedAvg, floats, score
-from simulations.setup.simulation import World
+from simulations.setup.simulation import Simulation
 
 
 def spread(noise: Tensor, z: Tensor) -> Tensor:  # [B, Z], [B, D] -> []
@@ -29,7 +29,7 @@ class NaiveFedGen(NaiveFedAvg):
         home: its data, partition, network, constants and seed.
     """
 
-    def __init__(self, home: World) -> None:
+    def __init__(self, home: Simulation) -> None:
         config, self.home, self.strategy = home.config, home, home.strategy
         self.seed = home.seed / "naive"
         shards = enumerate(zip(home.partition.train, home.partition.test))

@@ -14,7 +14,7 @@ from fedkd.seed import Seed
 from simulations.benchmarks.reference_fedgen import NaiveFedGen
 from simulations.benchmarks.reference_loop import PIXELS, PIXELS_PER_CLIENT, NaiveClient, NaiveFedAvg, pixels
 from simulations.config import compose
-from simulations.setup.simulation import world
+from simulations.setup.simulation import build_simulation
 
 
 class Pieces:
@@ -34,7 +34,7 @@ class Pieces:
     @cached_property
     def fedgen(self) -> NaiveFedGen:
         """The federation of the overrides."""
-        return NaiveFedGen(world(OmegaConf.to_yaml(self.config, resolve=True)))
+        return NaiveFedGen(build_simulation(OmegaConf.to_yaml(self.config, resolve=True)))
 
     def federated_pixels(self, clients: int) -> NaiveFedAvg:
         """A federation of the configured model on random images."""

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from simulations.benchmarks.engine import timed
 from simulations.config import compose
 from simulations.federation.runner import run_federation
-from simulations.process import settle
+from simulations.process import configure_process
 
 STRATEGIES = ("fedavg", "fedgen", "fedprox", "fedensemble", "feddistill", "scaffold", "moon", "fedntd", "fedgkd", "fedgen_paper")
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     asked = dict(word.split("=", 1) for word in argv)
     number, rounds = int(asked.get("folders", 1000)), int(asked.get("rounds", 100))
-    settle()
+    configure_process()
     with tempfile.TemporaryDirectory() as where:
         home = Path(where) / "runs"
         folders(home, number, rounds)

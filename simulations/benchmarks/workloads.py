@@ -20,23 +20,23 @@ from simulations.benchmarks.reference_loop import PIXELS_PER_CLIENT, pixels
 from simulations.config import compose
 from simulations.engine.flower_compat import identify
 from simulations.engine.ray_engine import RayGrid
-from simulations.federation.runner import judge, locate
-from simulations.process import settle
-from simulations.setup.simulation import World, world
+from simulations.federation.runner import make_paths_absolute, start_global_evaluation
+from simulations.process import configure_process
+from simulations.setup.simulation import Simulation, build_simulation
 
 
 def configured(overrides: list[str]) -> str:
     """The configuration as YAML, FedGen in this process unless ``overrides`` say more."""
     config = compose(["strategy=fedgen", "engine=local", *overrides])
-    locate(config)
+    make_paths_absolute(config)
     return OmegaConf.to_yaml(config, resolve=True)
 
 
-def settled(overrides: list[str]) -> World:
+def settled(overrides: list[str]) -> Simulation:
     """A world, ready to train in this process."""
-    settle()
+    configure_process()
     identify()
-    return world(configured(overrides))
+    return build_simulation(configured(overrides))
 
 
 def local_training(overrides: list[str], clients: int, compiled: bool) -> Callable[[], object]:
@@ -81,8 +81,8 @@ class Federated:
 
     def __init__(self, text: str, workers: int) -> None:
         identify()
-        settle()
-        self.home = world(text)
+        configure_process()
+        self.home = build_simulation(text)
         self.strategy = self.home.strategy
         self.strategy.federation = self.home.federation()
         self.grid = RayGrid(self.home.config.num_clients, text, workers=workers, num_gpus=0.0, address=None)
@@ -94,7 +94,7 @@ class Federated:
         self.number += number
         result = self.strategy.start(
             self.grid, self.arrays, num_rounds=self.number, timeout=600.0, start_round=first,
-            evaluate_fn=lambda number, arrays: judge(self.home, self.grid, arrays),
+            evaluate_fn=lambda number, arrays: start_global_evaluation(self.home, self.grid, arrays),
         )  # fmt: skip
         self.arrays = result.arrays
 
@@ -107,7 +107,7 @@ class Federated:
             nonlocal begin
             now, busy = time.perf_counter(), {}
             for reply in done.trained:
-                about = reply.content[serialization.ABOUT]
+                about = reply.content[serialization.CLIENT_INFO]
                 busy[about["worker"]] = busy.get(about["worker"], 0.0) + float(about["seconds"])
             measured.append(Training(now - begin, max(busy.values()), watch.seconds))
             begin, watch.seconds = time.perf_counter(), 0.0

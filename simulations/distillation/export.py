@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedkd.distillation.student_training import Training
 from fedkd.files import write_atomically
-from fedkd.training.functional_model import load, part
+from fedkd.training.functional_model import load, submodule_tensors
 from fedkd.types import Tensors
 from simulations.distillation.scores import retrieved, scored
 from simulations.distillation.setup import Setup
@@ -37,7 +37,7 @@ def export(setup: Setup, training: Training, tensors: Tensors, folder: Path) -> 
     """Write every network that leaves the house; give the rows of ``models.csv``, the teacher's first."""
     rows = []
     if setup.teacher is not None:
-        taught = part(training.taught, "student")
+        taught = submodule_tensors(training.taught, "student")
         rows.append(described(setup, "teacher", setup.teacher.student, taught, scored(setup, setup.teacher.student, taught).accuracy))
     for name, (network, own) in setup.distiller.networks(setup.learner, tensors).items():
         write(setup, folder, name, network, own)

@@ -17,7 +17,7 @@ from simulations.run_folder.folder import LockedFolder
 from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
 
 
-class DistillFolder(LockedFolder):
+class DistillationFolder(LockedFolder):
     """The folder of a distillation."""
 
     def __init__(self, config: DictConfig, key: str, patient: bool = False) -> None:
@@ -31,7 +31,7 @@ class DistillFolder(LockedFolder):
             cut(self.path / name, done)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
         write_atomically(self.path / "environment.json", (json.dumps(environment(self.config), indent=1) + "\n").encode())
-        return None if self.header is None else stood(self.path)
+        return None if self.header is None else read_progress(self.path)
 
     def row(self, values: Mapping[str, float]) -> None:
         """One row of ``metrics.csv``, flushed; columns that no row has had so far are added to all."""
@@ -61,18 +61,18 @@ class DistillFolder(LockedFolder):
         write_checkpoint(self.path, Checkpoint(progress.epoch, self.key, state, {}), self.config.epochs)
 
 
-def stood(folder: Path) -> Progress:
+def read_progress(folder: Path) -> Progress:
     """Where the training in ``folder`` stands."""
     last = read_checkpoint(folder)
     return Progress(last.round, last.state["learner"], last.state.get("optimizer", {}), last.state.get("source", {}))
 
 
-def trained(folder: Path) -> Tensors:
+def read_trained_tensors(folder: Path) -> Tensors:
     """What was trained in ``folder``: the student's tensors, and those of the method's modules."""
-    return stood(folder).tensors
+    return read_progress(folder).tensors
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def read_rows(folder: Path) -> list[dict[str, str]]:
     """The rows of ``metrics.csv``."""
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))

@@ -16,18 +16,18 @@ from omegaconf import DictConfig, OmegaConf
 from fedkd.config.validation import check_distillation
 from fedkd.distillation.student_training import Progress, Training
 from fedkd.errors import ConfigError, DivergedError
-from fedkd.metrics.parameter_path import travelled
-from fedkd.training.functional_model import load, part
+from fedkd.metrics.parameter_path import parameter_path_length
+from fedkd.training.functional_model import load, submodule_tensors
 from fedkd.types import Tensors
-from simulations.config import chosen, compose, make_absolute, take_tuned
+from simulations.config import apply_tuned_params, compose, make_absolute, with_choices
 from simulations.distillation.export import export
-from simulations.distillation.folder import DistillFolder, rows, trained
-from simulations.distillation.layer_information import flow
+from simulations.distillation.folder import DistillationFolder, read_rows, read_trained_tensors
+from simulations.distillation.layer_information import layer_information
 from simulations.distillation.scores import scores
-from simulations.distillation.setup import Setup, alone, may_begin, placed, schedule, set_up
+from simulations.distillation.setup import Setup, check_student_init, make_setup, placed, schedule, student_alone_config
 from simulations.distillation.synthetic_images import save_synthetic_images
-from simulations.process import settle
-from simulations.progress import Bar, narrate
+from simulations.process import configure_process
+from simulations.progress import ProgressBar, configure_logging
 
 
 def run_distillation(config: DictConfig, patient: bool = False) -> Path:
@@ -41,19 +41,19 @@ def run_distillation(config: DictConfig, patient: bool = False) -> Path:
         ConfigError: the configuration is wrong; nothing was begun.
         DivergedError: the loss is no longer finite; the last checkpoint holds.
     """
-    narrate()
-    settle()
+    configure_logging()
+    configure_process()
     check_distillation(config)
     if get_object(config.distiller["_target_"]).scale is not None:  # there is something to be tuned
-        take_tuned(config, "distiller")
+        apply_tuned_params(config, "distiller")
     make_absolute(config.data)
     make_absolute(config.source)
-    setup = set_up(config)
-    may_begin(setup)
-    taught = setup.taught if setup.before is None else trained(run_distillation(setup.before, patient=True))
+    setup = make_setup(config)
+    check_student_init(setup)
+    taught = setup.taught if setup.before is None else read_trained_tensors(run_distillation(setup.before, patient=True))
     start = begun(setup, taught or {})
     training = setup.training(start, placed(taught or {}, setup))
-    folder = DistillFolder(config, setup.hash(taught or {}, start), patient)
+    folder = DistillationFolder(config, setup.hash(taught or {}, start), patient)
     try:
         if folder.finished:
             print("finished already, skipped")
@@ -69,13 +69,13 @@ def run_distillation(config: DictConfig, patient: bool = False) -> Path:
     return folder.path
 
 
-def complete(setup: Setup, training: Training, folder: DistillFolder) -> None:
+def complete(setup: Setup, training: Training, folder: DistillationFolder) -> None:
     """What leaves the house, if more of it is asked for than when the training was finished."""
     config, searched = setup.config, "precision_100" in folder.models_known()
     exported = (folder.path / "student.pt2").exists()
     if (config.export and not exported) or (config.retrieval and not searched):
         config.retrieval = config.retrieval or searched
-        folder.models(export(setup, training, trained(folder.path), folder.path))
+        folder.models(export(setup, training, read_trained_tensors(folder.path), folder.path))
 
 
 def begun(setup: Setup, taught: Tensors) -> Tensors:
@@ -84,15 +84,15 @@ def begun(setup: Setup, taught: Tensors) -> Tensors:
     if init is None:
         return setup.start
     if init == "teacher":
-        student = part(taught, "student")
+        student = submodule_tensors(taught, "student")
     else:
-        folder = run_distillation(alone(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
-        student = part(trained(folder), "student")
+        folder = run_distillation(student_alone_config(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
+        student = submodule_tensors(read_trained_tensors(folder), "student")
     load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
     return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}
 
 
-def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensors) -> None:
+def train(setup: Setup, training: Training, folder: DistillationFolder, start: Tensors) -> None:
     """Epoch after epoch, from the last checkpoint or the beginning; then what leaves the house."""
     config = setup.config
     progress = folder.begin()
@@ -102,8 +102,8 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
     else:
         progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
     rates, first, before = schedule(config), parameters(setup, start), parameters(setup, progress.tensors)
-    travel = float(rows(folder.path)[-1]["travel"] or 0)  # as it is written, so that a training that goes on adds to the same number
-    with Bar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
+    travel = float(read_rows(folder.path)[-1]["travel"] or 0)  # as it is written, so that a training that goes on adds to the same number
+    with ProgressBar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
             began = time.perf_counter()
             progress, terms = training.epoch(progress)
@@ -115,14 +115,14 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
                 **values,
             }
             here = parameters(setup, progress.tensors)
-            row["travel"] = travel = travelled(travel, before, here, first)
+            row["travel"] = travel = parameter_path_length(travel, before, here, first)
             before = here
             row["seconds_train"] = round(time.perf_counter() - began, 4)
             if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
                 row |= (scored := scores(setup, progress.tensors))
-                sound(scored, progress.epoch)
+                check_finite(scored, progress.epoch)
                 if config.flow:
-                    folder.flow(flow(setup, progress, training.taught))
+                    folder.flow(layer_information(setup, progress, training.taught))
             folder.row(row)
             if progress.epoch % config.checkpoint_every == 0 or progress.epoch == config.epochs:
                 if progress.epoch == config.epochs:
@@ -132,7 +132,7 @@ def train(setup: Setup, training: Training, folder: DistillFolder, start: Tensor
             bar.advance(row)
 
 
-def sound(scored: Mapping[str, float], epoch: int) -> None:
+def check_finite(scored: Mapping[str, float], epoch: int) -> None:
     """Stop where the last step has led away from all numbers, before a checkpoint is made of it.
 
     Raises:
@@ -160,17 +160,17 @@ def label(config: DictConfig) -> str:
 
 def summary(folder: Path) -> str:
     """Accuracy before and after."""
-    scored = [row for row in rows(folder) if row["accuracy"]]
+    scored = [row for row in read_rows(folder) if row["accuracy"]]
     return f"accuracy {float(scored[0]['accuracy']):.4f} before, {float(scored[-1]['accuracy']):.4f} after {scored[-1]['epoch']} epochs"
 
 
-def settled(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
+def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
     """``config`` with the names of the files it was composed from, if what was asked for goes together.
 
     Raises:
         ConfigError: a run brings its own data and teacher, and another was asked for.
     """
-    config = chosen(config, {key.rpartition("@")[2]: name for key, name in choices.items()})
+    config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()})
     OmegaConf.set_struct(config, False)
     named = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
     named = [one for one in named if not one.startswith(("data.root=", "data.cache="))]
@@ -181,11 +181,11 @@ def settled(config: DictConfig, choices: Mapping[str, str], overrides: list[str]
     return config
 
 
-def composed(overrides: list[str]) -> DictConfig:
+def compose_distillation(overrides: list[str]) -> DictConfig:
     """The configuration that ``overrides``, as the command takes them, describe."""
     overrides = [longhand(one) for one in overrides]
     config = compose(overrides, "distill")
-    return settled(config, dict(config.choices), overrides)
+    return with_distillation_choices(config, dict(config.choices), overrides)
 
 
 def longhand(override: str) -> str:

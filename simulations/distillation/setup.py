@@ -14,20 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.config.build import DISTILLATION_WITHOUT_EFFECT, build, by_class_name, make, placeless
-from fedkd.distillation.image_sources import Source
-from fedkd.distillation.methods.base import Distiller, Learner, Pair
+from fedkd.distillation.image_sources import ImageSource
+from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent
 from fedkd.distillation.student_training import Training
 from fedkd.errors import ConfigError, require
 from fedkd.models.base import Classifier
-from fedkd.partition.validation_split import hold_out
+from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
-from fedkd.training.functional_model import part, snapshot
+from fedkd.training.functional_model import snapshot, submodule_tensors
 from fedkd.training.loop import Execution
 from fedkd.types import Examples, Task, Tensors
 from simulations.config import compose
-from simulations.distillation.folder import trained
+from simulations.distillation.folder import read_trained_tensors
 from simulations.distillation.teachers import Teacher, aggregated, config_of, digest, is_federated, pooled
-from simulations.setup.simulation import dtype_of, world
+from simulations.setup.simulation import build_simulation, dtype_of
 
 
 def schedule(config: DictConfig) -> list[float]:
@@ -60,11 +60,11 @@ class Setup:
     train: Examples
     test: Examples
     distiller: Distiller
-    source: Source
+    source: ImageSource
     pool: Examples | None
-    learner: Learner
+    learner: StudentModule
     start: Tensors
-    teacher: Learner | None
+    teacher: StudentModule | None
     before: DictConfig | None
     taught: Tensors | None
 
@@ -86,7 +86,7 @@ class Setup:
         return hashlib.sha256(json.dumps([kept, digests], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
+def make_setup(config: DictConfig, given: "Origin | None" = None) -> Setup:
     """What ``config`` stands for; everything that can be refused before any training is.
 
     Args:
@@ -110,11 +110,11 @@ def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
     rule = "must not be alone where a run's images are not to be seen: that is a training with their labels (init=null)"
     require(source.labelled or given is None or config.init != "alone", "init", rule, f"alone with source {config.choices.get('source')}")
     task, train, test = reduced(config, *(make("data", build(config, "data")) if given is None else given.images))
-    teacher, before, taught = instructor(config, distiller, source, given)
+    teacher, before, taught = make_teacher(config, distiller, source, given)
     fresh = maker(config, "student", task)
     seed = Seed(config.seed)
     with (seed / "student").globally():
-        pair = Pair(task, fresh(), fresh, *((None, None) if teacher is None else (teacher.student, teacher.method)))
+        pair = TeacherStudent(task, fresh(), fresh, *((None, None) if teacher is None else (teacher.student, teacher.method)))
     pool = make("source", source.open, task, train, seed / "source")
     try:
         distiller.check(pair, min(config.batch_size, source.fewest(pool)))
@@ -129,13 +129,13 @@ def set_up(config: DictConfig, given: "Origin | None" = None) -> Setup:
     return Setup(config, task, train, test, distiller, source, pool, learner, snapshot(learner), teacher, before, taught)
 
 
-def instructor(
-    config: DictConfig, distiller: Distiller, source: Source, given: "Origin | None"
-) -> tuple[Learner | None, DictConfig | None, Tensors | None]:
+def make_teacher(
+    config: DictConfig, distiller: Distiller, source: ImageSource, given: "Origin | None"
+) -> tuple[StudentModule | None, DictConfig | None, Tensors | None]:
     """The teacher's form, if one is needed; how to train it, or its tensors where a run has. ``config`` forgets what is not needed."""
     needed = distiller.taught or not source.labelled or source.looks or config.init == "teacher"
     prepared = needed and (given is None or len(distiller.preparation()) > 0)
-    before = teachers_config(config, distiller, None if given is None else given.network) if prepared else None
+    before = teacher_config(config, distiller, None if given is None else given.network) if prepared else None
     if given is not None or not needed:
         config.teacher, config.teacher_seed = None, 0
         config.choices.pop("teacher", None)
@@ -162,7 +162,7 @@ def prepared_by(before: DictConfig, given: "Origin | None") -> Setup:
         ConfigError: it cannot be; where it is not simply the teacher's own, it says that it is what ``distiller.teaching`` asks for.
     """
     try:
-        return set_up(deepcopy(before), given)
+        return make_setup(deepcopy(before), given)
     except ValueError as error:
         if before.choices.get("distiller") == "none":
             raise
@@ -201,11 +201,11 @@ def origin(folder: Path, config: DictConfig) -> Origin:
     require(named, "data", f"must be left to the run ({theirs.choices.get('data')}), on whose images its model is distilled", chosen)
     if is_federated(theirs):
         name = f"{theirs.choices.get('strategy', 'run')}'s {theirs.choices.get('model', 'model')}"
-        home = world(OmegaConf.to_yaml(theirs, resolve=True))
+        home = build_simulation(OmegaConf.to_yaml(theirs, resolve=True))
         return Origin(pooled(home), aggregated(folder, theirs, config.of), (theirs.model, name))
-    earlier = set_up(theirs)
+    earlier = make_setup(theirs)
     network = theirs.student, theirs.choices.get("student", "student")
-    return Origin((earlier.task, earlier.train, earlier.test), Teacher(earlier.learner, trained(folder)), network)
+    return Origin((earlier.task, earlier.train, earlier.test), Teacher(earlier.learner, read_trained_tensors(folder)), network)
 
 
 def reduced(config: DictConfig, task: Task, train: Examples, test: Examples) -> tuple[Task, Examples, Examples]:
@@ -228,12 +228,12 @@ def reduced(config: DictConfig, task: Task, train: Examples, test: Examples) -> 
         kept = [rng.permutation(np.flatnonzero(train.y.numpy() == c))[:each] for c in range(task.num_classes)]
         train = train.subset(np.sort(np.concatenate(kept)))
     if config.validation:
-        (stays,), (withheld,) = hold_out([np.arange(len(train))], config.validation, Seed(0) / "validation")
+        (stays,), (withheld,) = split_validation([np.arange(len(train))], config.validation, Seed(0) / "validation")
         train, test = train.subset(stays), train.subset(withheld)
     return task, replace(train, digest=digests[0]), replace(test, digest=digests[1])
 
 
-def same_classes(teacher: Learner, task: Task) -> None:
+def same_classes(teacher: StudentModule, task: Task) -> None:
     """Refuse a teacher that answers with other classes, or sees images of another shape."""
     example = next(teacher.parameters())
     with torch.no_grad():
@@ -241,7 +241,7 @@ def same_classes(teacher: Learner, task: Task) -> None:
     require(classes == task.num_classes, "teacher", f"must have the task's classes, {task.num_classes}", classes)
 
 
-def teachers_config(config: DictConfig, distiller: Distiller, given: tuple[DictConfig, str] | None) -> DictConfig:
+def teacher_config(config: DictConfig, distiller: Distiller, given: tuple[DictConfig, str] | None) -> DictConfig:
     """How the teacher is trained: as the student, with labels alone; then as the method prepares it.
 
     Args:
@@ -268,7 +268,7 @@ def teachers_config(config: DictConfig, distiller: Distiller, given: tuple[DictC
     return mine
 
 
-def alone(config: DictConfig) -> DictConfig:
+def student_alone_config(config: DictConfig) -> DictConfig:
     """The same student trained with labels alone."""
     labels, mine = compose(["distiller=none", "source=real"], "distill"), deepcopy(config)
     mine.init, mine.flow, mine.tuned = None, 0, None
@@ -277,7 +277,7 @@ def alone(config: DictConfig) -> DictConfig:
     return mine
 
 
-def may_begin(setup: Setup) -> None:
+def check_student_init(setup: Setup) -> None:
     """Refuse what the student cannot begin as.
 
     Raises:
@@ -290,7 +290,7 @@ def may_begin(setup: Setup) -> None:
         assert setup.teacher is not None, "it is asked for"
         theirs = setup.teacher.student.state_dict()
     else:
-        theirs = part(finished(Path(init).expanduser().absolute()), "student")
+        theirs = submodule_tensors(finished(Path(init).expanduser().absolute()), "student")
     mine, theirs = ({key: value.shape for key, value in one.items()} for one in (setup.learner.student.state_dict(), theirs))
     require(mine == theirs, "init", "must be of a network of the student's very form", init)
 
@@ -304,7 +304,7 @@ def finished(folder: Path) -> Tensors:
     header = read_header(folder)
     done = header is not None and bool(header["finished"]) and "learner" in read_checkpoint(folder).state
     require(done, "init", "must be null, teacher, alone, or the folder of a finished distillation", str(folder))
-    return trained(folder)
+    return read_trained_tensors(folder)
 
 
 def placed(tensors: Tensors, setup: Setup) -> Tensors:

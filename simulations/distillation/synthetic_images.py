@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fedkd.distillation.student_training import Progress, Training
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from simulations.distillation.setup import Setup
 
 IMAGES_PER_CLASS = 10
@@ -22,7 +22,7 @@ def save_synthetic_images(setup: Setup, training: Training, progress: Progress, 
     if "images" not in progress.memory or setup.teacher is None:
         return None
     images = progress.memory["images"].flip(0)
-    teacher = Bound(setup.teacher).at(training.taught).within("student")
+    teacher = FunctionalModel(setup.teacher).at(training.taught).within("student")
     labels = torch.cat([teacher(part).logits.argmax(-1) for part in images.split(setup.config.evaluation_batch_size)]).cpu()
     task = setup.task
     kept = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])

@@ -9,22 +9,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedkd.checkpoint import read_checkpoint, read_header
-from fedkd.distillation.methods.base import Learner
+from fedkd.distillation.methods.base import StudentModule
 from fedkd.errors import require
 from fedkd.federation.server import Server
-from fedkd.models.ensemble import Committee, Ensemble
+from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, State, Task, Tensors
 from simulations.run_folder.reader import completed
-from simulations.setup.simulation import World, world
+from simulations.setup.simulation import Simulation, build_simulation
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A network that knows: its form and its tensors."""
 
-    learner: Learner
+    learner: StudentModule
     tensors: Tensors
 
 
@@ -52,7 +52,7 @@ def is_federated(config: DictConfig) -> bool:
     return "strategy" in config
 
 
-def pooled(home: World) -> tuple[Task, Examples, Examples]:
+def pooled(home: Simulation) -> tuple[Task, Examples, Examples]:
     """A federated run's task, all training images that its clients hold, and its test set."""
     held = np.sort(np.concatenate(home.partition.train))
     return home.task, replace(home.train.subset(held), digest=home.hash), home.test
@@ -64,7 +64,7 @@ def aggregated(folder: Path, config: DictConfig, of: str) -> Teacher:
     Raises:
         ConfigError: its strategy has none.
     """
-    home = world(OmegaConf.to_yaml(config, resolve=True))
+    home = build_simulation(OmegaConf.to_yaml(config, resolve=True))
     strategy, last = home.strategy, read_checkpoint(folder)
     require(
         isinstance(strategy, Strategy), "run", "must be of a strategy of fedkd's: Flower's own keep no state", config.strategy["_target_"]
@@ -76,9 +76,9 @@ def aggregated(folder: Path, config: DictConfig, of: str) -> Teacher:
     name = config.choices.get("strategy", config.strategy["_target_"])
     has = "clients' models on the server (fedensemble, dense)" if of == "ensemble" else "a global model"
     require(model is not None, "run", f"must be of a strategy that has {has}", f"{folder} of {name}")
-    network = Committee(model.members) if isinstance(model, Ensemble) else model
+    network = EnsembleModel(model.members) if isinstance(model, Ensemble) else model
     assert isinstance(network, nn.Module), "a model that predicts is a network"
-    return holding(Learner(network))
+    return holding(StudentModule(network))
 
 
 def clients_ensemble(strategy: Strategy, server: Server, state: State) -> Ensemble | None:
@@ -87,7 +87,7 @@ def clients_ensemble(strategy: Strategy, server: Server, state: State) -> Ensemb
     return next((one for one in found if isinstance(one, Ensemble)), None)
 
 
-def holding(learner: Learner) -> Teacher:
+def holding(learner: StudentModule) -> Teacher:
     """A network as it is."""
     return Teacher(learner.eval(), {key: value.clone() for key, value in snapshot(learner).items()})
 

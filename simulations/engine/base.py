@@ -13,11 +13,11 @@ from fedkd.metrics.accuracy import Score
 from simulations.engine.client_work import WORKER_LOST
 from simulations.engine.flower_compat import identify
 from simulations.engine.worker import Answers, Share, everyone, split
-from simulations.setup.evaluation import on_test
-from simulations.setup.simulation import world
+from simulations.setup.evaluation import test_score
+from simulations.setup.simulation import build_simulation
 
 
-class AtOnce(Grid):
+class BlockingGrid(Grid):
     """Messages that are pushed are asked at once by :meth:`send_and_receive`, which is all that is left to be written."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ Waiting = Callable[[], Answers]
 """What was asked goes on meanwhile; calling this waits for the answers."""
 
 
-class ClientGrid(AtOnce):
+class ClientGrid(BlockingGrid):
     """A grid of logical clients; subclasses say how a cohort is asked.
 
     A client's memory is its own. In a simulation the grid carries it: out with each request, back with each answer, in a
@@ -93,18 +93,18 @@ class ClientGrid(AtOnce):
 
     def score(self, model: Callable) -> Callable[[], Score]:
         """Begin the balanced test of ``model``; the function that is returned waits for it."""
-        return lambda: on_test(world(self.config), model)
+        return lambda: test_score(build_simulation(self.config), model)
 
     def shares(self, kind: str, messages: list[Message]) -> list[Share]:
         """The clients of ``messages`` in chunks, and those dealt out to the workers by the steps that they have to do."""
-        home, clients = world(self.config), [m.metadata.dst_node_id for m in messages]
+        home, clients = build_simulation(self.config), [m.metadata.dst_node_id for m in messages]
         if kind != "train":
             chunks = [[client] for client in clients]
             return split(chunks, self.num_workers, [len(home.partition.test[client]) for client in clients])
         server_round = int(messages[0].content["config"]["server-round"])
         chunks = (
             home.chunks(clients, self.chunk or home.config.cohort, server_round)
-            if serialization.SHARED in messages[0].content
+            if serialization.BROADCAST in messages[0].content
             else [[client] for client in clients]
         )
         return split(chunks, self.num_workers, [sum(home.load(client, server_round) for client in chunk) for chunk in chunks])
@@ -112,8 +112,8 @@ class ClientGrid(AtOnce):
     def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
         """The answer of ``client`` without its memory, which stays here until ``commit``."""
         answer = answers.get(client, Error(code=WORKER_LOST, reason="no answer came back"))
-        if isinstance(answer, RecordDict) and serialization.OWN in answer:
-            self._pending[client] = answer.pop(serialization.OWN)
+        if isinstance(answer, RecordDict) and serialization.CLIENT_STATE in answer:
+            self._pending[client] = answer.pop(serialization.CLIENT_STATE)
         return answer
 
     def commit(self, clients: Iterable[int] | None = None) -> None:
@@ -127,7 +127,7 @@ class ClientGrid(AtOnce):
 
     def owns(self, content: RecordDict, share: Share) -> dict[int, ArrayRecord]:
         """The memories of a share's clients, where the message is one of fedkd's."""
-        known = [client for client in everyone(share) if client in self.memory] if serialization.SHARED in content else []
+        known = [client for client in everyone(share) if client in self.memory] if serialization.BROADCAST in content else []
         return {client: self.memory[client] for client in known}
 
     def get_node_ids(self) -> list[int]:

@@ -20,8 +20,8 @@ from fedkd.federation.client import Client
 from fedkd.metrics.accuracy import Score
 from fedkd.strategy import Strategy
 from fedkd.types import State, Update
-from simulations.process import settle
-from simulations.setup.simulation import World, world, world_of_overrides
+from simulations.process import configure_process
+from simulations.setup.simulation import Simulation, build_simulation, simulation_from_overrides
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 
@@ -31,21 +31,21 @@ CLIENT_RAISED, WORKER_LOST, TIMED_OUT = 2, 0, 3
 
 Owns = list[ArrayRecord | None]
 
-Work = Callable[[World, RecordDict, State | None, Owns, list[int]], list[RecordDict]]
+Work = Callable[[Simulation, RecordDict, State | None, Owns, list[int]], list[RecordDict]]
 
 
 def answer(message: Message, context: Context, work: Work) -> Message:
     """One client's answer as it is, or a cohort's answers with the client's number before each record's name."""
-    settle()
+    configure_process()
     content = message.content
     if "cohort" not in content:
-        home, own = world_of_overrides(str(context.run_config.get("overrides", ""))), context.state.get(serialization.OWN)
+        home, own = simulation_from_overrides(str(context.run_config.get("overrides", ""))), context.state.get(serialization.CLIENT_STATE)
         (reply,) = work(home, content, broadcast(home, content), [own], [int(context.node_config["partition-id"])])
-        if serialization.OWN in reply:
-            context.state[serialization.OWN] = reply.pop(serialization.OWN)
+        if serialization.CLIENT_STATE in reply:
+            context.state[serialization.CLIENT_STATE] = reply.pop(serialization.CLIENT_STATE)
         return Message(reply, reply_to=message)
     cohort = content["cohort"]
-    owns = {client: content[name] for client in cohort["clients"] if (name := f"{client}/{serialization.OWN}") in content}
+    owns = {client: content[name] for client in cohort["clients"] if (name := f"{client}/{serialization.CLIENT_STATE}") in content}
     found = answers(work, content, cohort, owns)
     return Message(
         RecordDict({f"{client}/{name}": record for client, records in found.items() for name, record in records.items()}), reply_to=message
@@ -61,8 +61,8 @@ def answers(work: Work, content: RecordDict, cohort: ConfigRecord, owns: Mapping
         cohort: the clients, the lengths of their chunks, and the configuration as YAML.
         owns: the memories of those that have one.
     """
-    settle()
-    home, found = world(str(cohort["config"])), {}
+    configure_process()
+    home, found = build_simulation(str(cohort["config"])), {}
     shared, clients = broadcast(home, content), iter(cohort["clients"])
     for chunk in [list(islice(clients, size)) for size in cohort["chunks"]]:
         try:
@@ -74,12 +74,12 @@ def answers(work: Work, content: RecordDict, cohort: ConfigRecord, owns: Mapping
     return found
 
 
-def broadcast(home: World, content: RecordDict) -> State | None:
+def broadcast(home: Simulation, content: RecordDict) -> State | None:
     """What every client of a message shares, decoded once; None where the message is not in fedkd's dialect."""
-    return serialization.from_record(content[serialization.SHARED], home.config.device) if serialization.SHARED in content else None
+    return serialization.from_record(content[serialization.BROADCAST], home.config.device) if serialization.BROADCAST in content else None
 
 
-def train_chunk(home: World, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
+def train_chunk(home: Simulation, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
     """The training of clients that train at once: of each its update, its metrics, its memory."""
     server_round = int(content["config"]["server-round"])
     sites = [home.client(client, server_round) for client in clients]
@@ -95,7 +95,7 @@ def train_chunk(home: World, content: RecordDict, shared: State | None, owns: Ow
     return [records(update, kept, seconds) for update, kept in trained]
 
 
-def train_foreign(home: World, content: RecordDict, site: Client, server_round: int) -> RecordDict:
+def train_foreign(home: Simulation, content: RecordDict, site: Client, server_round: int) -> RecordDict:
     """One client's training in the dialect of Flower's own strategies."""
     name, shared, half = foreign(home, content)
     update, _ = half.train(site, shared, None, server_round)
@@ -108,12 +108,12 @@ def records(update: Update, kept: State, seconds: float) -> RecordDict:
     return RecordDict({
         serialization.UPDATE: serialization.to_record(update.state),
         serialization.METRICS: MetricRecord({"num-examples": update.num_examples, **update.metrics}),
-        serialization.ABOUT: ConfigRecord({"architecture": update.architecture, "seconds": seconds, "worker": os.getpid()}),
-        serialization.OWN: serialization.to_record(kept),
+        serialization.CLIENT_INFO: ConfigRecord({"architecture": update.architecture, "seconds": seconds, "worker": os.getpid()}),
+        serialization.CLIENT_STATE: serialization.to_record(kept),
     })  # fmt: skip
 
 
-def evaluate_chunk(home: World, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
+def evaluate_chunk(home: Simulation, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
     """The scores of clients on their own test shards, one after the other."""
     server_round, half, answers = int(content["config"]["server-round"]), home.strategy, []
     if shared is None:
@@ -142,7 +142,7 @@ def scores(score: Score) -> dict[str, int | float]:
     }
 
 
-def foreign(home: World, content: RecordDict) -> tuple[str, State, Strategy]:
+def foreign(home: Simulation, content: RecordDict) -> tuple[str, State, Strategy]:
     """The dialect of Flower's own strategies: one ArrayRecord that is the whole model. The client's half is FedAvg's, or
     FedProx's where the server asks for its proximal term."""
     (name, record), *rest = content.array_records.items()

@@ -13,7 +13,7 @@ def identify() -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
 
 
-def quieten() -> None:
+def silence_flower() -> None:
     """Flower's log lines: once, and not at level INFO (Hydra's root logger would print each again)."""
     logger = logging.getLogger("flwr")
     logger.propagate = False

@@ -14,7 +14,7 @@ from simulations.engine.base import ClientGrid, Waiting
 from simulations.engine.worker import Answers, Share, by_client, everyone, judged, request
 
 
-class CohortGrid(ClientGrid):
+class FlowerGrid(ClientGrid):
     """Clients run on the nodes of another grid, whatever their number: each is sent one message a phase.
 
     Args:

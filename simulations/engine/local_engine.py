@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from simulations.engine.base import ClientGrid, Waiting
 from simulations.engine.client_work import answers as found
 from simulations.engine.worker import WORK, Answers, Share, judged
-from simulations.process import settle
+from simulations.process import configure_process
 
 
 class LocalGrid(ClientGrid):
@@ -18,7 +18,7 @@ class LocalGrid(ClientGrid):
 
     def __init__(self, num_clients: int, config: str) -> None:
         super().__init__(num_clients, config)
-        settle()
+        configure_process()
 
     def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
         def answers() -> Answers:

@@ -18,8 +18,8 @@ from simulations.engine.client_work import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.engine.ray_cluster import DIRECT, dismiss, hire, start_ray
 from simulations.engine.worker import Answers, Share, everyone, judged, packed, portions
 from simulations.process import cores
-from simulations.setup.evaluation import on_test
-from simulations.setup.simulation import world
+from simulations.setup.evaluation import test_score
+from simulations.setup.simulation import build_simulation
 
 
 class RayGrid(ClientGrid):
@@ -52,7 +52,7 @@ class RayGrid(ClientGrid):
     def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
         ray, answers = self._ray, {}
         queues = [deque(portions(share)) for share in shares]
-        small = serialization.size(content) * sum(map(len, queues)) <= DIRECT
+        small = serialization.content_bytes(content) * sum(map(len, queues)) <= DIRECT
         broadcast = content if small else ray.put(content)  # once, however many clients there are
         running: dict[Any, tuple[int, Any, Share]] = {}
         lost = {client: 0 for share in shares for client in everyone(share)}
@@ -61,7 +61,7 @@ class RayGrid(ClientGrid):
             if queues[number]:
                 share = queues[number].popleft()
                 owns = record_tables.pack(
-                    {client: RecordDict({serialization.OWN: own}) for client, own in self.owns(content, share).items()}
+                    {client: RecordDict({serialization.CLIENT_STATE: own}) for client, own in self.owns(content, share).items()}
                 )
                 actor = self._actors[number]
                 running[actor.work.remote(kind, broadcast, self.cohort(share), owns)] = (number, actor, share)
@@ -95,7 +95,7 @@ class RayGrid(ClientGrid):
         return wait
 
     def score(self, model: Callable) -> Callable[[], Score]:
-        ray, home = self._ray, world(self.config)
+        ray, home = self._ray, build_simulation(self.config)
         batch = home.config.evaluation.batch_size
         cuts = [len(home.test) * i // self.num_workers // batch * batch for i in range(self.num_workers)]
         parts = list(pairwise([*cuts, len(home.test)]))  # whole batches each
@@ -110,7 +110,7 @@ class RayGrid(ClientGrid):
             try:
                 return ray.get(reference)
             except ray.exceptions.RayActorError:  # whoever was to do it has died of something else
-                return on_test(home, model, *part)
+                return test_score(home, model, *part)
 
         return together
 

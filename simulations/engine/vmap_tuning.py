@@ -11,8 +11,8 @@ from dataclasses import replace
 from fedkd.federation.client import Client
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import State
-from simulations.process import settle
-from simulations.setup.simulation import World
+from simulations.process import configure_process
+from simulations.setup.simulation import Simulation
 
 CANDIDATES = (1, 5, 10, 20)
 
@@ -20,7 +20,7 @@ STEPS, REPETITIONS, GAIN = 3, 3, 1.05
 """Steps of one timing; timings of each candidate, one after the other in turn; how much faster a larger number must be to be kept."""
 
 
-def choose(home: World, num_workers: int) -> tuple[int, dict[str, float]]:
+def choose_clients_per_vmap(home: Simulation, num_workers: int) -> tuple[int, dict[str, float]]:
     """The number of clients to train at once, and milliseconds per client and step of each number that was tried.
 
     Every candidate leaves work for all workers. Clients of the largest group alike in batch size stand for all.
@@ -29,7 +29,7 @@ def choose(home: World, num_workers: int) -> tuple[int, dict[str, float]]:
         home: the run.
         num_workers: among whom a round's clients are shared.
     """
-    settle()
+    configure_process()
     share = -(-home.config.clients_per_round // num_workers)
     clients = alike(home)
     numbers = [n for n in CANDIDATES if n == 1 or n <= min(share, len(clients))]
@@ -50,7 +50,7 @@ def choose(home: World, num_workers: int) -> tuple[int, dict[str, float]]:
     return chosen, {str(number): round(value, 4) for number, value in median.items()}
 
 
-def alike(home: World) -> list[Client]:
+def alike(home: Simulation) -> list[Client]:
     """Clients of the commonest network and batch size, with few steps to do."""
     kinds = [home.kind(number) for number in range(home.config.num_clients)]
     kind = max(sorted(set(kinds)), key=kinds.count)
@@ -58,7 +58,7 @@ def alike(home: World) -> list[Client]:
     return [replace(home.client(number, 1), num_steps=STEPS) for number in numbers]
 
 
-def seconds(home: World, clients: Sequence[Client], shared: State) -> float:
+def seconds(home: Simulation, clients: Sequence[Client], shared: State) -> float:
     """Wall time of some steps of ``clients`` at once, or of one alone."""
     begin = time.perf_counter()
     if len(clients) == 1:

@@ -17,9 +17,9 @@ from fedkd.metrics.accuracy import Score
 from simulations.engine import record_tables
 from simulations.engine.client_work import CLIENT_RAISED, Work, answers, evaluate_chunk, train_chunk
 from simulations.engine.flower_compat import identify
-from simulations.process import settle
-from simulations.setup.evaluation import on_test
-from simulations.setup.simulation import world
+from simulations.process import configure_process
+from simulations.setup.evaluation import test_score
+from simulations.setup.simulation import build_simulation
 
 Share = list[list[int]]
 """What one worker is asked for: chunks of clients, each chunk trained at once."""
@@ -42,7 +42,7 @@ class Worker:
 
     def __init__(self) -> None:
         identify()
-        settle()
+        configure_process()
         if threading.current_thread() is threading.main_thread():  # Ray would take leave of a cluster that has got the same signal
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -53,7 +53,7 @@ class Worker:
         """The score of a :func:`packed` model on a part of the test set."""
         from ray.cloudpickle import loads
 
-        return on_test(world(config), loads(model), begin, end)
+        return test_score(build_simulation(config), loads(model), begin, end)
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in KiB."""
@@ -61,7 +61,7 @@ class Worker:
 
     def work(self, kind: str, content: RecordDict, cohort: ConfigRecord, owns: list[record_tables.Table]) -> list[record_tables.Table]:
         """A cohort's answers, as tables."""
-        memories = {client: records[serialization.OWN] for client, records in record_tables.unpack(owns).items()}
+        memories = {client: records[serialization.CLIENT_STATE] for client, records in record_tables.unpack(owns).items()}
         return record_tables.pack(answers(WORK[kind], content, cohort, memories))
 
 
@@ -76,7 +76,7 @@ def by_client(answers: RecordDict) -> dict[int, RecordDict]:
 
 def request(content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, ArrayRecord]) -> RecordDict:
     """What the ClientApp is sent for a cohort: what all share, whom it is for, and their memories."""
-    return RecordDict({**content, "cohort": cohort, **{f"{client}/{serialization.OWN}": own for client, own in owns.items()}})
+    return RecordDict({**content, "cohort": cohort, **{f"{client}/{serialization.CLIENT_STATE}": own for client, own in owns.items()}})
 
 
 def judged(clients: Mapping[int, RecordDict]) -> Answers:

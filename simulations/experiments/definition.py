@@ -13,7 +13,7 @@ Cells = dict[str, dict[str, float | list[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ReferenceNumbers:
     """Numbers of others.
 
     Args:
@@ -76,8 +76,8 @@ class Experiment:
     columns: dict[str, list[str]]
     figures: list[str] = field(default_factory=list)
     without: dict[str, list[str]] = field(default_factory=dict)
-    published: Source | None = None
-    public_code: Source | None = None
+    published: ReferenceNumbers | None = None
+    public_code: ReferenceNumbers | None = None
     reference: str | None = None
     ratio_to: str | None = None
     tuning: Tuning | None = None
@@ -86,7 +86,7 @@ class Experiment:
     note: str = ""
 
     @property
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, ReferenceNumbers]:
         """By the name that the table has for it."""
         named = {"paper": self.published, "public code": self.public_code}
         return {name: source for name, source in named.items() if source is not None}

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, ListConfig
 
 from fedkd.config.build import build, make
 from fedkd.config.validation import check_run
-from fedkd.data.client_shift import View, full_scale
+from fedkd.data.client_shift import ClientView, full_scale
 from fedkd.metrics.label_skew import effective_classes, label_distance
 from fedkd.partition.common import counts
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, Task
-from simulations.config import compose, explained
+from simulations.config import compose, one_line_errors
 from simulations.reports.figures.heterogeneity import SHOWN, Panel, Strip, page
 
 SPLITS = {
@@ -60,7 +60,7 @@ class Scene:
         labels, rng = (self.train.y.numpy(), self.test.y.numpy()), (self.seed / "partition").numpy()
         return make("partition", build(config, "partition"), *labels, config.num_clients, rng)
 
-    def shifted(self, setting: Sequence[str], train: Sequence[np.ndarray]) -> tuple[DictConfig, list[View], list[Examples]]:
+    def shifted(self, setting: Sequence[str], train: Sequence[np.ndarray]) -> tuple[DictConfig, list[ClientView], list[Examples]]:
         """The shift's parameters, the clients' levels, and their training examples ``train`` as they see them."""
         config = compose([*self.overrides, *setting])
         check_run(config)
@@ -119,7 +119,7 @@ def _shown(stored: torch.Tensor, full: float) -> np.ndarray:  # [C, H, W] -> [H,
     return image if image.shape[-1] == 3 else image[..., :1].repeat(3, -1)
 
 
-def _level(view: View) -> str:
+def _level(view: ClientView) -> str:
     """What a client got, where it is one thing."""
     turn = view.rotation + view.domain
     words = [f"{turn:.0f}°" if turn else "", f"{view.noise:.2f}" if view.noise else "", f"{view.blur:.1f} px" if view.blur else ""]
@@ -147,7 +147,7 @@ def compare(overrides: Sequence[str]) -> tuple[Path, Path]:
 
 def main() -> None:
     """The command."""
-    with explained():
+    with one_line_errors():
         for path in compare(sys.argv[1:]):
             print(path)
 

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from fedkd.config.build import identity
 from fedkd.config.validation import check_run
 from fedkd.errors import ConfigError, require
-from simulations.config import CONF, compose, make_absolute, take_tuned, whole
+from simulations.config import CONF, apply_tuned_params, compose, compose_with_hydra, make_absolute
 from simulations.experiments.definition import Experiment
 
 States = dict[str, tuple[str, Path]]
@@ -25,7 +25,7 @@ States = dict[str, tuple[str, Path]]
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run of an experiment.
 
     Args:
@@ -33,7 +33,7 @@ class Planned:
         column: strategy.
         seed: of the run.
         config: ready to be executed.
-        key: equal for equal runs (see :func:`key`).
+        key: equal for equal runs (see :func:`run_key`).
         state: ``finished``, ``interrupted`` or ``missing``.
         folder: where it is, unless it is missing.
     """
@@ -42,7 +42,7 @@ class Planned:
     column: str
     seed: int
     config: DictConfig
-    key: str
+    run_key: str
     state: str = "missing"
     folder: Path | None = None
 
@@ -52,13 +52,13 @@ class Planned:
         return f"{self.row}, {self.column}, seed {self.seed}"
 
 
-def described(name: str) -> Experiment:
+def read_experiment(name: str) -> Experiment:
     """What conf/experiment/``name``.yaml says under ``reproduce``.
 
     Raises:
         ConfigError: it says nothing, or what it says cannot be understood.
     """
-    node = OmegaConf.to_container(whole([f"experiment={name}"]).reproduce, resolve=False)
+    node = OmegaConf.to_container(compose_with_hydra([f"experiment={name}"]).reproduce, resolve=False)
     able = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nreproduce:" in path.read_text(encoding="utf-8"))
     require(bool(node), "experiment", f"must be one that describes a sweep under reproduce ({', '.join(able)})", name)
     try:
@@ -71,7 +71,7 @@ def described(name: str) -> Experiment:
     return experiment
 
 
-def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Sequence[int]) -> tuple[list[Planned], list[str]]:
+def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Sequence[int]) -> tuple[list[PlannedRun], list[str]]:
     """All runs of the experiment, in the order of its cells and seeds, and a note on every column that waits to be tuned.
 
     Raises:
@@ -85,33 +85,33 @@ def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Seq
             if config.tuned is not None and not has_choice(config):
                 notes.append(f"{row}, {column}: waits for its learning rate to be tuned")
                 continue
-            runs += each_seed(config, partial(Planned, row, column), seeds, states)
+            runs += each_seed(config, partial(PlannedRun, row, column), seeds, states)
     return runs, notes
 
 
-def each_seed(config: DictConfig, named: Callable[..., Planned], seeds: Sequence[int], states: dict[Path, States]) -> Iterator[Planned]:
+def each_seed(config: DictConfig, named: Callable[..., PlannedRun], seeds: Sequence[int], states: dict[Path, States]) -> Iterator[PlannedRun]:
     """A cell's runs; ``states`` of what lies in output folders are looked up once."""
     check_run(config)
     for seed in seeds:
         one = deepcopy(config)
         one.seed = seed
         settled = deepcopy(one)
-        take_tuned(settled, "strategy")
-        home, known = home_of(one), key(settled)
+        apply_tuned_params(settled, "strategy")
+        home, known = runs_folder(one), run_key(settled)
         if home not in states:
-            states[home] = there_is(home)
+            states[home] = find_runs(home)
         yield named(seed, one, known, *states[home].get(known, ("missing", None)))
 
 
-def home_of(config: DictConfig) -> Path:
+def runs_folder(config: DictConfig) -> Path:
     """The folder of the run folders: ``<output>/<name>``."""
     return Path(config.output).expanduser().absolute() / config.name
 
 
-def refreshed(runs: Sequence[Planned]) -> list[Planned]:
+def refresh(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The same runs as they stand now."""
-    found = {home: there_is(home) for home in {home_of(run.config) for run in runs}}
-    states = [found[home_of(run.config)].get(run.key, ("missing", None)) for run in runs]
+    found = {home: find_runs(home) for home in {runs_folder(run.config) for run in runs}}
+    states = [found[runs_folder(run.config)].get(run.key, ("missing", None)) for run in runs]
     return [replace(run, state=state, folder=folder) for run, (state, folder) in zip(runs, states)]
 
 
@@ -120,12 +120,12 @@ def has_choice(config: DictConfig) -> bool:
     if not Path(config.tuned).expanduser().exists():
         return False
     try:
-        return take_tuned(deepcopy(config), "strategy") is not None
+        return apply_tuned_params(deepcopy(config), "strategy") is not None
     except ValueError:
         return False
 
 
-def key(config: DictConfig) -> str:
+def run_key(config: DictConfig) -> str:
     """Equal for two configurations whose runs are the same run, as far as can be told without a look at the data."""
     config = deepcopy(config)
     for part in ("data", "partition", "public", "systems"):
@@ -142,13 +142,13 @@ def files(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", str(value)
 
 
-def there_is(home: Path) -> States:
+def find_runs(home: Path) -> States:
     """The runs in the folders of ``home``; of equal ones, which differ in data of the same name, a finished one."""
     found: States = {}
     for folder in sorted(home.iterdir()) if home.is_dir() else []:
         try:
             config = OmegaConf.load(folder / "config.yaml")
-            known = key(config)
+            known = run_key(config)
         except (OSError, KeyError, AttributeError, TypeError, ValueError, YAMLError, OmegaConfBaseException):
             continue
         state = "finished" if says_finished(folder) else "interrupted"
@@ -165,16 +165,16 @@ def says_finished(folder: Path) -> bool:
         return False
 
 
-def unfinished(runs: Sequence[Planned]) -> list[Planned]:
+def unfinished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """What is left to be done, each run once, untuned where it is both, and those that were interrupted first."""
-    once: dict[str, Planned] = {}
+    once: dict[str, PlannedRun] = {}
     for run in runs:
         if run.state != "finished" and (run.key not in once or (once[run.key].config.tuned is not None and run.config.tuned is None)):
             once[run.key] = run
     return sorted(once.values(), key=lambda run: run.state != "interrupted")
 
 
-def counted(runs: Sequence[Planned]) -> str:
+def count_states(runs: Sequence[PlannedRun]) -> str:
     """``63 runs: 40 finished, 1 interrupted, 22 missing``."""
     once = {run.key: run.state for run in runs}
     numbers = Counter(once.values())

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations.experiments.definition import Experiment, Source
+from simulations.experiments.definition import Experiment, ReferenceNumbers
 from simulations.reports.statistics import holm, paired, spread
-from simulations.reports.summary import summarise
+from simulations.reports.summary import summarize
 from simulations.reports.tables.federated import few, p_values
 from simulations.reports.tables.latex import latex
 from simulations.reports.tables.table import DASH, Cell, Column, Table, counts, markdown, of_interval, texts
 from simulations.run_folder.metric_names import TABLE_METRICS
-from simulations.run_folder.reader import Run
+from simulations.run_folder.reader import FederatedRun
 
-Found = Mapping[tuple[str, str], Mapping[int, Run]]
+Found = Mapping[tuple[str, str], Mapping[int, FederatedRun]]
 """Finished runs by row, column and seed."""
 
 
@@ -37,9 +37,9 @@ def compare(experiment: Experiment, found: Found) -> pd.DataFrame:
     return found
 
 
-def scaled(run: Run) -> dict[str, float]:
+def scaled(run: FederatedRun) -> dict[str, float]:
     """A run's figures, accuracies in percent."""
-    return {name: value * (100 if is_accuracy(name) else 1) for name, value in summarise(run.metrics).items() if name in TABLE_METRICS}
+    return {name: value * (100 if is_accuracy(name) else 1) for name, value in summarize(run.metrics).items() if name in TABLE_METRICS}
 
 
 def is_accuracy(figure: str) -> bool:
@@ -78,7 +78,7 @@ def _row(
     return row
 
 
-def against(source: Source, ratio_to: str | None, cell: tuple[str, str], name: str, mean: float, half: float) -> dict[str, object]:
+def against(source: ReferenceNumbers, ratio_to: str | None, cell: tuple[str, str], name: str, mean: float, half: float) -> dict[str, object]:
     """One source's number for a cell, and ours less it; nothing where it has none."""
     name = name.replace(" ", "_")
     numbers = np.atleast_1d(source.cells.get(cell[0], {}).get(cell[1], np.nan)).astype(float)
@@ -156,7 +156,7 @@ def legend(experiment: Experiment) -> list[str]:
     return [*lines, *([experiment.note] if experiment.note else [])]
 
 
-def cost(runs: Sequence[Run]) -> str:
+def cost(runs: Sequence[FederatedRun]) -> str:
     """What finished runs have computed."""
     seconds = sum(float(run.metrics[["seconds_local", "seconds_server", "seconds_evaluate"]].sum().sum()) for run in runs)
     rounds = sum(len(run.metrics) for run in runs)

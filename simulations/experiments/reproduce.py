@@ -21,21 +21,21 @@ from omegaconf import DictConfig
 
 from fedkd.config.build import build, make
 from fedkd.errors import ConfigError, require
-from simulations.config import compose, explained, make_absolute, take_tuned
+from simulations.config import apply_tuned_params, compose, make_absolute, one_line_errors
 from simulations.experiments import published_table, tuning
 from simulations.experiments.definition import Experiment
-from simulations.experiments.plan import Planned, counted, described, home_of, plan, refreshed, unfinished
+from simulations.experiments.plan import PlannedRun, count_states, plan, read_experiment, refresh, runs_folder, unfinished
 from simulations.experiments.sweep import log_of, ready, sweep
 from simulations.experiments.tuning import DIVERGED
 from simulations.process import cores
-from simulations.progress import Board, narrate
+from simulations.progress import ProgressTable, configure_logging
 from simulations.reports.figures import convergence
 from simulations.reports.figures.forest_plot import forest
 from simulations.reports.groups import Group
 from simulations.reports.summary import NOTHING, PANELS, curve
 from simulations.run_folder.csv_rows import append
-from simulations.run_folder.environment import commit, made_by, note_choice
-from simulations.run_folder.reader import Run, read_run
+from simulations.run_folder.environment import current_commit, note_choice, read_commit
+from simulations.run_folder.reader import FederatedRun, read_run
 
 KEYS = ("experiment", "seeds", "rows", "columns", "jobs", "quiet", "only")
 
@@ -44,7 +44,7 @@ PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "p
 
 
 @dataclass(frozen=True)
-class Asked:
+class Reproduction:
     """The command line: which experiment, what of it, and how."""
 
     name: str
@@ -58,19 +58,19 @@ class Asked:
     @cached_property
     def home(self) -> Path:
         """``<output>/<name>``, as the configuration has it."""
-        return home_of(compose([f"experiment={self.name}", *self.overrides]))
+        return runs_folder(compose([f"experiment={self.name}", *self.overrides]))
 
     @property
     def results(self) -> Path:
         """Where the table and the figures go."""
         return self.home / "reproduce" / self.name
 
-    def plan(self) -> tuple[list[Planned], list[str]]:
+    def plan(self) -> tuple[list[PlannedRun], list[str]]:
         """All runs as they stand now."""
         return plan(self.name, self.experiment, self.overrides, self.seeds)
 
 
-def parse(argv: Sequence[str]) -> Asked:
+def parse_arguments(argv: Sequence[str]) -> Reproduction:
     """What is asked for.
 
     Raises:
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> Asked:
     given = {name: value for name, _, value in pairs if name in KEYS}
     require("experiment" in given, "experiment", "must be named: experiment=fedgen_table1_mnist", None)
     require("seed" not in [name for name, _, _ in pairs], "seeds", "must be given in place of seed", "seed=")
-    experiment = described(given["experiment"])
+    experiment = read_experiment(given["experiment"])
     rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("rows", "columns"))
     base, reference = experiment.ratio_to, experiment.reference
     require(base in (None, *columns), "columns", f"must have {base} among them, to which all figures are ratios", list(columns))
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> Asked:
     notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
     notes.append(f"{reference}, from which differences are, is not among the columns." if lacks else "")
     note = " ".join(filter(None, notes))
-    return Asked(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
+    return Reproduction(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
 
 
 def number(text: str, name: str) -> int:
@@ -125,7 +125,7 @@ TIMES = "times.csv"
 """What each sweep has taken by the clock."""
 
 
-def reproduce(asked: Asked) -> int:
+def reproduce(asked: Reproduction) -> int:
     """Run what is missing, and print the table. Returns the exit code."""
     failed: dict[str, str] = {}
     if asked.only is None:
@@ -134,14 +134,14 @@ def reproduce(asked: Asked) -> int:
             failed = tuning.tune_experiment(asked.name, asked.experiment, asked.overrides, lambda runs: run_all(asked, runs))
             runs, notes = asked.plan()
             failed |= run_all(asked, runs)
-            runs = refreshed(runs)
+            runs = refresh(runs)
             note_choices(runs)
     else:
         tuning.missing_searches(asked.name, asked.experiment, asked.overrides)  # refuses choices of another search
         runs, notes = asked.plan()
     if asked.only == "plan":
         print(*(f"{run.state:>11}  {run.folder or '-'}  {run.label}" for run in runs), sep="\n")
-    print(counted(runs), flush=True)
+    print(count_states(runs), flush=True)
     if asked.only != "plan":
         notes += print_table(asked, runs)
     notes += [f"failed: {label}: {why}" for label, why in failed.items()]
@@ -150,20 +150,20 @@ def reproduce(asked: Asked) -> int:
     return 1 if left else 0
 
 
-def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
+def run_all(asked: Reproduction, runs: Sequence[PlannedRun]) -> dict[str, str]:
     """Run what is not finished of ``runs``; why some failed, by label."""
     left = unfinished(runs)
-    print(counted(runs), flush=True)
+    print(count_states(runs), flush=True)
     if not left:
         return {}
-    narrate()
+    configure_logging()
     foresee([run.config for run in left])
     began = time.monotonic()
     failed = sweep(
         [replace(run, config=engaged(run.config, asked)) for run in left],
         asked.jobs,
         asked.home / LOGS,
-        Board(quiet=asked.quiet),
+        ProgressTable(quiet=asked.quiet),
     )
     took = time.monotonic() - began
     asked.results.mkdir(parents=True, exist_ok=True)
@@ -176,10 +176,10 @@ def run_all(asked: Asked, runs: Sequence[Planned]) -> dict[str, str]:
     return failed
 
 
-def note_choices(runs: Sequence[Planned]) -> None:
+def note_choices(runs: Sequence[PlannedRun]) -> None:
     """Have finished runs say that their value is a choice, where it was that of the configuration and they were there before."""
     for run in (one for one in runs if one.state == "finished" and not (one.folder / "tuned.json").is_file()):
-        if (choice := take_tuned(deepcopy(run.config), "strategy")) is not None:
+        if (choice := apply_tuned_params(deepcopy(run.config), "strategy")) is not None:
             note_choice(run.folder, choice)
 
 
@@ -201,7 +201,7 @@ def foresee(configs: Sequence[DictConfig]) -> None:
             make("data", build(config, "data"))
 
 
-def engaged(config: DictConfig, asked: Asked) -> DictConfig:
+def engaged(config: DictConfig, asked: Reproduction) -> DictConfig:
     """The run with as many actors as there are cores for it, in one process where that is one; an engine that was chosen stays."""
     share = cores() // asked.jobs
     if config.choices.engine == "ray" and config.engine.get("workers") is None and config.engine.get("address") is None:
@@ -231,10 +231,10 @@ def alone(home: Path) -> Iterator[None]:
         lock.release()
 
 
-def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
+def print_table(asked: Reproduction, runs: Sequence[PlannedRun]) -> list[str]:
     """Print the table of what is finished, write it, and give a note on each run that is not in it."""
-    found: dict[tuple[str, str], dict[int, Run]] = {}
-    folders: dict[Path, Run] = {}
+    found: dict[tuple[str, str], dict[int, FederatedRun]] = {}
+    folders: dict[Path, FederatedRun] = {}
     notes = []
     for run in runs:
         try:
@@ -252,7 +252,7 @@ def print_table(asked: Asked, runs: Sequence[Planned]) -> list[str]:
     return notes
 
 
-def diverged(runs: Sequence[Planned], logs: Path) -> list[str]:
+def diverged(runs: Sequence[PlannedRun], logs: Path) -> list[str]:
     """A line on runs that are in no mean because their training diverged, as their logs say; nothing where there are none."""
     logged = [(run, log_of(run, logs)) for run in runs if run.state != "finished"]
     labels = [run.label for run, log in logged if log.is_file() and DIVERGED in log.read_text()]
@@ -268,16 +268,16 @@ def wall(path: Path) -> list[str]:
     return [f"By the clock {times['seconds'].sum() / 60:.1f} minutes for {times['runs'].sum()} runs, {at_once} at a time."]
 
 
-def commits(runs: Iterable[Run]) -> list[str]:
+def commits(runs: Iterable[FederatedRun]) -> list[str]:
     """A line where runs were finished by more than one state of the code, or by another than today's."""
-    known = {made_by(run.folder) for run in runs} - {None}
-    now = commit()[0]
+    known = {read_commit(run.folder) for run in runs} - {None}
+    now = current_commit()[0]
     if not known or known == {now}:
         return []
     return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else ".")]
 
 
-def draw(asked: Asked, found: published_table.Found) -> list[Path]:
+def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
     """The figures that are asked for, of every setting of which something is there."""
     paths: list[Path] = []
     experiment = asked.experiment
@@ -301,5 +301,5 @@ def draw(asked: Asked, found: published_table.Found) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with explained():
-        sys.exit(reproduce(parse(sys.argv[1:] if argv is None else argv)))
+    with one_line_errors():
+        sys.exit(reproduce(parse_arguments(sys.argv[1:] if argv is None else argv)))

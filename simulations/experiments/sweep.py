@@ -23,10 +23,10 @@ from typing import Self
 
 from omegaconf import DictConfig
 
-from simulations.config import explain
-from simulations.experiments.plan import Planned
+from simulations.config import error_line
+from simulations.experiments.plan import PlannedRun
 from simulations.federation.runner import run_federation
-from simulations.progress import Board
+from simulations.progress import ProgressTable
 
 
 class Teller:
@@ -75,7 +75,7 @@ def work(config: DictConfig, connection: Connection, log: Path) -> None:
 
 def one_line(error: BaseException) -> str:
     """What is wrong, without line breaks, and of a traceback its end alone: the log has the rest."""
-    text = " ".join((explain(error) if isinstance(error, Exception) else str(error)).split())
+    text = " ".join((error_line(error) if isinstance(error, Exception) else str(error)).split())
     return TRACEBACK.sub("", text) or type(error).__name__
 
 
@@ -111,7 +111,7 @@ PATIENCE = 15.0
 class Process:
     """A run that is under way."""
 
-    planned: Planned
+    planned: PlannedRun
     process: BaseProcess
     shown: bool = False
     error: str | None = "its process ended before the run did"
@@ -133,7 +133,7 @@ def ready() -> None:
         forkserver.ensure_running()
 
 
-def sweep(runs: Sequence[Planned], at_once: int, logs: Path, board: Board) -> dict[str, str]:
+def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressTable) -> dict[str, str]:
     """Execute ``runs``, so many at a time, and return why the others failed, by their label.
 
     Args:
@@ -161,7 +161,7 @@ def sweep(runs: Sequence[Planned], at_once: int, logs: Path, board: Board) -> di
     return failed
 
 
-def begin(context: multiprocessing.context.BaseContext, planned: Planned, logs: Path, running: dict[Connection, Process]) -> None:
+def begin(context: multiprocessing.context.BaseContext, planned: PlannedRun, logs: Path, running: dict[Connection, Process]) -> None:
     """Start a run."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(planned.config, theirs, log_of(planned, logs)), daemon=False)
@@ -170,7 +170,7 @@ def begin(context: multiprocessing.context.BaseContext, planned: Planned, logs: 
     running[ours] = Process(planned, process)
 
 
-def hear(connection: Connection, running: dict[Connection, Process], board: Board) -> Process | None:
+def hear(connection: Connection, running: dict[Connection, Process], board: ProgressTable) -> Process | None:
     """What a run has to say: where it begins, a round that is done, how it ends. Given back is a run whose process is no more."""
     one = running[connection]
     label = one.planned.label
@@ -189,7 +189,7 @@ def hear(connection: Connection, running: dict[Connection, Process], board: Boar
     return None
 
 
-def conclude(one: Process, board: Board, standing: str) -> str | None:
+def conclude(one: Process, board: ProgressTable, standing: str) -> str | None:
     """Say how a run has ended, and return why it failed, if it did."""
     code, label = one.process.exitcode, one.planned.label
     why = f"{one.error} (signal {-code})" if one.error is not None and code is not None and code < 0 else one.error
@@ -210,6 +210,6 @@ def end_all(processes: Sequence[BaseProcess]) -> None:
             process.kill()
 
 
-def log_of(planned: Planned, logs: Path) -> Path:
+def log_of(planned: PlannedRun, logs: Path) -> Path:
     """The file of what a run prints."""
     return logs / (re.sub(r"[^\w.+]+", "_", planned.label).strip("_") + ".txt")

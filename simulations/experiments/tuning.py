@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_run
 from fedkd.errors import ClientFailure, require
-from simulations.config import compose, explained, tuned_rows
-from simulations.distillation.folder import rows
-from simulations.distillation.runner import composed, run_distillation
+from simulations.config import compose, one_line_errors, tuned_rows
+from simulations.distillation.folder import read_rows
+from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.definition import Experiment, Tuning
-from simulations.experiments.plan import Planned, each_seed, has_choice, home_of, refreshed, there_is
-from simulations.experiments.plan import key as key_of
+from simulations.experiments.plan import PlannedRun, each_seed, find_runs, has_choice, refresh, runs_folder
+from simulations.experiments.plan import run_key as key_of
 from simulations.federation.runner import run_federation
 from simulations.run_folder.csv_rows import append, header_of, widen
 
@@ -36,7 +36,7 @@ class Search:
 
 
 def tune_experiment(
-    name: str, experiment: Experiment, overrides: Sequence[str], run: Callable[[Sequence[Planned]], dict[str, str]]
+    name: str, experiment: Experiment, overrides: Sequence[str], run: Callable[[Sequence[PlannedRun]], dict[str, str]]
 ) -> dict[str, str]:
     """Try what no choice has been made for yet, and note the choices where the columns look for them.
 
@@ -59,7 +59,7 @@ def tune_experiment(
     for table, tries in searches:
         odd = [planned for _, planned in tries if planned.label in failed and DIVERGED not in failed[planned.label]]
         if not odd:
-            done = refreshed([planned for _, planned in tries])
+            done = refresh([planned for _, planned in tries])
             accuracies = [0.0 if one.label in failed else judged(one.folder) for one in done]
             values = [value for value, _ in tries]
             rows = [tried(one.config, experiment.tuning.key, *row, one.folder) for one, *row in zip(done, values, accuracies)]
@@ -104,7 +104,7 @@ def same_search(one: Search, tuning: Tuning) -> None:
     require(same, "tuned", rule, str(one.table))
 
 
-def trials(one: Search, tuning: Tuning) -> Iterator[tuple[float, Planned]]:
+def trials(one: Search, tuning: Tuning) -> Iterator[tuple[float, PlannedRun]]:
     """The values of a grid and the run that tries each, in the folder of the search's table."""
     states: dict = {}
     for value in tuning.grid:
@@ -112,8 +112,8 @@ def trials(one: Search, tuning: Tuning) -> Iterator[tuple[float, Planned]]:
         config.output, config.name, config.tuned = str(one.table.parent.parent), one.table.parent.name, None
         check_run(config)
 
-        def named(seed: int, config: DictConfig, *rest: object, value: float = value) -> Planned:
-            return Planned("tuning", f"{one.column} {tuning.key} {value:g}", seed, config, *rest)
+        def named(seed: int, config: DictConfig, *rest: object, value: float = value) -> PlannedRun:
+            return PlannedRun("tuning", f"{one.column} {tuning.key} {value:g}", seed, config, *rest)
 
         yield value, *each_seed(config, named, [config.seed], states)
 
@@ -143,7 +143,7 @@ def tune_strategy(key: str, grid: Sequence[float], share: float, overrides: Sequ
         except ClientFailure as error:
             if DIVERGED not in str(error):
                 raise
-            folder, accuracy = there_is(home_of(config))[key_of(config)][1], 0.0
+            folder, accuracy = find_runs(runs_folder(config))[key_of(config)][1], 0.0
         rows.append(tried(config, key, value, accuracy, folder))
     return choose(rows, table)
 
@@ -225,7 +225,7 @@ def each(
     arguments: argparse.Namespace, part: str, composing: Callable[[list[str]], DictConfig], work: Callable[[list[str], Path], object]
 ) -> None:
     """Do the work for every option of ``part`` that is named, or the one that is shipped, and say where the table is."""
-    with explained():
+    with one_line_errors():
         named = [one for one in arguments.overrides if one.startswith(f"{part}=")]
         others = [one for one in arguments.overrides if one not in named]
         options = named[-1].partition("=")[2].split(",") if named else [composing(others).choices[part]]
@@ -258,17 +258,17 @@ def tune_distiller(factors: Sequence[float], share: float, overrides: Sequence[s
     Raises:
         ConfigError: the configuration is wrong, the method has no weight, or training diverges with every value.
     """
-    shipped = composed([*overrides])
+    shipped = compose_distillation([*overrides])
     name, scale = shipped.choices.distiller, get_object(shipped.distiller["_target_"]).scale
     require(scale is not None, "distiller", "must be a method with a weight to be tuned", name)
     found = []
     for factor in factors:
         value = float(f"{factor * shipped.distiller[scale]:.6g}")
-        config = composed([*overrides, f"distiller.{scale}={value}", f"validation={share}"])
+        config = compose_distillation([*overrides, f"distiller.{scale}={value}", f"validation={share}"])
         row = {"strategy": name, "key": f"distiller.{scale}", "value": value, "rounds": config.epochs, "seed": config.seed}
         try:
             folder = run_distillation(config)
-            row |= {"accuracy": float(rows(folder)[-1]["accuracy"]), "folder": str(folder.relative_to(Path(config.output).absolute()))}
+            row |= {"accuracy": float(read_rows(folder)[-1]["accuracy"]), "folder": str(folder.relative_to(Path(config.output).absolute()))}
         except FloatingPointError:
             row |= {"accuracy": 0.0}
         found.append(row)
@@ -287,5 +287,5 @@ def tune_distiller_main(argv: Sequence[str] | None = None) -> None:
     asked.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3], help="multiples of the shipped weight (0.3 1 3)")
     arguments = asked.parse_args(argv)
     each(
-        arguments, "distiller", composed, lambda overrides, table: tune_distiller(arguments.factors, arguments.validation, overrides, table)
+        arguments, "distiller", compose_distillation, lambda overrides, table: tune_distiller(arguments.factors, arguments.validation, overrides, table)
     )

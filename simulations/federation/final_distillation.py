@@ -5,20 +5,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_distillation
-from fedkd.distillation.methods.base import Learner
+from fedkd.distillation.methods.base import StudentModule
 from fedkd.errors import ConfigError, require
-from fedkd.models.ensemble import Committee
+from fedkd.models.ensemble import EnsembleModel
 from fedkd.strategy import Strategy
-from simulations.distillation.folder import rows
-from simulations.distillation.runner import composed, run_distillation
-from simulations.distillation.setup import Origin, set_up
+from simulations.distillation.folder import read_rows
+from simulations.distillation.runner import compose_distillation, run_distillation
+from simulations.distillation.setup import Origin, make_setup
 from simulations.distillation.teachers import clients_ensemble, holding, pooled
 from simulations.run_folder.csv_rows import append, cut
 from simulations.run_folder.metric_names import DISTILLED_COLUMNS
-from simulations.setup.simulation import World
+from simulations.setup.simulation import Simulation
 
 
-def described(config: DictConfig, folder: str, server_round: int | None) -> DictConfig:
+def distillation_config(config: DictConfig, folder: str, server_round: int | None) -> DictConfig:
     """The distillation that a federated run's configuration asks for.
 
     Raises:
@@ -31,10 +31,10 @@ def described(config: DictConfig, folder: str, server_round: int | None) -> Dict
     own = [f"{key}={config[key]}" for key in ("output", "device", "progress")]
     own += ["precision=float64"] if config.precision == "float64" else []
     at = [] if server_round is None else [f"round={server_round}"]
-    return composed([*own, f"distiller={config.distill}", *asked, f"run={folder}", *at])
+    return compose_distillation([*own, f"distiller={config.distill}", *asked, f"run={folder}", *at])
 
 
-def foresee(home: World) -> None:
+def check_final_distillation(home: Simulation) -> None:
     """Refuse now what could not be distilled in the end.
 
     Raises:
@@ -42,7 +42,7 @@ def foresee(home: World) -> None:
     """
     if home.config.distill is None:
         return
-    config = described(home.config, "later", None)
+    config = distillation_config(home.config, "later", None)
     check_distillation(config)
     config.data = home.config.data
     name = home.config.choices.get("strategy", home.config.strategy["_target_"])
@@ -56,19 +56,19 @@ def foresee(home: World) -> None:
     if ensemble and clients_ensemble(home.strategy, server, {**state, "member-0": state["model"]}) is None:
         raise ConfigError(f"distill_with.of must be model for a strategy without its clients' models, got 'ensemble' with {name}")
     network = home.config.model, home.config.choices.get("model", "model")
-    set_up(config, Origin(pooled(home), holding(Learner(Committee([home.model]) if ensemble else home.model)), network))
+    make_setup(config, Origin(pooled(home), holding(StudentModule(EnsembleModel([home.model]) if ensemble else home.model)), network))
 
 
-def due(config: DictConfig, server_round: int) -> bool:
+def is_distillation_round(config: DictConfig, server_round: int) -> bool:
     """A round before the last after which it is distilled too."""
     return bool(config.distill and config.distill_every) and server_round % config.distill_every == 0 and server_round < config.rounds
 
 
-def distil(home: World, folder: Path, server_round: int) -> None:
+def distill_global_model(home: Simulation, folder: Path, server_round: int) -> None:
     """Distil what the run has after ``server_round``, and note it in ``distilled.csv``."""
-    config = described(OmegaConf.create(OmegaConf.to_container(home.config)), str(folder), server_round)
+    config = distillation_config(OmegaConf.create(OmegaConf.to_container(home.config)), str(folder), server_round)
     student = run_distillation(config)
-    scored = [row for row in rows(student) if row["accuracy"]]
+    scored = [row for row in read_rows(student) if row["accuracy"]]
     cut(folder / "distilled.csv", server_round - 1)
     row = {
         "round": server_round,

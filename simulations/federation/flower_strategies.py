@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 
 from fedkd.errors import ConfigError
 from fedkd.federation import serialization
-from fedkd.federation.aggregation import assemble
-from fedkd.federation.messaging import Federation, collect, passed
+from fedkd.federation.aggregation import assemble_model
+from fedkd.federation.messaging import Federation, collect_replies, round_timing
 from simulations.engine.base import ClientGrid
 from simulations.federation.round_records import save_partition, shift_rows
-from simulations.progress import of_rounds
+from simulations.progress import round_progress
 from simulations.run_folder.folder import RunFolder
-from simulations.setup.evaluation import balanced, on_shards, on_test
-from simulations.setup.simulation import World
+from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics, test_score
+from simulations.setup.simulation import Simulation
 
 
 class PolicyGrid(Grid):
@@ -44,15 +44,15 @@ class PolicyGrid(Grid):
         if not messages:
             return []
         number = int(messages[0].content["config"]["server-round"])
-        replies, failures = collect(self._inner, messages, timeout, number, self._policy)
+        replies, failures = collect_replies(self._inner, messages, timeout, number, self._policy)
         self.num_failures += failures
         if messages[0].metadata.message_type == "train":
             self.bytes_up, self.bytes_down, self.num_participants = (
-                serialization.payload(replies),
-                serialization.payload(messages),
+                serialization.payload_bytes(replies),
+                serialization.payload_bytes(messages),
                 len(replies),
             )
-            self.simulated_time += passed(self._policy.fleet, number, len(messages), messages, replies).seconds
+            self.simulated_time += round_timing(self._policy.fleet, number, len(messages), messages, replies).seconds
         return replies
 
     def get_node_ids(self) -> list[int]:
@@ -81,8 +81,8 @@ class PolicyGrid(Grid):
         return self._inner.run
 
 
-def start_foreign(
-    home: World, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds
+def start_flower_strategy(
+    home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = round_progress
 ) -> None:
     """Run a strategy of Flower's own, whose state nobody can save: it is run whole or not at all.
 
@@ -119,11 +119,11 @@ def start_foreign(
     folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {}, watched.simulated_time)
 
 
-def measure(home: World, number: int, arrays: ArrayRecord) -> dict[str, float]:
+def measure(home: Simulation, number: int, arrays: ArrayRecord) -> dict[str, float]:
     """The scores after a round, where it is one to evaluate; local and server time cannot be told apart."""
     began = time.perf_counter()
     scores: dict[str, float] = {}
     if number % home.config.evaluation.every == 0 or number == home.config.rounds:
-        model = assemble(home.model, home.initial, home.receive(arrays))
-        scores = {**balanced(home, on_test(home, model)), **{k: v for k, v in on_shards(home, model).items() if not isinstance(v, list)}}
+        model = assemble_model(home.model, home.initial, home.receive(arrays))
+        scores = {**global_test_metrics(home, test_score(home, model)), **{k: v for k, v in ensemble_local_metrics(home, model).items() if not isinstance(v, list)}}
     return {**scores, "seconds_server": 0, "seconds_evaluate": round(time.perf_counter() - began, 4)}

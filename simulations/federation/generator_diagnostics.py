@@ -20,9 +20,9 @@ from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.metrics.generator_quality import fidelity, spreads
 from fedkd.seed import Seed
-from fedkd.training.functional_model import Bound, part
+from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Examples, Generated, State, Update
-from simulations.setup.simulation import World
+from simulations.setup.simulation import Simulation
 
 SAMPLES = 100
 """Generated and real examples of each class."""
@@ -36,12 +36,12 @@ Rows = list[dict[str, float]]
 
 
 @torch.no_grad()
-def diagnose(home: World, done: Round, memories: Mapping[int, State]) -> tuple[Rows, Rows]:
+def diagnose(home: Simulation, done: Round, memories: Mapping[int, State]) -> tuple[Rows, Rows]:
     """Of a finished round the rows of ``generator.csv``, one a class, and of ``latents.csv``, one an embedded latent; none without a generator.
 
     The ensemble is the mean of the logits of the round's clients, the global head that of the aggregated model; "unseen" are the
     round's clients that hold no training example of the class, "seen" the others: the mean over these clients of the share that each reads
-    back as the label. Real latents are those of :attr:`World.test` under the global model, or, where there is none, under the clients'
+    back as the label. Real latents are those of :attr:`Simulation.test` under the global model, or, where there is none, under the clients'
     own networks, to which the images are dealt out in turn.
 
     Args:
@@ -72,23 +72,23 @@ def diagnose(home: World, done: Round, memories: Mapping[int, State]) -> tuple[R
     return rows, embedded(generated, latents, classes, done.number, (seed / "tsne").integer() % 2**32)
 
 
-def whole(home: World, update: Update, memories: Mapping[int, State]) -> Bound:
+def whole(home: Simulation, update: Update, memories: Mapping[int, State]) -> FunctionalModel:
     """A client's network as it stands after its training: what it has sent, and what stays with it."""
     network = home.networks[update.client]
     sent = {key: value.to(network.initial[key].device) for key, value in update.state["model"].items()}
-    return Bound(network.model).at({**network.initial, **memories.get(update.client, {}).get("local", {}), **sent})
+    return FunctionalModel(network.model).at({**network.initial, **memories.get(update.client, {}).get("local", {}), **sent})
 
 
-def read(network: Bound, made: Generated, batch_size: int) -> Tensor:  # [N, C]
+def read(network: FunctionalModel, made: Generated, batch_size: int) -> Tensor:  # [N, C]
     """What a client's network, or its head, says of what was generated."""
     pieces = made.values.split(batch_size)
     return torch.cat([network.head(piece) if made.embeddings else network(piece).logits for piece in pieces])
 
 
-def global_logits(home: World, model: nn.Module | None, state: State, made: Generated) -> Tensor | None:  # [N, C]
+def global_logits(home: Simulation, model: nn.Module | None, state: State, made: Generated) -> Tensor | None:  # [N, C]
     """What the aggregated model, or its head, says of what was generated; None where there is neither."""
     if made.embeddings:
-        head = part(state.get("model", {}), "head")
+        head = submodule_tensors(state.get("model", {}), "head")
         return functional_call(home.model.head, head, (made.values,)) if head else None
     return None if model is None else torch.cat([model(piece).logits for piece in made.values.split(home.config.evaluation.batch_size)])
 
@@ -99,7 +99,7 @@ def chosen(y: Tensor, number: int, seed: Seed) -> Tensor:
     return torch.cat([order[y[order] == label][:number] for label in y.unique()])
 
 
-def encoded(encoders: Sequence[Bound | nn.Module], home: World, examples: Examples) -> Tensor:  # [N, D]
+def encoded(encoders: Sequence[FunctionalModel | nn.Module], home: Simulation, examples: Examples) -> Tensor:  # [N, D]
     """Embeddings: example n is read by encoder n mod K."""
     places, found = torch.arange(len(examples), device=examples.y.device), []
     for number, encoder in enumerate(encoders):

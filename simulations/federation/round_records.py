@@ -10,15 +10,15 @@ from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.partition.common import save
 from simulations.run_folder.folder import RunFolder
-from simulations.setup.simulation import World
+from simulations.setup.simulation import Simulation
 
 
-def open_folder(home: World) -> RunFolder:
+def open_folder(home: Simulation) -> RunFolder:
     """The run folder of a simulation, locked."""
     return RunFolder(home.config, home.hash, home.task.num_classes)
 
 
-def save_partition(home: World, path: Path) -> None:
+def save_partition(home: Simulation, path: Path) -> None:
     """Write ``partition.npz``: the indices of every client's examples, and their counts per class."""
     save(home.partition, path, home.train.y.cpu().numpy(), home.held.scored.y.cpu().numpy(), home.task.num_classes)
 
@@ -32,7 +32,7 @@ def metrics_row(done: Round) -> dict[str, float]:
     return {"round": done.number, **numbers, **traffic, **there, "simulated_time": done.simulated_time, **seconds}
 
 
-def client_rows(world: World, done: Round) -> list[dict[str, float]]:
+def client_rows(world: Simulation, done: Round) -> list[dict[str, float]]:
     """One round as rows of ``clients.csv``: all clients in an evaluated round, otherwise those whose training counted."""
     trained = {r.metadata.src_node_id: r.content[serialization.METRICS] for r in done.trained}
     scores = {r.metadata.src_node_id: counted(r) for r in done.evaluated}
@@ -48,7 +48,7 @@ def client_rows(world: World, done: Round) -> list[dict[str, float]]:
     return rows
 
 
-def shift_rows(world: World) -> list[dict[str, float]]:
+def shift_rows(world: Simulation) -> list[dict[str, float]]:
     """Each client's levels, and the share of its training labels that were replaced; none where no client sees anything otherwise."""
     shift = build(world.config, "shift")
     if not (isinstance(shift, Shift) and (shift.changes_images or shift.changes_labels)):

@@ -20,25 +20,25 @@ from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.strategy import Strategy
 from fedkd.types import State
-from simulations.config import make_absolute, take_tuned
+from simulations.config import apply_tuned_params, make_absolute
 from simulations.engine.base import ClientGrid
-from simulations.engine.flower_compat import quieten
-from simulations.engine.vmap_tuning import choose
-from simulations.federation.final_distillation import distil, due, foresee
-from simulations.federation.flower_strategies import start_foreign
+from simulations.engine.flower_compat import silence_flower
+from simulations.engine.vmap_tuning import choose_clients_per_vmap
+from simulations.federation.final_distillation import check_final_distillation, distill_global_model, is_distillation_round
+from simulations.federation.flower_strategies import start_flower_strategy
 from simulations.federation.round_records import client_rows, metrics_row, open_folder, save_partition, shift_rows
-from simulations.process import settle
-from simulations.progress import narrate, of_rounds, summarise
+from simulations.process import configure_process
+from simulations.progress import configure_logging, round_progress, summary_line
 from simulations.run_folder.folder import RunFolder
-from simulations.run_folder.tensorboard import available
-from simulations.setup.evaluation import balanced, on_shards
-from simulations.setup.simulation import World, world
+from simulations.run_folder.tensorboard import check_tensorboard
+from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics
+from simulations.setup.simulation import Simulation, build_simulation
 
 
 def run_federation(
     config: DictConfig,
     make_grid: Callable[[int, str], ClientGrid] | None = None,
-    shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds,
+    shown: Callable[[DictConfig, int], AbstractContextManager] = round_progress,
 ) -> Path:
     """Run the experiment that ``config`` describes, or what is missing of it, and return its folder.
 
@@ -51,16 +51,16 @@ def run_federation(
         ConfigError: the configuration is wrong; nothing was begun.
         ClientFailure: a client failed and the policy does not put up with it; all rounds before it are on disk.
     """
-    quieten()
-    narrate()
-    settle()
+    silence_flower()
+    configure_logging()
+    configure_process()
     check_run(config)
-    available(config)
-    choice = take_tuned(config, "strategy")
-    locate(config)
+    check_tensorboard(config)
+    choice = apply_tuned_params(config, "strategy")
+    make_paths_absolute(config)
     text = OmegaConf.to_yaml(config, resolve=True)
-    home = world(text)
-    foresee(home)
+    home = build_simulation(text)
+    check_final_distillation(home)
     folder = open_folder(home)
     try:
         if choice is not None:
@@ -72,28 +72,28 @@ def run_federation(
             grid = make("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
                 if isinstance(home.strategy, Strategy):
-                    grid.chunk = at_once(home, folder, grid)
+                    grid.chunk = choose_vmap_size(home, folder, grid)
                     start(home, folder, grid, shown)
                 else:
-                    start_foreign(home, folder, grid, shown)
+                    start_flower_strategy(home, folder, grid, shown)
             finally:
                 grid.close()
         if config.distill is not None:
-            distil(home, folder.path, config.rounds)
-        print(summarise(folder.path))
+            distill_global_model(home, folder.path, config.rounds)
+        print(summary_line(folder.path))
         print(f"run: {folder.path}", flush=True)
     finally:
         folder.release()
     return folder.path
 
 
-def at_once(home: World, folder: RunFolder, grid: ClientGrid) -> int:
+def choose_vmap_size(home: Simulation, folder: RunFolder, grid: ClientGrid) -> int:
     """How many clients a worker trains as one tensor program: what is configured, or where that is ``auto``, was found out by this run."""
     if home.config.cohort != "auto":
         return home.config.cohort
     choice = folder.choice()
     if choice is None:
-        number, milliseconds = choose(home, grid.num_workers)
+        number, milliseconds = choose_clients_per_vmap(home, grid.num_workers)
         choice = {"cohort": number, "milliseconds_per_client_step": milliseconds}
         folder.choose(choice)
         times = ", ".join(f"{each} at once {value:.2f}" for each, value in milliseconds.items())
@@ -101,7 +101,7 @@ def at_once(home: World, folder: RunFolder, grid: ClientGrid) -> int:
     return int(choice["cohort"])
 
 
-def start(home: World, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = of_rounds) -> None:
+def start(home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = round_progress) -> None:
     """Run a strategy of fedkd from its last checkpoint, or from the beginning."""
     config, strategy = home.config, home.strategy
     last = folder.begin(partial(save_partition, home), shift_rows(home))
@@ -109,8 +109,8 @@ def start(home: World, folder: RunFolder, grid: ClientGrid, shown: Callable[[Dic
         grid.memory = {client: serialization.to_record(memory) for client, memory in last.memories.items()}
     strategy.federation = home.federation()
     first = 1 if last is None else last.round + 1
-    if last is not None and due(config, last.round):
-        distil(home, folder.path, last.round)
+    if last is not None and is_distillation_round(config, last.round):
+        distill_global_model(home, folder.path, last.round)
     with shown(config, first) as progress:
 
         def on_round(done: Round) -> None:
@@ -120,11 +120,11 @@ def start(home: World, folder: RunFolder, grid: ClientGrid, shown: Callable[[Dic
             if config.diagnose_every and done.number % config.diagnose_every == 0:
                 from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
 
-                folder.diagnosis(*diagnose(home, done, remembered(grid, config.device)))
+                folder.diagnosis(*diagnose(home, done, client_states(grid, config.device)))
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
-                folder.checkpoint(done.number, serialization.from_record(done.arrays), remembered(grid), done.simulated_time)
-            if due(config, done.number):
-                distil(home, folder.path, done.number)
+                folder.checkpoint(done.number, serialization.from_record(done.arrays), client_states(grid), done.simulated_time)
+            if is_distillation_round(config, done.number):
+                distill_global_model(home, folder.path, done.number)
             progress.advance(row)
 
         strategy.start(
@@ -132,23 +132,23 @@ def start(home: World, folder: RunFolder, grid: ClientGrid, shown: Callable[[Dic
             None if last is None else serialization.to_record(last.state),
             num_rounds=config.rounds,
             timeout=config.timeout,
-            evaluate_fn=lambda number, arrays: judge(home, grid, arrays),
+            evaluate_fn=lambda number, arrays: start_global_evaluation(home, grid, arrays),
             start_round=first,
             simulated_time=0.0 if last is None else last.simulated_time,
             on_round=on_round,
         )
 
 
-def remembered(grid: ClientGrid, device: str = "cpu") -> dict[int, State]:
+def client_states(grid: ClientGrid, device: str = "cpu") -> dict[int, State]:
     """The memories of the clients that have trained, by client."""
     return {client: serialization.from_record(record, device) for client, record in sorted(grid.memory.items())}
 
 
-def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
+def start_global_evaluation(home: Simulation, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
     """Begin the balanced test of what the strategy predicts with. The function that is returned waits for it, and measures, where the
     strategy asks for it, its ensemble on the clients' shards."""
     strategy, device = home.strategy, home.config.device
-    server, state = replace(strategy.federation.server, memories=remembered(grid, device)), serialization.from_record(arrays, device)
+    server, state = replace(strategy.federation.server, memories=client_states(grid, device)), serialization.from_record(arrays, device)
     model = strategy.predict(server, state)
     score = None if model is None else grid.score(model)
     others = {name: grid.score(one) for name, one in strategy.others(server, state).items()}
@@ -156,16 +156,16 @@ def judge(home: World, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], Me
     def metrics() -> MetricRecord:
         record = MetricRecord()
         if score is not None:
-            record.update(balanced(home, score()))
+            record.update(global_test_metrics(home, score()))
         record.update({f"accuracy_{name}": one().accuracy for name, one in others.items()})
         if (members := strategy.ensemble(server, state)) is not None:
-            record.update(on_shards(home, members))
+            record.update(ensemble_local_metrics(home, members))
         return record
 
     return metrics
 
 
-def locate(config: DictConfig) -> None:
+def make_paths_absolute(config: DictConfig) -> None:
     """Make the paths of data, partitions and traces absolute, however deep: workers may stand in other folders."""
     for part in ("data", "partition", "public", "systems"):
         make_absolute(config[part])

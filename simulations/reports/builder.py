@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from simulations.reports import builder, html
-from simulations.reports.distillation_groups import Lesson, distinct, groups, read_distillation, students, task
+from simulations.reports.distillation_groups import DistillationRun, distinct, groups, read_distillation, students, task
 from simulations.reports.figures import distillation, generator, selection
 from simulations.reports.figures.selection import LINES, Drawing
 from simulations.reports.groups import Group, comparable, gather, group
-from simulations.reports.section import Note, Part, omissions
+from simulations.reports.section import Note, ReportSection, excluded_runs
 from simulations.reports.statistics import INTERVALS
 from simulations.reports.summary import is_baseline, results
 from simulations.reports.tables import clients as client_tables
@@ -25,10 +25,10 @@ from simulations.reports.tables import federated as federated_tables
 from simulations.reports.tables.distillation import costs, domains, flows, ladder, members, ordered, table, trainings
 from simulations.reports.tables.federated import comparisons, unpaired
 from simulations.reports.tables.table import Table
-from simulations.run_folder.reader import OF_A_RUN, SETTING, find, is_distillation, read_run
+from simulations.run_folder.reader import RUN_FILES, SETTING, find_run_folders, is_distillation, read_run
 
 
-def part(folders: Sequence[Path], output: Path) -> tuple[Part | None, list[str]]:
+def part(folders: Sequence[Path], output: Path) -> tuple[ReportSection | None, list[str]]:
     """The tables and figures (to be drawn) of finished distillations, None without any; and a note on each that is left out."""
     lessons, notes = [], []
     for folder in folders:
@@ -54,10 +54,10 @@ def part(folders: Sequence[Path], output: Path) -> tuple[Part | None, list[str]]
         tables.append(ordered(steps))
         selection.append(Drawing("Students by their teachers", output / "ladder", distillation.ladder, (steps, output / "ladder")))
     found = [one for one in tables if one is not None]
-    return Part("Distillations", "distillation", found, selection, behind), notes + again
+    return ReportSection("Distillations", "distillation", found, selection, behind), notes + again
 
 
-def together(labelled: Mapping[str, Sequence[Lesson]]) -> list[dict[str, Sequence[Lesson]]]:
+def together(labelled: Mapping[str, Sequence[DistillationRun]]) -> list[dict[str, Sequence[DistillationRun]]]:
     """Lines of one figure each: students of one task, at most as many as can be told apart, the one trained with labels in each."""
     parts = []
     for names in gather(list(labelled), lambda name: (labelled[name][0].choice("student"), task(labelled[name][0]))):
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.target is not None and not 0 < arguments.target <= 1:
         return _fail(f"--target must be an accuracy in 0..1 (0.9 is 90 %), got {arguments.target:g}")
     try:
-        found = find(arguments.folders)
+        found = find_run_folders(arguments.folders)
     except ValueError as error:
         return _fail(str(error))
     distilled = [folder for folder in found if is_distillation(folder)]
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = ", ".join(dict.fromkeys(repr(one.line) for one in groups))
         return _fail(f"--baseline must be a strategy of the runs, or one of {lines}; got {arguments.baseline!r}")
     output = arguments.output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
-    if any((output / name).exists() for name in OF_A_RUN):
+    if any((output / name).exists() for name in RUN_FILES):
         return _fail(f"--output must not be the folder of a run, whose files a report would overwrite, got {str(output)!r}")
     try:
         distillations, more = builder.part(distilled, output)
@@ -165,7 +165,7 @@ class Options:
     figures: bool = True
 
 
-def report(groups: Sequence[Group], distillations: Part | None, left_out: Sequence[Note], output: Path, options: Options) -> None:
+def report(groups: Sequence[Group], distillations: ReportSection | None, left_out: Sequence[Note], output: Path, options: Options) -> None:
     """Write all files, print the tables and the paths."""
     parts, csvs, missing = ([], {}, []) if not groups else federated(groups, output, options)
     parts += [] if distillations is None else [distillations]
@@ -173,7 +173,7 @@ def report(groups: Sequence[Group], distillations: Part | None, left_out: Sequen
     for name, frame in csvs.items():
         frame.to_csv(output / f"{name}.csv", index=False)
     paths = [output / f"{name}.csv" for name in csvs]
-    omitted = omissions(left_out)
+    omitted = excluded_runs(left_out)
     for part in parts:
         paths += part.write(output, omitted if part is parts[0] else [])
     figures = [drawing for part in parts for drawing in part.drawings] if options.figures else []
@@ -195,7 +195,7 @@ def forget(output: Path) -> None:
             (output / Path(name).name).unlink(missing_ok=True)
 
 
-def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[list[Part], dict[str, pd.DataFrame], list[str]]:
+def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[list[ReportSection], dict[str, pd.DataFrame], list[str]]:
     """Of federated runs: the part of the report, the numbers behind it by the name of their file, and notes on what cannot be drawn."""
     csvs = {"results": results(groups, options.target, options.kind), "curves": selection.curves_of(groups, options.kind)}
     planned, missing = selection.planned(groups, output, options.baseline, options.target, options.kind) if options.figures else ([], [])
@@ -206,7 +206,7 @@ def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[
         csvs |= {} if generated is None else {"generator": generated}
         planned, missing = [*planned, *more], [*missing, *said]
     found = tables(groups, options.baseline, options.target, options.kind)
-    return [Part("Federated runs", "results", found, planned)], csvs, missing
+    return [ReportSection("Federated runs", "results", found, planned)], csvs, missing
 
 
 def facts(groups: Sequence[Group], left_out: Sequence[Note], options: Options) -> dict[str, str]:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fedkd.errors import RunFolderError
 from simulations.reports.groups import gather
-from simulations.run_folder.reader import NO_EFFECT, SETTING, Finished, completed, laid_flat, natural
+from simulations.run_folder.reader import NO_EFFECT, SETTING, FinishedRun, completed, flatten_config, natural_order
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
@@ -26,7 +26,7 @@ TASK = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson(Finished):
+class DistillationRun(FinishedRun):
     """One distillation, with what its networks are and can do."""
 
     models: pd.DataFrame
@@ -38,7 +38,7 @@ class Lesson(Finished):
     @cached_property
     def values(self) -> dict[str, Hashable]:
         """All that can change a result, but for the seed; of a run that gave images alone, what made these."""
-        mine = {key: value for key, value in laid_flat(self.config) if value is not None and not SEEDLESS.match(key)}
+        mine = {key: value for key, value in flatten_config(self.config) if value is not None and not SEEDLESS.match(key)}
         theirs = origin(self.config["run"])
         if np.isnan(self.teacher):  # the run gave images alone
             theirs = {key: value for key, value in theirs.items() if SETTING.match(key)}
@@ -63,11 +63,11 @@ def origin(folder: str | None) -> dict[str, Hashable]:
         config = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"))
     except OSError:
         return {"folder": Path(folder).name}
-    values = laid_flat(completed(config) if "strategy" in config else config)
+    values = flatten_config(completed(config) if "strategy" in config else config)
     return {key: value for key, value in values if value is not None and not (NO_EFFECT.match(key) or SEEDLESS.match(key))}
 
 
-def read_distillation(folder: Path) -> Lesson:
+def read_distillation(folder: Path) -> DistillationRun:
     """The distillation in ``folder``.
 
     Raises:
@@ -78,14 +78,14 @@ def read_distillation(folder: Path) -> Lesson:
         if not header["finished"]:
             raise RunFolderError(f"unfinished: {header['round']} of {header['rounds']} epochs; start it again to go on with it")
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        return Lesson(folder, config, pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "models.csv"))
+        return DistillationRun(folder, config, pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "models.csv"))
     except OSError as error:
         raise RunFolderError(f"unfinished: {error}") from error
 
 
-def distinct(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[str]]:
+def distinct(lessons: Sequence[DistillationRun]) -> tuple[list[DistillationRun], list[str]]:
     """The first of those that differ in nothing, and a note on each other."""
-    kept: dict[Hashable, Lesson] = {}
+    kept: dict[Hashable, DistillationRun] = {}
     for one in lessons:
         kept.setdefault((frozenset(one.values.items()), one.seed), one)
     again = [(one, kept[frozenset(one.values.items()), one.seed]) for one in lessons]
@@ -96,7 +96,7 @@ def distinct(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[str]]:
     ]
 
 
-def students(lessons: Sequence[Lesson]) -> list[Lesson]:
+def students(lessons: Sequence[DistillationRun]) -> list[DistillationRun]:
     """All but those that are here as somebody's teacher alone: trained with labels, from a seed that no student has."""
     taught = [one for one in lessons if not np.isnan(one.teacher)]
     seeds = {one.seed for one in taught}
@@ -104,7 +104,7 @@ def students(lessons: Sequence[Lesson]) -> list[Lesson]:
     return [one for one in lessons if one.seed in seeds or (one.seed, figure(one, "student", "parameters"), one.accuracy) not in teachers]
 
 
-def alike_but_for_seeds(lessons: Sequence[Lesson]) -> list[list[Lesson]]:
+def alike_but_for_seeds(lessons: Sequence[DistillationRun]) -> list[list[DistillationRun]]:
     """Those that differ in the seed alone together, in its order; and in the teacher's, where no seed has two teachers."""
     together = []
     for same in gather(lessons, lambda one: frozenset(item for item in one.values.items() if item[0] != "teacher_seed")):
@@ -114,7 +114,7 @@ def alike_but_for_seeds(lessons: Sequence[Lesson]) -> list[list[Lesson]]:
     return [sorted(same, key=lambda one: one.seed) for same in together]
 
 
-def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
+def groups(lessons: Sequence[DistillationRun]) -> dict[str, list[DistillationRun]]:
     """Those that differ in seeds alone together, under a label that tells them from the others."""
     alike = alike_but_for_seeds(lessons)
     named = []
@@ -122,14 +122,14 @@ def groups(lessons: Sequence[Lesson]) -> dict[str, list[Lesson]]:
         parts = ("teacher", "student", "distiller", "source")
         kin = [other[0] for other in alike if all(other[0].choice(part) == same[0].choice(part) for part in parts)]
         words = [same[0].choice("data"), same[0].choice("student"), str(task(same[0]))]
-        place = [natural(word) for word in [*words, *map(same[0].choice, ("teacher", "distiller", "source"))]]
+        place = [natural_order(word) for word in [*words, *map(same[0].choice, ("teacher", "distiller", "source"))]]
         named.append((place, label(same[0], kin), label(same[0], kin, short=False), same))
     times = Counter(short for _, short, _, _ in named)
     unlike = [(place, whole if times[short] > 1 else short, same) for place, short, whole, same in named]
-    return {name: same for _, name, same in sorted(unlike, key=lambda item: (item[0], natural(item[1])))}
+    return {name: same for _, name, same in sorted(unlike, key=lambda item: (item[0], natural_order(item[1])))}
 
 
-def label(one: Lesson, kin: Sequence[Lesson], short: bool = True) -> str:
+def label(one: DistillationRun, kin: Sequence[DistillationRun], short: bool = True) -> str:
     """``resnet20 > resnet8, dpk, ratio 0.5``: the choices, and what differs from others of the same choices."""
     keys = sorted({key for other in kin for key in (*other.values, *one.values) if other.values.get(key) != one.values.get(key)})
     differing = {key: shown(key.rpartition(".")[2], one.values.get(key), short) for key in keys}
@@ -147,12 +147,12 @@ def shown(name: str, value: Hashable, short: bool) -> str:
     return name if short and str(value).startswith("['") else f"{name} {value}"
 
 
-def figure(one: Lesson, network: str, name: str) -> float:
+def figure(one: DistillationRun, network: str, name: str) -> float:
     """A figure of the student's or the teacher's; NaN where there is none."""
     found = one.models.loc[one.models["network"] == network, name] if name in one.models else ()
     return found.iloc[0] if len(found) else np.nan
 
 
-def task(one: Lesson) -> tuple[tuple[str, Hashable], ...]:
+def task(one: DistillationRun) -> tuple[tuple[str, Hashable], ...]:
     """What is learnt from, and for how long."""
     return tuple(sorted((key, value) for key, value in one.values.items() if TASK.match(key)))

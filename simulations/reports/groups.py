@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from simulations.run_folder.metric_names import ACCURACIES
-from simulations.run_folder.reader import SETTING, STRATEGY, Run, natural, option
+from simulations.run_folder.reader import SETTING, STRATEGY, FederatedRun, natural_order, option
 
 Item = TypeVar("Item")
 
@@ -21,7 +21,7 @@ class Group:
     choice was the configuration's own value are in two groups, one of either kind.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[FederatedRun, ...]
     label: str
     line: str
     setting: str
@@ -37,14 +37,14 @@ class Group:
         return tuple(run.seed for run in self.runs)
 
 
-def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def comparable(runs: Sequence[FederatedRun]) -> tuple[list[FederatedRun], list[str]]:
     """The runs that can stand side by side, and a note on each that is left out.
 
     Runs that were judged on training examples, as trials of ``simulations.experiments.tuning`` are, have no test accuracy, and are left out.
     On one setting, the runs are kept that have the rounds and the evaluation of most of them (of the longest, where that is a tie);
     of two runs that differ in nothing, the first.
     """
-    kept: dict[Hashable, Run] = {}
+    kept: dict[Hashable, FederatedRun] = {}
     said = "judged on held-out training examples (evaluation.examples=validation), as trials of tuning are"
     notes = [f"{run.folder}: {said}" for run in runs if run.trial]
     runs = [run for run in runs if not run.trial]
@@ -64,7 +64,7 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return list(kept.values()), notes
 
 
-def group(runs: Sequence[Run]) -> list[Group]:
+def group(runs: Sequence[FederatedRun]) -> list[Group]:
     """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
     groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
     kinds = ("tuned", "untuned") if any("tuned" in run.kinds for run in runs) else ("",)
@@ -76,15 +76,15 @@ def group(runs: Sequence[Run]) -> list[Group]:
             mine, more = tuple(run for run in same if not kind or kind in run.kinds), [kind] if kind else []
             if mine:
                 labelled.append(Group(mine, ", ".join([*terms.values(), *more]), ", ".join([*line, *more]), setting, kind))
-    return sorted(labelled, key=lambda one: (natural(one.setting), one.tuned, *place(one.line)))
+    return sorted(labelled, key=lambda one: (natural_order(one.setting), one.tuned, *place(one.line)))
 
 
 def place(line: str) -> tuple[bool, list[tuple[float, str]]]:
     """A key by which FedAvg comes first, and the others in natural order."""
-    return not re.match(r"fedavg\b", line), natural(line)
+    return not re.match(r"fedavg\b", line), natural_order(line)
 
 
-def _terms(runs: Sequence[Run]) -> list[dict[str, str]]:
+def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
     """What tells each run from the others: ``{"strategy.": "fedgen", "partition.alpha": "alpha 0.1"}``.
 
     The name of the option chosen for a part (its key ends in a dot) stands where the options differ, and ``key value`` where runs of the

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simulations.reports.figures.selection import Drawing
-from simulations.reports.section import Part
+from simulations.reports.section import ReportSection
 from simulations.reports.tables.table import Cell, Table
 
 NAME = "report.html"
@@ -16,7 +16,7 @@ NAME = "report.html"
 TEMPLATE = "report.html.jinja"
 
 
-def write(parts: Sequence[Part], more: Sequence[Table], facts: Mapping[str, str], notes: Sequence[str], output: Path) -> Path:
+def write(parts: Sequence[ReportSection], more: Sequence[Table], facts: Mapping[str, str], notes: Sequence[str], output: Path) -> Path:
     """Write ``report.html`` into ``output``, with the figures that are drawn there, and return its path.
 
     Args:
@@ -50,6 +50,6 @@ def numbers(cell: Cell) -> dict[str, str]:
     return {f"data-{name}": repr(float(value)) for name, value in found.items() if isfinite(value)}
 
 
-def identity(part: Part, table: Table) -> str:
+def identity(part: ReportSection, table: Table) -> str:
     """By which the table is found in the page."""
     return f"{part.name}-{table.name}"

@@ -15,7 +15,7 @@ Note = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportSection:
     """Tables and figures that belong together; ``name`` is that of the Markdown file with all tables.
 
     ``behind`` are the numbers behind them, by the name of their CSV file.
@@ -45,7 +45,7 @@ class Part:
         return "\n".join(markdown(table, marks=False) for table in self.tables)
 
 
-def omissions(notes: Sequence[Note]) -> list[Table]:
+def excluded_runs(notes: Sequence[Note]) -> list[Table]:
     """A table of what was left out; none where nothing was."""
     columns = zip(("run", "why"), zip(*notes, strict=True))
     return [Table("left_out", "Left out", tuple(texts(title, column) for title, column in columns))] if notes else []

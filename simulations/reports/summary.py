@@ -13,10 +13,10 @@ from simulations.reports.groups import Group
 from simulations.reports.statistics import interval
 from simulations.reports.tables.table import DASH, NONE, Cell, of_interval
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
-from simulations.run_folder.reader import STRATEGY, Run, natural
+from simulations.run_folder.reader import STRATEGY, FederatedRun, natural_order
 
 
-def summarise(metrics: pd.DataFrame, target: float | None = None) -> dict[str, float]:
+def summarize(metrics: pd.DataFrame, target: float | None = None) -> dict[str, float]:
     """One run in numbers: accuracies in 0..1 (NaN without a global model), bytes over all rounds, seconds a round as medians.
 
     ``top5_rounds`` is the optimistic figure of FedGen's paper: the mean of the five best rounds in accuracy on own labels. Of the way to a
@@ -42,9 +42,9 @@ def mean(values: np.ndarray) -> float:  # [n]
 
 
 @cache
-def summary(run: Run, target: float | None = None) -> dict[str, float]:
-    """:func:`summarise` of a run, once."""
-    return summarise(run.metrics, target)
+def summary(run: FederatedRun, target: float | None = None) -> dict[str, float]:
+    """:func:`summarize` of a run, once."""
+    return summarize(run.metrics, target)
 
 
 def by_seed(one: Group, name: str, target: float | None = None) -> list[float]:
@@ -99,7 +99,7 @@ def is_baseline(one: Group, baseline: str) -> bool:
 
 
 @cache
-def _training(run: Run, tuned: bool) -> frozenset:
+def _training(run: FederatedRun, tuned: bool) -> frozenset:
     """What a strategy and its baseline must have in common."""
     mine = run.identity - run.part(STRATEGY)
     return frozenset(item for item in mine if not item[0].startswith("optimizer.")) if tuned else mine
@@ -112,7 +112,7 @@ def blocks(groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
 
 def settings(groups: Sequence[Group]) -> list[str]:
     """The settings, in natural order."""
-    return sorted({one.setting for one in groups}, key=natural)
+    return sorted({one.setting for one in groups}, key=natural_order)
 
 
 ALONG = {

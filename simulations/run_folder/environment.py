@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from fedkd.files import write_atomically
 
 
-def made_by(folder: Path) -> str | None:
+def read_commit(folder: Path) -> str | None:
     """The commit of the code that made the run in ``folder``; None where nobody knows."""
     try:
         return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
@@ -23,7 +23,7 @@ def made_by(folder: Path) -> str | None:
         return None
 
 
-def commit() -> tuple[str | None, bool]:
+def current_commit() -> tuple[str | None, bool]:
     """The checkout's commit and whether it has uncommitted changes; (None, False) outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
@@ -36,7 +36,7 @@ def commit() -> tuple[str | None, bool]:
 
 def environment(config: DictConfig) -> dict[str, object]:
     """Where a run was made."""
-    head, dirty = commit()
+    head, dirty = current_commit()
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "hydra-core")
     return {
         "commit": head,
@@ -59,5 +59,5 @@ def installed(name: str) -> str | None:
 
 
 def note_choice(folder: Path, choice: Mapping[str, object]) -> None:
-    """Write ``tuned.json`` into a run folder: what :func:`simulations.config.take_tuned` has taken."""
+    """Write ``tuned.json`` into a run folder: what :func:`simulations.config.apply_tuned_params` has taken."""
     write_atomically(folder / "tuned.json", (json.dumps(choice, indent=1) + "\n").encode())

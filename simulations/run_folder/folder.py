@@ -12,9 +12,9 @@ from fedkd.errors import ConfigError
 from fedkd.files import write_atomically
 from fedkd.types import State
 from simulations.run_folder.csv_rows import append, cut, header_of, widen
-from simulations.run_folder.environment import commit, environment, made_by, note_choice
+from simulations.run_folder.environment import current_commit, environment, note_choice, read_commit
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
-from simulations.run_folder.tensorboard import opened, show
+from simulations.run_folder.tensorboard import open_writer, write_row
 
 
 class LockedFolder:
@@ -82,7 +82,7 @@ class RunFolder(LockedFolder):
 
     def commit_note(self) -> str | None:
         """A line that says that other code made the finished run. None if the code is the same, or unknown."""
-        then, now = made_by(self.path), commit()[0]
+        then, now = read_commit(self.path), current_commit()[0]
         return f"finished at commit {then}, the code is now at {now}" if then and now and then != now else None
 
     def begin(self, save_partition: Callable[[Path], None], shift_rows: list[Mapping[str, float]]) -> Checkpoint | None:
@@ -95,7 +95,7 @@ class RunFolder(LockedFolder):
         done = 0 if self.header is None else int(self.header["round"])
         for name in ("metrics.csv", "clients.csv", "generator.csv", "latents.csv"):
             cut(self.path / name, done)
-        self.board = opened(self.config, self.path, done + 1)
+        self.board = open_writer(self.config, self.path, done + 1)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
         write_atomically(self.path / "environment.json", (json.dumps(environment(self.config), indent=1) + "\n").encode())
         save_partition(self.path / "partition.npz")
@@ -127,7 +127,7 @@ class RunFolder(LockedFolder):
         if more and header is not known:
             widen(path, columns)
         append(path, columns, [values])
-        show(self.board, values)
+        write_row(self.board, values)
 
     def client_rows(self, rows: list[Mapping[str, float]]) -> None:
         """Rows of ``clients.csv``, flushed."""
@@ -139,7 +139,7 @@ class RunFolder(LockedFolder):
             if values:
                 append(self.path / f"{name}.csv", columns, values)
         for row in rows:
-            show(self.board, row, "generator")
+            write_row(self.board, row, "generator")
 
     def release(self) -> None:
         """Let others have the folder."""

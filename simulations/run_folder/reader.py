@@ -74,7 +74,7 @@ Values = dict[str, Hashable]
 
 MEASURED = re.compile(r"(accuracy|generator|synthesis|distillation|train)_|simulated_time$|loss$")
 
-OF_A_RUN = ("config.yaml", "metrics.csv", "checkpoint.json")
+RUN_FILES = ("config.yaml", "metrics.csv", "checkpoint.json")
 """Files by which the folder of a run is known, even where it lacks the others."""
 
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
@@ -91,7 +91,7 @@ STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$
 
 
 @dataclass(frozen=True, eq=False)
-class Finished:
+class FinishedRun:
     """What is finished: its folder, its resolved configuration, and its metrics, one row a round or an epoch."""
 
     folder: Path
@@ -104,7 +104,7 @@ class Finished:
 
 
 @dataclass(frozen=True, eq=False)
-class Run(Finished):
+class FederatedRun(FinishedRun):
     """One federated run, with its clients' accuracies.
 
     ``clients`` has a row a client and round (``round``, ``client``, ``accuracy_own_labels`` and, where the run says so, ``architecture``
@@ -152,7 +152,7 @@ class Run(Finished):
     @cached_property
     def values(self) -> Values:
         """All that can change a result, but for the seed. A key that is null counts as absent."""
-        return {key: value for key, value in laid_flat(self.config) if value is not None and not NO_EFFECT.match(key)}
+        return {key: value for key, value in flatten_config(self.config) if value is not None and not NO_EFFECT.match(key)}
 
     @cached_property
     def identity(self) -> frozenset[tuple[str, Hashable]]:
@@ -182,7 +182,7 @@ def option(config: Mapping[str, Any], part: str) -> str | None:
     return (config.get("choices") or {}).get(part) or str(config[part].get("_target_", "")).rpartition(".")[2].lower() or None
 
 
-def find(folders: Iterable[Path]) -> list[Path]:
+def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     """The run folders among and below ``folders``, each once, in natural order, those that lack files among them.
 
     Raises:
@@ -190,14 +190,14 @@ def find(folders: Iterable[Path]) -> list[Path]:
     """
     found = {}
     for folder in folders:
-        inside = sorted({path.parent for name in OF_A_RUN for path in folder.rglob(name)})
+        inside = sorted({path.parent for name in RUN_FILES for path in folder.rglob(name)})
         if not inside:
             raise RunFolderError(
                 f"each folder must be a run's (config.yaml and metrics.csv are in it), or hold such folders, got {str(folder)!r}: "
                 "give run folders, or a parent of them such as outputs/"
             )
         found |= {run.resolve(): run for run in inside if run.resolve() not in found}
-    return sorted(found.values(), key=lambda folder: natural(str(folder)))
+    return sorted(found.values(), key=lambda folder: natural_order(str(folder)))
 
 
 def is_distillation(folder: Path) -> bool:
@@ -208,7 +208,7 @@ def is_distillation(folder: Path) -> bool:
         return False
 
 
-def read_run(folder: Path, until: int | None = None) -> Run:
+def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     """The run in ``folder``, all of it or its rounds 1..``until``.
 
     An unfinished run that has got as far as ``until`` is one that ended there.
@@ -237,11 +237,11 @@ def read_run(folder: Path, until: int | None = None) -> Run:
         config, metrics, rounds = config | {"rounds": until}, metrics[:until], until
     _check(metrics, rounds)
     _check_clients(clients, metrics)
-    return Run(folder, config, metrics, clients)
+    return FederatedRun(folder, config, metrics, clients)
 
 
 def tested(path: Path, until: int | None = None) -> pd.DataFrame:
-    """The rows of ``clients.csv`` that :class:`Run` speaks of, those up to round ``until``; none without the file."""
+    """The rows of ``clients.csv`` that :class:`FederatedRun` speaks of, those up to round ``until``; none without the file."""
     wanted = ("round", "client", "architecture", "accuracy_own_labels", "num_test_examples")
     if not path.is_file():
         return pd.DataFrame(columns=wanted)
@@ -285,16 +285,16 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
         raise RunFolderError("corrupt: metrics.csv must hold accuracies in 0..1, and bytes in every row")
 
 
-def natural(text: str) -> list[tuple[float, str]]:
+def natural_order(text: str) -> list[tuple[float, str]]:
     """A key by which numbers sort by value: ``alpha 0.1`` before ``alpha 1.0`` before ``alpha 10``."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
     return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
-def laid_flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Hashable]]:
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Hashable]]:
     """The leaves under their dotted keys; lists as tuples."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from laid_flat(value, f"{prefix}{key}.")
+            yield from flatten_config(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value) if isinstance(value, list) else value

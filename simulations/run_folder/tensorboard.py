@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def available(config: DictConfig) -> None:
+def check_tensorboard(config: DictConfig) -> None:
     """Refuse a run that is to be shown where there is nothing to show it with.
 
     Raises:
@@ -23,7 +23,7 @@ def available(config: DictConfig) -> None:
     require(there, "tensorboard", "must be false without the package (pip install 'fedkd[tensorboard]')", config.tensorboard)
 
 
-def opened(config: DictConfig, folder: Path, first: int) -> "SummaryWriter | None":
+def open_writer(config: DictConfig, folder: Path, first: int) -> "SummaryWriter | None":
     """The log of a run that goes on with round ``first``: what an interrupted one has written from there on is hidden. None if not asked for."""
     if not config.tensorboard:
         return None
@@ -32,7 +32,7 @@ def opened(config: DictConfig, folder: Path, first: int) -> "SummaryWriter | Non
     return SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
 
-def show(board: "SummaryWriter | None", row: Mapping[str, float], part: str = "") -> None:
+def write_row(board: "SummaryWriter | None", row: Mapping[str, float], part: str = "") -> None:
     """The numbers of a row of ``metrics.csv``, or of ``part``, as scalars at its round, flushed. A row of a class is named by it."""
     if board is None:
         return

@@ -9,15 +9,15 @@ from omegaconf import DictConfig
 from fedkd.config.build import build, make
 from fedkd.errors import require
 from fedkd.models.base import Classifier
-from fedkd.models.heterogeneous import Mixed
-from fedkd.partition.validation_split import hold_out
+from fedkd.models.heterogeneous import HeterogeneousModels
+from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, Partition, Task, Tensors
 
 
 @dataclass(frozen=True)
-class Holdings:
+class ClientData:
     """What follows from data, partition, shift and public set.
 
     Args:
@@ -37,7 +37,7 @@ class Holdings:
     validation: Examples | None
 
 
-def hold(config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed) -> Holdings:
+def make_client_data(config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed) -> ClientData:
     """Divide the data as configured.
 
     Raises:
@@ -48,8 +48,8 @@ def hold(config: DictConfig, task: Task, train: Examples, test: Examples, seed: 
     labels, rng, source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public")
     partition = make("partition", build(config, "partition"), *labels, config.num_clients, rng)
     train, test = train.to(config.device), test.to(config.device)
-    stays, validation = hold_out(partition.train, config.validation, seed / "validation")
-    stays, withheld = hold_out(stays, source.held_out, seed / "public")
+    stays, validation = split_validation(partition.train, config.validation, seed / "validation")
+    stays, withheld = split_validation(stays, source.held_out, seed / "public")
     held_out = train.subset(np.concatenate(validation)) if config.validation else None
     public = make("public", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
     tuning = config.evaluation.examples == "validation"
@@ -57,7 +57,7 @@ def hold(config: DictConfig, task: Task, train: Examples, test: Examples, seed: 
     if config.evaluation.shards == "all":
         shards = [np.sort(np.concatenate(validation)) if tuning else np.arange(len(test))] * config.num_clients
     partition = replace(partition, train=stays, test=shards)
-    return Holdings(
+    return ClientData(
         partition,
         scored,
         held_out if tuning else test,
@@ -76,13 +76,13 @@ class Network:
     initial: Tensors
 
 
-def settled(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed) -> tuple[list[Network], Network]:
+def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed) -> tuple[list[Network], Network]:
     """Every client's network, and the server's: the one that all have, or the first that is configured."""
     maker, number = build(config, "model"), config.num_clients
     name = config.choices.get("model", "model")
-    makers = maker.networks if isinstance(maker, Mixed) else {name: maker}
-    seeds = {one: seed / "model" / one for one in makers} if isinstance(maker, Mixed) else {name: seed / "model"}
-    assigned = make("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, Mixed) else [name] * number
+    makers = maker.networks if isinstance(maker, HeterogeneousModels) else {name: maker}
+    seeds = {one: seed / "model" / one for one in makers} if isinstance(maker, HeterogeneousModels) else {name: seed / "model"}
+    assigned = make("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, HeterogeneousModels) else [name] * number
     networks = {}
     for one, of in makers.items():
         with seeds[one].globally():

@@ -7,14 +7,14 @@ from omegaconf import DictConfig
 
 from fedkd.config.build import make
 from fedkd.errors import ConfigError, require
-from fedkd.federation.client import statistics
-from fedkd.federation.system_heterogeneity import ALIKE, Fleet, Systems, equip
+from fedkd.federation.client import batchnorm_statistics
+from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
-from simulations.setup.clients import Holdings, Network
+from simulations.setup.clients import ClientData, Network
 
 
-def equipped(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num_examples: Sequence[int], seed: Seed) -> Fleet:
+def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num_examples: Sequence[int], seed: Seed) -> Devices:
     """The clients' devices.
 
     Raises:
@@ -23,14 +23,14 @@ def equipped(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num
     if not isinstance(strategy, Strategy):
         rule = f"must be {{}} with {type(strategy).__name__}, which chooses clients itself and waits for all (with fedkd's strategies it may differ)"
         for name in ("participation", "dropout", "stragglers", "deadline", "newcomers"):
-            given, alike = getattr(systems, name), getattr(ALIKE, name)
+            given, alike = getattr(systems, name), getattr(HOMOGENEOUS, name)
             require(given == alike, f"systems.{name}", rule.format("null" if alike is None else alike), given)
     batches = [min(config.batch_size, examples) for examples in num_examples]
     steps = [config.local_steps or config.local_epochs * (examples // batch) for examples, batch in zip(num_examples, batches)]
-    return make("systems", equip, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
+    return make("systems", make_devices, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
 
 
-def suitable(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], held: Holdings) -> None:
+def check_compatibility(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], held: ClientData) -> None:
     """Refuse what would fail later, or mean nothing.
 
     Raises:
@@ -43,7 +43,7 @@ def suitable(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Ne
             f"public must be a public set, as strategy {name} distils on one: public=held_out, training, other or synthetic, got none"
         )
     can = strategy.unlike_models if isinstance(strategy, Strategy) else "no"
-    sharing_networks(name, can, {network.name: network.model.embedding_size for network in networks})
+    check_model_heterogeneity(name, can, {network.name: network.model.embedding_size for network in networks})
 
 
 def enough_examples(sizes: Sequence[int], networks: Sequence[Network]) -> None:
@@ -52,17 +52,17 @@ def enough_examples(sizes: Sequence[int], networks: Sequence[Network]) -> None:
         rule = "must leave no client without training examples (fewer clients, or a larger min_size)"
         require(size > 0, "partition", rule, f"client {client} with none")
         rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, less held out, or model=mlp)"
-        require(size > 1 or not statistics(network.model), "partition", rule, f"client {client} with 1")
+        require(size > 1 or not batchnorm_statistics(network.model), "partition", rule, f"client {client} with 1")
 
 
-def sharing_networks(name: str, can: str, sizes: dict[str, int]) -> None:
+def check_model_heterogeneity(name: str, can: str, sizes: dict[str, int]) -> None:
     """Clients of unlike networks, by the size of their embeddings, have a strategy that can do with them."""
     if len(sizes) == 1:
         return
     if can == "no":
-        from simulations.setup.strategy_table import able
+        from simulations.setup.strategy_table import strategies_with_model_heterogeneity
 
-        as_they_are, with_heads = able()
+        as_they_are, with_heads = strategies_with_model_heterogeneity()
         advice = " or share heads alone (strategy.sharing=head)," if name in with_heads else ""
         raise ConfigError(
             f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(sizes)}; take one "

@@ -20,19 +20,19 @@ from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.messaging import Federation
 from fedkd.federation.server import Server
-from fedkd.federation.system_heterogeneity import Fleet
+from fedkd.federation.system_heterogeneity import Devices
 from fedkd.models.base import Classifier
 from fedkd.seed import Seed
 from fedkd.training.loop import Execution
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
-from simulations.setup.clients import Holdings, Network, hold, settled
-from simulations.setup.compatibility import equipped, suitable
+from simulations.setup.clients import ClientData, Network, make_client_data, make_networks
+from simulations.setup.compatibility import check_compatibility, make_run_devices
 
 
 @dataclass(frozen=True)
-class World:
+class Simulation:
     """Everything of a run that follows from its configuration alone, the same in every process.
 
     Args:
@@ -50,12 +50,12 @@ class World:
     config: DictConfig
     task: Task
     train: Examples
-    held: Holdings
+    held: ClientData
     networks: list[Network]
     server_network: Network
     strategy: FlowerStrategy
     optimizer: Any
-    fleet: Fleet
+    fleet: Devices
 
     @property
     def test(self) -> Examples:
@@ -176,7 +176,7 @@ def dtype_of(config: DictConfig) -> torch.dtype:
 
 
 @lru_cache(maxsize=2)
-def world(text: str) -> World:
+def build_simulation(text: str) -> Simulation:
     """The world of a configuration given as YAML; built at the first call in this process.
 
     Raises:
@@ -192,13 +192,13 @@ def world(text: str) -> World:
     strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
     known = isinstance(strategy, FlowerStrategy)
     require(known, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
-    held = hold(config, task, train, test, seed)
-    networks, server = settled(config, task, dtype_of(config), seed)
-    suitable(config, strategy, networks, held)
-    fleet = equipped(config, strategy, systems, [len(index) for index in held.partition.train], seed)
-    return World(config, task, train.to(device), held, networks, server, strategy, optimizer, fleet)
+    held = make_client_data(config, task, train, test, seed)
+    networks, server = make_networks(config, task, dtype_of(config), seed)
+    check_compatibility(config, strategy, networks, held)
+    fleet = make_run_devices(config, strategy, systems, [len(index) for index in held.partition.train], seed)
+    return Simulation(config, task, train.to(device), held, networks, server, strategy, optimizer, fleet)
 
 
-def world_of_overrides(overrides: str) -> World:
+def simulation_from_overrides(overrides: str) -> Simulation:
     """The world of a configuration given as the words of a command line: that of a Flower node that hosts one client."""
-    return world(OmegaConf.to_yaml(compose(shlex.split(overrides)), resolve=True))
+    return build_simulation(OmegaConf.to_yaml(compose(shlex.split(overrides)), resolve=True))

@@ -34,7 +34,7 @@ def strategy_of(name: str) -> Strategy:
     return build(compose([f"strategy={name}"]), "strategy")
 
 
-def unlike_networks(name: str) -> str:
+def model_heterogeneity(name: str) -> str:
     """``any``; ``one embedding size``; the same where ``heads alone`` are shared; or ``no``."""
     config: DictConfig = compose([f"strategy={name}"])
     words = {"any": "any", "embedding": "one embedding size"}
@@ -47,9 +47,9 @@ def unlike_networks(name: str) -> str:
         return "no"
 
 
-def able() -> tuple[list[str], list[str]]:
+def strategies_with_model_heterogeneity() -> tuple[list[str], list[str]]:
     """Strategies that work with clients of unlike networks as they are, and with ``strategy.sharing=head``."""
-    found = {name: unlike_networks(name) for name in names()}
+    found = {name: model_heterogeneity(name) for name in names()}
     return [n for n, can in found.items() if can in ("any", "one embedding size")], [n for n, can in found.items() if can == "heads alone"]
 
 
@@ -92,7 +92,7 @@ def row(name: str) -> tuple[str, ...]:
     yes = {True: "yes", False: "no"}
     return (
         f"`{name}`", words(down), words(up), strategy.client_term or "-", strategy.server_step, yes[strategy.needs_public],
-        unlike_networks(name), yes[strategy.only_sums], f"{size(down) / 1e3:.1f}", f"{size(up) / 1e3:.1f}",
+        model_heterogeneity(name), yes[strategy.only_sums], f"{size(down) / 1e3:.1f}", f"{size(up) / 1e3:.1f}",
     )  # fmt: skip
 
 

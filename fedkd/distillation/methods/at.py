@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, maps, same_number, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, maps, same_number, weight
 from fedkd.errors import require
 from fedkd.losses.attention_transfer import attention_transfer
 from fedkd.types import Metrics
@@ -34,11 +34,11 @@ class AT(Distiller):
         weight(self.weight)
         require(self.power >= 1, "power", "must be >= 1 (2 is the paper's)", self.power)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         same_number(pair)
         maps(pair)
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         pairs = zip(seen.teacher.stages, seen.student.stages, strict=True)
         apart = torch.stack([attention_transfer(t, s, power=self.power).mean() for t, s in pairs])
         return {"attention": self.weight * apart.sum()}

@@ -13,11 +13,11 @@ from fedkd.models.base import Classifier
 from fedkd.seed import Seed
 from fedkd.tensor_ops import wide
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound, part
+from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Metrics, Output, Task, Tensors
 
 
-class Learner(nn.Module):
+class StudentModule(nn.Module):
     """All that trains in a distillation: the student, and the method's own modules, which are dropped at the end."""
 
     def __init__(self, student: nn.Module, method: nn.Module | None = None) -> None:
@@ -48,7 +48,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Seen:
+class StepInput:
     """What a method's terms may look at.
 
     Args:
@@ -62,7 +62,7 @@ class Seen:
     student: Output
     teacher: Output
     y: Tensor
-    method: Bound
+    method: FunctionalModel
     batch: Batch
 
 
@@ -98,7 +98,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Pair:
+class TeacherStudent:
     """The two networks that a method brings together; no teacher where the method needs none.
 
     Args:
@@ -144,7 +144,7 @@ class Distiller:
     def __post_init__(self) -> None:
         require(self.ce >= 0, "ce", "must be >= 0 (0 leaves labels out)", self.ce)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """Refuse networks and batches that the method cannot work with.
 
         Raises:
@@ -155,13 +155,13 @@ class Distiller:
         """How the teacher is trained beyond its own training with labels: overrides of ``simulations.distill``; none if empty."""
         return ()
 
-    def modules(self, pair: Pair) -> nn.Module | None:
+    def modules(self, pair: TeacherStudent) -> nn.Module | None:
         """The method's own modules, freshly initialised."""
         return None
 
-    def learner(self, pair: Pair) -> Learner:
+    def learner(self, pair: TeacherStudent) -> StudentModule:
         """All that trains."""
-        return Learner(pair.student, self.modules(pair))
+        return StudentModule(pair.student, self.modules(pair))
 
     def lr_of(self, name: str, epoch: int) -> float:
         """What the learning rate of a parameter of the learner is multiplied by in an epoch, from 0."""
@@ -175,25 +175,25 @@ class Distiller:
         """What is random or scheduled, for all steps at once: tensors [S, ...]."""
         return {}
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         """Scalars by name, weighted already, that are added to the cross-entropy."""
         return {}
 
-    def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         """The sum of all terms, and each of them."""
         student = model.within("student")(batch.x)
         said = None if teacher is None else teacher.within("student")(batch.x)
         terms = {"ce": self.ce * classification(student, said, batch.y, labelled)}
         if said is not None:
             y = batch.y if labelled else said.logits.argmax(-1)
-            terms |= self.terms(Seen(student, said, y, model.within("method"), batch))
+            terms |= self.terms(StepInput(student, said, y, model.within("method"), batch))
         return torch.stack(list(terms.values())).sum(), terms
 
-    def networks(self, learner: Learner, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
+    def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
         """The networks that leave the house, without the method's modules: modules and their tensors by name, ``student`` first."""
-        return {"student": (learner.student, part(tensors, "student"))}
+        return {"student": (learner.student, submodule_tensors(tensors, "student"))}
 
-    def changes(self, learner: Learner, name: str) -> dict[str, Any]:
+    def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
         """In what a network that leaves the house differs from the student's configuration."""
         return {}
 
@@ -216,7 +216,7 @@ def temperature(value: float) -> None:
     require(value > 0, "temperature", "must be > 0", value)
 
 
-def same_number(pair: Pair, otherwise: str = "") -> None:
+def same_number(pair: TeacherStudent, otherwise: str = "") -> None:
     """Refuse networks that have not the same number of stages; ``otherwise`` is what else could be done."""
     student, teacher = (len(sizes.stages) for sizes in pair.sizes)
     rule = f"must be a network of as many stages as the teacher, {teacher}, for a method that compares all of them"
@@ -224,7 +224,7 @@ def same_number(pair: Pair, otherwise: str = "") -> None:
     require(student == teacher > 0, "student", rule, student)
 
 
-def maps(pair: Pair) -> None:
+def maps(pair: TeacherStudent) -> None:
     """Refuse networks whose stages give no maps."""
     for sizes in pair.sizes:
         flat = [tuple(stage) for stage in sizes.stages if len(stage) != 3]

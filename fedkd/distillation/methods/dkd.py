@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedkd.distillation.methods.base import Distiller, Seen, Steps, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, Steps, temperature, weight
 from fedkd.errors import require
 from fedkd.losses.decoupled_kl import decoupled
 from fedkd.types import Metrics, Tensors
@@ -42,7 +42,7 @@ class DKD(Distiller):
     def draw(self, steps: Steps) -> Tensors:
         return {"warm": torch.full((steps.number,), min((steps.epoch + 1) / self.warmup, 1.0) if self.warmup else 1.0)}
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         logits = seen.teacher.logits, seen.student.logits
         value = decoupled(*logits, seen.y, self.alpha, self.beta, self.temperature).mean()
         return {"dkd": seen.batch.warm.to(value.dtype) * value}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, Steps, maps, same_number, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, Steps, TeacherStudent, maps, same_number, temperature, weight
 from fedkd.errors import require
 from fedkd.losses.cka import unbiased_cka
 from fedkd.losses.hint import hint
@@ -93,7 +93,7 @@ class Prior(nn.Module):
 class Priors(nn.Module):
     """All stages, and the share of the teacher's patches in each, which follows the gap between the networks."""
 
-    def __init__(self, pair: Pair, distiller: "DPK") -> None:
+    def __init__(self, pair: TeacherStudent, distiller: "DPK") -> None:
         super().__init__()
         sizes = [(student, teacher, distiller.patches(student, teacher)) for student, teacher in distiller.compared(pair)]
         self.stages = nn.ModuleList(Prior(student, teacher, grid, distiller) for student, teacher, grid in sizes)
@@ -193,7 +193,7 @@ class DPK(Distiller):
         if fixed:
             self.initial = float(self.ratio)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         if self.stages == "all":
             same_number(pair, "distiller.stages=last compares the last alone")
         maps(pair)
@@ -203,7 +203,7 @@ class DPK(Distiller):
             odd = [tuple(shapes[place]) for shapes in self.compared(pair) if shapes[place][1] != shapes[place][2]]
             require(not odd, name, "must be a network of square maps, which are divided into patches", odd)
 
-    def compared(self, pair: Pair) -> list[tuple[torch.Size, torch.Size]]:
+    def compared(self, pair: TeacherStudent) -> list[tuple[torch.Size, torch.Size]]:
         """The shapes of the maps that are compared, student's and teacher's."""
         which = slice(None) if self.stages == "all" else slice(-1, None)
         return list(zip(*(sizes.stages[which] for sizes in pair.sizes), strict=True))
@@ -212,7 +212,7 @@ class DPK(Distiller):
         """Patches in a row: as many as ``grid``, or the next smaller number that divides both maps."""
         return next(number for number in range(self.grid, 0, -1) if student[1] % number == 0 == teacher[1] % number)
 
-    def modules(self, pair: Pair) -> nn.Module:
+    def modules(self, pair: TeacherStudent) -> nn.Module:
         self.places = [self.patches(*shapes) ** 2 for shapes in self.compared(pair)]
         return Priors(pair, self)
 
@@ -227,7 +227,7 @@ class DPK(Distiller):
         }
         return {name: noise.expand(-1, steps.batch_size, -1) for name, noise in draws.items()}
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         which = slice(None) if self.stages == "all" else slice(-1, None)
         students, teachers = seen.student.stages[which], seen.teacher.stages[which]
         noise = [getattr(seen.batch, f"noise_{number}") for number in range(len(students))]

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, maps, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, maps, weight
 from fedkd.errors import require
 from fedkd.losses.hint import hint
 from fedkd.types import Metrics
@@ -53,16 +53,16 @@ class FitNet(Distiller):
         super().__post_init__()
         weight(self.weight)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         maps(pair)
         student, teacher = (sizes.stage(self.stage, "stage") for sizes in pair.sizes)
         fits = 2 * student[1] == teacher[1] or student[1] == 2 * teacher[1] or student[1] >= teacher[1]
         require(fits, "stage", f"must have a student's map that a convolution can bring to {tuple(teacher)}", tuple(student))
 
-    def modules(self, pair: Pair) -> nn.Module:
+    def modules(self, pair: TeacherStudent) -> nn.Module:
         student, teacher = (sizes.stage(self.stage, "stage") for sizes in pair.sizes)
         return Regressor(student, teacher, self.relu)
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         mapped = seen.method(seen.student.stages[self.stage])
         return {"hint": self.weight * hint(seen.teacher.stages[self.stage], mapped).mean()}

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.methods.base import Distiller, Learner, Pair, classification, same_number, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent, classification, same_number, temperature, weight
 from fedkd.errors import ConfigError, require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.base import Classifier
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound, part
+from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Metrics, Output, Tensors
 
 QUARTERS = 4
@@ -66,7 +66,7 @@ class Branches(nn.Module):
         return [branch(stage.detach() if detach else stage) for branch, stage in zip(self.branches, stages, strict=True)]
 
 
-def extensible(pair: Pair) -> None:
+def extensible(pair: TeacherStudent) -> None:
     """Refuse a network that has no stage more to branch to, and images that cannot be turned."""
     height, width = pair.task.shape[-2:]
     require(height == width, "data", "must have square images: they are turned by quarters (data.size)", f"{height}x{width}")
@@ -120,7 +120,7 @@ class HSAKD(Distiller):
         weight(self.kd, "kd")
         temperature(self.temperature)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         same_number(pair)
         if not isinstance(pair.teacher_method, Branches):
             raise ConfigError(
@@ -131,10 +131,10 @@ class HSAKD(Distiller):
     def preparation(self) -> Sequence[str]:
         return self.teaching
 
-    def modules(self, pair: Pair) -> nn.Module:
+    def modules(self, pair: TeacherStudent) -> nn.Module:
         return Branches(pair.fresh)
 
-    def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         assert teacher is not None, "the method has a teacher"
         x = turned(batch)
         student, said = model.within("student")(x), teacher.within("student")(x)
@@ -151,7 +151,7 @@ class HSAKD(Distiller):
 class Peer(nn.Module):
     """A second network of the student's kind, and the branches of both."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: TeacherStudent) -> None:
         super().__init__()
         self.network, self.branches, self.own = pair.fresh(), Branches(pair.fresh), Branches(pair.fresh)
 
@@ -186,13 +186,13 @@ class HSAKDOnline(Distiller):
             weight(getattr(self, name), name)
         temperature(self.temperature)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         extensible(pair)
 
-    def modules(self, pair: Pair) -> nn.Module:
+    def modules(self, pair: TeacherStudent) -> nn.Module:
         return Peer(pair)
 
-    def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         assert labelled, "rotations of classes need labels"
         x, labels, method = turned(batch), joint_labels(batch.y), model.within("method")
         outputs = [model.within("student")(x), method.within("network")(x)]
@@ -210,8 +210,8 @@ class HSAKDOnline(Distiller):
         }
         return torch.stack(list(terms.values())).sum(), terms
 
-    def networks(self, learner: Learner, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
-        return {**super().networks(learner, tensors), "peer": (learner.method.network, part(tensors, "method.network"))}
+    def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
+        return {**super().networks(learner, tensors), "peer": (learner.method.network, submodule_tensors(tensors, "method.network"))}
 
 
 @dataclass(kw_only=True)
@@ -244,13 +244,13 @@ class HSAKDTeacher(Distiller):
         """Images without labels will do where the network answers for itself."""
         return not self.frozen
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         extensible(pair)
 
-    def modules(self, pair: Pair) -> nn.Module:
+    def modules(self, pair: TeacherStudent) -> nn.Module:
         return Branches(pair.fresh)
 
-    def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         assert labelled or self.frozen, "rotations of classes need labels"
         network = model.within("student")
         output = network.asleep()(turned(batch)) if self.frozen else network(turned(batch))

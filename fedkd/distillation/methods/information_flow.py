@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, Steps, same_number, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, Steps, TeacherStudent, same_number, weight
 from fedkd.errors import require
 from fedkd.losses.probabilistic_transfer import KERNELS, MIXTURES, probabilistic_knowledge_transfer
 from fedkd.types import Metrics, Output, Tensors
@@ -61,7 +61,7 @@ class InformationFlow(Distiller):
             known and len(self.kernels) > 0, "kernels", f"must name one or more of {', '.join([*KERNELS, *MIXTURES])}", list(self.kernels)
         )
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         least = 1 if self.diagonal else 2
         require(batch_size > least, "batch_size", f"must be > {least}, as pairs of images are compared", batch_size)
         if self.layers == "all":
@@ -76,7 +76,7 @@ class InformationFlow(Distiller):
     def draw(self, steps: Steps) -> Tensors:
         return {"critical": torch.full((steps.number,), self.initial * self.decay**steps.epoch)}
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         last, *others = [
             self.apart(t, s) for t, s in zip(representations(seen.teacher, self.layers), representations(seen.student, self.layers))
         ]

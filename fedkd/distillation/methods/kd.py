@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, Seen, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, temperature, weight
 from fedkd.losses.kl import kl_divergence
 from fedkd.types import Metrics
 
@@ -30,5 +30,5 @@ class KD(Distiller):
         weight(self.weight)
         temperature(self.temperature)
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         return {"kd": self.weight * kl_divergence(seen.teacher.logits, seen.student.logits, self.temperature).mean()}

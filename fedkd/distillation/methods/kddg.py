@@ -11,7 +11,7 @@ from fedkd.errors import require
 from fedkd.losses.gradient_filter import FILTERS, filtered, mask
 from fedkd.losses.kl import kl_divergence
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics
 
 
@@ -52,7 +52,7 @@ class KDDG(Distiller):
         require(self.apply_to in ("kd", "ce", "both"), "apply_to", "must be kd, ce or both", self.apply_to)
         require(self.threshold >= 0, "threshold", "must be >= 0", self.threshold)
 
-    def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         assert teacher is not None, "the method has a teacher"
         student, said = model.within("student")(batch.x), teacher.within("student")(batch.x)
         y = batch.y if labelled else said.logits.argmax(-1)

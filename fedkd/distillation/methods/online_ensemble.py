@@ -6,17 +6,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.methods.base import Distiller, Learner, Pair, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent, temperature, weight
 from fedkd.errors import require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.hint import hint
 from fedkd.losses.kl import kl_divergence
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import Bound, part
+from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Metrics, Output, Tensors
 
 
-class Members(Learner):
+class Members(StudentModule):
     """The widest network, the others on its stem, and maps from their stages to its own. Calling it gives an Output a member.
 
     Args:
@@ -26,7 +26,7 @@ class Members(Learner):
         detach: the stem learns from the widest alone.
     """
 
-    def __init__(self, pair: Pair, members: int, narrowed: int, detach: bool) -> None:
+    def __init__(self, pair: TeacherStudent, members: int, narrowed: int, detach: bool) -> None:
         super().__init__(pair.student)
         widths = self.student.widths
         rules = [
@@ -119,13 +119,13 @@ class OnlineEnsemble(Distiller):
         require(self.adapter_lr > 0, "adapter_lr", "must be > 0", self.adapter_lr)
         require(self.bn_eval in ("running", "batch"), "bn_eval", "must be running or batch", self.bn_eval)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         widths = getattr(pair.student, "widths", None)
         require(widths is not None, "student", "must be a ResNet, whose members differ in width", type(pair.student).__name__)
         require(1 <= self.narrowed <= len(widths), "narrowed", f"must be in 1..{len(widths)}, the student's stages", self.narrowed)
         require(self.members <= min(widths), "members", f"must be at most the student's smallest width ({min(widths)})", self.members)
 
-    def learner(self, pair: Pair) -> Learner:
+    def learner(self, pair: TeacherStudent) -> StudentModule:
         return Members(pair, self.members, self.narrowed, self.detach)
 
     def lr_of(self, name: str, epoch: int) -> float:
@@ -136,7 +136,7 @@ class OnlineEnsemble(Distiller):
     def forgets(self, epoch: int) -> bool:
         return self.official_warm and epoch == 1
 
-    def loss(self, model: Bound, teacher: Bound | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         assert labelled, "an ensemble without a teacher needs labels"
         outputs = model(batch.x)
         ensemble = torch.stack([output.logits for output in outputs]).mean(0).detach()
@@ -153,21 +153,21 @@ class OnlineEnsemble(Distiller):
         }
         return torch.stack(list(terms.values())).sum(), terms
 
-    def networks(self, learner: Learner, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
+    def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
         assert isinstance(learner, Members), "the ensemble trains its members"
-        stem = {key: value for key, value in part(tensors, "student").items() if key.startswith("stages.0.0.")}
+        stem = {key: value for key, value in submodule_tensors(tensors, "student").items() if key.startswith("stages.0.0.")}
         return {**super().networks(learner, tensors), **{
-            f"member-{j}": (network, stem | part(tensors, f"method.members.{j - 1}")) for j, network in enumerate(learner.whole, 1)
+            f"member-{j}": (network, stem | submodule_tensors(tensors, f"method.members.{j - 1}")) for j, network in enumerate(learner.whole, 1)
         }}  # fmt: skip
 
-    def changes(self, learner: Learner, name: str) -> dict[str, Any]:
+    def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
         assert isinstance(learner, Members), "the ensemble trains its members"
         return (
             {} if name == "student" else {"stem": learner.stem, "widths": list(learner.whole[int(name.removeprefix("member-")) - 1].widths)}
         )
 
 
-def adapt(model: Bound, outputs: list[Output]) -> list[list[Tensor]]:
+def adapt(model: FunctionalModel, outputs: list[Output]) -> list[list[Tensor]]:
     """The maps of every member but the widest, as wide as its own."""
     adapters = model.within("method").within("adapters")
     return [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, weight
 from fedkd.errors import require
 from fedkd.losses.probabilistic_transfer import cosine_knowledge_transfer
 from fedkd.types import Metrics
@@ -29,8 +29,8 @@ class PKT(Distiller):
         super().__post_init__()
         weight(self.weight)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         require(batch_size > 1, "batch_size", "must be > 1, as pairs of images are compared", batch_size)
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         return {"pkt": self.weight * cosine_knowledge_transfer(seen.teacher.embedding, seen.student.embedding).mean()}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, weight
 from fedkd.errors import require
 from fedkd.losses.similarity_preserving import similarity_preserving
 from fedkd.types import Metrics
@@ -30,11 +30,11 @@ class SP(Distiller):
         super().__post_init__()
         weight(self.weight)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         for sizes in pair.sizes:
             sizes.stage(self.stage, "stage")
         require(batch_size > 1, "batch_size", "must be > 1, as pairs of images are compared", batch_size)
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         teacher, student = (output.stages[self.stage] for output in (seen.teacher, seen.student))
         return {"similarity": self.weight * similarity_preserving(teacher, student).mean()}

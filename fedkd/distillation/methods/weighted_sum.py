@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from fedkd.distillation.methods.base import Distiller, Pair, Seen, Steps, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, Steps, TeacherStudent, weight
 from fedkd.errors import require
 from fedkd.training.batch import Batch
 from fedkd.types import Metrics, Tensors
@@ -40,14 +40,14 @@ class WeightedSum(Distiller):
         prepared = {name: list(one.preparation()) for name, one in self.parts.items() if one.preparation()}
         require(len(prepared) < 2, "parts", "must have one teacher: at most one of them prepares it (teaching)", prepared)
 
-    def check(self, pair: Pair, batch_size: int) -> None:
+    def check(self, pair: TeacherStudent, batch_size: int) -> None:
         for one in self.parts.values():
             one.check(pair, batch_size)
 
     def preparation(self) -> Sequence[str]:
         return next((one.preparation() for one in self.parts.values() if one.preparation()), ())
 
-    def modules(self, pair: Pair) -> nn.Module:
+    def modules(self, pair: TeacherStudent) -> nn.Module:
         return nn.ModuleDict({name: one.modules(pair) or nn.Module() for name, one in self.parts.items()})
 
     def lr_of(self, name: str, epoch: int) -> float:
@@ -64,7 +64,7 @@ class WeightedSum(Distiller):
             for key, value in one.draw(replace(steps, seed=steps.seed / name)).items()
         }
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, seen: StepInput) -> Metrics:
         terms: Metrics = {}
         for name, one in self.parts.items():
             drawn = {key.removeprefix(f"{name}/"): value for key, value in seen.batch.drawn.items() if key.startswith(f"{name}/")}

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
-from simulations.reports.figures.style import COLOURS, canvas, legend, legend_shape, limits, look, rows
+from simulations.reports.figures.style import COLORS, canvas, legend, legend_shape, limits, line_style, rows
 from simulations.reports.summary import PANELS, WAYS
 from simulations.reports.tables.table import Cell
 
@@ -57,11 +57,11 @@ def _points(axes, points: Sequence[tuple[float, Cell]], style: int) -> None:
     """The means of one strategy, joined, with their intervals."""
     if not points:
         return
-    axes.plot([x for x, _ in points], [cell.value for _, cell in points], **look(style), zorder=3)
+    axes.plot([x for x, _ in points], [cell.value for _, cell in points], **line_style(style), zorder=3)
     for x, cell in points:
         if np.isfinite(cell.low):
             low, high = np.clip((cell.low, cell.high), 0, 100)
-            axes.plot([x, x], [low, high], color=COLOURS[style % len(COLOURS)], linewidth=0.8, zorder=2)
+            axes.plot([x, x], [low, high], color=COLORS[style % len(COLORS)], linewidth=0.8, zorder=2)
 
 
 def to_target(lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], path_stem: Path | str, target: float) -> Paths:
@@ -79,8 +79,8 @@ def to_target(lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], p
             for y, found in enumerate(lines.values()):
                 for marker, reached in (("o", True), (">", False)):
                     values = [spent for spent, there in found[way] if there == reached]
-                    fill = COLOURS[0] if reached else "white"
-                    edge = COLOURS[0] if reached else COLOURS[1]
+                    fill = COLORS[0] if reached else "white"
+                    edge = COLORS[0] if reached else COLORS[1]
                     axes.plot(values, [y] * len(values), marker, color=edge, markerfacecolor=fill, markersize=3.4, markeredgewidth=0.8)
             axes.set_xlabel({"rounds": "Rounds", "bytes": "MB", "time": "Simulated s"}[way])
             axes.set_xlim(left=0)
@@ -88,9 +88,9 @@ def to_target(lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], p
             axes.grid(axis="both", linewidth=0.4, color="0.88")
         rows(panels[0], list(lines))
         handles = [
-            Line2D([], [], linestyle="none", marker="o", color=COLOURS[0], markersize=3.4, label=f"a seed reaches {100 * target:g} %"),
+            Line2D([], [], linestyle="none", marker="o", color=COLORS[0], markersize=3.4, label=f"a seed reaches {100 * target:g} %"),
             Line2D(
-                [], [], linestyle="none", marker=">", color=COLOURS[1], markerfacecolor="white", markersize=3.4, label="it does not: more"
+                [], [], linestyle="none", marker=">", color=COLORS[1], markerfacecolor="white", markersize=3.4, label="it does not: more"
             ),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2, borderpad=0.1)
@@ -122,11 +122,11 @@ def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, floa
             whiskerprops={"linewidth": 0.6},
             capprops={"linewidth": 0.6},
         )
-        axes.plot([100 * tenth for tenth in tenths.values()], range(len(values)), "D", color=COLOURS[1], markersize=3.4, zorder=4)
+        axes.plot([100 * tenth for tenth in tenths.values()], range(len(values)), "D", color=COLORS[1], markersize=3.4, zorder=4)
         figure.supxlabel("Accuracy of a client on its own labels (%)", fontsize=7.5)
         axes.grid(axis="x", linewidth=0.4, color="0.88")
         rows(axes, list(lines))
-        handle = Line2D([], [], linestyle="none", marker="D", color=COLOURS[1], markersize=3.4, label=f"mean of the worst tenth ({seeds})")
+        handle = Line2D([], [], linestyle="none", marker="D", color=COLORS[1], markersize=3.4, label=f"mean of the worst tenth ({seeds})")
         figure.legend(handles=[handle], loc="outside upper center", frameon=False, handletextpad=0.2, borderpad=0.1)
     return paths
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
 from fedkd.metrics.label_skew import description
-from simulations.reports.figures.style import COLOURS, WIDTH, canvas, legend, legend_shape, legend_texts, limits, look, rows
+from simulations.reports.figures.style import COLORS, WIDTH, canvas, legend, legend_shape, legend_texts, limits, line_style, rows
 from simulations.reports.statistics import interval
 from simulations.reports.summary import ALONG, PANELS
 
@@ -86,7 +86,7 @@ def _spread(axes: Axes, values: np.ndarray, y: int, kind: str) -> None:  # [n]
     """The seeds of one label as small dots, the mean as its marker, the interval as a bar."""
     if not len(values):
         return
-    style_of = look(y)
+    style_of = line_style(y)
     mean, low, high = interval(values, kind)
     axes.plot(values, np.full(len(values), y), ".", color=style_of["color"], markersize=2.5, alpha=0.6, zorder=2)
     if len(values) > 1:
@@ -130,7 +130,7 @@ def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  
 
 def _circles(axes: Axes, x: np.ndarray, y: np.ndarray, counts: np.ndarray, diameter: float) -> None:
     """Circles whose area is proportional to ``counts``, the largest ``diameter`` points wide, and a legend of sizes above them."""
-    look = {"color": COLOURS[0], "alpha": 0.8, "linewidths": 0}
+    look = {"color": COLORS[0], "alpha": 0.8, "linewidths": 0}
     area = diameter**2 / counts.max()
     axes.scatter(x, y, s=counts * area, **look)
     handles = [Line2D([], [], linestyle="none", label="Training examples:")]
@@ -154,10 +154,10 @@ def _line(axes: Axes, values: pd.DataFrame, style: int) -> None:
     if values.empty:  # a strategy without a global model
         return
     step = max(1, len(values) // 7)
-    axes.plot(values["x"], values["mean"], **look(style), zorder=3, markevery=(int(style * 0.382 * step) % step, step))
+    axes.plot(values["x"], values["mean"], **line_style(style), zorder=3, markevery=(int(style * 0.382 * step) % step, step))
     if values["n"].max() > 1:
         low, high = np.clip(values["low"], 0, 100), np.clip(values["high"], 0, 100)
-        axes.fill_between(values["x"], low, high, color=COLOURS[style % len(COLOURS)], alpha=0.16, linewidth=0)
+        axes.fill_between(values["x"], low, high, color=COLORS[style % len(COLORS)], alpha=0.16, linewidth=0)
 
 
 def _round_sizes(largest: int) -> list[int]:

@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from simulations.reports.distillation_groups import Lesson
-from simulations.reports.figures.style import PAGE, WIDTH, canvas, legend, legend_shape, limits, look
+from simulations.reports.distillation_groups import DistillationRun
+from simulations.reports.figures.style import PAGE, WIDTH, canvas, legend, legend_shape, limits, line_style
 from simulations.reports.statistics import spread
 from simulations.reports.tables.distillation import monotone
 
 
-def curves(labelled: Mapping[str, Sequence[Lesson]], path_stem: Path) -> tuple[Path, Path]:
+def curves(labelled: Mapping[str, Sequence[DistillationRun]], path_stem: Path) -> tuple[Path, Path]:
     """Accuracy by epoch: the mean over seeds, its 95 % interval as a band."""
     with canvas(1.9 + 0.14 * (1 + legend_shape(labelled)[0]), path_stem) as (figure, paths):
         axes = figure.subplots()
@@ -23,9 +23,9 @@ def curves(labelled: Mapping[str, Sequence[Lesson]], path_stem: Path) -> tuple[P
             frames = [one.metrics.set_index("epoch")["accuracy"].dropna() for one in same]
             values = 100 * pd.concat(frames, axis=1).dropna().loc[1:]
             mean, half = spread(values.to_numpy().T)
-            axes.plot(values.index, mean, **look(style), markevery=max(1, len(values) // 8))
+            axes.plot(values.index, mean, **line_style(style), markevery=max(1, len(values) // 8))
             if len(same) > 1:
-                axes.fill_between(values.index, mean - half, mean + half, color=look(style)["color"], alpha=0.15, linewidth=0)
+                axes.fill_between(values.index, mean - half, mean + half, color=line_style(style)["color"], alpha=0.15, linewidth=0)
         limits(axes)
         axes.set_xlabel("Epoch")
         axes.set_ylabel("Accuracy (%)")
@@ -48,8 +48,8 @@ def flow(known: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
             mine = known[known["strategy"] == name]
             for style, layer in enumerate(layers):
                 for network, line in (
-                    ("student", look(style)),
-                    ("teacher", {"color": look(style)["color"], "linestyle": ":", "linewidth": 1.0}),
+                    ("student", line_style(style)),
+                    ("teacher", {"color": line_style(style)["color"], "linestyle": ":", "linewidth": 1.0}),
                 ):
                     one = mine[(mine["network"] == network) & (mine["layer"] == layer)]
                     axes.plot(one["epoch"], one["information"], **line)
@@ -59,7 +59,7 @@ def flow(known: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
         panels[-1].set_xlabel("Epoch")
         panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         figure.supylabel("Information about the labels", fontsize=7.5)
-        handles = [Line2D([], [], **look(style), label=f"layer {layer}") for style, layer in enumerate(layers)]
+        handles = [Line2D([], [], **line_style(style), label=f"layer {layer}") for style, layer in enumerate(layers)]
         handles.append(Line2D([], [], color="0.3", linestyle=":", linewidth=1.0, label="teacher's"))
         figure.legend(
             handles=handles, loc="outside lower center", ncols=3, frameon=False, handlelength=3.2, labelspacing=0.3, borderpad=0.1
@@ -73,8 +73,8 @@ def ladder(frames: Mapping[str, pd.DataFrame], path_stem: Path) -> tuple[Path, P
         axes = figure.subplots()
         for style, (method, frame) in enumerate(frames.items()):
             means = 100 * frame.groupby("name")[["teacher", "student"]].mean().sort_values("teacher")
-            axes.plot(means["teacher"], means["student"], **look(style), label=f"{method}: rho {monotone(frame)[0]:+.2f}")
-            axes.scatter(100 * frame["teacher"], 100 * frame["student"], s=4, color=look(style)["color"], alpha=0.35, linewidth=0)
+            axes.plot(means["teacher"], means["student"], **line_style(style), label=f"{method}: rho {monotone(frame)[0]:+.2f}")
+            axes.scatter(100 * frame["teacher"], 100 * frame["student"], s=4, color=line_style(style)["color"], alpha=0.35, linewidth=0)
         limits(axes)
         axes.set_xlabel("Teacher's accuracy (%)")
         axes.set_ylabel("Student's accuracy (%)")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations.reports.figures.style import COLOURS, canvas
+from simulations.reports.figures.style import COLORS, canvas
 from simulations.run_folder.metric_names import TABLE_METRICS
 
 
@@ -31,14 +31,14 @@ def forest(table: pd.DataFrame, figure: str, reference: str, path_stem: Path | s
         axes.axvline(0, color="0.6", linewidth=0.8)
         for place, (mean, half) in enumerate(zip(kept["mean"], kept["half"])):
             if low <= mean <= high:
-                filled = COLOURS[0] if abs(mean) > half else "white"
+                filled = COLORS[0] if abs(mean) > half else "white"
                 axes.errorbar(
-                    mean, place, xerr=half, fmt="o", markersize=3.4, color=COLOURS[0], markerfacecolor=filled, elinewidth=1, capsize=1.5
+                    mean, place, xerr=half, fmt="o", markersize=3.4, color=COLORS[0], markerfacecolor=filled, elinewidth=1, capsize=1.5
                 )
             else:
                 text = f"{mean:+.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}")
                 edge, side = (low, "left") if mean < low else (high, "right")
-                axes.text(edge, place, f"‹ {text}" if side == "left" else f"{text} ›", ha=side, va="center", color=COLOURS[0], fontsize=6.5)
+                axes.text(edge, place, f"‹ {text}" if side == "left" else f"{text} ›", ha=side, va="center", color=COLORS[0], fontsize=6.5)
         axes.set_yticks(range(len(kept)), kept["strategy"])
         axes.set(xlim=(low, high), ylim=(len(kept) - 0.4, -0.6))
         axes.grid(axis="x", linewidth=0.4, color="0.88")

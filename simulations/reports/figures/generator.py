@@ -17,10 +17,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedkd.errors import RunFolderError
 from simulations.reports.figures.selection import LINES, Drawing, parts
-from simulations.reports.figures.style import COLOURS, canvas, legend, legend_shape, limits, look
+from simulations.reports.figures.style import COLORS, canvas, legend, legend_shape, limits, line_style
 from simulations.reports.groups import Group
 from simulations.reports.statistics import interval
-from simulations.run_folder.reader import Run
+from simulations.run_folder.reader import FederatedRun
 
 READERS = {
     "fidelity_ensemble": "Ensemble of the round's clients",
@@ -110,7 +110,7 @@ def diagnosed(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]
     return by_class.mean().join(told)[by_class.size() == len(frames)].reset_index(), latents
 
 
-def rows(run: Run, name: str, needed: set[str], notes: list[str]) -> pd.DataFrame:
+def rows(run: FederatedRun, name: str, needed: set[str], notes: list[str]) -> pd.DataFrame:
     """A table of a run as far as its rounds are reported; empty where there is none, or it holds something else than these numbers."""
     path = run.folder / f"{name}.csv"
     if not (path.is_file() and path.stat().st_size):
@@ -202,7 +202,7 @@ def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], 
         for axes, term in zip(panels, terms, strict=True):
             for label in told:
                 if all(term in frame for frame in frames[label]):
-                    curve(axes, frames[label], term, 1.0, look(styles[label]), kind)
+                    curve(axes, frames[label], term, 1.0, line_style(styles[label]), kind)
             axes.set_ylabel(TERMS.get(term, term.replace("_", "\n", 1)))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="y", linewidth=0.4, color="0.88")
@@ -219,12 +219,12 @@ def stages(told: Sequence[Group], kind: str, path_stem: Path) -> tuple[Path, Pat
             for style, column in enumerate(STAGES):
                 if all(column in run.metrics and run.metrics[column].notna().any() for run in one.runs):
                     shown.add(column)
-                    curve(axes, [run.metrics for run in one.runs], column, 100.0, look(style), kind)
+                    curve(axes, [run.metrics for run in one.runs], column, 100.0, line_style(style), kind)
             limits(axes)
             axes.set_title(f"{one.line} (n = {len(one.runs)})", fontsize=7, loc="left", pad=2)
             axes.set_ylabel("Accuracy (%)")
         by_round(figure, panels)
-        handles = [Line2D([], [], **look(style), label=label) for style, (column, label) in enumerate(STAGES.items()) if column in shown]
+        handles = [Line2D([], [], **line_style(style), label=label) for style, (column, label) in enumerate(STAGES.items()) if column in shown]
         title = f"Mean and 95 % interval ({kind}) over seeds" if any(len(one.runs) > 1 for one in told) else None
         figure.legend(handles=handles, title=title, loc="outside lower center", ncols=3, frameon=False, handlelength=2.6, columnspacing=1.0)
     return paths
@@ -270,7 +270,7 @@ def scatter(latents: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
 
 def cloud(axes: Axes, points: pd.DataFrame, name: str, label: int, named: bool) -> None:
     """The latents of one class, and its number at their medians."""
-    colour = COLOURS[label % len(COLOURS)]
+    colour = COLORS[label % len(COLORS)]
     for generated, mark in ((0, dot), (1, cross)):
         at = points.loc[points["generated"] == generated, [f"{name}_1", f"{name}_2"]]
         mark(axes, at[f"{name}_1"], at[f"{name}_2"], colour)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from simulations.reports.figures.style import COLOURS, PAGE, canvas
+from simulations.reports.figures.style import COLORS, PAGE, canvas
 
 SHOWN = 20
 """Clients of a strip."""
@@ -92,7 +92,7 @@ def _circles(axes: Axes, held: np.ndarray, diameter: float) -> None:  # [K, C]
     """Circles whose area is proportional to the count, large ones ``diameter`` points wide, and the largest at most twice that."""
     client, label = np.nonzero(held)
     area = diameter**2 / max(np.quantile(held[held > 0], 0.9), held.max() / 4) if held.any() else 0
-    axes.scatter(client, label, s=held[client, label] * area, color=COLOURS[0], alpha=0.85, linewidths=0, clip_on=False)
+    axes.scatter(client, label, s=held[client, label] * area, color=COLORS[0], alpha=0.85, linewidths=0, clip_on=False)
     axes.set(xlim=(-0.7, held.shape[0] - 0.3), ylim=(-0.7, held.shape[1] - 0.3))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -108,7 +108,7 @@ def _strip(figure: Figure, one: Strip, top: float, numbered: bool) -> None:
         axes = _axes(figure, left, top, side * 0.93, side * 0.93)
         axes.imshow(image, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=place in one.wrong, linewidth=1.2, color=COLOURS[1])
+        axes.spines[:].set(visible=place in one.wrong, linewidth=1.2, color=COLORS[1])
         bold = "bold" if place in one.wrong else "normal"
         axes.set_xlabel(text, fontsize=5, labelpad=1.5, fontweight=bold)
         if numbered:

@@ -25,7 +25,7 @@ DPI = 300
 LONG = 30
 """Points from which on a curve's first tenth, where accuracy rises steeply, may lie below the axis."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito's, less the faint yellow
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito's, less the faint yellow
 
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
 
@@ -70,10 +70,10 @@ def canvas(
         FigureCanvasAgg(figure).print_png(paths[1])
 
 
-def look(style: int) -> dict[str, Any]:
+def line_style(style: int) -> dict[str, Any]:
     """The ``style``-th line: a colour, and dashes and marker that tell it from the others in greyscale too."""
     return {
-        "color": COLOURS[style % len(COLOURS)],
+        "color": COLORS[style % len(COLORS)],
         "linestyle": DASHES[style % len(DASHES)],
         "linewidth": 1.1,
         "marker": MARKERS[style % len(MARKERS)],
@@ -120,7 +120,7 @@ def legend(figure: Figure, lines: Mapping[str, Sequence], styles: Mapping[str, i
         title = f"Mean and 95 % interval ({kind}) over seeds (n = {max(numbers.values())})"
     else:
         title = f"Mean and 95 % interval ({kind}) over seeds" + ("; none at n = 1" if 1 in numbers.values() else "")
-    handles = [Line2D([], [], **look(styles[label]), label=text) for label, text in zip(lines, legend_texts(lines), strict=True)]
+    handles = [Line2D([], [], **line_style(styles[label]), label=text) for label, text in zip(lines, legend_texts(lines), strict=True)]
     figure.legend(
         handles=handles,
         title=title,

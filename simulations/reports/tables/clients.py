@@ -13,7 +13,7 @@ from simulations.reports.summary import blocks, by_seed
 from simulations.reports.tables.federated import said
 from simulations.reports.tables.table import Cell, Column, Table, counts, over_seeds, ranked, texts
 from simulations.run_folder.metric_names import COSTS
-from simulations.run_folder.reader import SETTING, Run
+from simulations.run_folder.reader import SETTING, FederatedRun
 
 CLIENT_LEGEND = """Own labels, last evaluated round, every client with test examples counted once: mean, standard deviation (population), the lowest client,
 the mean of the lowest tenth (of one at least), and Jain's index (1: all alike, 1/K: one of K clients has everything). {said}."""
@@ -27,14 +27,14 @@ SHOWN = 12
 
 
 @cache
-def last_accuracies(run: Run) -> np.ndarray:  # [K]
+def last_accuracies(run: FederatedRun) -> np.ndarray:  # [K]
     """Accuracy on own labels by client in the last evaluated round, clients without test examples left out; [] where the run does not say."""
     rows = run.clients
     return rows["accuracy_own_labels"][rows["round"] == rows["round"].max()].to_numpy(float) if len(rows) else np.empty(0)
 
 
 @cache
-def class_accuracies(run: Run) -> np.ndarray:  # [C]
+def class_accuracies(run: FederatedRun) -> np.ndarray:  # [C]
     """Accuracy in the balanced test by class, mean of the last ten evaluated rounds; [] where the run does not say."""
     columns = sorted(name for name in run.metrics if name.startswith("accuracy_class_"))
     values = run.metrics[columns].to_numpy(float)
@@ -174,7 +174,7 @@ def held(groups: Sequence[Group]) -> dict[int, np.ndarray]:  # {seed: [K, C]}
     return found
 
 
-def _counts(run: Run) -> np.ndarray | None:
+def _counts(run: FederatedRun) -> np.ndarray | None:
     """The run's partition, or None where it cannot be read or holds nothing."""
     try:
         found = np.asarray(run.counts())

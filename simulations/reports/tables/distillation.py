@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from simulations.reports.distillation_groups import Lesson, figure, groups, task
+from simulations.reports.distillation_groups import DistillationRun, figure, groups, task
 from simulations.reports.tables.table import DASH, Cell, Column, Table, counts, numbers, percent, percents, ranked, texts
 from simulations.run_folder.reader import SETTING
 
@@ -27,7 +27,7 @@ LEGEND = """Accuracy in %: mean over n seeds ± half-width of its 95 % interval 
 Before: the student untrained, or as it began. Of teacher: the student's accuracy as a share of its teacher's. Less none, less kd: paired by seed, on the same images with the same student (and teacher)."""
 
 
-def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
+def table(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table:
     """The headline table: a row for each of those that differ in more than the seed."""
     rows = list(labelled.values())
     columns = [texts("strategy", list(labelled)), counts("n", list(map(len, rows)))]
@@ -45,7 +45,7 @@ def table(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     return Table("distillation", "", tuple(columns), LEGEND, tuple(tasks))
 
 
-def trainings(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame:
+def trainings(labelled: Mapping[str, Sequence[DistillationRun]]) -> pd.DataFrame:
     """A row for each training: what the tables are made of, accuracies in 0..1."""
     rows = [
         {
@@ -58,7 +58,7 @@ def trainings(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def flows(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame | None:
+def flows(labelled: Mapping[str, Sequence[DistillationRun]]) -> pd.DataFrame | None:
     """What every layer of student and teacher knows of the labels, by epoch, in the mean over seeds; None where it was not measured."""
     frames = [
         pd.read_csv(one.folder / "flow.csv").assign(strategy=name, seed=one.seed)
@@ -72,7 +72,7 @@ def flows(labelled: Mapping[str, Sequence[Lesson]]) -> pd.DataFrame | None:
     return pd.concat(frames).groupby(keys, sort=False)[["information", "binned"]].mean().reset_index()
 
 
-def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], baseline: str) -> Cell:
+def less(same: Sequence[DistillationRun], labelled: Mapping[str, Sequence[DistillationRun]], baseline: str) -> Cell:
     """The gain over a baseline, paired by seed; a dash where some seed has none."""
     for others in labelled.values():
         theirs = {pairing(one, baseline): one.accuracy for one in others}
@@ -81,12 +81,12 @@ def less(same: Sequence[Lesson], labelled: Mapping[str, Sequence[Lesson]], basel
     return Cell(DASH)
 
 
-def pairing(one: Lesson, baseline: str) -> tuple[Hashable, ...]:
+def pairing(one: DistillationRun, baseline: str) -> tuple[Hashable, ...]:
     """What a student has in common with that of the baseline that it is paired with: the seed, and where both are taught, the teacher's."""
     return (one.seed,) if baseline == "none" else (one.seed, one.values.get("teacher_seed"))
 
 
-def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
+def matching(one: DistillationRun, other: DistillationRun, baseline: str) -> bool:
     """``other`` is the baseline to ``one``: the same student on the same images for as long, and where it is taught, by the same teacher.
 
     Networks are the same that have one name and as many parameters.
@@ -102,7 +102,7 @@ def matching(one: Lesson, other: Lesson, baseline: str) -> bool:
     )
 
 
-def costs(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
+def costs(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table:
     """What every network costs and knows: each teacher once, then the students and whatever else leaves the house."""
     found: dict[tuple[str, frozenset], dict[Path | float, dict[str, Any]]] = {}
     for name, same in labelled.items():
@@ -126,7 +126,7 @@ def costs(labelled: Mapping[str, Sequence[Lesson]]) -> Table:
     return Table("costs", "What each network costs and knows", tuple(columns), legend)
 
 
-def members(labelled: Mapping[str, Sequence[Lesson]]) -> Table | None:
+def members(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table | None:
     """Each network of an online ensemble beside the same network trained alone, paired by seed; None without any."""
     rows = []
     for name, same in labelled.items():
@@ -151,13 +151,13 @@ def members(labelled: Mapping[str, Sequence[Lesson]]) -> Table | None:
     )
 
 
-def like(one: Lesson, member: Lesson, parameters: float) -> bool:
+def like(one: DistillationRun, member: DistillationRun, parameters: float) -> bool:
     """``one`` is a network of a member's size, trained with labels alone on the same images for as long."""
     same = one.choice("student") == member.choice("student") and task(one) == task(member)
     return one.choice("distiller") == "none" and same and figure(one, "student", "parameters") == parameters
 
 
-def ladder(labelled: Mapping[str, Sequence[Lesson]]) -> dict[str, pd.DataFrame]:
+def ladder(labelled: Mapping[str, Sequence[DistillationRun]]) -> dict[str, pd.DataFrame]:
     """By method, the student's accuracy against its teacher's, where a method has three teachers or more for one student."""
     rungs: dict[str, list[dict[str, float]]] = {}
     for name, same in labelled.items():
@@ -188,29 +188,29 @@ def ordered(steps: Mapping[str, pd.DataFrame]) -> Table:
 KEY = "held_out"
 
 
-def domain(one: Lesson) -> int | None:
+def domain(one: DistillationRun) -> int | None:
     """The place of the domain that is left out; None where none is."""
     return one.config.get("data", {}).get(KEY)
 
 
-def anywhere(one: Lesson) -> Lesson:
+def anywhere(one: DistillationRun) -> DistillationRun:
     """The same, whichever domain is left out."""
     data = {key: value for key, value in one.config["data"].items() if key != KEY}
     return replace(one, config={**one.config, "data": data})
 
 
-def travel(one: Lesson) -> float:
+def travel(one: DistillationRun) -> float:
     """How far the optimizer has travelled in all."""
     return float(one.metrics["travel"].iloc[-1])
 
 
-def accuracies(same: Sequence[Lesson], places: dict[Lesson, int | None]) -> pd.DataFrame:
+def accuracies(same: Sequence[DistillationRun], places: dict[DistillationRun, int | None]) -> pd.DataFrame:
     """Seeds by domains, those seeds alone that have all of them."""
     rows = [(one.seed, places[one], one.accuracy) for one in same]
     return pd.DataFrame(rows, columns=["seed", "domain", "accuracy"]).pivot(index="seed", columns="domain", values="accuracy").dropna()
 
 
-def domains(lessons: Sequence[Lesson]) -> Table | None:
+def domains(lessons: Sequence[DistillationRun]) -> Table | None:
     """Accuracy on each domain left out, their mean, and its gain over the baselines; None where fewer than two were left out."""
     places = {anywhere(one): domain(one) for one in lessons if domain(one) is not None}
     labelled = groups(list(places))
@@ -231,7 +231,7 @@ Travel: the way of the weights, epoch by epoch, over the length that they had at
     return Table("domains", "Domains left out", tuple(columns), legend)
 
 
-def gain(name: str, labelled: dict[str, list[Lesson]], frames: dict[str, pd.DataFrame], baseline: str) -> Cell:
+def gain(name: str, labelled: dict[str, list[DistillationRun]], frames: dict[str, pd.DataFrame], baseline: str) -> Cell:
     """Of the mean over domains, paired by seed; a dash where some seed has no such baseline."""
     mine = frames[name]
     for other, frame in frames.items():
