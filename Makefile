@@ -3,13 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-MNIST = experiment=fedgen_mnist data.root=$(DATA) partition=file
+MNIST = experiment=fedgen_mnist data.root=$(DATA) partition=from_file
 PARTITIONS = $(DATA)/partition_fedgen_alpha0.1.npz,$(DATA)/partition_fedgen_alpha1.0.npz
 
 .PHONY: run test mnist clean
 
 run: .venv/ready
-	$(BIN)/python -m simulations.run -m rounds=40 cohort=5 strategy=fedavg,fedgen seed=0,1,2
+	$(BIN)/python -m simulations.run -m rounds=40 clients_per_vmap=5 strategy=fedavg,fedgen seed=0,1,2
 	$(BIN)/python -m simulations.report outputs/digits
 
 test: .venv/ready

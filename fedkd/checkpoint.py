@@ -21,7 +21,7 @@ class Checkpoint:
     config: str
     state: State
     memories: Mapping[int, State]
-    simulated_time: float = 0.0
+    simulated_seconds: float = 0.0
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
@@ -30,7 +30,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
     for client, memory in checkpoint.memories.items():
         tensors |= {f"{client}|{name}": value for name, value in flatten(memory).items()}
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "finished": checkpoint.round == rounds}
-    header["simulated_time"] = checkpoint.simulated_time
+    header["simulated_seconds"] = checkpoint.simulated_seconds
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"fedkd": json.dumps(header)})
     write_atomically(folder / "checkpoint.safetensors", content)
     write_header(folder, header)
@@ -54,7 +54,9 @@ def read_header(folder: Path) -> dict[str, object] | None:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["fedkd"])
     except Exception as error:
-        raise RunFolderError(f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it anew") from error
+        raise RunFolderError(
+            f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it anew"
+        ) from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -72,5 +74,5 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         str(header["config"]),
         state,
         {int(k): unflatten(v) for k, v in sorted(parts.items(), key=lambda kv: int(kv[0]))},
-        float(header.get("simulated_time", 0.0)),
+        float(header.get("simulated_seconds", 0.0)),
     )

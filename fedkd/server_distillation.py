@@ -15,18 +15,22 @@ from fedkd.types import State
 
 @dataclass(kw_only=True)
 class ServerDistillation(Strategy):
-    """Federated averaging, after which the server trains the mean on what the clients' models say; ``update`` leaves the mean as ``average``."""
+    """Federated averaging, after which the server trains the mean on what the clients' models say; ``aggregate`` leaves the mean as ``average``."""
 
-    only_sums: ClassVar[bool] = False
+    secure_aggregation: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
-        require(self.sharing == "all", "sharing", "must be all: the teachers are whole networks", self.sharing)
+        require(self.shared_layers == "all", "shared_layers", "must be all: the teachers are whole networks", self.shared_layers)
 
-    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+    def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models, before the distillation."""
-        return {"average": assemble_model(server.model, server.initial, state["average"])} if "average" in state else {}
+        return (
+            {"global_test_accuracy_before_distillation": assemble_model(server.model, server.initial, state["average"])}
+            if "average" in state
+            else {}
+        )
 
     def need_images(self, generator: Callable[..., Any]) -> None:
         """Refuse a generator that makes anything else."""

@@ -61,29 +61,31 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
     Raises:
         ConfigError: the file cannot be read, or holds no choice for it.
     """
-    if config.tuned is None:
+    if config.tuned_params is None:
         return None
-    config.tuned, name = str(Path(config.tuned).expanduser().absolute()), config.choices.get(part)
+    config.tuned_params, name = str(Path(config.tuned_params).expanduser().absolute()), config.choices.get(part)
     try:
-        rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned), name)]
-        taken = {row["key"]: row for row in rows if row["chosen"] == "1"}
+        rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned_params), name)]
+        taken = {row["key"]: row for row in rows if row["selected"] == "1"}
         chosen = {key: float(row["value"]) for key, row in taken.items()}
     except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"tuned must be a file that simulations.experiments.tuning has written, got {config.tuned!r}: {error}") from error
+        raise ConfigError(
+            f"tuned_params must be a file that simulations.experiments.tuning has written, got {config.tuned_params!r}: {error}"
+        ) from error
     command = {"strategy": "tune", "distiller": "tune_distill"}[part]
     rule = f"must hold a choice for {part} {name} (python -m simulations.{command} {part}={name})"
-    require(bool(chosen), "tuned", rule, config.tuned)
+    require(bool(chosen), "tuned_params", rule, config.tuned_params)
     shipped = all(OmegaConf.select(config, key) == value for key, value in chosen.items())
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return {"file": config.tuned, "sha256": digest, "chosen": list(taken.values()), "tried": len(rows), "shipped": shipped}
+    return {"file": config.tuned_params, "sha256": digest, "selected": list(taken.values()), "tried": len(rows), "shipped": shipped}
 
 
 def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:
     """The rows of what a table of tuning holds for a strategy or a distiller."""
     with open(table, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["strategy"] == name]
+        return [row for row in csv.DictReader(file) if row["option"] == name]
 
 
 def make_absolute(node: DictConfig) -> None:

@@ -65,7 +65,11 @@ class ProgressTable:
     def advance(self, label: str, row: Mapping[str, float]) -> None:
         """Show one that is finished, with its accuracies where ``row`` has them."""
         task, total, done, began = self._tasks[label]
-        shown = [f"{name} {row[key]:.3f}" for name, key in (("accuracy", "accuracy"), ("own labels", "accuracy_own_labels")) if key in row]
+        shown = [
+            f"{name} {row[key]:.3f}"
+            for name, key in (("global", "global_test_accuracy"), ("local", "local_test_accuracy"), ("test", "test_accuracy"))
+            if key in row
+        ]
         number = int(row[self._unit])
         self._lines.update(task, completed=number, **({"score": ", ".join(shown)} if shown else {}))
         if number % max(1, total // 10) == 0 or number == total:
@@ -125,8 +129,8 @@ def summary_line(folder: Path) -> str:
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     words = []
-    for title, column in (("accuracy", "accuracy"), ("on own labels", "accuracy_own_labels")):
+    for title, column in (("global test accuracy", "global_test_accuracy"), ("local test accuracy", "local_test_accuracy")):
         values = [float(row[column]) for row in rows if row[column] != ""][-10:]
         if values:
-            words.append(f"{title} {values[-1]:.4f} (mean of the last {len(values)}: {sum(values) / len(values):.4f})")
+            words.append(f"{title} {values[-1]:.4f} (last {len(values)}: {sum(values) / len(values):.4f})")
     return f"round {rows[-1]['round']}: {', '.join(words)}"

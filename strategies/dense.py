@@ -50,7 +50,7 @@ class Dense(ServerDistillation):
         student: begins as the ``average`` of the clients' models, or ``fresh``.
     """
 
-    server_step: ClassVar[str] = "mean of models; distils the ensemble on generated images"
+    server_summary: ClassVar[str] = "mean of models; distils the ensemble on generated images"
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
@@ -79,8 +79,8 @@ class Dense(ServerDistillation):
             self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv
         )  # fmt: skip
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, {"model": state["model"]}, updates, server_round)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
         begin = after["model"] if self.student == "average" else server.initial
         student, made, more = self.distil(server, begin, [u.state["model"] for u in updates])
         members = {f"member-{u.client}": u.state["model"] for u in updates}
@@ -88,7 +88,7 @@ class Dense(ServerDistillation):
 
     def distil(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
         """The student after all epochs, the last batch of images with its labels (``made``), and the mean of every term."""
-        teachers, optimizer, sums = stacked(models), None, {}
+        teachers, optimizer, metric_sums = stacked(models), None, {}
         images, said, made = student[next(iter(student))].new_zeros(0), [], {}
         for epoch in range(self.epochs):
             seed = server.seed / "epoch" / epoch
@@ -103,8 +103,8 @@ class Dense(ServerDistillation):
                 **{f"synthesis_{name}": value for name, value in terms.items()},
                 "distillation_loss": fitted.sums["loss"] / len(batches),
             }
-            sums = {name: sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
-        return student, made, sums
+            metric_sums = {name: metric_sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
+        return student, made, metric_sums
 
     def material(self, images: Examples, teacher: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
         """An epoch's steps over all images, in a fresh order."""
@@ -115,7 +115,7 @@ class Dense(ServerDistillation):
         index = torch.cat(orders)[: number * self.batch_size].view(number, self.batch_size).to(images.y.device)
         return Batches(images.y[index], index, images, dtype, {"teacher": teacher[index]})
 
-    def distillation(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, the mean over a batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits, self.temperature).mean(), {}
 
@@ -123,7 +123,9 @@ class Dense(ServerDistillation):
         """The last batch of the round: its generator is gone, and can be asked for nothing else."""
         return Generated(state["made"]["images"], state["made"]["y"], embeddings=False) if "made" in state else None
 
-    def others(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+    def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""
-        members = [assemble_model(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")]
-        return {**super().others(server, state), **({"ensemble": Ensemble(members)} if members else {})}
+        members = [
+            assemble_model(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")
+        ]
+        return {**super().extra_models(server, state), **({"ensemble_test_accuracy": Ensemble(members)} if members else {})}

@@ -41,8 +41,8 @@ class FedDF(ServerDistillation):
         patience: > 0, steps without a gain after which it stops.
     """
 
-    server_step: ClassVar[str] = "mean of models; distils the ensemble on public images"
-    needs_public: ClassVar[bool] = True
+    server_summary: ClassVar[str] = "mean of models; distils the ensemble on public images"
+    needs_public_data: ClassVar[bool] = True
 
     optimizer: OptimizerFactory
     steps: int
@@ -58,12 +58,12 @@ class FedDF(ServerDistillation):
         for name in ("batch_size", "every", "patience"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, state, updates, server_round)
-        random, number = (server.seed / "public").torch(), len(server.public)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, state, updates, server_round)
+        random, number = (server.seed / "public").torch(), len(server.public_data)
         where = torch.randint(number, (self.steps, self.batch_size), generator=random).to(server.device)
         needed, places = where.unique(return_inverse=True)  # what no step asks for, no teacher is asked about
-        images = server.public.subset(needed)
+        images = server.public_data.subset(needed)
         teacher = self.teacher(server, [u.state["model"] for u in updates], images) if self.steps else None
 
         def piece(steps: slice) -> Batches:
@@ -84,7 +84,7 @@ class FedDF(ServerDistillation):
         said = torch.stack([logits_on(server.model, one, images, server.batch_size, server.dtype) for one in models])  # [K, N, C]
         return said.mean(0) if self.average == "logits" else said.softmax(-1).mean(0).clamp_min(torch.finfo(said.dtype).tiny).log()
 
-    def distillation(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """``KL(softmax(teacher) || softmax(student))``, the mean over a batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits).mean(), {}
 

@@ -41,8 +41,8 @@ class FedDistill(Strategy):
         leave_one_out: clients learn from the others' tables alone; where there were no others, from none.
     """
 
-    client_term: ClassVar[str] = "divergence from the label's mean logits"
-    server_step: ClassVar[str] = "mean of logits by label; mean of models where shared"
+    client_summary: ClassVar[str] = "divergence from the label's mean logits"
+    server_summary: ClassVar[str] = "mean of logits by label; mean of models where shared"
 
     share_model: bool
     gamma: float
@@ -56,65 +56,69 @@ class FedDistill(Strategy):
         require(self.initial_count >= 0, "initial_count", "must be >= 0 (the public code's value is 1)", self.initial_count)
 
     @property
-    def shares(self) -> tuple[str, ...]:
+    def broadcast_parts(self) -> tuple[str, ...]:
         """The table, and the model if asked."""
         return ("model", "logits") if self.share_model else ("logits",)
 
-    def init(self, server: Server) -> State:
+    def init_server(self, server: Server) -> State:
         classes = server.task.num_classes
         table = {"mean": torch.zeros(classes, classes, dtype=server.dtype, device=server.device)}
         if self.leave_one_out:
             table["clients"] = torch.zeros((), dtype=server.dtype, device=server.device)
-        return {**(super().init(server) if self.share_model else {}), "logits": table}
+        return {**(super().init_server(server) if self.share_model else {}), "logits": table}
 
-    def memory(self, client: Client) -> State:
+    def init_client(self, client: Client) -> State:
         classes = client.task.num_classes
         like = {"dtype": client.dtype, "device": client.device}
-        sums = {"sum": torch.zeros(classes, classes, **like), "count": torch.zeros(classes, **like)}
+        metric_sums = {"sum": torch.zeros(classes, classes, **like), "count": torch.zeros(classes, **like)}
         if self.leave_one_out:
-            sums["sent"] = torch.zeros(classes, classes, **like)
-        return {"logits": sums, **({} if self.share_model else {"model": self.travelling(client.model, client.initial)})}
+            metric_sums["sent"] = torch.zeros(classes, classes, **like)
+        return {"logits": metric_sums, **({} if self.share_model else {"model": self.shared_parameters(client.model, client.initial)})}
 
-    def begin(self, client: Client, shared: State, own: State) -> Tensors:
-        return super().begin(client, shared if self.share_model else own, own)
+    def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        return super().initial_weights(client, broadcast if self.share_model else client_state, client_state)
 
-    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
-        gamma, mine = self.gamma if server_round > 1 else 0.0, int(own["client"]["last_round"]) == server_round - 1 > 0
-        if self.leave_one_out and int(shared["logits"]["clients"]) == int(mine):
+    def prepare_batches(
+        self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
+    ) -> dict[str, Tensor]:
+        gamma, mine = self.gamma if server_round > 1 else 0.0, int(client_state["client"]["last_round"]) == server_round - 1 > 0
+        if self.leave_one_out and int(broadcast["logits"]["clients"]) == int(mine):
             gamma = 0.0  # nobody else was there
         weights = {"gamma": gamma, **({"mine": float(mine)} if self.leave_one_out else {})}
         return {name: torch.full((len(batches),), value, dtype=client.dtype, device=client.device) for name, value in weights.items()}
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
-        distance = kl_divergence(self.table(batch, shared, own)[batch.y], logits).mean()
+        distance = kl_divergence(self.table(batch, broadcast, client_state)[batch.y], logits).mean()
         label = one_hot(batch.y, logits.shape[-1]).to(logits.dtype)  # [B, C]
         value = cross_entropy(logits, batch.y).mean() + batch.gamma * distance
         return value, {"logits": label.T @ logits.detach(), "labels": label.sum(0)}
 
-    def table(self, batch: Batch, shared: State, own: State) -> Tensor:  # [C, C]
+    def table(self, batch: Batch, broadcast: State, client_state: State) -> Tensor:  # [C, C]
         """The mean logits of each class that a client learns from."""
-        mean = shared["logits"]["mean"]
+        mean = broadcast["logits"]["mean"]
         if not self.leave_one_out:
             return mean
-        clients = shared["logits"]["clients"]
-        return (clients * mean - batch.mine * own["logits"]["sent"]) / (clients - batch.mine).clamp(min=1)
+        clients = broadcast["logits"]["clients"]
+        return (clients * mean - batch.mine * client_state["logits"]["sent"]) / (clients - batch.mine).clamp(min=1)
 
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        before = own["logits"] if self.accumulate else {"sum": 0, "count": 0}
-        total = {"sum": before["sum"] + sums["logits"], "count": before["count"] + sums["labels"]}
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        before = client_state["logits"] if self.accumulate else {"sum": 0, "count": 0}
+        total = {"sum": before["sum"] + metric_sums["logits"], "count": before["count"] + metric_sums["labels"]}
         count = (total["count"] + self.initial_count).clamp(min=1)
-        sent, kept = super().report(client, trained, sums, shared, own)
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         table = {"logits": {"mean": total["sum"] / count[:, None]}}
         if self.leave_one_out:
             total["sent"] = table["logits"]["mean"]
         return ({**sent, **table}, {**kept, "logits": total}) if self.share_model else (table, {**kept, **sent, "logits": total})
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        state, metrics = super().update(server, state, updates, server_round) if self.share_model else (state, {})
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        state, metrics = super().aggregate(server, state, updates, server_round) if self.share_model else (state, {})
         mean = torch.stack([u.state["logits"]["mean"] for u in updates]).mean(0)
         clients = {"clients": torch.full_like(state["logits"]["clients"], len(updates))} if self.leave_one_out else {}
         return {**state, "logits": {"mean": mean, **clients}}, metrics
 
-    def predict(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
-        return super().predict(server, state) if self.share_model else None
+    def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+        return super().global_model(server, state) if self.share_model else None

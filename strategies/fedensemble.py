@@ -17,30 +17,30 @@ class FedEnsemble(Strategy):
 
     As in the public code the ensemble is read after local training and before the next broadcast: the clients of the round
     hold the models they have just trained, all others the model broadcast at the round's beginning, each with its own
-    BatchNorm statistics. It is measured on the pooled own test shards (``accuracy_own_labels``); the balanced test
+    BatchNorm statistics. It is measured on the pooled own test shards (``local_test_accuracy``); the balanced test
     measures the averaged model, so that it can be compared with FedAvg's.
 
     Deviations: none known. The members' models are kept by the server for the evaluation; they cost no further bytes.
     """
 
-    server_step: ClassVar[str] = "mean of models; predicts with all"
-    only_sums: ClassVar[bool] = False
+    server_summary: ClassVar[str] = "mean of models; predicts with all"
+    secure_aggregation: ClassVar[bool] = False
     clients_evaluate: ClassVar[bool] = False
 
-    def init(self, server: Server) -> State:
-        state = super().init(server)
+    def init_server(self, server: Server) -> State:
+        state = super().init_server(server)
         return {**state, "broadcast": state["model"]}
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, {"model": state["model"]}, updates, server_round)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
         members = {f"member-{u.client}": u.state["model"] for u in updates}
         return {**after, "broadcast": state["model"], **members}, metrics
 
-    def ensemble(self, server: Server, state: State) -> Ensemble:
+    def client_ensemble(self, server: Server, state: State) -> Ensemble:
         """All clients' models as they stand between local training and the next broadcast."""
         models = []
         for client in range(server.num_clients):
             tensors = state.get(f"member-{client}", state["broadcast"])
-            own = server.memories.get(client, {}).get("local", {})
-            models.append(assemble_model(server.model, server.initial, {**tensors, **own}))
+            client_state = server.memories.get(client, {}).get("local", {})
+            models.append(assemble_model(server.model, server.initial, {**tensors, **client_state}))
         return Ensemble(models, [1.0] * len(models))

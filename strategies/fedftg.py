@@ -53,7 +53,7 @@ class FedFTG(ServerDistillation):
         mean_over_classes: divide the model's loss by the number of classes, as the public code does.
     """
 
-    server_step: ClassVar[str] = "mean of models; distils the ensemble on generated hard images"
+    server_summary: ClassVar[str] = "mean of models; distils the ensemble on generated hard images"
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
@@ -79,29 +79,31 @@ class FedFTG(ServerDistillation):
         self.need_images(self.generator)
 
     # ------------------------------------------------------------------------------------------- the client's half
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        sent, kept = super().report(client, trained, sums, shared, own)
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         return {**sent, "labels": {"counts": client.data.y.bincount(minlength=client.task.num_classes)}}, kept
 
     # ------------------------------------------------------------------------------------------- the server's half
-    def init(self, server: Server) -> State:
+    def init_server(self, server: Server) -> State:
         with (server.seed / "generator").globally():
             module = self.generator(server.task)
-        return {**super().init(server), "generator": snapshot(module.to(server.device, server.dtype))}
+        return {**super().init_server(server), "generator": snapshot(module.to(server.device, server.dtype))}
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, state, updates, server_round)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, state, updates, server_round)
         mean = after["model"]
         counts = torch.stack([u.state["labels"]["counts"] for u in updates]).to(server.dtype)  # [K, C]
         fixed = {"teachers": stacked([u.state["model"] for u in updates]), "labels": {"shares": counts / counts.sum(0).clamp(min=1)}}
-        after, sums, student_optimizer = {**after, "average": mean}, {}, None
+        after, metric_sums, student_optimizer = {**after, "average": mean}, {}, None
         for iteration in range(self.iterations):
             draw = partial(self.draw_inputs, server, counts.sum(0), iteration)
             after, more = self.train_generator(server, after, fixed, draw)
             after, student_optimizer, loss = self.train_model(server, after, fixed, draw, student_optimizer, server_round)
             for name, value in {**more, "distillation_loss": loss}.items():
-                sums[name] = sums.get(name, 0) + value / self.iterations
-        return after, {**metrics, **sums}
+                metric_sums[name] = metric_sums.get(name, 0) + value / self.iterations
+        return after, {**metrics, **metric_sums}
 
     def draw_inputs(self, server: Server, counts: Tensor, iteration: int, purpose: str, steps: int) -> tuple[Tensor, Tensor]:
         """Labels [S, B] in proportion to counts, and noise [S, B, Z]."""
@@ -127,12 +129,16 @@ class FedFTG(ServerDistillation):
         means = {f"generator_{name}": value / steps for name, value in fitted.sums.items()}
         return {**state, "generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, means
 
-    def generator_loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State, *, network: nn.Module) -> tuple[Tensor, Metrics]:
+    def generator_loss(
+        self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State, *, network: nn.Module
+    ) -> tuple[Tensor, Metrics]:
         """The generator's equation for the client whose place a step has."""
         x, place = model(batch.noise, batch.y), batch.place.view(1)
-        teacher = FunctionalModel(network).at({key: value.index_select(0, place)[0] for key, value in shared["teachers"].items()})(x).logits
-        student = FunctionalModel(network).at(shared["student"])(x).logits
-        shares = shared["labels"]["shares"]
+        teacher = (
+            FunctionalModel(network).at({key: value.index_select(0, place)[0] for key, value in broadcast["teachers"].items()})(x).logits
+        )
+        student = FunctionalModel(network).at(broadcast["student"])(x).logits
+        shares = broadcast["labels"]["shares"]
         weight = shares.index_select(0, place)[0][batch.y]  # [B]
         apart = (student - teacher.detach()).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
         label = cross_entropy(teacher, batch.y)
@@ -159,7 +165,7 @@ class FedFTG(ServerDistillation):
         )  # fmt: skip
         return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.sums["loss"] / self.student_steps
 
-    def distillation(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy with the clients' weighted probabilities."""
         log_q = model(batch.image).logits.log_softmax(-1)
         value = -(batch.target * log_q).sum(-1).mean()

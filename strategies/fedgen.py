@@ -36,7 +36,7 @@ class FedGen(Strategy):
 
     Deviations from the public code: labels that no client has reported so far are left out of the draws from the second
     round on (there: labels that no client owns, known beforehand); the floor of the decaying coefficients applies only
-    where the coefficient is > 0, so that 0 switches a term off. With ``sharing: head`` only the last layer is shared, as in the
+    where the coefficient is > 0, so that 0 switches a term off. With ``shared_layers: head`` only the last layer is shared, as in the
     paper's Table 4 (the public code's switch for it has no effect).
 
     Args:
@@ -48,10 +48,10 @@ class FedGen(Strategy):
         client_batch_size: > 0, generated embeddings a local step; its share of the configured batch size scales alpha.
         alpha: >= 0, weight of the generated embeddings in local training; 0 and beta 0: FedAvg.
         beta: >= 0, weight of the latent divergence; 0 is the paper's equation 5.
-        decay: (0, 1], of both per round.
-        floor: >= 0, below which neither falls.
-        regularised_steps: local steps of a round that have the extra terms; null is all.
-        first_round: have them in the first round too, when the generator has learnt nothing.
+        coefficient_decay: (0, 1], of both per round.
+        min_coefficient: >= 0, below which neither falls.
+        num_regularized_steps: local steps of a round that have the extra terms; null is all.
+        regularize_first_round: have them in the first round too, when the generator has learnt nothing.
         eta: >= 0, weight of the diversity term.
         weighting: of clients' heads: by their share of each label (``per_sample``), by the batch's mean share (``scalar``:
             what the public code's broadcasting amounts to), equally (``none``), or by their numbers of examples (``examples``).
@@ -64,9 +64,9 @@ class FedGen(Strategy):
         fresh_optimizer: the generator's optimizer begins anew in each round, as in HtFLlib.
     """
 
-    client_term: ClassVar[str] = "generated embeddings, latent divergence"
-    server_step: ClassVar[str] = "mean of models; trains a generator of embeddings on the heads"
-    shares: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")
+    client_summary: ClassVar[str] = "generated embeddings, latent divergence"
+    server_summary: ClassVar[str] = "mean of models; trains a generator of embeddings on the heads"
+    broadcast_parts: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
@@ -76,10 +76,10 @@ class FedGen(Strategy):
     client_batch_size: int
     alpha: float
     beta: float
-    decay: float
-    floor: float
-    regularised_steps: int | None
-    first_round: bool
+    coefficient_decay: float
+    min_coefficient: float
+    num_regularized_steps: int | None
+    regularize_first_round: bool
     eta: float
     weighting: Literal["per_sample", "scalar", "none", "examples"]
     teacher: Literal["heads", "global"]
@@ -91,39 +91,41 @@ class FedGen(Strategy):
     fresh_optimizer: bool
 
     @property
-    def only_sums(self) -> bool:
+    def secure_aggregation(self) -> bool:
         """The mean logit of linear heads is that of the mean head: so the paper's loss needs no head of its own, and the public code's does."""
         return self.teacher == "global" or self.weighting == "none" and self.ensemble_loss == "loss_of_mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "beta", "floor", "eta", "generator_steps"):
+        for name in ("alpha", "beta", "min_coefficient", "eta", "generator_steps"):
             require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
-        for name in ("decay", "generator_lr_decay"):
+        for name in ("coefficient_decay", "generator_lr_decay"):
             require(0 < getattr(self, name) <= 1, name, "must be in (0, 1] (1 is no decay)", getattr(self, name))
         require(self.generator_batch_size > 1, "generator_batch_size", "must be > 1 (BatchNorm needs two)", self.generator_batch_size)
         require(self.client_batch_size > 0, "client_batch_size", "must be > 0 (alpha=0 switches the term off)", self.client_batch_size)
         makes = getattr(getattr(self.generator, "func", self.generator), "makes", "embeddings")
         require(makes == "embeddings", "generator", "must make embeddings (feature_mlp)", makes)
-        steps = self.regularised_steps
-        require(steps is None or steps >= 0, "regularised_steps", "must be >= 0, or null for all", steps)
+        steps = self.num_regularized_steps
+        require(steps is None or steps >= 0, "num_regularized_steps", "must be >= 0, or null for all", steps)
 
     # ------------------------------------------------------------------------------------------- the client's half
-    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+    def prepare_batches(
+        self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
+    ) -> dict[str, Tensor]:
         steps, size = batches.y.shape
         module = build(self.generator, client.task, client.model.embedding_size)
         module = module.to(client.device, client.dtype)
-        chances = shared["labels"]["probabilities"].cpu().expand(steps, -1)
+        chances = broadcast["labels"]["probabilities"].cpu().expand(steps, -1)
         y = torch.multinomial(chances, self.client_batch_size, True, generator=(client.seed / "labels").torch()).to(client.device)
         with torch.no_grad():  # the generator of a round is frozen: all its embeddings in one pass
             generated, latent = (
                 self.embed(
-                    module, shared["generator"], self.draw_noise(client.seed / name, labels, module.noise_size, client.dtype), labels
+                    module, broadcast["generator"], self.draw_noise(client.seed / name, labels, module.noise_size, client.dtype), labels
                 )
                 for name, labels in (("noise", y), ("latent", batches.y))
             )
-        active = torch.arange(steps, device=client.device) < (steps if self.regularised_steps is None else self.regularised_steps)
-        active = active.to(client.dtype) * float(self.first_round or server_round > 1)
+        active = torch.arange(steps, device=client.device) < (steps if self.num_regularized_steps is None else self.num_regularized_steps)
+        active = active.to(client.dtype) * float(self.regularize_first_round or server_round > 1)
         share = self.client_batch_size / client.batch_size
         return {
             "generated_y": y,
@@ -142,45 +144,47 @@ class FedGen(Strategy):
         steps = zip(noise.view(*y.shape, -1), y, strict=True)
         return torch.cat([functional_call(module, scratch, one) for one in steps])
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
         generated = cross_entropy(model.head(batch.generated), batch.generated_y).mean()
         latent = kl_divergence(model.head(batch.latent).detach(), logits).mean()
         value = cross_entropy(logits, batch.y).mean() + batch.alpha * generated + batch.beta * latent
         return value, {"labels": one_hot(batch.y, logits.shape[-1]).sum(0), "generated_loss": generated, "latent_divergence": latent}
 
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        sent, kept = super().report(client, trained, sums, shared, own)
-        return {**sent, "labels": {"counts": sums["labels"]}}, kept
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
+        return {**sent, "labels": {"counts": metric_sums["labels"]}}, kept
 
     # ------------------------------------------------------------------------------------------- the server's half
-    def init(self, server: Server) -> State:
+    def init_server(self, server: Server) -> State:
         with (server.seed / "generator").globally():
             module = build.__wrapped__(self.generator, server.task, server.model.embedding_size)
         classes = server.task.num_classes
         uniform = torch.full((classes,), 1 / classes, dtype=server.dtype, device=server.device)
         return {
-            **super().init(server),
+            **super().init_server(server),
             "generator": snapshot(module.to(server.device, server.dtype)),
             "labels": {"probabilities": uniform},
             "seen": {"counts": torch.zeros(classes, dtype=torch.int64, device=server.device)},
         }
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, state, updates, server_round)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, state, updates, server_round)
         counts = torch.stack([u.state["labels"]["counts"] for u in updates])  # [K, C]
         seen = state["seen"]["counts"] + counts.sum(0)
         reported = seen if self.client_labels == "uniform" else counts.sum(0)
         labels = {"probabilities": distribution(reported, self.client_labels, server.dtype)}
         return {**after, "labels": labels, "seen": {"counts": seen}}, metrics
 
-    def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+    def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         if self.generator_steps == 0:
             return state, {}
         heads = [submodule_tensors((state if self.teacher == "global" else u.state)["model"], "head") for u in updates]
         counts, sizes = torch.stack([u.state["labels"]["counts"] for u in updates]), [u.num_examples for u in updates]
-        trained, sums = self.train_generator(server, state, heads, counts, server_round, sizes)
-        return {**state, **trained}, {name: value / self.generator_steps for name, value in sums.items()}
+        trained, metric_sums = self.train_generator(server, state, heads, counts, server_round, sizes)
+        return {**state, **trained}, {name: value / self.generator_steps for name, value in metric_sums.items()}
 
     def train_generator(
         self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int, sizes: Sequence[int] | None = None
@@ -200,14 +204,16 @@ class FedGen(Strategy):
             module, state["generator"], Batches(y, drawn={"noise": noise, "distances": distances(noise)}), partial(self.generator_loss, head=server.model.head),
             optimizer, shared={"heads": stacked, "labels": {"shares": shares}}, optimizer_state=None if self.fresh_optimizer else state.get("generator_optimizer"),
         )  # fmt: skip
-        sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
-        return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, sums
+        metric_sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
+        return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, metric_sums
 
-    def generator_loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State, *, head: nn.Module) -> tuple[Tensor, Metrics]:
+    def generator_loss(
+        self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State, *, head: nn.Module
+    ) -> tuple[Tensor, Metrics]:
         """``sum_k W_k CE(h_k(G(noise, y)), y) + eta L_div``, or ``CE(sum_k W_k h_k(...), y) + eta L_div``."""
         z = model(batch.noise, batch.y)
-        logits = logits_of(head, shared["heads"], z)  # [K, B, C]
-        weights = self.head_weights(shared["labels"]["shares"][:, batch.y])  # [K, B]
+        logits = logits_of(head, broadcast["heads"], z)  # [K, B, C]
+        weights = self.head_weights(broadcast["labels"]["shares"][:, batch.y])  # [K, B]
         if self.ensemble_loss == "sum_of_losses":
             teacher = (weights * cross_entropy(logits, batch.y.expand(len(logits), -1))).sum(0).mean()
         else:
@@ -230,8 +236,8 @@ class FedGen(Strategy):
 
     # ------------------------------------------------------------------------------------------- both halves
     def coefficient(self, initial: float, server_round: int) -> float:
-        """``max(floor, initial * decay^(r-1))``, and 0 where it begins at 0."""
-        return max(self.floor, initial * self.decay ** (server_round - 1)) if initial > 0 else 0.0
+        """``max(min_coefficient, initial * coefficient_decay^(r-1))``, and 0 where it begins at 0."""
+        return max(self.min_coefficient, initial * self.coefficient_decay ** (server_round - 1)) if initial > 0 else 0.0
 
     def draw_noise(self, seed: Seed, y: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         """One noise vector for every entry of ``y``, flattened: [y.numel(), size]."""

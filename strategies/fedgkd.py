@@ -35,8 +35,8 @@ class FedGKD(Strategy):
         buffer: > 0, M.
     """
 
-    client_term: ClassVar[str] = "divergence from the mean of the last models"
-    server_step: ClassVar[str] = "mean of models; mean of the last of these"
+    client_summary: ClassVar[str] = "divergence from the mean of the last models"
+    server_summary: ClassVar[str] = "mean of models; mean of the last of these"
 
     gamma: float
     buffer: int
@@ -47,26 +47,28 @@ class FedGKD(Strategy):
         require(self.buffer > 0, "buffer", "must be > 0 (1 is the broadcast itself)", self.buffer)
 
     @property
-    def shares(self) -> tuple[str, ...]:
+    def broadcast_parts(self) -> tuple[str, ...]:
         """The mean of the last models, where it is not the last."""
         return ("model",) if self.buffer == 1 else ("model", "mean")
 
-    def init(self, server: Server) -> State:
-        state = super().init(server)
+    def init_server(self, server: Server) -> State:
+        state = super().init_server(server)
         return state if self.buffer == 1 else {**state, "mean": state["model"]}
 
-    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+    def prepare_batches(
+        self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
+    ) -> dict[str, Tensor]:
         gamma = self.gamma if server_round > 1 else 0.0
         return {"gamma": torch.full((len(batches),), gamma, dtype=client.dtype, device=client.device)}
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
-        teacher = model.at({**shared.get("mean", shared["model"]), **own.get("local", {})})
+        teacher = model.at({**broadcast.get("mean", broadcast["model"]), **client_state.get("local", {})})
         distance = kl_divergence(teacher(batch.x).logits.detach(), logits).mean()
         return cross_entropy(logits, batch.y).mean() + batch.gamma / 2 * distance, {}
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, state, updates, server_round)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, state, updates, server_round)
         if self.buffer == 1:
             return after, metrics
         past = [after["model"], *models(state.get("past", {}))][: self.buffer]

@@ -36,10 +36,10 @@ class FedMD(Strategy):
         weight: >= 0, of the digest.
     """
 
-    client_term: ClassVar[str] = "public images: distance to the mean logits"
-    server_step: ClassVar[str] = "mean of logits of public images"
-    shares: ClassVar[tuple[str, ...]] = ("asked", "consensus")
-    needs_public: ClassVar[bool] = True
+    client_summary: ClassVar[str] = "public images: distance to the mean logits"
+    server_summary: ClassVar[str] = "mean of logits of public images"
+    broadcast_parts: ClassVar[tuple[str, ...]] = ("asked", "consensus")
+    needs_public_data: ClassVar[bool] = True
 
     public_size: int
     batch_size: int
@@ -53,34 +53,36 @@ class FedMD(Strategy):
         require(self.weight >= 0, "weight", "must be >= 0 (0 lets every client train alone)", self.weight)
 
     # ------------------------------------------------------------------------------------------- the client's half
-    def memory(self, client: Client) -> State:
-        return {"model": self.travelling(client.model, client.initial)}
+    def init_client(self, client: Client) -> State:
+        return {"model": self.shared_parameters(client.model, client.initial)}
 
-    def begin(self, client: Client, shared: State, own: State) -> Tensors:
-        return super().begin(client, own, own)
+    def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        return super().initial_weights(client, client_state, client_state)
 
-    def phases(self, client: Client, shared: State, own: State, server_round: int) -> list[Phase]:
-        revisit = super().phases(client, shared, own, server_round)
-        if self.weight == 0 or not bool(shared["consensus"]["known"]):  # a digest of weight 0 would still move BatchNorm's statistics
+    def local_phases(self, client: Client, broadcast: State, client_state: State, server_round: int) -> list[Phase]:
+        revisit = super().local_phases(client, broadcast, client_state, server_round)
+        if self.weight == 0 or not bool(broadcast["consensus"]["known"]):  # a digest of weight 0 would still move BatchNorm's statistics
             return revisit
-        where, agreed = shared["consensus"]["index"], shared["consensus"]["logits"]
+        where, agreed = broadcast["consensus"]["index"], broadcast["consensus"]["logits"]
         size = min(self.batch_size, len(where))
         orders = [torch.randperm(len(where), generator=(client.seed / "digest" / epoch).torch()) for epoch in range(self.epochs)]
         steps = torch.cat([order[: len(where) // size * size].view(-1, size) for order in orders]).to(client.device)  # [S, B]
-        digest = Batches(client.public.y[where[steps]], where[steps], client.public, client.dtype, {"consensus": agreed[steps]})
+        digest = Batches(client.public_data.y[where[steps]], where[steps], client.public_data, client.dtype, {"consensus": agreed[steps]})
         return [(digest, self.digest), *revisit]
 
-    def digest(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def digest(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """The mean distance of a client's logits to those agreed on."""
         return self.weight * (model(batch.x).logits - batch.consensus).abs().mean(), {}
 
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        model, kept = super().report(client, trained, sums, shared, own)
-        asked = client.public.subset(shared["asked"]["index"])
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        model, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
+        asked = client.public_data.subset(broadcast["asked"]["index"])
         return {"logits": {"public": logits_on(client.model, trained, asked, self.batch_size, client.dtype)}}, {**kept, **model}
 
     # ------------------------------------------------------------------------------------------- the server's half
-    def init(self, server: Server) -> State:
+    def init_server(self, server: Server) -> State:
         asked = self.ask(server, server.seed / "asked")
         logits = torch.zeros(len(asked), server.task.num_classes, dtype=server.dtype, device=server.device)
         unknown = torch.zeros((), dtype=torch.int64, device=server.device)
@@ -88,14 +90,14 @@ class FedMD(Strategy):
 
     def ask(self, server: Server, seed: Seed) -> Tensor:  # [N]
         """Public images, drawn."""
-        drawn = torch.randperm(len(server.public), generator=seed.torch())[: self.public_size]
+        drawn = torch.randperm(len(server.public_data), generator=seed.torch())[: self.public_size]
         return drawn.to(server.device)
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         logits = torch.stack([u.state["logits"]["public"] for u in updates]).mean(0)
         known = torch.ones_like(state["consensus"]["known"])
         agreed = {"index": state["asked"]["index"], "logits": logits, "known": known}
         return {"asked": {"index": self.ask(server, server.seed / "asked")}, "consensus": agreed}, {}
 
-    def predict(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+    def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         return None

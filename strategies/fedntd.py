@@ -29,7 +29,7 @@ class FedNTD(Strategy):
         tau: > 0, temperature.
     """
 
-    client_term: ClassVar[str] = "divergence from the broadcast on the other classes"
+    client_summary: ClassVar[str] = "divergence from the broadcast on the other classes"
 
     beta: float
     tau: float
@@ -39,8 +39,8 @@ class FedNTD(Strategy):
         require(self.beta >= 0, "beta", "must be >= 0 (0 is FedAvg)", self.beta)
         require(self.tau > 0, "tau", "must be > 0 (the paper's is 1)", self.tau)
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         logits = model(batch.x).logits
-        broadcast = model.at({**shared["model"], **own.get("local", {})})(batch.x).logits.detach()
+        broadcast = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).logits.detach()
         distance = not_true_divergence(broadcast, logits, batch.y, self.tau).mean()
         return cross_entropy(logits, batch.y).mean() + self.beta * distance, {}

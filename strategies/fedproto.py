@@ -32,10 +32,10 @@ class FedProto(Strategy):
         weight: >= 0, of the distance to the prototypes.
     """
 
-    client_term: ClassVar[str] = "distance to the label's mean embedding"
-    server_step: ClassVar[str] = "mean of embeddings by label"
-    only_sums: ClassVar[bool] = False
-    shares: ClassVar[tuple[str, ...]] = ("prototypes",)
+    client_summary: ClassVar[str] = "distance to the label's mean embedding"
+    server_summary: ClassVar[str] = "mean of embeddings by label"
+    secure_aggregation: ClassVar[bool] = False
+    broadcast_parts: ClassVar[tuple[str, ...]] = ("prototypes",)
 
     weight: float
 
@@ -44,33 +44,35 @@ class FedProto(Strategy):
         require(self.weight >= 0, "weight", "must be >= 0 (0 lets every client train alone)", self.weight)
 
     @property
-    def unlike_models(self) -> Literal["no", "embedding", "any"]:
+    def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
         """Prototypes are compared with embeddings."""
-        return "embedding"
+        return "same_embedding_size"
 
-    def init(self, server: Server) -> State:
+    def init_server(self, server: Server) -> State:
         classes, like = server.task.num_classes, {"dtype": server.dtype, "device": server.device}
         return {"prototypes": {"mean": torch.zeros(classes, server.model.embedding_size, **like), "known": torch.zeros(classes, **like)}}
 
-    def memory(self, client: Client) -> State:
-        return {"model": self.travelling(client.model, client.initial)}
+    def init_client(self, client: Client) -> State:
+        return {"model": self.shared_parameters(client.model, client.initial)}
 
-    def begin(self, client: Client, shared: State, own: State) -> Tensors:
-        return super().begin(client, own, own)
+    def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        return super().initial_weights(client, client_state, client_state)
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
-        output, prototypes = model(batch.x), shared["prototypes"]
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        output, prototypes = model(batch.x), broadcast["prototypes"]
         distance = (output.embedding - prototypes["mean"][batch.y]).square().mean(-1) * prototypes["known"][batch.y]
         label = one_hot(batch.y, output.logits.shape[-1]).to(output.logits.dtype)  # [B, C]
         value = cross_entropy(output.logits, batch.y).mean() + self.weight * distance.mean()
         return value, {"embeddings": label.T @ output.embedding.detach(), "labels": label.sum(0)}
 
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        model, kept = super().report(client, trained, sums, shared, own)
-        mean = sums["embeddings"] / sums["labels"].clamp(min=1)[:, None]
-        return {"prototypes": {"mean": mean, "count": sums["labels"]}}, {**kept, **model}
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        model, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
+        mean = metric_sums["embeddings"] / metric_sums["labels"].clamp(min=1)[:, None]
+        return {"prototypes": {"mean": mean, "count": metric_sums["labels"]}}, {**kept, **model}
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         counts = torch.stack([u.state["prototypes"]["count"] for u in updates])  # [K, C]
         means = torch.stack([u.state["prototypes"]["mean"] for u in updates])  # [K, C, D]
         weights = counts if self.aggregation == "examples" else (counts > 0).to(counts.dtype)
@@ -80,5 +82,5 @@ class FedProto(Strategy):
         mean = torch.where(reported[:, None], fresh, before["mean"])
         return {"prototypes": {"mean": mean, "known": torch.maximum(before["known"], reported.to(mean.dtype))}}, {}
 
-    def predict(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+    def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         return None

@@ -24,7 +24,7 @@ class FedProx(Strategy):
         weight_decay: >= 0, weight of ``1/2 ||w||^2`` beside it.
     """
 
-    client_term: ClassVar[str] = "distance to the broadcast weights"
+    client_summary: ClassVar[str] = "distance to the broadcast weights"
 
     mu: float
     weight_decay: float
@@ -34,9 +34,9 @@ class FedProx(Strategy):
         require(self.mu >= 0, "mu", "must be >= 0 (0 is FedAvg)", self.mu)
         require(self.weight_decay >= 0, "weight_decay", "must be >= 0 (0 is none)", self.weight_decay)
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
-        value, metrics = super().loss(model, batch, shared, own)
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        value, metrics = super().loss(model, batch, broadcast, client_state)
         weights = model.parameters()
-        distance = sum((w - shared["model"][name]).square().sum() for name, w in weights.items() if name in shared["model"])
+        distance = sum((w - broadcast["model"][name]).square().sum() for name, w in weights.items() if name in broadcast["model"])
         norm = sum(w.square().sum() for w in weights.values())
         return value + self.mu / 2 * distance + self.weight_decay / 2 * norm, metrics

@@ -33,7 +33,7 @@ class Moon(Strategy):
         tau: > 0, temperature.
     """
 
-    client_term: ClassVar[str] = "contrast with the broadcast and the last own model"
+    client_summary: ClassVar[str] = "contrast with the broadcast and the last own model"
 
     mu: float
     tau: float
@@ -43,20 +43,24 @@ class Moon(Strategy):
         require(self.mu >= 0, "mu", "must be >= 0 (0 is FedAvg)", self.mu)
         require(self.tau > 0, "tau", "must be > 0 (the paper's is 0.5)", self.tau)
 
-    def memory(self, client: Client) -> State:
+    def init_client(self, client: Client) -> State:
         return {"previous": {key: value.clone() for key, value in client.initial.items()}}
 
-    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
-        mu = self.mu if int(own["client"]["last_round"]) > 0 else 0.0
+    def prepare_batches(
+        self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
+    ) -> dict[str, Tensor]:
+        mu = self.mu if int(client_state["client"]["last_round"]) > 0 else 0.0
         return {"mu": torch.full((len(batches),), mu, dtype=client.dtype, device=client.device)}
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         output = model(batch.x)
-        broadcast = model.at({**shared["model"], **own.get("local", {})})(batch.x).embedding.detach()
-        previous = model.at(own["previous"])(batch.x).embedding.detach()
+        broadcast = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).embedding.detach()
+        previous = model.at(client_state["previous"])(batch.x).embedding.detach()
         contrast = model_contrastive(output.embedding, broadcast, previous, self.tau).mean()
         return cross_entropy(output.logits, batch.y).mean() + batch.mu * contrast, {}
 
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        sent, kept = super().report(client, trained, sums, shared, own)
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         return sent, {**kept, "previous": trained}

@@ -33,9 +33,9 @@ class Scaffold(Strategy):
         server_lr: > 0, by which the mean change of the model is multiplied; 1 is the mean itself.
     """
 
-    client_term: ClassVar[str] = "control variates"
-    server_step: ClassVar[str] = "mean of models and of control variates"
-    shares: ClassVar[tuple[str, ...]] = ("model", "control")
+    client_summary: ClassVar[str] = "control variates"
+    server_summary: ClassVar[str] = "mean of models and of control variates"
+    broadcast_parts: ClassVar[tuple[str, ...]] = ("model", "control")
 
     correction: float
     server_lr: float
@@ -45,27 +45,29 @@ class Scaffold(Strategy):
         require(self.correction >= 0, "correction", "must be >= 0 (1 is the paper's, 0 is FedAvg)", self.correction)
         require(self.server_lr > 0, "server_lr", "must be > 0 (1 takes the mean as it is)", self.server_lr)
 
-    def init(self, server: Server) -> State:
-        return {**super().init(server), "control": self.zeros(server)}
+    def init_server(self, server: Server) -> State:
+        return {**super().init_server(server), "control": self.zeros(server)}
 
-    def memory(self, client: Client) -> State:
+    def init_client(self, client: Client) -> State:
         return {"control": self.zeros(client)}
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
-        value, metrics = super().loss(model, batch, shared, own)
-        ours, theirs = own["control"], shared["control"]
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        value, metrics = super().loss(model, batch, broadcast, client_state)
+        ours, theirs = client_state["control"], broadcast["control"]
         term = sum(((theirs[name] - ours[name]) * (w - w.detach())).sum() for name, w in model.parameters().items() if name in theirs)
         return value + self.correction * term, metrics
 
-    def report(self, client: Client, trained: Tensors, sums: Metrics, shared: State, own: State) -> tuple[State, State]:
-        sent, kept = super().report(client, trained, sums, shared, own)
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         reach = client.lr * effective_steps(client.num_steps, client.momentum)
-        change = {name: (shared["model"][name] - trained[name]) / reach - c for name, c in shared["control"].items()}
-        control = {name: c + change[name] for name, c in own["control"].items()}
+        change = {name: (broadcast["model"][name] - trained[name]) / reach - c for name, c in broadcast["control"].items()}
+        control = {name: c + change[name] for name, c in client_state["control"].items()}
         return {**sent, "control": change}, {**kept, "control": control}
 
-    def update(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        after, metrics = super().update(server, state, updates, server_round)
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        after, metrics = super().aggregate(server, state, updates, server_round)
         if self.server_lr != 1:
             after["model"] = {**after["model"], **{
                 name: state["model"][name] + self.server_lr * (after["model"][name] - state["model"][name]) for name in state["control"]
@@ -77,7 +79,7 @@ class Scaffold(Strategy):
     def zeros(self, site: Client | Server) -> Tensors:
         """A control variate of nothing for every parameter that travels."""
         parameters = {name: torch.zeros_like(site.initial[name]) for name, _ in site.model.named_parameters()}
-        return self.travelling(site.model, parameters)
+        return self.shared_parameters(site.model, parameters)
 
 
 def effective_steps(steps: int, momentum: float) -> float:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 STRATEGIES = sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))
 SMALL = (
     "engine=local", "partition=dirichlet", "partition.alpha=1.0", "num_clients=6", "clients_per_round=3", "rounds=3",
-    "local_steps=4", "batch_size=16", "evaluation.every=1000", "cohort=1",
+    "local_steps=4", "batch_size=16", "evaluation.every=1000", "clients_per_vmap=1",
 )  # fmt: skip
 
 
@@ -38,8 +38,8 @@ class Ran:
 # An eps of Adam above the noise: the gradient of a bias before BatchNorm is zero but for rounding, and Adam divides by it.
 TINY = {
     "fedgen": ("strategy.generator_steps=4",),
-    "feddf": ("public=held_out", "strategy.steps=4", "strategy.batch_size=16", "+strategy.optimizer.eps=1e-3"),
-    "fedmd": ("public=held_out", "strategy.public_size=40", "strategy.batch_size=16"),
+    "feddf": ("public_data=held_out", "strategy.steps=4", "strategy.batch_size=16", "+strategy.optimizer.eps=1e-3"),
+    "fedmd": ("public_data=held_out", "strategy.public_size=40", "strategy.batch_size=16"),
     "dense": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
     "fedftg": ("strategy.iterations=2", "strategy.student_steps=2", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
 }
@@ -79,7 +79,7 @@ def same(left: dict, right: dict) -> bool:
     return all(same(left[key], right[key]) if isinstance(left[key], dict) else torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.fixture(params=["public", "paper"])
+@pytest.fixture(params=["public_data", "paper"])
 def switches(request: pytest.FixtureRequest) -> str:
     """The override that sets the switches of every strategy."""
-    return f"switches@strategy={request.param}"
+    return f"protocol@strategy={request.param}"

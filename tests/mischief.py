@@ -37,10 +37,12 @@ class Mischief(FedAvg):
 
     folder: str
 
-    def draw(self, client: Client, batches: Batches, shared: State, own: State, server_round: int) -> dict[str, Tensor]:
+    def prepare_batches(
+        self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
+    ) -> dict[str, Tensor]:
         if server_round == 2:
             obey(Path(self.folder) / str(client.id))
-        return super().draw(client, batches, shared, own, server_round)
+        return super().prepare_batches(client, batches, broadcast, client_state, server_round)
 
 
 @dataclass(kw_only=True)
@@ -49,13 +51,13 @@ class Overlapping(FedGen):
 
     folder: str
 
-    def evaluate(self, client: Client, shared: State, own: State | None, batch_size: int) -> Score:
+    def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
         obey(Path(self.folder) / f"evaluating-{client.id}")
-        return super().evaluate(client, shared, own, batch_size)
+        return super().evaluate(client, broadcast, client_state, batch_size)
 
-    def refine(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+    def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         obey(Path(self.folder) / "server")
-        return super().refine(server, state, updates, server_round)
+        return super().server_training(server, state, updates, server_round)
 
 
 def asleep(folder: Path, timeout: float = 60) -> int:

@@ -22,7 +22,7 @@ TINY = (
     "partition.alpha=1.0",
     "strategy.generator_steps=3",
     "progress=false",
-    "cohort=1",
+    "clients_per_vmap=1",
 )
 """A small federation of the default strategy, FedGen, on the default data."""
 MARK = "FEDKD_TEST_MARK"

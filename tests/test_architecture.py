@@ -28,7 +28,7 @@ LEVELS = [
         "fedkd.tensor_ops",
         "fedkd.training.step_program",
         "fedkd.training.step_program",
-        "fedkd.config.validation",
+        "fedkd.config.validation_fraction",
         "fedkd.config.schema",
     },
     {"fedkd.seed"},
@@ -41,7 +41,7 @@ LEVELS = [
         "fedkd.models.ensemble",
         "fedkd.federation.system_heterogeneity",
     },
-    {"fedkd.public", "fedkd.data.client_shift", "fedkd.data.client_shift", "fedkd.data.augmentation"},
+    {"fedkd.public_data", "fedkd.data.client_shift", "fedkd.data.client_shift", "fedkd.data.augmentation"},
     {"fedkd.data.rotated_domains"},
     {
         "fedkd.training.batch",
@@ -195,7 +195,7 @@ def test_messages_can_be_made_in_a_process_that_flower_did_not_start(monkeypatch
 # ---------------------------------------------------------------------------------------------------------------- conf/
 PLACES = {
     "data": "data", "partition": "partition", "model": "model", "optimizer": "optimizer", "strategy": "strategy", "engine": "engine",
-    "generator": "strategy.generator", "shift": "shift", "systems": "systems", "public": "public",
+    "generator": "strategy.generator", "shift": "shift", "systems": "systems", "public_data": "public_data",
     "distiller": "distiller", "source": "source", "augmentation": "augmentation",
 }  # fmt: skip
 YAMLS = [(group, path) for group in PLACES for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]

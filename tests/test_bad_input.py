@@ -39,17 +39,17 @@ CASES = {
     "neither steps nor epochs": (["local_steps=null"], ["local_steps", "local_epochs"]),
     "no epochs": (["local_steps=null", "local_epochs=0"], ["local_epochs", ">= 1", "0"]),
     "no rounds": (["rounds=0"], ["rounds", ">= 1", "0"]),
-    "no rounds between diagnoses": (["diagnose_every=0"], ["diagnose_every", ">= 1", "0"]),
+    "no rounds between diagnoses": (["generator_diagnostics_every=0"], ["generator_diagnostics_every", ">= 1", "0"]),
     "a word for tensorboard": (["tensorboard=perhaps"], ["tensorboard", "perhaps"]),
     "no evaluation": (["evaluation.every=0"], ["evaluation.every", ">= 1", "0"]),
     "missing data": (["data=mnist", "data.root=/nonexistent"], ["data.root", "/nonexistent"]),
-    "missing partition": (["partition=file", "partition.path=/nonexistent.npz"], ["partition.path", "/nonexistent.npz"]),
+    "missing partition": (["partition=from_file", "partition.path=/nonexistent.npz"], ["partition.path", "/nonexistent.npz"]),
     "missing partition to thin": (
-        ["partition=thinned", "partition@partition.base=file", "partition.base.path=/nonexistent.npz"],
+        ["partition=subsample", "partition@partition.base=file", "partition.base.path=/nonexistent.npz"],
         ["partition.base.path", "/nonexistent.npz"],
     ),
-    "alpha -1 of a partition to thin": (["partition=thinned", "partition.base.alpha=-1"], ["partition.base.alpha", "> 0", "-1"]),
-    "word in a partition to thin": (["partition=thinned", "partition.base.alpha=abc"], ["partition.base.alpha", "abc", "number"]),
+    "alpha -1 of a partition to thin": (["partition=subsample", "partition.base.alpha=-1"], ["partition.base.alpha", "> 0", "-1"]),
+    "word in a partition to thin": (["partition=subsample", "partition.base.alpha=abc"], ["partition.base.alpha", "abc", "number"]),
     "no such device": (["device=cuda"], ["device", "cuda"]),
     "no device at all": (["device=abacus"], ["device", "abacus", "cuda"]),
     "no such strategy": (["strategy=nope"], ["strategy/nope", "fedgen"]),
@@ -59,7 +59,7 @@ CASES = {
     "no strategy": (["~strategy", "+strategy._target_=fedkd.partition.iid.IID"], ["strategy._target_", "IID"]),
     "missing parameter": (["~strategy.alpha"], ["strategy", "FedGen", "alpha"]),
     "no workers": (["engine=ray", "engine.workers=0"], ["engine.workers", "> 0", "0"]),
-    "nobody at once": (["cohort=0"], ["cohort", ">= 1", "auto", "0"]),
+    "nobody at once": (["clients_per_vmap=0"], ["cohort", ">= 1", "auto", "0"]),
     "a word for a cohort": (["cohort=many"], ["cohort", "auto", "many"]),
     "a word for compile": (["compile=perhaps"], ["compile", "perhaps"]),
     "half precision": (["precision=float16"], ["precision", "float32", "float64", "float16"]),
@@ -73,53 +73,71 @@ CASES = {
     "no such kind of wrong labels": (["shift.label_noise_kind=odd"], ["shift.label_noise_kind", "symmetric", "pair", "odd"]),
     "no domains": (["shift=domains", "shift.domains=[]"], ["shift.domains", "one or more angles", "null"]),
     "endless noise": (["shift.noise=inf"], ["shift.noise", "finite", "inf"]),
-    "a word for levels": (["shift.levels=many"], ["shift.levels", "drawn", "same", "many"]),
+    "a word for levels": (["shift.per_client=many"], ["shift.per_client", "drawn", "same", "many"]),
     "no time": (["timeout=0"], ["timeout", "> 0"]),
-    "no public set": (["strategy=feddf"], ["public", "feddf", "held_out", "synthetic"]),
+    "no public set": (["strategy=feddf"], ["public_data", "feddf", "held_out", "synthetic"]),
     "unlike networks where models are averaged": (
-        ["strategy=fedavg", "model=mixed"],
+        ["strategy=fedavg", "model=heterogeneous"],
         ["model", "fedavg", "cnn_wide", "fedmd", "sharing=head"],
     ),
-    "more classes than there are": (["partition=classes", "partition.per_client=11"], ["partition.per_client", "10", "11"]),
-    "everything held out": (["validation=1"], ["validation", "0..1"]),
-    "validation of nothing": (["evaluation.examples=validation"], ["validation", "> 0", "0"]),
-    "scored on what": (["evaluation.examples=train"], ["evaluation.examples", "validation", "train"]),
+    "more classes than there are": (["partition=classes_per_client", "partition.per_client=11"], ["partition.per_client", "10", "11"]),
+    "everything held out": (["validation_fraction=1"], ["validation", "0..1"]),
+    "validation of nothing": (["evaluation.split=validation"], ["validation", "> 0", "0"]),
+    "scored on what": (["evaluation.split=train"], ["evaluation.split", "validation", "train"]),
     "a generator of images for embeddings": (["generator@strategy.generator=image_conv"], ["strategy.generator", "embeddings", "images"]),
     "a generator of embeddings for images": (
         ["strategy=dense", "generator@strategy.generator=feature_mlp", "~strategy.generator.conditional"],
         ["strategy.generator", "images", "embeddings"],
     ),
     "teachers without statistics": (["strategy=dense", "strategy.batchnorm=local"], ["strategy.batchnorm", "averaged", "local"]),
-    "no such sharing": (["strategy.sharing=body"], ["strategy.sharing", "head", "body"]),
-    "no choices made": (["tuned=/nonexistent.csv"], ["tuned", "/nonexistent.csv"]),
-    "no such participation": (["systems.participation=perhaps"], ["systems.participation", "by_size", "perhaps"]),
-    "no trace": (["systems.participation=trace"], ["systems.trace", "columns round and client"]),
-    "a trace that nobody reads": (["systems.trace=x.csv"], ["systems.trace", "participation=trace", "x.csv"]),
-    "missing trace": (["systems.participation=trace", "systems.trace=/nonexistent.csv"], ["systems.trace", "CSV", "/nonexistent.csv"]),
-    "certain dropout": (["systems.dropout=1"], ["systems.dropout", "0..1", "got 1"]),
-    "stragglers without a step": (["systems.straggler_steps=0"], ["systems.straggler_steps", "(0, 1]", "got 0"]),
+    "no such sharing": (["strategy.shared_layers=body"], ["strategy.shared_layers", "head", "body"]),
+    "no choices made": (["tuned_params=/nonexistent.csv"], ["tuned", "/nonexistent.csv"]),
+    "no such client_sampling": (["systems.client_sampling=perhaps"], ["systems.client_sampling", "proportional", "perhaps"]),
+    "no trace": (["systems.client_sampling=trace"], ["systems.trace", "columns round and client"]),
+    "a trace that nobody reads": (["systems.trace=x.csv"], ["systems.trace", "client_sampling=trace", "x.csv"]),
+    "missing trace": (["systems.client_sampling=trace", "systems.trace=/nonexistent.csv"], ["systems.trace", "CSV", "/nonexistent.csv"]),
+    "certain dropout_rate": (["systems.dropout_rate=1"], ["systems.dropout_rate", "0..1", "got 1"]),
+    "stragglers without a step": (["systems.straggler_min_fraction=0"], ["systems.straggler_min_fraction", "(0, 1]", "got 0"]),
     "deadline 0": (["systems.deadline=0"], ["systems.deadline", "> 0", "got 0"]),
     "no speed": (["systems.examples_per_second=0"], ["systems.examples_per_second", "> 0", "got 0"]),
     "negative sigma": (["systems.bandwidth_sigma=-1"], ["systems.bandwidth_sigma", "0..10", "-1"]),
-    "too many newcomers": (["systems.newcomers=3"], ["systems.newcomers", "clients_per_round (4)", "at most 2", "got 3"]),
-    "joining after the end": (["systems.newcomers=1", "systems.join_round=101"], ["systems.join_round", "rounds (100)", "101"]),
-    "nothing to give away": (["strategy=fedmd", "public=held_out", "public.share=0"], ["public.share", "both excluded", "got 0"]),
-    "everything given away": (["strategy=fedmd", "public=held_out", "public.share=1.0"], ["public.share", "both excluded", "got 1.0"]),
-    "too little to give away": (["strategy=feddf", "public=held_out", "public.share=1e-5"], ["public.share", "larger share", "1e-05"]),
-    "no images": (["strategy=feddf", "public=synthetic", "public.size=0"], ["public.size", "> 0", "got 0"]),
-    "rising noise": (["strategy=feddf", "public=synthetic", "public.exponent=-1"], ["public.exponent", ">= 0", "-1"]),
-    "missing public data": (["strategy=feddf", "public=other", "public.data.root=/nonexistent"], ["public.data.root", "/nonexistent"]),
+    "too many num_new_clients": (["systems.num_new_clients=3"], ["systems.num_new_clients", "clients_per_round (4)", "at most 2", "got 3"]),
+    "joining after the end": (
+        ["systems.num_new_clients=1", "systems.new_clients_join_round=101"],
+        ["systems.new_clients_join_round", "rounds (100)", "101"],
+    ),
+    "nothing to give away": (
+        ["strategy=fedmd", "public_data=held_out", "public_data.share=0"],
+        ["public_data.share", "both excluded", "got 0"],
+    ),
+    "everything given away": (
+        ["strategy=fedmd", "public_data=held_out", "public_data.share=1.0"],
+        ["public_data.share", "both excluded", "got 1.0"],
+    ),
+    "too little to give away": (
+        ["strategy=feddf", "public_data=held_out", "public_data.share=1e-5"],
+        ["public_data.share", "larger share", "1e-05"],
+    ),
+    "no images": (["strategy=feddf", "public_data=noise", "public_data.size=0"], ["public_data.size", "> 0", "got 0"]),
+    "rising noise": (["strategy=feddf", "public_data=noise", "public_data.exponent=-1"], ["public_data.exponent", ">= 0", "-1"]),
+    "missing public data": (
+        ["strategy=feddf", "public_data=other_dataset", "public_data.data.root=/nonexistent"],
+        ["public_data.data.root", "/nonexistent"],
+    ),
     "BatchNorm that stays": (
-        ["strategy=feddf", "public=held_out", "strategy.batchnorm=local"],
+        ["strategy=feddf", "public_data=held_out", "strategy.batchnorm=local"],
         ["strategy.batchnorm", "averaged", "local"],
     ),
-    "heads for teachers": (["strategy=dense", "strategy.sharing=head"], ["strategy.sharing", "all", "head"]),
+    "heads for teachers": (["strategy=dense", "strategy.shared_layers=head"], ["strategy.shared_layers", "all", "head"]),
     "embeddings for images": (
         ["strategy=fedftg", "generator@strategy.generator=feature_mlp"],
         ["strategy.generator", "image_conv", "embeddings"],
     ),
-    "no such average": (["strategy=feddf", "public=held_out", "strategy.average=losses"], ["strategy.average", "probabilities", "losses"]),
-    "no patience": (["strategy=feddf", "public=held_out", "strategy.patience=0"], ["strategy.patience", "> 0", "got 0"]),
+    "no such average": (
+        ["strategy=feddf", "public_data=held_out", "strategy.average=losses"],
+        ["strategy.average", "probabilities", "losses"],
+    ),
+    "no patience": (["strategy=feddf", "public_data=held_out", "strategy.patience=0"], ["strategy.patience", "> 0", "got 0"]),
     "one image a batch": (["strategy=dense", "strategy.batch_size=1"], ["strategy.batch_size", "> 1", "got 1"]),
 }
 
@@ -155,7 +173,7 @@ def test_partition_of_another_number_of_clients(tmp_path):
     np.savez(tmp_path / "two.npz", train_0=[0, 1], train_1=[2, 3], test_0=[0], test_1=[1])
     given = [o for o in TINY if not o.startswith("partition")]
     ended = quick(
-        tmp_path, "engine=local", *given, "partition=file", f"partition.path={tmp_path / 'two.npz'}", f"output={tmp_path / 'runs'}"
+        tmp_path, "engine=local", *given, "partition=from_file", f"partition.path={tmp_path / 'two.npz'}", f"output={tmp_path / 'runs'}"
     )
     refused(ended, tmp_path / "runs", "partition.path", "num_clients=6", "two.npz")
 
@@ -165,7 +183,7 @@ def test_a_client_with_too_little(tmp_path, few, words):
     """No example at all; and one, where BatchNorm needs two."""
     np.savez(tmp_path / "uneven.npz", train_0=[0, 1], train_1=np.array(few, int), test_0=[0], test_1=[1])
     given = [o for o in TINY if not o.startswith(("partition", "num_clients", "clients_per_round"))]
-    given += ["partition=file", f"partition.path={tmp_path / 'uneven.npz'}", "num_clients=2", "clients_per_round=1"]
+    given += ["partition=from_file", f"partition.path={tmp_path / 'uneven.npz'}", "num_clients=2", "clients_per_round=1"]
     refused(quick(tmp_path, "engine=local", *given, f"output={tmp_path / 'runs'}"), tmp_path / "runs", "partition", *words)
 
 

@@ -1,4 +1,4 @@
-"""``cohort=auto``: chosen by timing, noted in the run folder, kept for as long as the run lasts."""
+"""``clients_per_vmap=auto``: chosen by timing, noted in the run folder, kept for as long as the run lasts."""
 
 import json
 
@@ -9,7 +9,7 @@ from simulations.engine.vmap_tuning import choose_clients_per_vmap
 from tests.conftest import settle
 from tests.running import TINY, Command, differing, metrics, quick, rows, until
 
-AUTO = ("engine=local", *TINY, "cohort=auto", "rounds=4", "num_clients=12", "clients_per_round=10")
+AUTO = ("engine=local", *TINY, "clients_per_vmap=auto", "rounds=4", "num_clients=12", "clients_per_round=10")
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_a_larger_number_must_be_faster_to_be_kept(fast, milliseconds, expected)
 def test_every_worker_is_left_with_work(fast):
     fast({1: 9.0, 5: 5.0, 10: 1.0})
     home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    assert choose_clients_per_vmap(home, 2)[0] == 5 and choose_clients_per_vmap(home, 4) == (1, {}), "three clients for each of four workers: nothing to choose from"
+    assert choose_clients_per_vmap(home, 2)[0] == 5 and choose_clients_per_vmap(home, 4) == (1, {}), (
+        "three clients for each of four workers: nothing to choose from"
+    )
 
 
 def test_networks_that_draw_in_their_forward_pass_train_one_by_one(monkeypatch):
@@ -64,7 +66,7 @@ def test_the_choice_is_noted_and_printed_and_is_the_result_of_that_number(tmp_pa
     assert ended.code == 0, ended.err
     choice = json.loads((ended.folder / "cohort.json").read_text())
     assert ended.out.splitlines()[0].startswith(f"cohort: {choice['cohort']} (milliseconds per client and step: 1 at once ")
-    fixed = quick(tmp_path, *AUTO, "output=runs", f"cohort={choice['cohort']}")
+    fixed = quick(tmp_path, *AUTO, "output=runs", f"clients_per_vmap={choice['cohort']}")
     assert fixed.folder != ended.folder, "another configuration, as the next auto may choose otherwise"
     assert metrics(fixed.folder).equals(metrics(ended.folder))
     assert set(differing(fixed.folder, ended.folder)) == {"cohort.json", "config.yaml", "checkpoint.json", "checkpoint.safetensors"}

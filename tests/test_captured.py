@@ -40,7 +40,7 @@ def captured(monkeypatch):
     run.cache_clear()
 
 
-SETTINGS = ("precision=float64", "rounds=2", "optimizer.momentum=0.9", "cohort=2")
+SETTINGS = ("precision=float64", "rounds=2", "optimizer.momentum=0.9", "clients_per_vmap=2")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -62,7 +62,7 @@ def test_one_by_one_the_bits_are_the_same(request):
 
 
 def test_a_padded_cohort_gives_back_its_own_clients_alone(captured):
-    ran = run("strategy=fedavg", "cohort=4", "clients_per_round=4", "num_clients=8", "local_steps=null", "local_epochs=1")
+    ran = run("strategy=fedavg", "clients_per_vmap=4", "clients_per_round=4", "num_clients=8", "local_steps=null", "local_epochs=1")
     assert len(ran.memories) >= 4 and all(torch.isfinite(t).all() for t in ran.state["model"].values())
 
 

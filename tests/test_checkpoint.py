@@ -22,7 +22,7 @@ MEMORIES = {
 def test_round_trip(tmp_path):
     write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, MEMORIES, 0.1 + 0.2), rounds=9)
     back = read_checkpoint(tmp_path)
-    assert (back.round, back.config, back.simulated_time) == (3, "abc", 0.1 + 0.2) and list(back.memories) == [2, 11]
+    assert (back.round, back.config, back.simulated_seconds) == (3, "abc", 0.1 + 0.2) and list(back.memories) == [2, 11]
     assert same(back.state, STATE) and same(dict(back.memories), MEMORIES)
 
 
@@ -30,7 +30,7 @@ def test_the_header_says_what_it_is(tmp_path):
     assert read_header(tmp_path) is None
     for number, finished in ((3, False), (9, True)):
         write_checkpoint(tmp_path, Checkpoint(number, "abc", STATE, {}), rounds=9)
-        expected = {"round": number, "rounds": 9, "config": "abc", "finished": finished, "simulated_time": 0.0}
+        expected = {"round": number, "rounds": 9, "config": "abc", "finished": finished, "simulated_seconds": 0.0}
         assert read_header(tmp_path) == expected == json.loads((tmp_path / "checkpoint.json").read_text())
 
 

@@ -19,12 +19,17 @@ def cohort(name: str, *overrides: str, **changes):
     ran = run(f"strategy={name}", *options(name), "rounds=2", "clients_per_round=5", "batch_size=8", "precision=float64", *overrides)
     clients = [replace(ran.home.client(k, 3), **changes) for k in range(6)]
     assert {min(8, len(client.data)) for client in clients} == {8}
-    return ran.home.strategy, clients, {part: ran.state[part] for part in ran.home.strategy.shares}, [ran.memories.get(k) for k in range(6)]
+    return (
+        ran.home.strategy,
+        clients,
+        {part: ran.state[part] for part in ran.home.strategy.broadcast_parts},
+        [ran.memories.get(k) for k in range(6)],
+    )
 
 
 def agree(strategy, clients, shared, owns, rtol: float = 1e-12) -> None:
     """Updates and memories of all clients, trained together, are those of each trained alone."""
-    together = strategy.train_cohort(clients, shared, owns, 3)
+    together = strategy.train_clients(clients, shared, owns, 3)
     for client, own, (update, kept) in zip(clients, owns, together):
         alone, memory = strategy.train(client, shared, own, 3)
         assert (update.client, update.num_examples) == (alone.client, alone.num_examples)
@@ -45,7 +50,7 @@ def test_a_cohort_is_each_client_alone(name, model):
 def test_clients_of_a_cohort_have_learning_rates_of_their_own():
     """Two rounds in, last_participation gives at least two of them; momentum and weight decay on top."""
     strategy, clients, shared, owns = cohort("fedavg", "strategy.lr_decay=0.5")
-    assert len({strategy.lr_factor(own or strategy.fresh_memory(c), 3) for c, own in zip(clients, owns)}) > 1
+    assert len({strategy.lr_factor(own or strategy._new_client_state(c), 3) for c, own in zip(clients, owns)}) > 1
     agree(strategy, clients, shared, owns)
     heavy = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
     agree(strategy, [replace(client, optimizer=heavy, lr=0.05) for client in clients], shared, owns)
@@ -70,7 +75,7 @@ def test_in_single_precision_one_step_agrees():
 def test_rounds_agree(name):
     """Three whole rounds, server and all."""
     options_ = (f"strategy={name}", *options(name), "precision=float64", "clients_per_round=5", "batch_size=8")
-    alone, together = run(*options_), run(*options_, "cohort=3")
+    alone, together = run(*options_), run(*options_, "clients_per_vmap=3")
     for left, right in ((together.state, alone.state), *zip(together.memories.values(), alone.memories.values())):
         for (key, value), other in zip(flatten(left).items(), flatten(right).values()):
             assert_close(value, other, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
@@ -98,7 +103,7 @@ def test_networks_with_dropout_train_one_by_one():
 def test_a_cohort_trains():
     """The comparison is of something: weights move, and differ between clients."""
     strategy, clients, shared, owns = cohort("fedavg")
-    weights = [update.state["model"]["head.weight"] for update, _ in strategy.train_cohort(clients, shared, owns, 3)]
+    weights = [update.state["model"]["head.weight"] for update, _ in strategy.train_clients(clients, shared, owns, 3)]
     assert not torch.equal(weights[0], shared["model"]["head.weight"]) and not torch.equal(weights[0], weights[1])
     assert clients[0].num_steps > 1
 
@@ -106,4 +111,4 @@ def test_a_cohort_trains():
 def test_a_loss_that_is_no_number_names_its_steps():
     strategy, clients, shared, owns = cohort("fedavg", lr=1e200)
     with pytest.raises(FloatingPointError, match="after 4 steps"):
-        strategy.train_cohort(clients, shared, owns, 3)
+        strategy.train_clients(clients, shared, owns, 3)

@@ -57,20 +57,20 @@ def test_fidelity_of_heads_whose_answers_are_known():
     held = np.ones((3, 10), dtype=bool)
     held[0, 4] = held[1, 5] = held[1, 6] = held[2, 6] = held[2, 3] = False
     found = fidelity(said, said[1], y.numpy(), held)
-    assert found["fidelity_ensemble"].tolist() == [1.0] * 10, "the first client is the surest"
-    assert found["fidelity_global"].tolist() == [0.0] * 10
-    assert found["num_unseen"].tolist() == [0, 0, 0, 1, 1, 1, 2, 0, 0, 0] and found["num_generated"].tolist() == [5] * 10
+    assert found["label_accuracy_ensemble"].tolist() == [1.0] * 10, "the first client is the surest"
+    assert found["label_accuracy_global_model"].tolist() == [0.0] * 10
+    assert found["num_clients_without_class"].tolist() == [0, 0, 0, 1, 1, 1, 2, 0, 0, 0] and found["num_generated"].tolist() == [5] * 10
     third = 1 / 3
-    assert found["fidelity_seen"] == pytest.approx([third, third, third, 0.5, 0.0, 0.5, 1.0, third, third, third])
-    assert found["fidelity_unseen"][3:7].tolist() == [1.0, 1.0, 0.0, 0.0]
-    assert np.isnan(found["fidelity_unseen"][[0, 1, 2, 7, 8, 9]]).all()
+    assert found["label_accuracy_clients_with_class"] == pytest.approx([third, third, third, 0.5, 0.0, 0.5, 1.0, third, third, third])
+    assert found["label_accuracy_clients_without_class"][3:7].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert np.isnan(found["label_accuracy_clients_without_class"][[0, 1, 2, 7, 8, 9]]).all()
 
 
 def test_a_class_of_which_nothing_was_generated_has_no_fidelity():
     found = fidelity(np.eye(3)[None, :2], None, np.array([0, 1]), np.array([[True, False, False]]))
-    assert found["fidelity_ensemble"][:2].tolist() == [1.0, 1.0] and np.isnan(found["fidelity_ensemble"][2])
-    assert np.isnan(found["fidelity_unseen"][[0, 2]]).all() and found["fidelity_unseen"][1] == 1.0
-    assert np.isnan(found["fidelity_global"]).all()
+    assert found["label_accuracy_ensemble"][:2].tolist() == [1.0, 1.0] and np.isnan(found["label_accuracy_ensemble"][2])
+    assert np.isnan(found["label_accuracy_clients_without_class"][[0, 2]]).all() and found["label_accuracy_clients_without_class"][1] == 1.0
+    assert np.isnan(found["label_accuracy_global_model"]).all()
 
 
 def plain_diversity(z: np.ndarray) -> float:
@@ -141,7 +141,9 @@ def test_latents_of_one_dimension_are_embedded():
 
 # --------------------------------------------------------------------------------------------------------- whole rounds
 def test_fedgen_s_rows_are_a_plain_computation_from_the_checkpoint(tmp_path):
-    folder = launch(tmp_path, "fedgen", "model=mlp", "model.widths=[12]", "precision=float64", "diagnose_every=2", "local_steps=20")
+    folder = launch(
+        tmp_path, "fedgen", "model=mlp", "model.widths=[12]", "precision=float64", "generator_diagnostics_every=2", "local_steps=20"
+    )
     found, home, state = table(folder), build_simulation((folder / "config.yaml").read_text()), read_checkpoint(folder).state
     assert found["round"].tolist() == [2] * 10 + [4] * 10 and found["class"].tolist() == [*range(10)] * 2
     seed, y = Seed(0) / "diagnostics", torch.arange(10).repeat_interleave(100)
@@ -154,19 +156,19 @@ def test_fedgen_s_rows_are_a_plain_computation_from_the_checkpoint(tmp_path):
         real = home.test.subset(chosen(home.test.y, 100, seed / "real"))
         latents = home.model.eval()(real.images(torch.arange(len(real)), torch.float64)).embedding.numpy()
     last = found[found["round"] == 4]
-    assert last["fidelity_global"].to_numpy() == pytest.approx(right.view(10, 100).double().mean(1).numpy())
+    assert last["label_accuracy_global_model"].to_numpy() == pytest.approx(right.view(10, 100).double().mean(1).numpy())
     assert last["num_generated"].tolist() == [100] * 10
     for c, row in enumerate(last.itertuples()):
         mine, theirs = z[y == c].numpy(), latents[(real.y == c).numpy()]
         wanted = [plain_diversity(mine), plain_diversity(theirs), plain_coverage(theirs, mine)]
-        assert [row.diversity_generated, row.diversity_real, row.coverage] == pytest.approx(wanted, rel=2e-5)
+        assert [row.pairwise_distance_generated, row.pairwise_distance_real, row.coverage] == pytest.approx(wanted, rel=2e-5)
     clouds = table(folder, "latents")
     assert clouds.groupby(["round", "generated", "class"]).size().unique().tolist() == [3] and len(clouds) == 2 * 60
 
 
 def test_dense_s_rows_are_a_plain_computation_from_its_members(tmp_path):
     """Its checkpoint holds the round's clients and the images: who reads them, and who has never seen what they show."""
-    folder = launch(tmp_path, "dense", "strategy.batch_size=40", "diagnose_every=4", "local_steps=20", "partition.alpha=0.1")
+    folder = launch(tmp_path, "dense", "strategy.batch_size=40", "generator_diagnostics_every=4", "local_steps=20", "partition.alpha=0.1")
     found, home, state = table(folder), build_simulation((folder / "config.yaml").read_text()), read_checkpoint(folder).state
     x, y, said, has = state["made"]["images"], state["made"]["y"], [], []
     for client in (c for c in range(6) if f"member-{c}" in state):
@@ -180,27 +182,35 @@ def test_dense_s_rows_are_a_plain_computation_from_its_members(tmp_path):
     assert len(said) == 4 and not np.array(has).all()
     for c, row in enumerate(found.itertuples()):
         mine = y == c
-        assert row.num_generated == int(mine.sum()) and row.num_unseen == sum(not one[c] for one in has)
+        assert row.num_generated == int(mine.sum()) and row.num_clients_without_class == sum(not one[c] for one in has)
         each = [(z[mine].argmax(-1) == c).double().mean().item() for z in said]
         wanted = {
-            "fidelity_ensemble": (sum(said)[mine].argmax(-1) == c).double().mean().item(),
-            "fidelity_global": (overall[mine].argmax(-1) == c).double().mean().item(),
-            "fidelity_seen": np.mean(given) if (given := [one for one, h in zip(each, has, strict=True) if h[c]]) else math.nan,
-            "fidelity_unseen": np.mean(given) if (given := [one for one, h in zip(each, has, strict=True) if not h[c]]) else math.nan,
+            "label_accuracy_ensemble": (sum(said)[mine].argmax(-1) == c).double().mean().item(),
+            "label_accuracy_global_model": (overall[mine].argmax(-1) == c).double().mean().item(),
+            "label_accuracy_clients_with_class": np.mean(given)
+            if (given := [one for one, h in zip(each, has, strict=True) if h[c]])
+            else math.nan,
+            "label_accuracy_clients_without_class": np.mean(given)
+            if (given := [one for one, h in zip(each, has, strict=True) if not h[c]])
+            else math.nan,
         }
         assert {name: getattr(row, name) for name in wanted} == pytest.approx(wanted, rel=1e-5, nan_ok=True), c
 
 
 def test_where_no_global_model_is_the_clients_own_networks_encode(tmp_path):
-    folder = launch(tmp_path, "fedgen_head", "diagnose_every=4")
+    folder = launch(tmp_path, "fedgen_head", "generator_diagnostics_every=4")
     found = table(folder)
-    assert len(found) == 10 and found[["fidelity_ensemble", "fidelity_global", "diversity_real"]].notna().all(axis=None)
+    assert len(found) == 10 and found[["label_accuracy_ensemble", "label_accuracy_global_model", "pairwise_distance_real"]].notna().all(
+        axis=None
+    )
 
 
 def test_unlike_networks_and_rounds_in_which_nobody_answers(tmp_path):
     """Where no update came there is nothing to read back."""
-    folder = launch(tmp_path, "fedgen_head", "model=mixed", "diagnose_every=1", "systems.dropout=0.75", "rounds=6", "seed=3")
-    answered = metrics(folder).set_index("round")["num_participants"].astype(int)
+    folder = launch(
+        tmp_path, "fedgen_head", "model=heterogeneous", "generator_diagnostics_every=1", "systems.dropout=0.75", "rounds=6", "seed=3"
+    )
+    answered = metrics(folder).set_index("round")["num_clients_aggregated"].astype(int)
     assert (answered == 0).any() and (answered > 0).any()
     assert set(table(folder)["round"]) == {int(r) for r, number in answered.items() if number > 0}
 
@@ -208,7 +218,9 @@ def test_unlike_networks_and_rounds_in_which_nobody_answers(tmp_path):
 @pytest.mark.parametrize("name", ["fedgen", "fedgen_head", "fedftg", "dense", "fedavg"])
 def test_a_run_that_is_diagnosed_is_the_run_that_is_not(tmp_path, name):
     """Bit for bit; and a strategy without a generator has nothing to tell."""
-    without, with_ = (launch(tmp_path / where, name, "rounds=2", *more) for where, more in (("a", ()), ("b", ("diagnose_every=1",))))
+    without, with_ = (
+        launch(tmp_path / where, name, "rounds=2", *more) for where, more in (("a", ()), ("b", ("generator_diagnostics_every=1",)))
+    )
     assert without.name == with_.name, "the hash knows nothing of it"
     assert set(differing(without, with_)) == {"config.yaml", *(set() if name == "fedavg" else FILES)}
     assert not FILES & {path.name for path in without.iterdir()}
@@ -218,7 +230,7 @@ def test_a_run_that_is_diagnosed_is_the_run_that_is_not(tmp_path, name):
 @pytest.mark.parametrize("name", ["fedgen", "fedftg"])
 @pytest.mark.parametrize("every", [1, 2])
 def test_interrupted_and_resumed_the_files_are_those_of_one_run(tmp_path, name, every):
-    more = (f"diagnose_every={every}", "checkpoint_every=2" if every == 1 else "checkpoint_every=1")
+    more = (f"generator_diagnostics_every={every}", "checkpoint_every=2" if every == 1 else "checkpoint_every=1")
     whole = launch(tmp_path / "whole", name, *more)
     with pytest.raises(KeyboardInterrupt):
         launch(tmp_path / "cut", name, *more, make_grid=Dying)
@@ -228,14 +240,14 @@ def test_interrupted_and_resumed_the_files_are_those_of_one_run(tmp_path, name, 
 
 
 def test_rows_behind_the_checkpoint_are_cut(tmp_path):
-    whole = launch(tmp_path / "whole", "fedgen", "diagnose_every=1")
+    whole = launch(tmp_path / "whole", "fedgen", "generator_diagnostics_every=1")
     with pytest.raises(KeyboardInterrupt):
-        launch(tmp_path / "cut", "fedgen", "diagnose_every=1", make_grid=Dying)
+        launch(tmp_path / "cut", "fedgen", "generator_diagnostics_every=1", make_grid=Dying)
     (folder,) = (tmp_path / "cut" / "digits").iterdir()
     for name in FILES:
         lines = (folder / name).read_text().splitlines()
         (folder / name).write_text("\n".join([*lines, "3" + lines[-1][1:], "3,4,"]))
-    assert list(differing(whole, launch(tmp_path / "cut", "fedgen", "diagnose_every=1"))) == ["config.yaml"]
+    assert list(differing(whole, launch(tmp_path / "cut", "fedgen", "generator_diagnostics_every=1"))) == ["config.yaml"]
 
 
 # ---------------------------------------------------------------------------------------------------------- TensorBoard
@@ -262,7 +274,7 @@ def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_shows_what_the_files_say(tmp_path, every):
     """Also where the run was interrupted, and has done a round twice."""
     pytest.importorskip("tensorboard")
-    more = ("tensorboard=true", "diagnose_every=1", f"checkpoint_every={every}", "evaluation.every=2")
+    more = ("tensorboard=true", "generator_diagnostics_every=1", f"checkpoint_every={every}", "evaluation.every=2")
     whole = launch(tmp_path / "whole", "fedgen", *more)
     assert events(whole) == shown(whole) and len(shown(whole)) > 60
     with pytest.raises(KeyboardInterrupt):

@@ -25,10 +25,10 @@ from tests.conftest import ROOT
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf" / "distiller").glob("*.yaml"))
 SMALL = (
-    "teacher=resnet14", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "epochs=2", "steps=3", "batch_size=16",
-    "progress=false", "export=false", "examples=200",
+    "teacher=resnet14", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "epochs=2", "steps_per_epoch=3", "batch_size=16",
+    "progress=false", "export=false", "num_train_images=200",
 )  # fmt: skip
-FEDERATION = ("engine=local", "num_clients=4", "clients_per_round=2", "local_steps=3", "cohort=1", "progress=false")
+FEDERATION = ("engine=local", "num_clients=4", "clients_per_round=2", "local_steps=3", "clients_per_vmap=1", "progress=false")
 TINY = {
     "dpk": ("distiller.grid=2", "distiller.width=8", "distiller.heads=2", "distiller.depth=1"),
     "information_flow": ("distiller.teaching=[]",),
@@ -117,7 +117,7 @@ def test_interrupted_and_started_again_is_never_interrupted(name, house, tmp_pat
     assert again.name == whole.name
     left, right = read_trained_tensors(again), read_trained_tensors(whole)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
-    timing = ("seconds_train", "seconds_evaluate")
+    timing = ("training_seconds", "evaluation_seconds")
     kept = [[{key: value for key, value in row.items() if key not in timing} for row in read_rows(folder)] for folder in (again, whole)]
     assert kept[0] == kept[1]
 
@@ -156,10 +156,14 @@ def test_no_method_moves_its_teacher(name, house):
     assert all(one.grad is None for one in setup.teacher.parameters())
 
 
-@pytest.mark.parametrize("source", ["public", "synthetic"])
+@pytest.mark.parametrize("source", ["public_data", "synthetic"])
 def test_other_images_will_do(source, house):
-    more = ["source.generator.width=4", "source.steps=2", "source.batch_size=16"] if source == "synthetic" else ["data@source.data=digits"]
-    before = run_distillation(small("kd", house, f"source={source}", *more))
+    more = (
+        ["source.generator.width=4", "image_source.steps=2", "image_source.batch_size=16"]
+        if source == "synthetic"
+        else ["data@source.data=digits"]
+    )
+    before = run_distillation(small("kd", house, f"image_source={source}", *more))
     ended = read_rows(before)[-1]
     assert float(ended["ce"]) > 0 and float(ended["kd"]) > 0
     assert ("synthesis_oh" in ended) == (source == "synthetic")
@@ -180,8 +184,8 @@ def federated(house) -> Path:
 
 @pytest.mark.parametrize("of", ["model", "ensemble"])
 def test_what_a_federation_ended_with_is_distilled(of, federated, house):
-    runner = ["student=mlp", "student.widths=[8]", f"run={federated}", f"of={of}"]
-    config = compose_distillation([*runner, "source=synthetic", "source.generator.width=4", "source.steps=2", "epochs=2", "source.batch_size=16", "progress=false",
+    runner = ["student=mlp", "student.widths=[8]", f"teacher_run={federated}", f"of={of}"]
+    config = compose_distillation([*runner, "image_source=synthetic", "source.generator.width=4", "image_source.steps=2", "epochs=2", "image_source.batch_size=16", "progress=false",
                        f"output={house}"])  # fmt: skip
     folder = run_distillation(config)
     with open(folder / "models.csv", newline="") as file:
@@ -196,14 +200,14 @@ def test_what_a_federation_ended_with_is_distilled(of, federated, house):
     assert about["num_classes"] == 10 and about["network"]["widths"] == [8]
 
 
-UNSEEN = ("source=synthetic", "source.generator.width=4", "source.steps=2", "source.batch_size=16")
+UNSEEN = ("image_source=synthetic", "source.generator.width=4", "image_source.steps=2", "image_source.batch_size=16")
 
 
 def test_what_prepares_a_run_s_model_sees_no_more_than_its_student(house, tmp_path):
     """Without data, HSAKD's branches are trained on images that are made, by the model's own answers."""
     runner = federation(house, "strategy=fedavg", "model=resnet8", "model.widths=[5,6,7]", "model.stem=null")
     given = (
-        f"run={runner}",
+        f"teacher_run={runner}",
         "student=resnet8",
         "student.widths=[5,6,7]",
         "progress=false",
@@ -224,7 +228,7 @@ def test_what_prepares_a_run_s_model_sees_no_more_than_its_student(house, tmp_pa
             ["distiller=information_flow", "student=fedgen_cnn"],
             "^distiller.teaching asks for cifar_tiny by information_flow: init must not be alone",
         ),
-        (["init=alone"], "^init must not be alone where a run's images are not to be seen"),
+        (["student_init=alone"], "^init must not be alone where a run's images are not to be seen"),
     ):
         with pytest.raises(ValueError, match=message):
             run_distillation(compose_distillation([*given[:2], *given[3:], *UNSEEN, *method]))
@@ -234,7 +238,7 @@ def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
     from simulations.config import compose
 
     small = [
-        "+distill_with={distiller.width: 8, distiller.heads: 2, distiller.depth: 1, source.steps: 2, source.batch_size: 16, source.generator.width: 4}"
+        "+distill_overrides={distiller.width: 8, distiller.heads: 2, distiller.depth: 1, source.steps: 2, source.batch_size: 16, source.generator.width: 4}"
     ]
     folder = runner(
         compose(
@@ -243,8 +247,8 @@ def test_dpk_fits_any_maps_and_a_run_may_end_in_it_as_shipped(house, tmp_path):
                 "rounds=2",
                 "strategy=fedavg",
                 "distill=dpk",
-                "distill_with.epochs=1",
-                "+distill_with.export=false",
+                "distill_overrides.epochs=1",
+                "+distill_overrides.export=false",
                 *small,
                 f"output={tmp_path}",
             ]
@@ -292,10 +296,10 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
         (["distiller=sp", "distiller.stage=3"], r"^distiller\.stage must be a stage of the student, which has 3 .* got 3$"),
         (["distiller=hsakd_online", "student=mlp"], r"^student must be a network with an extra stage \(ResNet, .* got 'MLP'$"),
         (["distiller=online_ensemble", "student=mlp"], r"^student must be a ResNet, .* got 'MLP'$"),
-        (["distiller=hsakd_teacher", "distiller.frozen=false", "source=public"], r"^source must have labels for distiller hsakd_teacher, .* got 'public'$"),
+        (["distiller=hsakd_teacher", "distiller.frozen=false", "image_source=public"], r"^source must have labels for distiller hsakd_teacher, .* got 'public'$"),
         (["distiller=dpk", "student=fedgen_cnn"], r"^student must be a network of as many stages as the teacher, 3, .* \(distiller\.stages=last .*\), got 2$"),
         (["distiller=information_flow", "student=fedgen_cnn"], r"^distiller\.teaching asks for cifar_tiny by information_flow: student\.widths must leave at least one pixel"),
-        (["source=public", "data@source.data=rotated_mnist"], r"^source\.data\.data\.root must hold the files of mnist, got "),
+        (["image_source=public", "data@source.data=rotated_mnist"], r"^source\.data\.data\.root must hold the files of mnist, got "),
         (["run=nowhere"], r"^run must be a run folder .* got '.*nowhere'$"),
         (["epochs=0"], r"^epochs must be >= 1, got 0$"),
         (["milestones=[0.9,0.5]"], r"^milestones must be ascending shares of the training"),
@@ -303,11 +307,11 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
         (["distiller=kd_sp", "distiller.parts.kd.ce=1"], r"^distiller\.parts\.kd\.ce must be 0: the sum has the cross-entropy, got 1"),
         (["distiller=at", "distiller.power=0.5"], r"^distiller\.power must be >= 1 \(2 is the paper's\), got 0\.5$"),
         (["distiller=information_flow", "distiller.kernels=[normal]"], r"^distiller\.kernels must name one or more of cosine, .*, got \['normal'\]$"),
-        (["distiller=dpk", "source=synthetic", "source.batch_size=3"], r"^batch_size must be > 3 where ratio=dynamic: .* got 3$"),
-        (["student=mlp", "init=teacher"], r"^init must be of a network of the student's very form, got 'teacher'$"),
-        (["init=nowhere"], r"^init must be null, teacher, alone, or the folder of a finished distillation, got '.*nowhere'$"),
-        (["classes=11"], r"^classes must be at most the task's, 10, got 11$"),
-        (["examples=5"], r"^examples must be at least one and at most \d+ images of each of 10 classes, got 5$"),
+        (["distiller=dpk", "image_source=synthetic", "image_source.batch_size=3"], r"^batch_size must be > 3 where ratio=dynamic: .* got 3$"),
+        (["student=mlp", "student_init=teacher"], r"^init must be of a network of the student's very form, got 'teacher'$"),
+        (["student_init=nowhere"], r"^init must be null, teacher, alone, or the folder of a finished distillation, got '.*nowhere'$"),
+        (["num_classes=11"], r"^classes must be at most the task's, 10, got 11$"),
+        (["num_train_images=5"], r"^examples must be at least one and at most \d+ images of each of 10 classes, got 5$"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, message, tmp_path):
@@ -319,7 +323,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(overrides, messa
 def test_a_student_does_not_begin_as_another_network(house, tmp_path):
     folder = run_distillation(small("none", house))
     with pytest.raises(ValueError, match=r"^init must be of a network of the student's very form, got '.*'$"):
-        run_distillation(compose_distillation(["student=mlp", f"init={folder}", "progress=false", f"output={tmp_path}"]))
+        run_distillation(compose_distillation(["student=mlp", f"student_init={folder}", "progress=false", f"output={tmp_path}"]))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -331,21 +335,33 @@ def test_a_run_brings_its_own_data_and_teacher():
 
 
 def test_a_teacher_of_other_classes_is_refused(house):
-    folder = run_distillation(small("none", house, "classes=5", "examples=100"))
+    folder = run_distillation(small("none", house, "num_classes=5", "num_train_images=100"))
     with pytest.raises(ValueError, match=r"^teacher must have the task's classes, 3, got 5$"):
-        run_distillation(compose_distillation([f"run={folder}", "student=mlp", "classes=3", f"output={house}"]))
+        run_distillation(compose_distillation([f"teacher_run={folder}", "student=mlp", "num_classes=3", f"output={house}"]))
 
 
 def test_a_method_that_trains_its_own_teacher_is_refused_on_a_run(house):
     folder = run_distillation(small("none", house))
     with pytest.raises(ValueError, match=r"^distiller must be one that learns from the run's model .* got 'hsakd_joint'$"):
-        run_distillation(compose_distillation([f"run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"]))
+        run_distillation(
+            compose_distillation([f"teacher_run={folder}", "student=resnet8", "distiller=hsakd_joint", "progress=false", f"output={house}"])
+        )
 
 
 def test_a_student_may_teach_the_next(house):
     first = run_distillation(small("kd", house))
     second = run_distillation(
-        compose_distillation([f"run={first}", "student=mlp", "student.widths=[8]", "epochs=2", "steps=3", "progress=false", f"output={house}"])
+        compose_distillation(
+            [
+                f"teacher_run={first}",
+                "student=mlp",
+                "student.widths=[8]",
+                "epochs=2",
+                "steps_per_epoch=3",
+                "progress=false",
+                f"output={house}",
+            ]
+        )
     )
     with open(second / "models.csv", newline="") as file:
         assert float(next(csv.DictReader(file))["accuracy"]) == float(read_rows(first)[-1]["accuracy"])
@@ -353,7 +369,7 @@ def test_a_student_may_teach_the_next(house):
 
 def test_a_run_s_teacher_has_its_name_also_where_the_method_prepares_it(house):
     folder = run_distillation(small("none", house))
-    asked = [f"run={folder}", "student=resnet8", "student.widths=[5,6,7]", "batch_size=16", f"output={house}"]
+    asked = [f"teacher_run={folder}", "student=resnet8", "student.widths=[5,6,7]", "batch_size=16", f"output={house}"]
     for name in ("kd", "hsakd"):
         setup = make_setup(compose_distillation([*asked, f"distiller={name}"]))
         assert setup.config.choices.teacher == "resnet8" and setup.config.teacher is None
@@ -368,7 +384,7 @@ def test_an_unfinished_run_is_refused(federated, tmp_path):
     copy = Path(shutil.copytree(federated, tmp_path / "run"))
     write_checkpoint(copy, read_checkpoint(copy), rounds=7)
     with pytest.raises(ValueError, match=r"^run must be finished; .*\(2 of 7 done\), got"):
-        run_distillation(compose_distillation([f"run={copy}", f"output={tmp_path}"]))
+        run_distillation(compose_distillation([f"teacher_run={copy}", f"output={tmp_path}"]))
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_the_last_checkpoint_holds(tmp_path, monkeypatch):
@@ -411,18 +427,24 @@ def test_what_was_not_exported_is_when_it_is_asked_for(tmp_path, capsys):
     folder = run_distillation(small("none", tmp_path, "retrieval=true"))
     assert not (folder / "student.pt2").exists()
     assert run_distillation(small("none", tmp_path, "export=true")) == folder and "skipped" in capsys.readouterr().out
-    assert (folder / "student.pt2").exists() and "precision_100" in (folder / "models.csv").read_text()
+    assert (folder / "student.pt2").exists() and "precision_at_100" in (folder / "models.csv").read_text()
 
 
 def test_an_auxiliary_teacher_stands_between(tmp_path, capsys):
-    chain = ["model@student=fedgen_cnn", "init=alone", "distiller=information_flow", "distiller.layers=last", "distiller.teaching=[]"]
+    chain = [
+        "model@student=fedgen_cnn",
+        "student_init=alone",
+        "distiller=information_flow",
+        "distiller.layers=last",
+        "distiller.teaching=[]",
+    ]
     small = (
         "student=fedgen_cnn",
         "student.widths=[3,4]",
         "teacher=resnet14",
         "teacher.widths=[6,8,10]",
         "epochs=1",
-        "steps=2",
+        "steps_per_epoch=2",
         "batch_size=16",
     )
     config = compose_distillation(
@@ -444,9 +466,9 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
     asked = (
         "distill=kd",
         "distill_every=2",
-        "distill_with.source=real",
-        "distill_with.epochs=2",
-        "+distill_with.export=false",
+        "distill_overrides.image_source=real",
+        "distill_overrides.epochs=2",
+        "+distill_overrides.export=false",
         f"output={tmp_path}",
     )
     folder = runner(compose([*tiny, *asked]))
@@ -459,10 +481,10 @@ def test_a_federated_run_may_end_in_a_distillation(tmp_path):
     assert plain.name == folder.name and (plain / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
     never = [*tiny, f"output={tmp_path / 'never'}"]
     for more, message in (
-        (["distill=hsakd", "distill_with.student=mlp"], r"^student must be a network with an extra stage|^distiller.teaching asks"),
-        (["distill=kd", "+distill_with.of=ensemble"], r"^distill_with\.of must be model for a strategy without its clients' models, got .* fedavg$"),
-        (["distill=kd", "+distill_with.source.steps=2"], r"^distill_with\.source must be one value; the keys of a part stand with a dot: .*, got"),
-        (["distill=kd", "+distill_with={source.steps: 0}"], r"^source\.steps must be > 0, got 0$"),
+        (["distill=hsakd", "distill_overrides.student=mlp"], r"^student must be a network with an extra stage|^distiller.teaching asks"),
+        (["distill=kd", "+distill_overrides.of=ensemble"], r"^distill_overrides\.of must be model for a strategy without its clients' models, got .* fedavg$"),
+        (["distill=kd", "+distill_overrides.source.steps=2"], r"^distill_overrides\.source must be one value; the keys of a part stand with a dot: .*, got"),
+        (["distill=kd", "+distill_overrides={source.steps: 0}"], r"^source\.steps must be > 0, got 0$"),
         (["distill=kd", "~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+strategy.fraction_evaluate=0.0"], r"^distill must be null for Flower's own strategies, which keep no state, got kd"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -475,7 +497,13 @@ def test_a_distillation_between_rounds_that_was_interrupted_is_made_up_for(tmp_p
     from simulations.federation import runner
 
     tiny = [*FEDERATION, "rounds=3", "strategy=fedavg"]
-    asked = ("distill=kd", "distill_every=2", "distill_with.source=real", "distill_with.epochs=1", "+distill_with.export=false")
+    asked = (
+        "distill=kd",
+        "distill_every=2",
+        "distill_overrides.image_source=real",
+        "distill_overrides.epochs=1",
+        "+distill_overrides.export=false",
+    )
     config = [*tiny, *asked, f"output={tmp_path}"]
     distil = runner.distil
 
@@ -506,7 +534,7 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
     lines = text.partition("multiply-adds")[2].splitlines()[2:]
     costs = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
     with open(folders[2] / "models.csv", newline="") as file:
-        networks = [(f"{int(row['parameters']):,}", f"{int(row['multiply_adds']):,}") for row in csv.DictReader(file)]
+        networks = [(f"{int(row['parameters']):,}", f"{int(row['num_macs']):,}") for row in csv.DictReader(file)]
     named = ["resnet14, teacher", "resnet8, none", "resnet14 > resnet8, kd"]
     assert [(row[0], row[1], row[2]) for row in costs] == [(name, *networks[place]) for name, place in zip(named, (0, 1, 1), strict=True)]
     assert [row[4].split()[0] for row in costs[1:]] == [f"{mean:.2f}" for mean in means]
@@ -523,7 +551,7 @@ def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_
     from simulations.reports.builder import main
 
     def taught(run: Path, seed: int, method: str = "kd") -> Path:
-        return run_distillation(compose_distillation([f"run={runner}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps=2",
+        return run_distillation(compose_distillation([f"teacher_run={runner}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps_per_epoch=2",
                                  "progress=false", "export=false", f"output={house}"]))  # fmt: skip
 
     fedavg, other = (federation(house, "strategy=fedavg", f"seed={seed}") for seed in (0, 1))
@@ -572,7 +600,7 @@ def test_a_baseline_has_the_same_student_and_the_same_teacher():
 def test_domains_left_out_are_set_side_by_side_with_their_mean(house, tmp_path, capsys):
     from simulations.reports.builder import main
 
-    data = ("data=rotated_mnist", "data@data.data=digits", "data.angles=[0,30,60]", "data.examples=40", "examples=null")
+    data = ("data=rotated_mnist", "data@data.data=digits", "data.angles=[0,30,60]", "data.examples=40", "num_train_images=null")
     folders = {
         (name, seed, place): run_distillation(small(name, house, *data, f"seed={seed}", f"data.held_out={place}", "epochs=1"))
         for name in ("none", "kd") for seed in (0, 1) for place in (0, 2)
@@ -602,7 +630,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 
 def test_killed_at_any_moment_and_started_again_is_never_killed(tmp_path):
-    long = ("distiller=dpk", *TINY["dpk"], "epochs=25", "steps=20")
+    long = ("distiller=dpk", *TINY["dpk"], "epochs=25", "steps_per_epoch=20")
     whole = subprocess.run(command(tmp_path / "whole", *long), check=True, capture_output=True, text=True, cwd=ROOT)
     folder = Path(whole.stdout.splitlines()[-1].removeprefix("run: "))
     there = tmp_path / "killed" / "distilled" / folder.name / "metrics.csv"
@@ -616,7 +644,7 @@ def test_killed_at_any_moment_and_started_again_is_never_killed(tmp_path):
     again = subprocess.run(command(tmp_path / "killed", *long), check=True, capture_output=True, text=True, cwd=ROOT)
     assert Path(again.stdout.splitlines()[-1].removeprefix("run: ")).name == folder.name
     assert (there.parent / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
-    timing = ("seconds_train", "seconds_evaluate")
+    timing = ("training_seconds", "evaluation_seconds")
     kept = [[{key: value for key, value in row.items() if key not in timing} for row in read_rows(one)] for one in (there.parent, folder)]
     assert kept[0] == kept[1]
 

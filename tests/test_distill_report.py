@@ -90,7 +90,7 @@ def test_every_training_is_a_row_of_numbers(house, tmp_path):
 
 
 def test_what_layers_know_is_drawn_and_written_as_it_was_measured(house, tmp_path):
-    folders = [run_distillation(small("kd", house, f"seed={seed}", "flow=50")) for seed in (0, 1)]
+    folders = [run_distillation(small("kd", house, f"seed={seed}", "layer_information_images=50")) for seed in (0, 1)]
     assert main([*map(str, folders), "--output", str(tmp_path)]) == 0
     mine = pd.read_csv(tmp_path / "flow.csv").set_index(["network", "layer", "epoch"])["information"]
     measured = [pd.read_csv(folder / "flow.csv").set_index(["network", "layer", "epoch"])["information"] for folder in folders]

@@ -27,7 +27,7 @@ from simulations.distillation.scores import scores
 from simulations.distillation.setup import Setup, make_setup
 
 TINY = (
-    "teacher=resnet8", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "batch_size=8", "precision=float64", "steps=3",
+    "teacher=resnet8", "teacher.widths=[6,8,10]", "student=resnet8", "student.widths=[5,6,7]", "batch_size=8", "precision=float64", "steps_per_epoch=3",
 )  # fmt: skip
 SMALL_DPK = ("distiller=dpk", "distiller.grid=2", "distiller.width=8", "distiller.heads=2", "distiller.depth=1")
 
@@ -158,7 +158,9 @@ def test_a_student_that_is_its_teacher_has_only_labels_to_learn():
     setup = trained_branches()
     setup.learner.eval()  # with the same statistics, no batch's
     taught = snapshot(setup.learner)
-    value, terms = setup.distiller.loss(FunctionalModel(setup.learner.eval(), taught), FunctionalModel(setup.learner.eval(), taught), batch_of(setup), True)
+    value, terms = setup.distiller.loss(
+        FunctionalModel(setup.learner.eval(), taught), FunctionalModel(setup.learner.eval(), taught), batch_of(setup), True
+    )
     assert terms["joint"].abs() < 1e-12 and terms["kd"].abs() < 1e-12
     assert_close(value, terms["ce"])
 
@@ -355,7 +357,7 @@ def test_adapters_learn_at_their_own_rate():
 
 
 def test_adapters_may_rest_in_the_first_epoch_as_in_the_public_code():
-    setup = ensemble("distiller.official_warm=true", "steps=3", "epochs=3")
+    setup = ensemble("distiller.official_warm=true", "steps_per_epoch=3", "epochs=3")
     training, progress = setup.training(setup.start, {}), Progress(0, setup.start)
     adapters = [name for name, _ in setup.learner.named_parameters() if "adapters" in name]
     first, _ = training.epoch(progress)
@@ -372,7 +374,9 @@ def test_adapters_may_rest_in_the_first_epoch_as_in_the_public_code():
 # ------------------------------------------------------------------------------------------------------- the other ones
 @pytest.mark.parametrize("flag", ["true", "false"])
 def test_information_flow_s_optimizer_may_be_new_in_every_epoch_as_in_the_public_code(flag):
-    setup = ready("distiller=information_flow", "distiller.teaching=[]", f"distiller.forgetful={flag}", "steps=3", "optimizer=adam")
+    setup = ready(
+        "distiller=information_flow", "distiller.teaching=[]", f"distiller.forgetful={flag}", "steps_per_epoch=3", "optimizer=adam"
+    )
     taught = {key: value.clone() for key, value in snapshot(setup.teacher).items()}
     training = setup.training(setup.start, taught)
     first, _ = training.epoch(Progress(0, setup.start))
@@ -456,10 +460,10 @@ def test_a_weighted_sum_forgets_where_a_part_does():
 
 
 def test_a_weighted_sum_s_teacher_is_prepared_as_its_part_asks():
-    flow = make_flow(["init=alone"])
+    flow = make_flow(["student_init=alone"])
     both = {"flow": flow, "sp": SP(ce=0.0, weight=1.0, stage=-1)}
-    assert WeightedSum(ce=1.0, parts=both, weights=dict.fromkeys(both, 1.0)).preparation() == ["init=alone"]
-    twice = {"flow": flow, "again": make_flow(["init=teacher"])}
+    assert WeightedSum(ce=1.0, parts=both, weights=dict.fromkeys(both, 1.0)).preparation() == ["student_init=alone"]
+    twice = {"flow": flow, "again": make_flow(["student_init=teacher"])}
     with pytest.raises(ValueError, match=r"^parts must have one teacher: at most one of them prepares it \(teaching\), got"):
         WeightedSum(ce=1.0, parts=twice, weights=dict.fromkeys(twice, 1.0))
 

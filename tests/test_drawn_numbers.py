@@ -38,7 +38,10 @@ def house(tmp_path_factory) -> Path:
                 path = whole(folder / f"{strategy}-{alpha}-{seed}", strategy, seed, 0.05 * alpha * (strategy == "fedgen"), alpha=alpha)
                 if strategy == "fedgen":
                     rng, metrics = np.random.default_rng(seed), pd.read_csv(path / "metrics.csv")
-                    more = {name: rng.uniform(0, 1, ROUNDS) for name in ("train_generated_loss", "generator_loss", "accuracy_average")}
+                    more = {
+                        name: rng.uniform(0, 1, ROUNDS)
+                        for name in ("train_generated_loss", "generator_loss", "global_test_accuracy_before_distillation")
+                    }
                     metrics.assign(**more).to_csv(path / "metrics.csv", index=False)
     return folder
 
@@ -106,7 +109,7 @@ def test_of_long_curves_the_steep_beginning_alone_may_lie_off_the_axis():
     assert axes.get_ylim()[0] < 50, "a short curve is seen whole"
 
 
-COLUMNS = ("accuracy", "accuracy_own_labels")
+COLUMNS = ("accuracy", "local_test_accuracy")
 
 
 def test_curves_by_round_and_their_bands(drawn, rows):
@@ -130,11 +133,11 @@ def test_curves_by_bytes_and_by_time(drawn, rows):
     for axes, column in zip(drawn["convergence_by_bytes_alpha-0.1"].axes, COLUMNS, strict=True):
         for strategy, (x, y) in zip(STRATEGIES, lines(axes), strict=True):
             files = rows(strategy)
-            assert x == pytest.approx(1e-6 * (files[0]["bytes_up"] + files[0]["bytes_down"]).cumsum())
+            assert x == pytest.approx(1e-6 * (files[0]["uplink_bytes"] + files[0]["downlink_bytes"]).cumsum())
             assert y == pytest.approx(percent(files, column).mean(axis=0))
     for axes, column in zip(drawn["convergence_by_time_alpha-0.1"].axes, COLUMNS, strict=True):
         for strategy, (x, y) in zip(STRATEGIES, lines(axes), strict=True):
-            seeds = [np.interp(x, file["simulated_time"], 100 * file[column]) for file in rows(strategy)]
+            seeds = [np.interp(x, file["simulated_seconds"], 100 * file[column]) for file in rows(strategy)]
             assert len(x) > 3 and y == pytest.approx(np.mean(seeds, axis=0))
 
 
@@ -165,8 +168,8 @@ def test_the_way_to_the_target(drawn, rows):
             for file in rows(strategy):
                 got = np.flatnonzero(file["accuracy"] >= TARGET)
                 last = got[0] if len(got) else len(file) - 1
-                sent = 1e-6 * (file["bytes_up"] + file["bytes_down"]).cumsum()
-                spent = {"rounds": last + 1, "MB": sent[last], "seconds": file["simulated_time"][last]}[way]
+                sent = 1e-6 * (file["uplink_bytes"] + file["downlink_bytes"]).cumsum()
+                spent = {"rounds": last + 1, "MB": sent[last], "seconds": file["simulated_seconds"][last]}[way]
                 (reached if len(got) else missed).append(float(spent))
             assert found[2 * place] == (pytest.approx(reached), [place] * len(reached))
             assert found[2 * place + 1] == (pytest.approx(missed), [place] * len(missed))
@@ -179,7 +182,7 @@ def test_clients_and_their_worst_tenth(drawn, rows):
     found = list(lines(axes))
     by_seed = {}
     for strategy in STRATEGIES:
-        last = [file[file["round"] == ROUNDS]["accuracy_own_labels"].dropna().to_numpy() for file in rows(strategy, "clients.csv")]
+        last = [file[file["round"] == ROUNDS]["local_test_accuracy"].dropna().to_numpy() for file in rows(strategy, "clients.csv")]
         assert all(len(one) == CLIENTS - 1 for one in last), "one client has no test examples"
         by_seed[strategy] = [100 * one for one in last]
     tenths = [np.mean([one.min() for one in by_seed[strategy]]) for strategy in STRATEGIES]  # of 11 clients: the lowest
@@ -195,7 +198,7 @@ def test_clients_and_their_worst_tenth(drawn, rows):
 
 def test_classes(drawn, rows):
     axes = drawn["classes_alpha-0.1"].axes[0]
-    names = [f"accuracy_class_{label:02d}" for label in range(CLASSES)]
+    names = [f"global_test_accuracy_class_{label:02d}" for label in range(CLASSES)]
     wanted = np.array([np.mean([100 * file[names][LAST].mean() for file in rows(strategy)], axis=0) for strategy in STRATEGIES])
     np.testing.assert_allclose(axes.images[0].get_array(), wanted)
     written = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in axes.texts}
@@ -203,7 +206,7 @@ def test_classes(drawn, rows):
 
 
 def test_phases(drawn, rows):
-    axes, names = drawn["phases_alpha-0.1"].axes[0], ("seconds_local", "seconds_server", "seconds_evaluate")
+    axes, names = drawn["phases_alpha-0.1"].axes[0], ("local_training_seconds", "server_seconds", "evaluation_seconds")
     bars = {(round(bar.get_y() + bar.get_height() / 2), number): bar for number, each in enumerate(axes.containers) for bar in each}
     for place, strategy in enumerate(STRATEGIES):
         seconds = [np.mean([file[name].median() for file in rows(strategy)]) for name in names]
@@ -247,18 +250,23 @@ def test_what_the_server_minimises_and_what_it_gains(drawn, rows):
         "no ensemble was tested"
     )
     found = [y for _, y in lines(axes)]
-    for column in ("accuracy_average", "accuracy"):
+    for column in ("global_test_accuracy_before_distillation", "accuracy"):
         assert any(y == pytest.approx(percent(rows("fedgen"), column).mean(axis=0)) for y in found), column
 
 
 def test_differences_of_an_ablation(house, tmp_path):
     """Each strategy's mean difference from the reference and its interval, from the files; a filled marker where that excludes 0."""
     experiment = Experiment(
-        title="t", seeds=list(SEEDS), rows={"r": []}, columns={"a": [], "b": []}, reference="a", figures=["accuracy_last_ten"]
+        title="t",
+        seeds=list(SEEDS),
+        settings={"r": []},
+        strategies={"a": [], "b": []},
+        baseline="a",
+        metrics=["global_test_accuracy_last10"],
     )
     found = {("r", name): {seed: read_run(house / f"{strategy}-1.0-{seed}") for seed in SEEDS} for name, strategy in zip("ab", STRATEGIES)}
     with kept() as figures:
-        forest(published_table.compare(experiment, found), "accuracy_last_ten", "a", tmp_path / "differences")
+        forest(published_table.compare(experiment, found), "global_test_accuracy_last10", "a", tmp_path / "differences")
     axes = figures["differences"].axes[0]
     values = [
         percent([pd.read_csv(house / f"{strategy}-1.0-{seed}" / "metrics.csv") for seed in SEEDS], "accuracy")[:, LAST].mean(axis=1)

@@ -17,7 +17,7 @@ from tests.conftest import options, same, settle
 from tests.running import TINY, metrics
 
 ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None) for n in (1, 2, 3)}}
-RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen cohort=2")]
+RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen clients_per_vmap=2")]
 RUNS += [(engine, "feddistill_logits") for engine in ("local", "ray3")]
 RUNS += [(engine, name) for engine in ("local", "ray2") for name in ("feddf", "fedmd", "dense", "fedftg")]
 
@@ -74,7 +74,7 @@ def test_what_cannot_change_the_result_does_not_enter_the_hash():
         ["evaluation.every=2"],
         ["partition.alpha=2"],
         ["on_client_failure=drop"],
-        ["cohort=2"],
+        ["clients_per_vmap=2"],
     ):
         assert key(*other_result) != key("engine=ray"), other_result
 
@@ -117,8 +117,8 @@ class Watching(LocalGrid):
 
 def test_a_round_is_evaluated_while_the_server_refines_and_the_next_one_trains(monkeypatch):
     home, text = settle(*small("fedgen"), "evaluation.every=1")
-    grid, refine = Watching(home.config.num_clients, text), home.strategy.refine
-    monkeypatch.setattr(home.strategy, "refine", lambda *given: (grid.notes.append("refined"), refine(*given))[1])
+    grid, refine = Watching(home.config.num_clients, text), home.strategy.server_training
+    monkeypatch.setattr(home.strategy, "server_training", lambda *given: (grid.notes.append("refined"), refine(*given))[1])
     result = home.strategy.start(grid, num_rounds=2, on_round=lambda done: grid.notes.append(f"round {done.number}"))
     assert grid.notes == [
         "train 1", "waited for train 1", "evaluate 1", "refined", "train 2", "waited for evaluate 1", "round 1",

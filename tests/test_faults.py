@@ -22,7 +22,7 @@ from tests.running import Command, Ended, differing, metrics, quick, run, until
 
 GIVEN = (
     "num_clients=6", "clients_per_round=6", "rounds=4", "local_steps=2", "partition.alpha=1.0", "progress=false", "strategy=fedavg",
-    "cohort=1",
+    "clients_per_vmap=1",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_policy_retry_gives_the_same_bits(whole, tmp_path):
 
 
 def test_a_chunk_that_failed_is_asked_again_as_a_chunk(tmp_path):
-    options = given(tmp_path, "engine=local", "on_client_failure=retry", "cohort=4")
+    options = given(tmp_path, "engine=local", "on_client_failure=retry", "clients_per_vmap=4")
     whole = quick(tmp_path, *options, "output=whole")
     plan(tmp_path, 3, "raise", 2)
     ended = quick(tmp_path, *options, "output=runs")
@@ -117,7 +117,7 @@ class Asked:
         self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
         self.messages = list(
             home.strategy.configure_train(
-                2, serialization.to_record(home.strategy.init(home.federation().server)), ConfigRecord(), self.local
+                2, serialization.to_record(home.strategy.init_server(home.federation().server)), ConfigRecord(), self.local
             )
         )
         self.at_once(1)
@@ -216,9 +216,9 @@ def ended(command: Command, code: int, *words: str) -> Ended:
 
 def test_an_actor_that_is_killed_under_the_command(tmp_path):
     """While it trains two clients at once; the run folder is that of a run in which nothing happened."""
-    whole = quick(tmp_path, "engine=local", *given(tmp_path, "output=whole", "cohort=2"))
+    whole = quick(tmp_path, "engine=local", *given(tmp_path, "output=whole", "clients_per_vmap=2"))
     plan(tmp_path, 2, "sleep", 1)
-    command = Command((*RAY, *given(tmp_path, "cohort=2")), tmp_path)
+    command = Command((*RAY, *given(tmp_path, "clients_per_vmap=2")), tmp_path)
     os.kill(asleep(tmp_path), signal.SIGKILL)
     assert list(differing(ended(command, 0).folder, whole.folder)) == ["config.yaml"], "which names the engine"
 

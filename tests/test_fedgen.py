@@ -67,8 +67,8 @@ def server(model: MLP, task: Task = TASK) -> Server:
 
 def finish(strategy: FedGen, site: Server, state: State, updates: list[Update], server_round: int) -> State:
     """The state after a round: the server updates, and then refines."""
-    state, _ = strategy.update(site, state, updates, server_round)
-    return strategy.refine(site, state, updates, server_round)[0]
+    state, _ = strategy.aggregate(site, state, updates, server_round)
+    return strategy.server_training(site, state, updates, server_round)[0]
 
 
 def compare(ours: torch.Tensor, parameters: dict[str, torch.Tensor], oracle, at: dict[str, np.ndarray]) -> None:
@@ -150,7 +150,7 @@ def test_the_public_code_s_broadcasting_makes_one_weight_of_a_batch_s(weighting,
 
 def test_heads_weigh_by_their_share_of_a_label_of_which_everybody_has_seen_one_at_least():
     strategy, model = fedgen(generator_steps=1, eta=0.0), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     counts, heads = torch.tensor([[3, 0, 0], [0, 1, 0]]), [snapshot(toy(k).head) for k in range(2)]
     seen, original = {}, strategy.generator_loss
     strategy.generator_loss = lambda model, batch, shared, *args, **kwargs: (
@@ -166,8 +166,8 @@ def test_heads_weigh_by_their_share_of_a_label_of_which_everybody_has_seen_one_a
 def drawn(strategy: FedGen, server_round: int, model: MLP | None = None, **sizes) -> dict[str, torch.Tensor]:
     """What one client draws before a round, of the state as the run begins."""
     model = model or toy()
-    site, state = client(model, **sizes), strategy.init(server(model))
-    return strategy.draw(site, site.batches(), state, {}, server_round)
+    site, state = client(model, **sizes), strategy.init_server(server(model))
+    return strategy.prepare_batches(site, site.batches(), state, {}, server_round)
 
 
 @pytest.mark.parametrize("server_round", [2, 3, 50, 2000])
@@ -184,7 +184,7 @@ def test_the_floor_is_the_public_code_s():
 
 @pytest.mark.parametrize(("steps", "active"), [(0, 0), (3, 3), (None, 25), (99, 25)])
 def test_only_the_first_steps_of_a_round_are_regularised(steps, active):
-    draws = drawn(fedgen(regularised_steps=steps), 2)
+    draws = drawn(fedgen(num_regularized_steps=steps), 2)
     for name in ("alpha", "beta"):
         assert (draws[name] > 0).tolist() == [True] * active + [False] * (25 - active)
 
@@ -205,12 +205,12 @@ def test_the_share_of_generated_embeddings_scales_alpha_and_not_beta():
 def test_draws_are_the_frozen_generator_s_in_eval_mode():
     """Recomputed from the seeds: each generated label with noise of its own, the latent ones with the batch's labels."""
     strategy, model = fedgen(client_batch_size=5), toy()
-    site, state = client(model), strategy.init(server(model))
+    site, state = client(model), strategy.init_server(server(model))
     state["generator"]["hidden.1.running_mean"] += 0.3
     module = FeatureMLP(TASK, 3, hidden=4, noise_size=2).to(DOUBLE).eval()
     module.load_state_dict(state["generator"])
     batches = site.batches()
-    draws = strategy.draw(site, batches, state, {}, 2)
+    draws = strategy.prepare_batches(site, batches, state, {}, 2)
     for name, labels, seed in (("generated", draws["generated_y"], "noise"), ("latent", batches.y, "latent")):
         noise = torch.rand(labels.numel(), 2, generator=(site.seed / seed).torch(), dtype=DOUBLE)
         torch.testing.assert_close(draws[name].flatten(0, 1), module(noise, labels.flatten()).detach(), rtol=1e-12, atol=1e-14)
@@ -219,12 +219,12 @@ def test_draws_are_the_frozen_generator_s_in_eval_mode():
 
 def test_in_train_mode_each_step_s_draws_are_normalised_by_themselves_and_the_state_stays():
     strategy, model = fedgen(client_batch_size=5, client_generator="train"), toy()
-    site, state = client(model), strategy.init(server(model))
+    site, state = client(model), strategy.init_server(server(model))
     before = {key: value.clone() for key, value in state["generator"].items()}
     module = FeatureMLP(TASK, 3, hidden=4, noise_size=2).to(DOUBLE).train()
     module.load_state_dict(state["generator"])
     batches = site.batches()
-    draws = strategy.draw(site, batches, state, {}, 2)
+    draws = strategy.prepare_batches(site, batches, state, {}, 2)
     for name, labels, seed in (("generated", draws["generated_y"], "noise"), ("latent", batches.y, "latent")):
         noise = torch.rand(labels.numel(), 2, generator=(site.seed / seed).torch(), dtype=DOUBLE).view(*labels.shape, 2)
         for step in range(len(labels)):
@@ -243,9 +243,9 @@ def test_noise_is_uniform_as_in_the_public_code_or_normal_as_in_the_paper(noise,
 
 def test_clients_draw_each_step_afresh_from_the_probabilities_they_were_sent():
     strategy, model = fedgen(client_batch_size=200), toy()
-    site, state = client(model), strategy.init(server(model))
+    site, state = client(model), strategy.init_server(server(model))
     state["labels"]["probabilities"] = torch.tensor([0.25, 0.0, 0.75], dtype=DOUBLE)
-    y = strategy.draw(site, site.batches(), state, {}, 2)["generated_y"]
+    y = strategy.prepare_batches(site, site.batches(), state, {}, 2)["generated_y"]
     assert not torch.equal(y[0], y[1]) and (y == 1).sum() == 0
     assert (y == 2).double().mean().item() == pytest.approx(0.75, abs=0.03)
 
@@ -256,11 +256,11 @@ def test_clients_draw_each_step_afresh_from_the_probabilities_they_were_sent():
 )
 def test_labels_that_clients_draw_are_those_reported(client_labels, after_one, after_two):
     strategy, model = fedgen(client_labels=client_labels, generator_steps=0), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     torch.testing.assert_close(state["labels"]["probabilities"], torch.full((3,), 1 / 3, dtype=DOUBLE))
     for number, counts, expected in ((1, [1, 0, 3], after_one), (2, [1, 3, 0], after_two)):
         updates = [Update(0, 10, "mlp", {"model": snapshot(model), "labels": {"counts": torch.tensor(counts)}})]
-        state, _ = strategy.update(server(model), state, updates, number)
+        state, _ = strategy.aggregate(server(model), state, updates, number)
         np.testing.assert_allclose(state["labels"]["probabilities"].numpy(), expected)
 
 
@@ -269,7 +269,7 @@ def test_labels_that_the_generator_learns_from_are_those_seen_this_round(server_
     strategy, model, seen = fedgen(server_labels=server_labels, generator_steps=50), toy(), []
     original = strategy.generator_loss
     strategy.generator_loss = lambda model, batch, *args, **kwargs: (seen.append(batch.y), original(model, batch, *args, **kwargs))[1]
-    strategy.train_generator(server(model), strategy.init(server(model)), [snapshot(model.head)], torch.tensor([[1, 0, 9]]), 1)
+    strategy.train_generator(server(model), strategy.init_server(server(model)), [snapshot(model.head)], torch.tensor([[1, 0, 9]]), 1)
     assert len(seen) == 50 and all(len(y) == 32 for y in seen)
     np.testing.assert_allclose(torch.stack(seen).flatten().bincount(minlength=3) / 1600, shares, atol=0.04)
 
@@ -277,7 +277,7 @@ def test_labels_that_the_generator_learns_from_are_those_seen_this_round(server_
 # --------------------------------------------------------------------------------------------- the generator's training
 def test_the_generator_learns_from_the_heads_as_trained_and_changes_no_client():
     strategy, model = fedgen(), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     before, updates = {part: dict(tensors) for part, tensors in state.items()}, [
         Update(k, 10, "mlp", {"model": snapshot(toy(k)), "labels": {"counts": torch.tensor([4, 4, 4])}}) for k in range(3)
     ]  # fmt: skip
@@ -294,13 +294,13 @@ def test_the_generator_learns_from_the_heads_as_trained_and_changes_no_client():
 def test_the_update_alone_leaves_the_generator_and_the_refinement_all_else():
     """Clients evaluate the updated state while the generator trains: neither may touch what the other reads."""
     strategy, model = fedgen(generator_steps=3), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     updates = [Update(k, 10, "mlp", {"model": snapshot(toy(k)), "labels": {"counts": torch.tensor([4, 0, 4])}}) for k in range(3)]
-    updated, _ = strategy.update(server(model), state, updates, 1)
+    updated, _ = strategy.aggregate(server(model), state, updates, 1)
     assert same(updated["generator"], state["generator"]) and "generator_optimizer" not in updated
     assert not same(updated["model"], state["model"]) and not same(updated["labels"], state["labels"])
     before = {part: {key: value.clone() for key, value in tensors.items()} for part, tensors in updated.items()}
-    refined, metrics = strategy.refine(server(model), updated, updates, 1)
+    refined, metrics = strategy.server_training(server(model), updated, updates, 1)
     assert same(updated, before), "refine writes into nothing that it is given"
     assert not same(refined["generator"], updated["generator"]) and set(metrics) == {f"generator_{n}" for n in ("loss", *LOSSES)}
     trained = {"generator", "generator_optimizer"}
@@ -309,7 +309,7 @@ def test_the_update_alone_leaves_the_generator_and_the_refinement_all_else():
 
 def test_the_generator_s_batchnorm_learns_on_the_server_and_its_optimizer_goes_on():
     strategy, model = fedgen(generator_steps=3), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     updates = [Update(0, 10, "mlp", {"model": snapshot(model), "labels": {"counts": torch.tensor([4, 4, 4])}})]
     for number in (1, 2):
         state = finish(strategy, server(model), state, updates, number)
@@ -322,14 +322,14 @@ def test_heads_weigh_by_their_clients_examples():
     strategy.head_weights = lambda shares: seen.setdefault("weights", original(shares))
     labels = {"labels": {"counts": torch.tensor([4, 0, 4])}}
     updates = [Update(k, examples, "mlp", {"model": snapshot(toy(k)), **labels}) for k, examples in enumerate((30, 10))]
-    finish(strategy, server(model), strategy.init(server(model)), updates, 1)
+    finish(strategy, server(model), strategy.init_server(server(model)), updates, 1)
     np.testing.assert_allclose(seen["weights"].numpy(), [[0.75] * 32, [0.25] * 32])
 
 
 def test_the_global_head_as_the_only_teacher_is_a_federation_of_clients_that_have_it():
     """As FL-bench has it: whatever the clients' heads are, the generator learns from their mean."""
     strategy, model = fedgen(generator_steps=5, teacher="global"), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     updates = [Update(k, 10, "mlp", {"model": snapshot(toy(k)), "labels": {"counts": torch.tensor([4, 4, 4])}}) for k in range(3)]
     found = finish(strategy, server(model), state, updates, 1)
     alike = [replace(u, state={**u.state, "model": found["model"]}) for u in updates]
@@ -341,7 +341,7 @@ def test_the_global_head_as_the_only_teacher_is_a_federation_of_clients_that_hav
 
 def test_a_fresh_optimizer_begins_anew_in_each_round():
     strategy, model = fedgen(generator_steps=3, fresh_optimizer=True), toy()
-    state = strategy.init(server(model))
+    state = strategy.init_server(server(model))
     updates = [Update(0, 10, "mlp", {"model": snapshot(model), "labels": {"counts": torch.tensor([4, 4, 4])}})]
     for number in (1, 2):
         state = finish(strategy, server(model), state, updates, number)
@@ -357,7 +357,7 @@ def test_the_generator_s_learning_rate_decays_by_the_round(server_round):
         return rates[-1]
 
     strategy, model = fedgen(generator_optimizer=optimizer), toy()
-    strategy.train_generator(server(model), strategy.init(server(model)), [snapshot(model.head)], torch.ones(1, 3), server_round)
+    strategy.train_generator(server(model), strategy.init_server(server(model)), [snapshot(model.head)], torch.ones(1, 3), server_round)
     assert rates[-1].param_groups[0]["lr"] == pytest.approx(3e-4 * 0.98 ** (server_round - 1), rel=1e-12)
 
 
@@ -373,7 +373,7 @@ def test_five_hundred_steps_teach_the_generator_what_disjoint_heads_know():
         generator=partial(FeatureMLP, hidden=64, noise_size=8), generator_steps=500,
         generator_optimizer=partial(torch.optim.Adam, lr=3e-3), weighting="none", ensemble_loss="sum_of_losses",
     )  # fmt: skip
-    state = strategy.init(server(model, task))
+    state = strategy.init_server(server(model, task))
     trained, _ = strategy.train_generator(server(model, task), state, heads, torch.full((2, 4), 5), 1)
 
     def losses(tensors):
@@ -398,7 +398,7 @@ def test_five_hundred_steps_teach_the_generator_what_disjoint_heads_know():
         ({"generator_lr_decay": 1.1}, "generator_lr_decay must be in"),
         ({"generator_batch_size": 1}, "generator_batch_size must be > 1"),
         ({"client_batch_size": 0}, "client_batch_size must be > 0"),
-        ({"regularised_steps": -1}, "regularised_steps must be >= 0"),
+        ({"num_regularized_steps": -1}, "num_regularized_steps must be >= 0"),
         ({"weighting": "equal"}, "weighting must be one of per_sample, scalar, none, examples, got 'equal'"),
         ({"noise": "gaussian"}, "noise must be one of uniform, normal"),
     ],

@@ -25,7 +25,7 @@ def started(*overrides: str):
     """A world, its server, and what it broadcasts in round 1."""
     home, _ = settle(*FEDMD, *overrides)
     server = home.federation().server
-    return home, replace(server, seed=server.seed / "round" / 1 / "server"), home.strategy.init(server)
+    return home, replace(server, seed=server.seed / "round" / 1 / "server"), home.strategy.init_server(server)
 
 
 def sent(client: int, logits: torch.Tensor, num_examples: int = 5) -> Update:
@@ -52,9 +52,9 @@ def test_the_digest_is_the_equation(weight):
 def test_parties_that_agree_have_nothing_to_digest():
     """Of two identical ones the consensus is what each of them says, and the gradient of the digest is zero."""
     home, server, state = started("model=mlp")
-    model, asked = deepcopy(home.model).train(), home.held.public.subset(state["asked"]["index"])
+    model, asked = deepcopy(home.model).train(), home.held.public_data.subset(state["asked"]["index"])
     own = model(asked.images(torch.arange(len(asked)))).logits
-    after, _ = home.strategy.update(server, state, [sent(k, own.detach()) for k in (0, 1)], 1)
+    after, _ = home.strategy.aggregate(server, state, [sent(k, own.detach()) for k in (0, 1)], 1)
     assert torch.equal(after["consensus"]["logits"], own.detach())
     value, _ = home.strategy.digest(
         FunctionalModel(model), Batch(asked.images(torch.arange(len(asked))), asked.y, {"consensus": own.detach()}), {}, {}
@@ -67,7 +67,7 @@ def test_the_consensus_is_the_plain_mean_of_all_who_took_part():
     """Whatever the number of their examples, and the receiver included."""
     home, server, state = started("strategy.public_size=2")
     logits = [torch.full((2, 10), value) for value in (1.0, 2.0, 6.0)]
-    after, _ = home.strategy.update(server, state, [sent(k, one, 10**k) for k, one in enumerate(logits)], 1)
+    after, _ = home.strategy.aggregate(server, state, [sent(k, one, 10**k) for k, one in enumerate(logits)], 1)
     assert (after["consensus"]["logits"] == 3).all() and after["consensus"]["known"] == 1 and state["consensus"]["known"] == 0
     assert torch.equal(after["consensus"]["index"], state["asked"]["index"]), "it is on the images that were asked for"
 
@@ -77,15 +77,15 @@ def test_other_images_are_asked_for_in_every_round_each_once():
     logits, asked = torch.zeros(40, 10), [state["asked"]["index"]]
     for number in (1, 2):
         at = replace(server, seed=home.seed / "round" / number / "server")
-        state, _ = home.strategy.update(at, state, [sent(0, logits)], number)
+        state, _ = home.strategy.aggregate(at, state, [sent(0, logits)], number)
         asked.append(state["asked"]["index"])
-    assert all(len(index.unique()) == 40 and 0 <= index.min() and index.max() < len(home.held.public) for index in asked)
+    assert all(len(index.unique()) == 40 and 0 <= index.min() and index.max() < len(home.held.public_data) for index in asked)
     assert len({tuple(index.tolist()) for index in asked}) == 3
 
 
 def test_all_images_are_asked_for_where_there_are_no_more():
-    home, _, state = started("strategy.public_size=99999", "public.share=0.1")
-    assert state["asked"]["index"].sort().values.tolist() == list(range(len(home.held.public))) and len(home.held.public) < 200
+    home, _, state = started("strategy.public_size=99999", "public_data.share=0.1")
+    assert state["asked"]["index"].sort().values.tolist() == list(range(len(home.held.public_data))) and len(home.held.public_data) < 200
 
 
 def test_a_client_sends_its_logits_of_the_images_asked_for_and_nothing_else():
@@ -95,9 +95,9 @@ def test_a_client_sends_its_logits_of_the_images_asked_for_and_nothing_else():
     model = deepcopy(home.model)
     model.load_state_dict({**kept["model"], **kept["local"]})
     with torch.no_grad():
-        expected = model.eval()(home.held.public.images(state["asked"]["index"])).logits
+        expected = model.eval()(home.held.public_data.images(state["asked"]["index"])).logits
     assert_close(update.state["logits"]["public"], expected, rtol=1e-4, atol=1e-5)
-    assert home.strategy.shares == ("asked", "consensus") and home.strategy.predict(None, state) is None
+    assert home.strategy.broadcast_parts == ("asked", "consensus") and home.strategy.global_model(None, state) is None
 
 
 # ----------------------------------------------------------------------------------------------------- a client's round
@@ -124,7 +124,7 @@ def test_a_round_is_a_digest_and_a_revisit(own, epochs):
         order = torch.randperm(40, generator=(site.seed / "digest" / epoch).torch())
         for rows in order[:36].split(12):
             sgd.zero_grad()
-            x = home.held.public.images(shared["consensus"]["index"][rows], torch.float64)
+            x = home.held.public_data.images(shared["consensus"]["index"][rows], torch.float64)
             torch.nn.functional.l1_loss(model(x).logits, shared["consensus"]["logits"][rows]).backward()
             sgd.step()
     sgd, losses = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), []
@@ -141,16 +141,20 @@ def test_a_round_is_a_digest_and_a_revisit(own, epochs):
 def test_the_first_round_has_no_digest():
     home, _, state = started()
     unknown = consensus(home, state, known=0)
-    assert len(home.strategy.phases(home.client(0, 1), state, {}, 1)) == 1 == len(home.strategy.phases(home.client(0, 1), unknown, {}, 1))
-    assert len(home.strategy.phases(home.client(0, 1), consensus(home, state), {}, 1)) == 2
-    ours, alone = run(*FEDMD, "rounds=1"), run("strategy=feddistill_logits", "strategy.gamma=0", "public=held_out", "rounds=1")
+    assert (
+        len(home.strategy.local_phases(home.client(0, 1), state, {}, 1))
+        == 1
+        == len(home.strategy.local_phases(home.client(0, 1), unknown, {}, 1))
+    )
+    assert len(home.strategy.local_phases(home.client(0, 1), consensus(home, state), {}, 1)) == 2
+    ours, alone = run(*FEDMD, "rounds=1"), run("strategy=feddistill_logits", "strategy.gamma=0", "public_data=held_out", "rounds=1")
     assert ours.memories.keys() == alone.memories.keys()
     assert all(same(ours.memories[k][part], alone.memories[k][part]) for k in ours.memories for part in ("model", "local"))
 
 
 def test_with_weight_0_every_client_trains_alone_and_with_another_it_does_not():
     """Models and BatchNorm statistics, bit for bit over three rounds."""
-    alone = run("strategy=feddistill_logits", "strategy.gamma=0", "public=held_out").memories
+    alone = run("strategy=feddistill_logits", "strategy.gamma=0", "public_data=held_out").memories
     for weight, equal in ((0, True), (1, False)):
         ours = run(*FEDMD, f"strategy.weight={weight}").memories
         assert all(same(ours[k][part], alone[k][part]) for k in ours for part in ("model", "local")) == equal
@@ -160,9 +164,9 @@ def test_a_digest_brings_a_client_nearer_to_the_consensus():
     home, _, state = started("strategy.epochs=10", "optimizer.lr=0.1")
     shared, site, far = consensus(home, state), home.client(0, 2), []
     shared["consensus"]["logits"] = torch.linspace(-2, 2, 10).expand(40, -1)
-    memory = home.strategy.fresh_memory(site)
-    _, phases, begun, own = home.strategy.prepare(site, shared, memory, 2)
-    asked = home.held.public.subset(shared["consensus"]["index"])
+    memory = home.strategy._new_client_state(site)
+    _, phases, begun, own = home.strategy._prepare(site, shared, memory, 2)
+    asked = home.held.public_data.subset(shared["consensus"]["index"])
     after = fit(home.model, begun, *phases[0], site.stepper, shared=shared, own=own).tensors
     for tensors in (begun, after):
         far.append((logits_on(home.model, tensors, asked, 40, torch.float32) - shared["consensus"]["logits"]).abs().mean().item())
@@ -171,20 +175,20 @@ def test_a_digest_brings_a_client_nearer_to_the_consensus():
 
 def test_public_labels_have_no_say():
     home, server, state = started()
-    other = replace(home.held.public, y=torch.randint(10, (len(home.held.public),), generator=Seed(3).torch()))
+    other = replace(home.held.public_data, y=torch.randint(10, (len(home.held.public_data),), generator=Seed(3).torch()))
     shared, site = consensus(home, state), home.client(0, 2)
-    (sent_, kept), (again, memory) = (home.strategy.train(one, shared, None, 2) for one in (site, replace(site, public=other)))
+    (sent_, kept), (again, memory) = (home.strategy.train(one, shared, None, 2) for one in (site, replace(site, public_data=other)))
     assert same(sent_.state, again.state) and same(kept, memory)
-    afters = [home.strategy.update(one, state, [sent_], 1)[0] for one in (server, replace(server, public=other))]
+    afters = [home.strategy.aggregate(one, state, [sent_], 1)[0] for one in (server, replace(server, public_data=other))]
     assert same(*afters)
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_public_set_smaller_than_a_batch_is_one_batch(size):
     home, _, _ = started(f"strategy.public_size={size}")
-    state = home.strategy.init(home.federation().server)
+    state = home.strategy.init_server(home.federation().server)
     shared = {**state, "consensus": {"index": state["asked"]["index"], "logits": torch.zeros(size, 10), "known": torch.tensor(1)}}
-    (digest, _), _ = home.strategy.phases(home.client(0, 2), shared, {}, 2)
+    (digest, _), _ = home.strategy.local_phases(home.client(0, 2), shared, {}, 2)
     assert digest.index.shape == (1, size)
     update, _ = home.strategy.train(home.client(0, 2), shared, None, 2)
     assert update.state["logits"]["public"].shape == (size, 10)
@@ -192,7 +196,7 @@ def test_a_public_set_smaller_than_a_batch_is_one_batch(size):
 
 # --------------------------------------------------------------------------------------------------------- federations
 def test_clients_of_unlike_networks_agree():
-    ran = run(*FEDMD, "model=mixed", "clients_per_round=6", "rounds=2")
+    ran = run(*FEDMD, "model=heterogeneous", "clients_per_round=6", "rounds=2")
     keys = {client: tuple(memory["model"]) for client, memory in ran.memories.items()}
     assert len(set(keys.values())) == 2 and len({network.name for network in ran.home.networks}) == 3
     assert set(ran.state) == {"asked", "consensus"} and ran.state["consensus"]["known"] == 1

@@ -148,7 +148,7 @@ def test_the_rows_of_an_unmodified_strategy(theirs):
     table = metrics(theirs["FedAvg"])
     model = sum(value.numel() * value.element_size() for value in read_checkpoint(theirs["FedAvg"]).state["model"].values())
     assert list(table["round"]) == ["1", "2", "3", "4", "5"] and set(table["num_failures"]) == {"0"}
-    assert set(table["bytes_down"]) == {str(6 * model)} and int(table["bytes_up"][0]) == 6 * model
+    assert set(table["downlink_bytes"]) == {str(6 * model)} and int(table["uplink_bytes"][0]) == 6 * model
     assert table["loss"].astype(float).nunique() == 5
 
 
@@ -186,7 +186,7 @@ def test_a_node_that_is_one_client_keeps_its_memory():
     strategy, grid = home.strategy, LocalGrid(4, text)
     run_config = {"overrides": " ".join([*SMALL, *overrides])}
     context = Context(run_id=1, node_id=7, node_config={"partition-id": 2, "num-partitions": 4}, state=RecordDict(), run_config=run_config)
-    arrays = serialization.to_record(strategy.init(home.federation().server))
+    arrays = serialization.to_record(strategy.init_server(home.federation().server))
     for number in (1, 2, 3):
         (message,) = [m for m in strategy.configure_train(number, arrays, ConfigRecord(), grid) if m.metadata.dst_node_id == 2]
         alone = client_app(Message(message.content, dst_node_id=7, message_type="train"), context)

@@ -26,8 +26,8 @@ def generated(folder: Path, seed: int = 0, classes: int = 3, every: int = 1, **o
     write(folder, strategy="fedgen", seed=seed, accuracy=(0.5, 0.6, 0.7, 0.8), **options)
     rng, rounds = np.random.default_rng(seed), range(every, 5, every)
     rows = [{"round": r, "class": c, **{name: rng.random() for name in GENERATOR_COLUMNS[2:]}} for r in rounds for c in range(classes)]
-    table = pd.DataFrame(rows).assign(num_generated=100, num_unseen=lambda frame: frame["class"])
-    table.loc[table["num_unseen"] == 0, "fidelity_unseen"] = np.nan
+    table = pd.DataFrame(rows).assign(num_generated=100, num_clients_without_class=lambda frame: frame["class"])
+    table.loc[table["num_clients_without_class"] == 0, "label_accuracy_clients_without_class"] = np.nan
     table.to_csv(folder / "generator.csv", index=False)
     labels = [(r, c, g) for r in rounds for g in (0, 1) for c in range(classes) for _ in range(4)]
     points = [dict(zip(LATENT_COLUMNS, (*label, *rng.normal(size=4)), strict=True)) for label in labels]
@@ -60,12 +60,15 @@ def test_seeds_that_cannot_say_are_not_counted(tmp_path):
     """Of a class that every client of a round holds, or none, a seed knows no fidelity: the others' mean, and how many they are."""
     tables = [generated(tmp_path / f"r{seed}", seed) for seed in range(3)]
     for seed in (1, 2):
-        tables[seed].loc[tables[seed]["class"] == 1, "fidelity_seen"] = np.nan
+        tables[seed].loc[tables[seed]["class"] == 1, "label_accuracy_clients_with_class"] = np.nan
         tables[seed].to_csv(tmp_path / f"r{seed}" / "generator.csv", index=False)
     assert main([str(tmp_path)]) == 0
     found = pd.read_csv(tmp_path / "report" / "generator.csv")
-    assert found["fidelity_seen_seeds"].tolist() == [3, 1, 3] * 4 and found["fidelity_global_seeds"].tolist() == [3] * 12
-    assert found["fidelity_seen"][1] == pytest.approx(tables[0]["fidelity_seen"][1])
+    assert (
+        found["label_accuracy_clients_with_class_seeds"].tolist() == [3, 1, 3] * 4
+        and found["label_accuracy_global_model_seeds"].tolist() == [3] * 12
+    )
+    assert found["label_accuracy_clients_with_class"][1] == pytest.approx(tables[0]["label_accuracy_clients_with_class"][1])
 
 
 def test_many_generators_have_their_losses_in_several_figures(tmp_path):
@@ -145,7 +148,7 @@ def test_one_table_does_without_the_other(tmp_path):
 
 def test_a_generator_that_has_collapsed_and_classes_that_everybody_holds(tmp_path):
     """No ratio, no coverage, nobody unseen: drawn as far as it goes."""
-    table = generated(tmp_path / "a").assign(diversity_generated=0.0, coverage=np.nan, fidelity_unseen=np.nan)
+    table = generated(tmp_path / "a").assign(pairwise_distance_generated=0.0, coverage=np.nan, label_accuracy_clients_without_class=np.nan)
     table.to_csv(tmp_path / "a" / "generator.csv", index=False)
     assert drawn(tmp_path, *FIGURES) == []
 
@@ -158,7 +161,10 @@ def test_many_classes(tmp_path):
 
 def test_losses_and_accuracies_of_the_server(tmp_path):
     """A curve more, another figure; strategies without such columns stay out."""
-    for name, columns in (("fedftg", {"generator_loss": 1.0, "accuracy_average": 0.4}), ("fedgen", {"generator_loss": 2.0})):
+    for name, columns in (
+        ("fedftg", {"generator_loss": 1.0, "global_test_accuracy_before_distillation": 0.4}),
+        ("fedgen", {"generator_loss": 2.0}),
+    ):
         for seed in range(2):
             folder = tmp_path / f"{name}{seed}"
             write(folder, strategy=name, seed=seed)
@@ -169,7 +175,7 @@ def test_losses_and_accuracies_of_the_server(tmp_path):
     before = {name: pixels(tmp_path, name) for name in ("server_losses", "server_accuracy")}
     for seed in range(2):
         folder = tmp_path / f"fedftg{seed}"
-        pd.read_csv(folder / "metrics.csv").assign(accuracy_ensemble=0.9, generator_discrepancy=3.0).to_csv(
+        pd.read_csv(folder / "metrics.csv").assign(ensemble_test_accuracy=0.9, generator_discrepancy=3.0).to_csv(
             folder / "metrics.csv", index=False
         )
     drawn(tmp_path, "server_losses", "server_accuracy")

@@ -20,7 +20,7 @@ def updates(name: str) -> tuple:
     """A strategy after a round, its server, state, and the updates of the next round's clients, as if all had ten examples."""
     ran = run(f"strategy={name}", *options(name), "precision=float64", "rounds=1", "clients_per_round=3")
     strategy, home = ran.home.strategy, ran.home
-    shared = {part: ran.state[part] for part in strategy.shares}
+    shared = {part: ran.state[part] for part in strategy.broadcast_parts}
     sent = [strategy.train(home.client(k, 2), shared, ran.memories.get(k), 2)[0] for k in range(3)]
     server = replace(home.federation().server, seed=home.seed / "round" / 2 / "server")
     return strategy, server, ran.state, [replace(update, num_examples=10) for update in sent]
@@ -49,8 +49,8 @@ def masked(sent: list[Update]) -> list[Update]:
 
 
 def after(strategy, server, state, sent) -> dict[str, torch.Tensor]:
-    state, _ = strategy.update(server, state, sent, 2)
-    state, _ = strategy.refine(server, state, sent, 2)
+    state, _ = strategy.aggregate(server, state, sent, 2)
+    state, _ = strategy.server_training(server, state, sent, 2)
     return flatten(state)
 
 
@@ -60,7 +60,7 @@ def test_the_server_needs_sums_alone_where_it_says_so(name):
     plain, hidden = after(strategy, server, state, sent), after(strategy, server, state, masked(sent))
     assert plain.keys() == hidden.keys()
     same = all(torch.allclose(hidden[key].double(), value.double(), rtol=1e-9, atol=1e-9) for key, value in plain.items())
-    assert same == strategy.only_sums
+    assert same == strategy.secure_aggregation
 
 
 @pytest.mark.parametrize("name", names())
@@ -68,7 +68,7 @@ def test_bytes_are_those_of_a_run(name):
     """Bytes up and down of the second round of a run on digits are those of what the strategy says is shared and what a client sends."""
     ran = run(f"strategy={name}", *options(name), "rounds=2")
     strategy, home = ran.home.strategy, ran.home
-    shared = {part: ran.state[part] for part in strategy.shares}
+    shared = {part: ran.state[part] for part in strategy.broadcast_parts}
     update, _ = strategy.train(home.client(0, 3), shared, ran.memories.get(0), 3)
     down, up = strategy_table.traffic(name)
     assert down.keys() == shared.keys() and up.keys() == update.state.keys()
@@ -84,8 +84,8 @@ def test_fedavg_s_bytes_are_its_network_s():
 
 @pytest.mark.parametrize("name", names())
 def test_needs_a_public_set_or_not(name):
-    given = [option for option in options(name) if not option.startswith("public")]
-    if strategy_table.strategy_of(name).needs_public:
+    given = [option for option in options(name) if not option.startswith("public_data")]
+    if strategy_table.strategy_of(name).needs_public_data:
         with pytest.raises(ValueError, match=rf"^public must be a public set, as strategy {name} distils on one"):
             settle(f"strategy={name}", *given)
     else:
@@ -95,8 +95,8 @@ def test_needs_a_public_set_or_not(name):
 @pytest.mark.parametrize("name", names())
 def test_works_with_unlike_networks_or_says_who_does(name):
     can = strategy_table.model_heterogeneity(name)
-    head = ("strategy.sharing=head",) if can == "heads alone" else ()
-    given = (f"strategy={name}", *options(name), "model=mixed", "rounds=2")
+    head = ("strategy.shared_layers=head",) if can == "heads alone" else ()
+    given = (f"strategy={name}", *options(name), "model=heterogeneous", "rounds=2")
     if can in ("no", "heads alone"):
         with pytest.raises(
             ValueError,
@@ -104,9 +104,9 @@ def test_works_with_unlike_networks_or_says_who_does(name):
         ):
             settle(*given)
     if can != "no":
-        ran = run(*given, *head, "cohort=2")
+        ran = run(*given, *head, "clients_per_vmap=2")
         assert len({network.name for network in ran.home.networks}) == 3
-        assert ran.home.strategy.predict(ran.home.federation().server, ran.state) is None
+        assert ran.home.strategy.global_model(ran.home.federation().server, ran.state) is None
     if can in ("one embedding size", "heads alone"):
         with pytest.raises(ValueError, match=r"^model\.networks must have embeddings of one size.*cnn_small 32, cnn_wide 16, mlp 32"):
             settle(*given, *head, "model.networks.cnn_wide.embedding_size=16")
@@ -116,7 +116,7 @@ def test_works_with_unlike_networks_or_says_who_does(name):
 
 @pytest.mark.parametrize("name", [name for name in names() if strategy_table.model_heterogeneity(name) == "heads alone"])
 def test_with_heads_alone_nothing_else_travels(name):
-    ran = run(f"strategy={name}", *options(name), "strategy.sharing=head", "rounds=2")
+    ran = run(f"strategy={name}", *options(name), "strategy.shared_layers=head", "rounds=2")
     assert all(key.startswith("head.") for key in ran.state["model"])
     own = ran.memories[min(ran.memories)]
     assert {key for key in ran.home.initial if not key.startswith("head.")} == set(own["local"])
@@ -126,7 +126,7 @@ def test_with_heads_alone_nothing_else_travels(name):
 
 def test_heads_alone_at_alpha_and_beta_zero_are_fedavg_s():
     off = ("strategy.generator_steps=4", "strategy.alpha=0", "strategy.beta=0")
-    ours, fedavg = run("strategy=fedgen", *off, "strategy.sharing=head"), run("strategy=fedavg", "strategy.sharing=head")
+    ours, fedavg = run("strategy=fedgen", *off, "strategy.shared_layers=head"), run("strategy=fedavg", "strategy.shared_layers=head")
     assert_close(ours.state["model"], fedavg.state["model"], rtol=0, atol=0)
     for client, memory in fedavg.memories.items():
         assert_close(ours.memories[client]["local"], memory["local"], rtol=0, atol=0)

@@ -62,18 +62,20 @@ def agree(monkeypatch, *overrides: str) -> None:
 @pytest.mark.parametrize("cohort", [1, 3])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_replayed_federation_is_the_one_that_is_run_as_written(monkeypatch, name, cohort):
-    agree(monkeypatch, f"strategy={name}", *options(name), f"cohort={cohort}")
+    agree(monkeypatch, f"strategy={name}", *options(name), f"clients_per_vmap={cohort}")
 
 
 def test_also_where_clients_leave_and_optimizers_remember(monkeypatch):
     """Clients with fewer steps leave a cohort: another number of clients is another kind of step."""
-    agree(monkeypatch, "strategy=fedprox", "cohort=3", "local_steps=null", "local_epochs=1", "optimizer.momentum=0.9", "model=mlp")
+    agree(
+        monkeypatch, "strategy=fedprox", "clients_per_vmap=3", "local_steps=null", "local_epochs=1", "optimizer.momentum=0.9", "model=mlp"
+    )
     assert len(graphs()) > 1
 
 
 @pytest.mark.parametrize("cohort", [1, 3])
 def test_also_in_bfloat16(monkeypatch, cohort):
-    agree(monkeypatch, "strategy=fedgen", *options("fedgen"), f"cohort={cohort}", "precision=bfloat16")
+    agree(monkeypatch, "strategy=fedgen", *options("fedgen"), f"clients_per_vmap={cohort}", "precision=bfloat16")
 
 
 def test_a_graph_is_recorded_once_a_kind_of_step_has_been_run_often(monkeypatch):
@@ -281,7 +283,7 @@ def test_other_parts_are_another_program():
     home = averaging()
     data, other = home.train, replace(home.strategy)
     variants = [
-        {}, {"loss": other.loss}, {"loss": home.strategy.begin}, {"loss": partial(home.strategy.loss, head=home.model.head)},
+        {}, {"loss": other.loss}, {"loss": home.strategy.initial_weights}, {"loss": partial(home.strategy.loss, head=home.model.head)},
         {"loss": partial(home.strategy.loss, head=home.model)}, {"loss": partial(home.strategy.loss, body=home.model.head)},
         {"module": home.model.head}, {"dtype": torch.float64}, {"execution": Execution(compile=True)},
         {"execution": Execution(autocast=True)}, {"data": None}, {"data": Examples(data.x, data.y, 255.0, data.mean, data.std)},

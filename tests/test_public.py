@@ -45,48 +45,50 @@ def test_what_a_client_holds_out_depends_on_nobody_else():
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_public_set_is_held_out_of_every_client(share):
-    without, _ = settle(*FEDDF, "public=training")
-    home, _ = settle(*FEDDF, "public=held_out", f"public.share={share}")
+    without, _ = settle(*FEDDF, "public_data=client_images")
+    home, _ = settle(*FEDDF, "public_data=held_out", f"public_data.share={share}")
     before, after = without.partition.train, home.partition.train
-    assert sorted([*indices(after), *rows(home.held.public)]) == sorted(indices(before)) and not set(indices(after)) & set(
-        rows(home.held.public)
+    assert sorted([*indices(after), *rows(home.held.public_data)]) == sorted(indices(before)) and not set(indices(after)) & set(
+        rows(home.held.public_data)
     )
     for old, new in zip(before, after):
         assert len(new) == len(old) - int(share * len(old)) and set(new) <= set(old)
     for client in range(6):
-        assert rows(home.client(client, 1).data) == after[client].tolist() and home.client(client, 1).public is home.held.public
-    assert home.federation().server.public is home.held.public and not set(rows(home.held.public)) & set(indices(after))
+        assert rows(home.client(client, 1).data) == after[client].tolist() and home.client(client, 1).public_data is home.held.public_data
+    assert home.federation().server.public_data is home.held.public_data and not set(rows(home.held.public_data)) & set(indices(after))
 
 
 def test_validation_and_public_set_are_apart():
-    home, _ = settle(*FEDDF, "public=held_out", "public.share=0.3", "validation=0.2")
-    parts = indices(home.partition.train), rows(home.held.public), rows(home.held.validation)
+    home, _ = settle(*FEDDF, "public_data=held_out", "public_data.share=0.3", "validation_fraction=0.2")
+    parts = indices(home.partition.train), rows(home.held.public_data), rows(home.held.validation)
     assert len(set().union(*parts)) == sum(map(len, parts)) == len(home.train)
     assert torch.equal(home.held.validation.y, home.train.y[home.held.validation.rows]), "these have labels"
-    for client, whole in enumerate(settle(*FEDDF, "public=training")[0].partition.train):
+    for client, whole in enumerate(settle(*FEDDF, "public_data=client_images")[0].partition.train):
         assert len(set(parts[2]) & set(whole.tolist())) == int(0.2 * len(whole))
         assert len(home.partition.train[client]) == len(whole) - int(0.2 * len(whole)) - int(0.3 * (len(whole) - int(0.2 * len(whole))))
 
 
 def test_too_small_a_share_of_too_few_examples_is_refused():
-    given = (*FEDDF, "public=held_out", "public.share=0.001")
+    given = (*FEDDF, "public_data=held_out", "public_data.share=0.001")
     with pytest.raises(ValueError, match=r"public\.share must take an example of one client at least .* got 0\.001"):
         settle(*given)
 
 
 # ---------------------------------------------------------------------------------------------------------- the others
 def test_the_training_images_are_what_the_clients_train_on():
-    home, _ = settle(*FEDDF, "public=training", "validation=0.2")
-    assert sorted(rows(home.held.public)) == sorted(indices(home.partition.train))
-    assert torch.equal(home.held.public.images(torch.arange(9)), home.train.images(home.held.public.rows[:9]))
+    home, _ = settle(*FEDDF, "public_data=client_images", "validation_fraction=0.2")
+    assert sorted(rows(home.held.public_data)) == sorted(indices(home.partition.train))
+    assert torch.equal(home.held.public_data.images(torch.arange(9)), home.train.images(home.held.public_data.rows[:9]))
 
 
-@pytest.mark.parametrize("public", ["held_out", "training", "synthetic", "other"])
+@pytest.mark.parametrize("public_data", ["held_out", "training", "synthetic", "other"])
 def test_a_public_set_has_no_labels(public):
-    more = {"synthetic": ["public.size=20"], "other": ["data@public.data=digits"]}.get(public, [])
-    home, _ = settle(*FEDDF, f"public={public}", *more)
-    assert (home.held.public.y == 0).all() and len(home.held.public.y) == len(home.held.public) > 0 and (home.train.y > 0).any()
-    assert len(home.held.public.images(torch.arange(3))) == 3
+    more = {"synthetic": ["public_data.size=20"], "other": ["data@public_data.data=digits"]}.get(public, [])
+    home, _ = settle(*FEDDF, f"public_data={public}", *more)
+    assert (
+        (home.held.public_data.y == 0).all() and len(home.held.public_data.y) == len(home.held.public_data) > 0 and (home.train.y > 0).any()
+    )
+    assert len(home.held.public_data.images(torch.arange(3))) == 3
 
 
 def test_another_data_set_is_scaled_as_the_clients_images_are():
@@ -102,7 +104,10 @@ def test_another_data_set_is_scaled_as_the_clients_images_are():
 
 
 def test_another_data_set_is_part_of_the_run_s_identity():
-    assert settle(*FEDDF, "public=training")[0].hash != settle(*FEDDF, "public=other", "data@public.data=digits")[0].hash
+    assert (
+        settle(*FEDDF, "public_data=client_images")[0].hash
+        != settle(*FEDDF, "public_data=other_dataset", "data@public_data.data=digits")[0].hash
+    )
 
 
 def test_another_data_set_of_another_shape_or_none_is_refused_by_its_key():
@@ -111,7 +116,7 @@ def test_another_data_set_of_another_shape_or_none_is_refused_by_its_key():
     with pytest.raises(
         ValueError, match=r"public\.data must have images of the clients' shape \(1, 8, 8\).* as letters has not, got \(1, 28, 28\)"
     ):
-        make("public", source, Task("digits", (1, 8, 8), 10), own, own, Seed(0))
+        make("public_data", source, Task("digits", (1, 8, 8), 10), own, own, Seed(0))
 
 
 # ------------------------------------------------------------------------------------------------------------- synthetic
@@ -156,8 +161,8 @@ def test_noise_reaches_from_black_to_full_brightness(scale, brightest, top):
 def test_a_strategy_that_needs_a_public_set_is_refused_without_one_and_no_other(name):
     given = [one for one in options(name) if not one.startswith("public=")]
     if name in ("feddf", "feddfusion", "fedmd"):
-        with pytest.raises(ValueError, match=f"public must be a public set, as strategy {name} distils on one: public=held_out"):
+        with pytest.raises(ValueError, match=f"public must be a public set, as strategy {name} distils on one: public_data=held_out"):
             settle(f"strategy={name}", *given)
     else:
         home, _ = settle(f"strategy={name}", *given)
-        assert home.held.public is None and home.federation().server.public is None and home.client(0, 1).public is None
+        assert home.held.public_data is None and home.federation().server.public_data is None and home.client(0, 1).public_data is None

@@ -23,7 +23,7 @@ def test_choices_are_those_of_conf() -> None:
         "partition",
         "shift",
         "model",
-        "public",
+        "public_data",
         "distiller",
         "source",
         "recipe",

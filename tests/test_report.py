@@ -60,14 +60,14 @@ def write(
             "round": range(1, rounds + 1),
             "accuracy": values if global_model else None,
             "loss": 1.0,
-            "accuracy_own_labels": own,
-            "accuracy_worst_tenth": (values / 2),
-            "accuracy_spread": 0.1,
-            "bytes_up": 1000,
-            "bytes_down": 2000,
-            "seconds_local": [9.0] + [1.0 + seed] * (rounds - 1),
-            "seconds_server": 0.5,
-            "seconds_evaluate": 0.25,
+            "local_test_accuracy": own,
+            "local_test_accuracy_bottom10": (values / 2),
+            "local_test_accuracy_std": 0.1,
+            "uplink_bytes": 1000,
+            "downlink_bytes": 2000,
+            "local_training_seconds": [9.0] + [1.0 + seed] * (rounds - 1),
+            "server_seconds": 0.5,
+            "evaluation_seconds": 0.25,
             "num_failures": 0,
         }
     ).to_csv(folder / "metrics.csv", index=False)
@@ -96,19 +96,19 @@ def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (row.num_seeds, row.seeds, row.rounds, row.last_evaluated_round) == (3, "0 1 2", 12, 12)
     last, ten = [0.5, 0.6, 0.8], [(0.2 * 9 + x) / 10 for x in (0.5, 0.6, 0.8)]
     for name, values in {
-        "accuracy_last": last,
-        "accuracy_last_ten": ten,
-        "accuracy_own_labels_last": [x + 0.1 for x in last],
-        "accuracy_own_labels_last_ten": [x + 0.1 for x in ten],
-        "accuracy_worst_tenth_last": [x / 2 for x in last],
-        "top5_rounds": [(1.0 + x + 0.1 + 0.3 * 3) / 5 for x in last],
-        "bytes_up_total": [12e3] * 3,
-        "bytes_down_total": [24e3] * 3,
-        "seconds_local_median": [1.0, 2.0, 3.0],
-        "seconds_server_median": [0.5] * 3,
-        "seconds_evaluate_median": [0.25] * 3,
+        "global_test_accuracy_final": last,
+        "global_test_accuracy_last10": ten,
+        "local_test_accuracy_final": [x + 0.1 for x in last],
+        "local_test_accuracy_last10": [x + 0.1 for x in ten],
+        "local_test_accuracy_bottom10_final": [x / 2 for x in last],
+        "best5_rounds": [(1.0 + x + 0.1 + 0.3 * 3) / 5 for x in last],
+        "uplink_bytes_total": [12e3] * 3,
+        "downlink_bytes_total": [24e3] * 3,
+        "local_training_seconds_median": [1.0, 2.0, 3.0],
+        "server_seconds_median": [0.5] * 3,
+        "evaluation_seconds_median": [0.25] * 3,
     }.items():
-        found = [row[f"{name}_{what}"] for what in ("mean", "lowest", "highest", "half_width")]
+        found = [row[f"{name}_{what}"] for what in ("mean", "min", "max", "ci95")]
         wanted = [np.mean(values), min(values), max(values), 0.0 if len(set(values)) == 1 else half_width(values)]
         assert found == pytest.approx(wanted, abs=1e-9), name
     text = capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_evaluated_rounds_only(tmp_path: Path) -> None:
 def test_one_seed_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a")
     assert main([str(tmp_path), "--no-figures"]) == 0
-    assert np.isnan(table(tmp_path).loc["fedavg"].accuracy_last_half_width)
+    assert np.isnan(table(tmp_path).loc["fedavg"].accuracy_last_ci95)
     assert "60.00 |" in capsys.readouterr().out
 
 
@@ -143,7 +143,7 @@ def test_no_global_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     write(tmp_path / "a", global_model=False)
     assert main([str(tmp_path), "--no-figures"]) == 0
     row = table(tmp_path).loc["fedavg"]
-    assert np.isnan(row.accuracy_last_mean) and row.accuracy_own_labels_last_mean == 0.7
+    assert np.isnan(row.accuracy_last_mean) and row.local_test_accuracy_last_mean == 0.7
     assert " - |" in capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "unstarted": "no checkpoint.json",
         "empty": "unreadable",
         "rowless": "got 0 rows",
-        "columns": "lacks the columns accuracy_own_labels",
+        "columns": "lacks the columns local_test_accuracy",
         "words": "numbers",
         "percent": "0..1",
         "yaml": "unreadable",
@@ -227,7 +227,7 @@ def test_a_table_by_setting_where_there_are_several(tmp_path: Path, capsys: pyte
 def test_runs_made_before_a_key_there_is_are_runs_at_its_shipped_value(tmp_path: Path) -> None:
     old, new = write(tmp_path / "old", seed=0), write(tmp_path / "new", seed=1)
     config = OmegaConf.load(new / "config.yaml")
-    config.validation, config.shift = 0.0, OmegaConf.load(ROOT / "conf" / "shift" / "none.yaml")
+    config.validation_fraction, config.shift = 0.0, OmegaConf.load(ROOT / "conf" / "shift" / "none.yaml")
     config.systems = OmegaConf.load(ROOT / "conf" / "systems" / "default.yaml")
     OmegaConf.save(config, new / "config.yaml")
     assert [one.seeds for one in group([read_run(old), read_run(new)])] == [(0, 1)]
@@ -294,7 +294,9 @@ def test_until_counts_a_run_as_if_it_had_ended_there(tmp_path: Path, capsys: pyt
     write(tmp_path / "short", "fedgen", accuracy=[0.5])
     assert main([str(tmp_path), "--until", "2", "--no-figures"]) == 0
     row = table(tmp_path).loc["fedavg"]
-    assert row["accuracy_last_mean"] == 0.4 and row["accuracy_last_ten_mean"] == pytest.approx(0.3) and row["bytes_up_total_mean"] == 2000
+    assert (
+        row["accuracy_last_mean"] == 0.4 and row["accuracy_last_ten_mean"] == pytest.approx(0.3) and row["uplink_bytes_total_mean"] == 2000
+    )
     assert main([str(tmp_path), "--until", "1", "--no-figures"]) == 0 and list(table(tmp_path).index) == ["fedavg", "fedgen"]
     assert "--until must be a round of the run, 1..1, got 2" in capsys.readouterr().err
 
@@ -385,7 +387,7 @@ def timed(folder: Path, times: Sequence[float], **options: Any) -> None:
     """A run folder with a simulated clock."""
     write(folder, **options)
     table = pd.read_csv(folder / "metrics.csv")
-    table.assign(simulated_time=times).to_csv(folder / "metrics.csv", index=False)
+    table.assign(simulated_seconds=times).to_csv(folder / "metrics.csv", index=False)
 
 
 def times(text: str, strategy: str) -> list[str]:
@@ -411,12 +413,12 @@ def test_time_to_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         f"27.67 ± {half_width(reached[0]):.4g}",
     ]
     row = table_.loc["fedgen"]
-    assert row.num_reached == 3 and row.time_to_target_mean == 2 and row.time_to_target_lowest == 1 and row.rounds_to_target_highest == 2
+    assert row.num_reached == 3 and row.time_to_target_mean == 2 and row.time_to_target_min == 1 and row.rounds_to_target_max == 2
     assert main([str(tmp_path), "--target", "0.8", "--no-figures"]) == 0
     text, row = capsys.readouterr().out, table(tmp_path).loc["fedavg"]
     assert times(text, "fedavg")[1:] == ["> 3 (2 of 3)", "> 0.009 (2 of 3)", "> 31 (2 of 3)"]
     assert times(text, "fedgen")[1:] == ["> 3 (0 of 3)", "> 0.009 (0 of 3)", "> 4 (0 of 3)"]
-    assert row.num_reached == 2 and np.isnan([row.time_to_target_mean, row.time_to_target_lowest, row.time_to_target_highest]).all()
+    assert row.num_reached == 2 and np.isnan([row.time_to_target_mean, row.time_to_target_min, row.time_to_target_max]).all()
     assert main([str(tmp_path), "--target", "80"]) == 2 and "--target must be an accuracy in 0..1" in capsys.readouterr().err
 
 

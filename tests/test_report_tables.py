@@ -30,13 +30,13 @@ def whole(folder: Path, strategy: str, seed: int, gain: float = 0.0, **options) 
     rng = np.random.default_rng([seed, int(1000 * gain)])
     accuracy = np.sort(rng.uniform(0.3, 0.8, ROUNDS)) + gain
     write(folder, strategy, seed, accuracy.round(4).tolist(), **options)
-    table = pd.read_csv(folder / "metrics.csv").assign(simulated_time=np.arange(1, ROUNDS + 1) * (2.0 + seed))
+    table = pd.read_csv(folder / "metrics.csv").assign(simulated_seconds=np.arange(1, ROUNDS + 1) * (2.0 + seed))
     for label in range(CLASSES):
-        table[f"accuracy_class_{label:02d}"] = rng.uniform(0, 1, ROUNDS)
-    table[["seconds_local", "seconds_server", "seconds_evaluate"]] = rng.uniform(0, 1, (ROUNDS, 3))
+        table[f"global_test_accuracy_class_{label:02d}"] = rng.uniform(0, 1, ROUNDS)
+    table[["local_training_seconds", "server_seconds", "evaluation_seconds"]] = rng.uniform(0, 1, (ROUNDS, 3))
     table.to_csv(folder / "metrics.csv", index=False)
     rows = [(r, k, "net", rng.uniform(0, 1) if k else None, 10 * k) for r in range(1, ROUNDS + 1) for k in range(CLIENTS)]
-    columns = ["round", "client", "architecture", "accuracy_own_labels", "num_test_examples"]
+    columns = ["round", "client", "architecture", "local_test_accuracy", "num_test_examples"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "clients.csv", index=False)
     return folder
 
@@ -99,7 +99,7 @@ def check(house: Path, name: str, first: str, title: str, wanted: Sequence[Seque
 
 
 def test_headlines(house):
-    for title, column, number in (("test, last", "accuracy", 1), ("own, last ten", "accuracy_own_labels", 10)):
+    for title, column, number in (("test, last", "accuracy", 1), ("own, last ten", "local_test_accuracy", 10)):
         wanted = [[100 * file[column].tail(number).mean() for file in files(house, *one)] for one in GROUPS]
         check(house, "headlines", "", title, wanted)
 
@@ -111,7 +111,7 @@ def test_by_setting(house):
 
 
 def test_clients(house):
-    last = [[file.query("round == 12")["accuracy_own_labels"].dropna() for file in files(house, *one, "clients.csv")] for one in GROUPS]
+    last = [[file.query("round == 12")["local_test_accuracy"].dropna() for file in files(house, *one, "clients.csv")] for one in GROUPS]
     for title, figure, form in (
         ("mean", lambda x: 100 * x.mean(), ".2f"),
         ("standard deviation", lambda x: 100 * x.std(ddof=0), ".2f"),
@@ -124,12 +124,12 @@ def test_clients(house):
 
 def test_classes(house):
     for label in range(CLASSES):
-        wanted = [[100 * file[f"accuracy_class_0{label}"].tail(10).mean() for file in files(house, *one)] for one in GROUPS]
+        wanted = [[100 * file[f"global_test_accuracy_class_0{label}"].tail(10).mean() for file in files(house, *one)] for one in GROUPS]
         check(house, "classes", "Accuracy by class:", str(label), wanted, ".1f")
 
 
 def test_phases(house):
-    for title, column in (("local training", "seconds_local"), ("server", "seconds_server"), ("evaluation", "seconds_evaluate")):
+    for title, column in (("local training", "local_training_seconds"), ("server", "server_seconds"), ("evaluation", "evaluation_seconds")):
         wanted = [[file[column].median() for file in files(house, *one)] for one in GROUPS]
         check(house, "phases", "Seconds a round:", title, wanted, ".3f")
 
@@ -147,7 +147,7 @@ def test_the_way_to_the_target_and_runs_that_do_not_get_there(house):
         for column, values in (
             (3, [end["round"] for end in ends]),
             (4, [0.003 * end["round"] for end in ends]),
-            (5, [e["simulated_time"] for e in ends]),
+            (5, [e["simulated_seconds"] for e in ends]),
         ):
             mean = f"{np.mean(values):.4g}"
             if reached == 4:
@@ -166,7 +166,7 @@ def test_comparisons(house):
         "own, last ten",
     ]
     pairs = []
-    for column in ("accuracy", "accuracy_own_labels"):
+    for column in ("accuracy", "local_test_accuracy"):
         for alpha in (0.1, 1.0):
             pairs.append([[100 * file[column].tail(10).mean() for file in files(house, one, alpha)] for one in ("fedgen", "fedavg")])
     check(house, "comparisons", "Tests against the baseline:", "difference", [np.subtract(*pair) for pair in pairs], sign="+")
@@ -203,7 +203,7 @@ def test_curves_by_time_stand_where_all_seeds_got(house):
     )
     assert curves["x"].min() >= 5 and curves["x"].max() <= 24 and len(curves) == 5
     for x, mean in zip(curves["x"], curves["mean"], strict=True):
-        seeds = [np.interp(x, file["simulated_time"], 100 * file["accuracy"]) for file in files(house, "fedavg", 1.0)]
+        seeds = [np.interp(x, file["simulated_seconds"], 100 * file["accuracy"]) for file in files(house, "fedavg", 1.0)]
         assert mean == pytest.approx(np.mean(seeds))
 
 
@@ -411,8 +411,12 @@ def test_clients_that_are_corrupt_leave_a_run_out_and_the_report_lists_it(tmp_pa
 @pytest.mark.parametrize(
     ("name", "spoil", "why"),
     [
-        ("metrics.csv", lambda rows: rows.assign(accuracy_class_00="good"), "something else in accuracy_class_00"),
-        ("metrics.csv", lambda rows: rows.assign(accuracy_class_00=100 * rows["accuracy_class_00"]), "accuracies in 0..1"),
+        ("metrics.csv", lambda rows: rows.assign(global_test_accuracy_class_00="good"), "something else in global_test_accuracy_class_00"),
+        (
+            "metrics.csv",
+            lambda rows: rows.assign(global_test_accuracy_class_00=100 * rows["global_test_accuracy_class_00"]),
+            "accuracies in 0..1",
+        ),
         ("metrics.csv", lambda rows: rows.assign(generator_loss="low"), "something else in generator_loss"),
         ("metrics.csv", lambda rows: rows.assign(train_generated_loss="low"), "something else in train_generated_loss"),
         ("clients.csv", lambda rows: rows[:-2], "the same clients, each once"),

@@ -32,7 +32,7 @@ from tests.conftest import ROOT
 from tests.running import Command, differing, processes, until
 
 TINY = ["data=digits", "num_clients=6", "clients_per_round=3", "local_steps=2", "batch_size=16", "partition.min_size=2", "rounds=6"]
-SWEEP = ["experiment=fedgen_table1_mnist", "columns=FedAvg,FedGen", "rows=alpha 1", "seeds=0,1", "jobs=2", "quiet=true", *TINY]
+SWEEP = ["experiment=fedgen_table1_mnist", "strategies=FedAvg,FedGen", "settings=alpha 1", "seeds=0,1", "jobs=2", "quiet=true", *TINY]
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "\nreproduce:" in path.read_text(encoding="utf-8"))
 
 
@@ -80,13 +80,13 @@ def test_every_run_of_an_experiment_is_a_valid_configuration(name):
     firsts = [
         next(cell for cell in cells if cell[place] == value) for place in (0, 1) for value in dict.fromkeys(cell[place] for cell in cells)
     ]
-    words = [(*experiment.rows[row], *experiment.columns[column]) for row, column in firsts]
-    for given in dict.fromkeys(tuple(word for word in one if not word.startswith("tuned=")) for one in words):
+    words = [(*experiment.settings[row], *experiment.strategies[column]) for row, column in firsts]
+    for given in dict.fromkeys(tuple(word for word in one if not word.startswith("tuned_params=")) for one in words):
         config = compose([f"experiment={name}", *given])
         check_run(config)
-        for part in ("partition", "shift", "systems", "public", "model", "optimizer", "strategy"):
+        for part in ("partition", "shift", "systems", "public_data", "model", "optimizer", "strategy"):
             assert build(config, part) is not None
-    if any(word.startswith("tuned=") for words in experiment.columns.values() for word in words):
+    if any(word.startswith("tuned_params=") for words in experiment.strategies.values() for word in words):
         assert experiment.tuning.grid
 
 
@@ -115,7 +115,9 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
         ValueError, match=r"^experiment must be one that describes a sweep under reproduce \(.*fedgen_table1_mnist.*\), got 'fedgen_mnist'$"
     ):
         read_experiment("fedgen_mnist")
-    said = OmegaConf.create({"title": "t", "seeds": [0], "rows": {"a": []}, "columns": {"b": []}, "figures": ["accuracy_last"]})
+    said = OmegaConf.create(
+        {"title": "t", "seeds": [0], "rows": {"a": []}, "columns": {"b": []}, "figures": ["global_test_accuracy_final"]}
+    )
     monkeypatch.setattr("simulations.experiments.plan.whole", lambda overrides: OmegaConf.create({"reproduce": said}))
     assert read_experiment("odd").cells() == [("a", "b")]
     for key, value, message in (
@@ -124,7 +126,7 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
         ("columns", {"a, b": []}, "comma parts the names"),
         ("figures", ["loss"], "must speak of its own rows, columns and figures, got .'figure loss'"),
         ("reference", "c", "column c"),
-        ("published", {"source": "s", "figure": "top5_rounds", "cells": {"a": {"c": 1.0}}}, "published number|number of paper for a, c"),
+        ("published", {"source": "s", "figure": "best5_rounds", "cells": {"a": {"c": 1.0}}}, "published number|number of paper for a, c"),
     ):
         monkeypatch.setattr(
             "simulations.experiments.plan.whole", lambda _, said={**said, key: value}: OmegaConf.create({"reproduce": said})
@@ -136,7 +138,7 @@ def test_what_an_experiment_says_is_checked(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["seed=1"], "^seeds must be given in place of seed"), (["jobs=0"], "^jobs must be >= 1"), (["jobs=x"], "^jobs must be whole numbers"),
-     (["only=me"], "^only must be plan or table"), (["rows=beta"], "^rows must be of alpha 0.05, alpha 0.1, alpha 1, got 'beta'$")],
+     (["only=me"], "^only must be plan or table"), (["settings=beta"], "^settings must be of alpha 0.05, alpha 0.1, alpha 1, got 'beta'$")],
 )  # fmt: skip
 def test_the_command_line_is_checked(words, message):
     with pytest.raises(ValueError, match=message):
@@ -145,11 +147,11 @@ def test_the_command_line_is_checked(words, message):
 
 def test_a_selection_must_leave_something_to_compare():
     with pytest.raises(ValueError, match="^columns must have FedAvg among them, to which all figures are ratios"):
-        reproduce.parse_arguments(["experiment=fedgen_table3", "columns=FedGen 8"])
+        reproduce.parse_arguments(["experiment=fedgen_table3", "strategies=FedGen 8"])
     with pytest.raises(ValueError, match="^columns must be there in one of the rows at least"):
-        reproduce.parse_arguments(["experiment=fedgen_public_code", "rows=alpha 1 for 100 rounds", "columns=FedProx"])
-    asked = reproduce.parse_arguments(["experiment=fedgen_ablation", "columns=FedAvg,FedProx"])
-    assert asked.experiment.reference is None and asked.experiment.drawn == []
+        reproduce.parse_arguments(["experiment=fedgen_public_code", "settings=alpha 1 for 100 rounds", "strategies=FedProx"])
+    asked = reproduce.parse_arguments(["experiment=fedgen_ablation", "strategies=FedAvg,FedProx"])
+    assert asked.experiment.baseline is None and asked.experiment.figures == []
     assert asked.experiment.note.endswith("FedGen, from which differences are, is not among the columns.")
 
 
@@ -168,7 +170,9 @@ def test_a_failure_is_said_in_a_line_that_ends_with_what_went_wrong():
 def test_data_that_are_missing_are_missing_once(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"^data\.root must hold the files of emnist_letters, got .*point data\.root to them"):
         reproduce.reproduce(
-            reproduce.parse_arguments(["experiment=fedgen_table1_emnist", "columns=FedGen", f"data.root={tmp_path}", f"output={tmp_path}"])
+            reproduce.parse_arguments(
+                ["experiment=fedgen_table1_emnist", "strategies=FedGen", f"data.root={tmp_path}", f"output={tmp_path}"]
+            )
         )
     assert capsys.readouterr().out == "15 runs: 0 finished, 0 interrupted, 15 missing\n"
     assert [path.name for path in (tmp_path / "fedgen_table1_emnist").iterdir()] == ["reproduce"], "no run was begun"
@@ -214,7 +218,7 @@ def test_a_run_that_fails_takes_no_other_with_it(copy, whole, capsys):
 
 def test_a_run_that_diverges_is_named_in_the_table(tmp_path, capsys):
     """A mean of the others alone would be too good."""
-    words = ["columns=FedAvg", "optimizer.lr=1e30", "seeds=0,1"]
+    words = ["strategies=FedAvg", "optimizer.lr=1e30", "seeds=0,1"]
     assert command(tmp_path, *words) == 1 and "FAILED" in capsys.readouterr().err
     table = tmp_path / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.md"
     said = "Diverged, hence in none of the means: alpha 1, FedAvg, seed 0; alpha 1, FedAvg, seed 1.\n"
@@ -302,20 +306,20 @@ def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
     for column, strategy, paper, code in (("FedAvg", "fedavg", 93.84, 94.6), ("FedGen", "fedgen", 95.52, 97.3)):
         own = []
         for seed in (0, 1):
-            own.append([100 * float(row["accuracy_own_labels"]) for row in csv_rows(folders(whole)[strategy, seed] / "metrics.csv")])
+            own.append([100 * float(row["local_test_accuracy"]) for row in csv_rows(folders(whole)[strategy, seed] / "metrics.csv")])
         mean, half = by_hand([float(np.mean(sorted(values)[-5:])) for values in own])
-        assert float(rows[column]["top5_rounds_mean"]) == pytest.approx(mean) and float(
-            rows[column]["top5_rounds_half_width"]
+        assert float(rows[column]["best5_rounds_mean"]) == pytest.approx(mean) and float(
+            rows[column]["best5_rounds_ci95"]
         ) == pytest.approx(half)
         assert float(rows[column]["paper_difference"]) == pytest.approx(mean - paper)
         assert rows[column]["paper_within"] == ("yes" if abs(mean - paper) <= half else "no")
         assert f"{mean:.2f} ± {half:.2f}" in text and f"{mean - paper:+.2f}" in text
         last, _ = by_hand([float(np.mean(values)) for values in own])  # fewer than ten rounds: all of them
-        assert float(rows[column]["accuracy_own_labels_last_ten_mean"]) == pytest.approx(last)
+        assert float(rows[column]["local_test_accuracy_last_ten_mean"]) == pytest.approx(last)
         assert float(rows[column]["public_code_difference"]) == pytest.approx(last - code)
         runs = [row for row in csv_rows(home / "runs.csv") if row["strategy"] == column]
         assert [(row["seed"], row["run"]) for row in runs] == [(str(seed), folders(whole)[strategy, seed].name) for seed in (0, 1)]
-        assert [float(row["top5_rounds"]) for row in runs] == pytest.approx([float(np.mean(sorted(values)[-5:])) for values in own])
+        assert [float(row["best5_rounds"]) for row in runs] == pytest.approx([float(np.mean(sorted(values)[-5:])) for values in own])
 
 
 def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, capsys):
@@ -327,7 +331,7 @@ def test_one_seed_has_no_interval_and_ours_is_neither_within_nor_not(whole, caps
 
 def test_figures_are_drawn_of_what_is_there(copy, capsys):
     """The experiment of the figure shares the table's runs; alphas of which nothing is there have no figure."""
-    words = ["experiment=fedgen_figure", "seeds=0,1", "only=table", "rows=alpha 1,alpha 10", *TINY, f"output={copy}"]
+    words = ["experiment=fedgen_figure", "seeds=0,1", "only=table", "settings=alpha 1,alpha 10", *TINY, f"output={copy}"]
     assert reproduce.reproduce(reproduce.parse_arguments(words)) == 1, "for most of it is missing"
     home = copy / "fedgen_table1_mnist" / "reproduce" / "fedgen_figure"
     drawn = {f"alpha_1_{name}.{suffix}" for name in ("convergence", "labels") for suffix in ("pdf", "png")}
@@ -338,8 +342,8 @@ def test_figures_are_drawn_of_what_is_there(copy, capsys):
 
 def fake(seed: int, **figures: float) -> FederatedRun:
     """A run of two rounds whose figures are what they are named."""
-    base = {"accuracy": 0.5, "accuracy_own_labels": 0.5, "accuracy_worst_tenth": 0.1, "bytes_up": 1, "bytes_down": 1,
-            "seconds_local": 1.0, "seconds_server": 0.0, "seconds_evaluate": 0.0}  # fmt: skip
+    base = {"accuracy": 0.5, "local_test_accuracy": 0.5, "local_test_accuracy_bottom10": 0.1, "uplink_bytes": 1, "downlink_bytes": 1,
+            "local_training_seconds": 1.0, "server_seconds": 0.0, "evaluation_seconds": 0.0}  # fmt: skip
     frame = pd.DataFrame([{"round": number, **base, **figures} for number in (1, 2)])
     return FederatedRun(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
 
@@ -348,15 +352,20 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     from scipy.stats import ttest_rel
 
     experiment = Experiment(
-        title="t", seeds=[0, 1, 2], rows={"r": []}, columns={name: [] for name in "ABC"}, reference="A", figures=["accuracy_last"]
+        title="t",
+        seeds=[0, 1, 2],
+        settings={"r": []},
+        strategies={name: [] for name in "ABC"},
+        baseline="A",
+        metrics=["global_test_accuracy_final"],
     )
     values = {"A": [0.50, 0.52, 0.51], "B": [0.55, 0.571, 0.562], "C": [0.505, 0.531, 0.509]}
     found = {("r", name): {seed: fake(seed, accuracy=value) for seed, value in enumerate(each)} for name, each in values.items()}
     table = published_table.compare(experiment, found).set_index("strategy")
     plain = [ttest_rel(values[name], values["A"]).pvalue for name in "BC"]
-    assert table.loc[["B", "C"], "accuracy_last_less_reference_p"].tolist() == pytest.approx(plain)
+    assert table.loc[["B", "C"], "global_test_accuracy_final_minus_baseline_p"].tolist() == pytest.approx(plain)
     holm = [min(1, 2 * plain[0]), max(2 * plain[0], plain[1])]  # B's is the smaller
-    assert table.loc[["B", "C"], "accuracy_last_less_reference_p_holm"].tolist() == pytest.approx(holm)
+    assert table.loc[["B", "C"], "global_test_accuracy_final_minus_baseline_p_holm"].tolist() == pytest.approx(holm)
     shown = published_table.beside(experiment, published_table.compare(experiment, found))
     (column,) = [one for one in shown.columns if one.title.startswith("p, Holm")]
     assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
@@ -371,7 +380,7 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     assert (
         "too few"
         not in published_table.beside(
-            replace(experiment, reference=None), published_table.compare(replace(experiment, reference=None), found)
+            replace(experiment, baseline=None), published_table.compare(replace(experiment, baseline=None), found)
         ).legend
     )
 
@@ -393,8 +402,8 @@ def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path
 
 def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     experiment = Experiment(
-        title="t", seeds=[0, 1], rows={"r": []}, columns={"A": [], "B": []}, reference="A",
-        published=ReferenceNumbers(source="s", figure="accuracy_last", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
+        title="t", seeds=[0, 1], settings={"r": []}, strategies={"A": [], "B": []}, baseline="A",
+        published=ReferenceNumbers(source="s", figure="global_test_accuracy_final", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
     )  # fmt: skip
     found = {
         ("r", "A"): {0: fake(0, accuracy=0.50), 1: fake(1, accuracy=0.52)},
@@ -403,39 +412,39 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     table = published_table.compare(experiment, found).set_index("strategy")
     assert table["paper_within"].tolist() == ["yes", "yes"] and table.loc["B", "paper_difference"] == pytest.approx(56.05 - 58)
     mean, half = by_hand([5.0, 5.1])
-    assert table.loc["B", "accuracy_last_less_reference_mean"] == pytest.approx(mean)
-    assert table.loc["B", "accuracy_last_less_reference_half_width"] == pytest.approx(half)
-    assert np.isnan(table.loc["A", "accuracy_last_less_reference_mean"])
+    assert table.loc["B", "global_test_accuracy_final_minus_baseline_mean"] == pytest.approx(mean)
+    assert table.loc["B", "global_test_accuracy_final_minus_baseline_ci95"] == pytest.approx(half)
+    assert np.isnan(table.loc["A", "global_test_accuracy_final_minus_baseline_mean"])
     far = replace(experiment, published=replace(experiment.published, cells={"r": {"A": 80.0}}))
     assert published_table.compare(far, found)["paper_within"].tolist() == ["no", ""]
     times = replace(
         experiment,
-        reference=None,
+        baseline=None,
         ratio_to="A",
-        published=ReferenceNumbers(source="s", figure="seconds_local_median", cells={"r": {"A": 40.0, "B": 50.0}}),
+        published=ReferenceNumbers(source="s", figure="local_training_seconds_median", cells={"r": {"A": 40.0, "B": 50.0}}),
     )
     found = {
-        ("r", "A"): {0: fake(0, seconds_local=1.0), 1: fake(1, seconds_local=2.0)},
-        ("r", "B"): {0: fake(0, seconds_local=1.2), 1: fake(1, seconds_local=2.6)},
+        ("r", "A"): {0: fake(0, local_training_seconds=1.0), 1: fake(1, local_training_seconds=2.0)},
+        ("r", "B"): {0: fake(0, local_training_seconds=1.2), 1: fake(1, local_training_seconds=2.6)},
     }
     ratio = published_table.compare(times, found).set_index("strategy")
-    assert ratio.loc["B", "seconds_local_median_mean"] == pytest.approx(1.25) and ratio.loc["B", "paper_mean"] == 1.25
+    assert ratio.loc["B", "local_training_seconds_median_mean"] == pytest.approx(1.25) and ratio.loc["B", "paper_mean"] == 1.25
     assert published_table.compare(times, {})["num_seeds"].tolist() == [0, 0]
 
 
 def test_the_axis_of_differences_follows_most_and_not_what_lies_far_off(tmp_path):
     table = pd.DataFrame({"setting": "r", "strategy": list("abcdef"), "num_pairs": 5})
-    table["accuracy_last_less_reference_mean"] = [np.nan, -1.0, 0.5, 2.0, -40.0, 1.0]
-    table["accuracy_last_less_reference_half_width"] = [np.nan, 0.5, 0.5, 0.5, 1.0, 60.0]
-    paths = forest(table, "accuracy_last", "a", tmp_path / "alpha_0.1_differences")
+    table["global_test_accuracy_final_minus_baseline_mean"] = [np.nan, -1.0, 0.5, 2.0, -40.0, 1.0]
+    table["global_test_accuracy_final_minus_baseline_ci95"] = [np.nan, 0.5, 0.5, 0.5, 1.0, 60.0]
+    paths = forest(table, "global_test_accuracy_final", "a", tmp_path / "alpha_0.1_differences")
     assert [path.name for path in paths] == ["alpha_0.1_differences.pdf", "alpha_0.1_differences.png"] and all(map(Path.exists, paths))
-    low, high = limits(*(table[f"accuracy_last_less_reference_{part}"].dropna() for part in ("mean", "half_width")))
+    low, high = limits(*(table[f"global_test_accuracy_final_minus_baseline_{part}"].dropna() for part in ("mean", "ci95")))
     assert -2 < low < -1.5 and 2.5 < high < 3
 
 
 # --------------------------------------------------------------------------------------------------------- the search
 def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, capsys):
-    asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY, f"output={tmp_path}"]
+    asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY, f"output={tmp_path}"]
     assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0
     captured = capsys.readouterr()
     file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
@@ -459,10 +468,13 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     assert noted["chosen"] == [row for row in tried if row["chosen"] == "1"] and noted["tried"] == 5
     assert noted["sha256"] == hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     config = OmegaConf.load(folder / "config.yaml")
-    assert config.optimizer.lr == float(best["value"]) and config.tuned == str(file) == noted["file"]
+    assert config.optimizer.lr == float(best["value"]) and config.tuned_params == str(file) == noted["file"]
     runs, notes = plan(
         "fedgen_ablation",
-        replace(read_experiment("fedgen_ablation"), columns={"FedAvg tuned": ["strategy=fedavg", "tuned=${output}/${name}_tune/tuned.csv"]}),
+        replace(
+            read_experiment("fedgen_ablation"),
+            strategies={"FedAvg tuned": ["strategy=fedavg", "tuned_params=${output}/${name}_tune/tuned.csv"]},
+        ),
         [*TINY, f"output={tmp_path}"],
         [0],
     )
@@ -477,7 +489,7 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
 
 def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path):
     """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
-    asked = ["experiment=fedgen_ablation", "columns=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
+    asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert reproduce.reproduce(reproduce.parse_arguments([*asked, f"output={whole}"])) == 0
     again.mkdir()
@@ -496,8 +508,8 @@ def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_sa
 def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that_is_there(tmp_path):
     """FedAvg's column and its tuned one are then one run, which says so; the grid's only value is the shipped one."""
     experiment = read_experiment("fedgen_ablation")
-    columns = {name: experiment.columns[name] for name in ("FedAvg", "FedAvg tuned")}
-    experiment = replace(experiment, tuning=replace(experiment.tuning, grid=[0.01]), columns=columns)
+    columns = {name: experiment.strategies[name] for name in ("FedAvg", "FedAvg tuned")}
+    experiment = replace(experiment, tuning=replace(experiment.tuning, grid=[0.01]), strategies=columns)
     words = ["experiment=fedgen_ablation", "seeds=0", "quiet=true", *TINY, f"output={tmp_path}"]
     asked = replace(reproduce.parse_arguments(words), experiment=experiment)
     assert reproduce.reproduce(asked) == 0
@@ -513,7 +525,7 @@ def test_plain_lines_have_round_accuracy_and_time_left(capsys):
     with ProgressTable(quiet=True) as board:
         board.begin("one", 20, 0)
         for number in range(1, 21):
-            board.advance("one", {"round": number, "accuracy": 0.5, "accuracy_own_labels": 0.25} if number % 2 else {"round": number})
+            board.advance("one", {"round": number, "accuracy": 0.5, "local_test_accuracy": 0.25} if number % 2 else {"round": number})
         board.end("one", "done")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0] == "one: round 2/20 0:00:00 left" and lines[-1] == "one: done"

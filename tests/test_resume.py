@@ -89,7 +89,7 @@ class Dying(LocalGrid):
 def test_interrupted_after_two_rounds_and_resumed(tmp_path, name):
     """Whatever server and clients remember goes on from the checkpoint: consensus, generator, its moments, control variates, tables."""
     given = [*(one for one in TINY if not one.startswith("strategy.")), f"strategy={name}", *options(name), "engine=local", "rounds=4"]
-    given += ["validation=0.2"] if name == "feddf" else []
+    given += ["validation_fraction=0.2"] if name == "feddf" else []
     folders = [run_federation(compose([*given, f"output={tmp_path / 'whole'}"]))]
     with pytest.raises(KeyboardInterrupt):
         run_federation(compose([*given, f"output={tmp_path / 'cut'}"]), Dying)

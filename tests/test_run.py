@@ -56,10 +56,17 @@ def test_rounds_that_are_not_evaluated_have_empty_cells(table):
         evaluated = row["round"] in "367"
         scores = [
             row[name]
-            for name in ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "loss", "accuracy_class_00")
+            for name in (
+                "accuracy",
+                "local_test_accuracy",
+                "local_test_accuracy_bottom10",
+                "local_test_accuracy_std",
+                "loss",
+                "global_test_accuracy_class_00",
+            )
         ]
         assert all((cell != "") == evaluated for cell in scores), row
-        assert float(row["train_loss"]) > 0 and int(row["bytes_up"]) > 0 and row["num_failures"] == "0"
+        assert float(row["train_loss"]) > 0 and int(row["uplink_bytes"]) > 0 and row["num_failures"] == "0"
 
 
 def test_columns_agree_with_one_another(table, ended):
@@ -67,11 +74,11 @@ def test_columns_agree_with_one_another(table, ended):
         clients = list(csv.DictReader(file))
     last = [row for row in clients if row["round"] == "7"]
     assert [row["client"] for row in last] == list("012345") and sum(int(row["participated"]) for row in last) == 4
-    tested = [(int(row["num_test_examples"]), float(row["accuracy_own_labels"])) for row in last if int(row["num_test_examples"])]
+    tested = [(int(row["num_test_examples"]), float(row["local_test_accuracy"])) for row in last if int(row["num_test_examples"])]
     micro = sum(n * accuracy for n, accuracy in tested) / sum(n for n, _ in tested)
-    assert float(table[-1]["accuracy_own_labels"]) == pytest.approx(micro, abs=1e-12)
+    assert float(table[-1]["local_test_accuracy"]) == pytest.approx(micro, abs=1e-12)
     first = [row for row in clients if row["round"] == "1"]
-    assert len(first) == 4 and all(row["participated"] == "1" and row["accuracy_own_labels"] == "" for row in first)
+    assert len(first) == 4 and all(row["participated"] == "1" and row["local_test_accuracy"] == "" for row in first)
     weights = np.array([int(row["num_examples"]) for row in first])
     losses = np.array([float(row["loss"]) for row in first])
     assert float(table[0]["train_loss"]) == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-6)
@@ -129,7 +136,7 @@ def test_explain_gives_one_line():
 
 def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = compose(["data=mnist", "data.root=here", "partition=file", "partition.path=mine/x.npz"])
+    config = compose(["data=mnist", "data.root=here", "partition=from_file", "partition.path=mine/x.npz"])
     make_paths_absolute(config)
     assert config.data.root == str(tmp_path / "here") and config.partition.path == str(tmp_path / "mine" / "x.npz")
     assert config.data.cache is None
@@ -137,7 +144,7 @@ def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_pat
 
 def test_paths_of_a_partition_within_a_partition_are_absolute_and_not_in_the_hash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = compose(["partition=thinned", "partition@partition.base=file", "partition.base.path=x.npz"])
+    config = compose(["partition=subsample", "partition@partition.base=file", "partition.base.path=x.npz"])
     before = identity(config, {})
     make_paths_absolute(config)
     assert config.partition.base.path == str(tmp_path / "x.npz") and identity(config, {}) == before
@@ -148,11 +155,11 @@ def test_paths_of_a_partition_within_a_partition_are_absolute_and_not_in_the_has
 def test_columns_that_only_evaluated_rounds_have_are_there(tmp_path):
     """The header is written in round 1, which is not evaluated."""
     given = [one for one in GIVEN if not one.startswith("strategy.")]
-    more = ("strategy=feddf", "public=held_out", "strategy.steps=2", "strategy.batch_size=8", "rounds=4", "evaluation.every=2")
+    more = ("strategy=feddf", "public_data=held_out", "strategy.steps=2", "strategy.batch_size=8", "rounds=4", "evaluation.every=2")
     with open(quick(tmp_path, *given, *more).folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["accuracy_average"] != "" for row in rows] == [False, True, False, True]
-    assert [row["distillation_steps"] for row in rows] == ["2.0"] * 4 and list(rows[0])[-1] == "accuracy_class_09"
+    assert [row["global_test_accuracy_before_distillation"] != "" for row in rows] == [False, True, False, True]
+    assert [row["distillation_steps"] for row in rows] == ["2.0"] * 4 and list(rows[0])[-1] == "global_test_accuracy_class_09"
 
 
 @pytest.mark.parametrize("name, others", [("feddf", ["average"]), ("fedftg", ["average"]), ("dense", ["average", "ensemble"])])
@@ -171,11 +178,13 @@ def test_what_a_server_distilled_is_measured_beside_what_it_began_from(tmp_path,
         with torch.no_grad():
             return home.model.eval()(x).logits
 
-    said = {"accuracy": logits(state["model"]), "accuracy_average": logits(state["average"])}
+    said = {"accuracy": logits(state["model"]), "global_test_accuracy_before_distillation": logits(state["average"])}
     if "ensemble" in others:
-        said["accuracy_ensemble"] = sum(logits(tensors) for part, tensors in state.items() if part.startswith("member-"))
+        said["ensemble_test_accuracy"] = sum(logits(tensors) for part, tensors in state.items() if part.startswith("member-"))
         assert sum(part.startswith("member-") for part in state) == 4
     for column, z in said.items():
         assert float(last[column]) == pytest.approx((z.argmax(-1) == y).double().mean().item(), abs=1.5 / len(y)), column
-    assert sorted(column for column in last if column in ("accuracy_average", "accuracy_ensemble")) == [f"accuracy_{o}" for o in others]
-    assert len(set(said)) == len(others) + 1 and float(last["accuracy_average"]) > 0.2
+    assert sorted(column for column in last if column in ("global_test_accuracy_before_distillation", "ensemble_test_accuracy")) == [
+        f"accuracy_{o}" for o in others
+    ]
+    assert len(set(said)) == len(others) + 1 and float(last["global_test_accuracy_before_distillation"]) > 0.2

@@ -52,8 +52,8 @@ def trained(name: str, *overrides: str):
     """A strategy, its server in round 1, its state before, and the updates of three clients that trained."""
     home, _ = settle(f"strategy={name}", *options(name), *overrides)
     server = home.federation().server
-    state = home.strategy.init(server)
-    shared = {part: state[part] for part in home.strategy.shares}
+    state = home.strategy.init_server(server)
+    shared = {part: state[part] for part in home.strategy.broadcast_parts}
     updates = [home.strategy.train(home.client(k, 1), shared, None, 1)[0] for k in range(3)]
     return home, replace(server, seed=server.seed / "round" / 1 / "server"), state, updates
 
@@ -77,7 +77,7 @@ def close(found, expected) -> None:
 def task_of_distilling():
     """A network with BatchNorm, a teacher's logits of its images, and the material of ten steps."""
     home, _ = settle("strategy=feddf", *options("feddf"))
-    images, where = home.held.public, torch.randint(100, (10, 16), generator=Seed(0).torch())
+    images, where = home.held.public_data, torch.randint(100, (10, 16), generator=Seed(0).torch())
     teacher = logits_on(home.model, {k: v + 0.1 for k, v in home.initial.items()}, images, 100, torch.float32)
 
     def piece(steps: slice) -> Batches:
@@ -141,8 +141,8 @@ def test_the_schedule_is_the_cosine_that_torch_has():
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 def test_feddf_s_loss_is_the_equation(kind):
     home, models, _ = perceptrons("strategy=feddf", *options("feddf"), f"strategy.average={kind}", number=3)
-    x = home.held.public.images(torch.arange(7), DOUBLE)
-    teacher = home.strategy.teacher(home.federation().server, models, home.held.public.subset(torch.arange(7)))
+    x = home.held.public_data.images(torch.arange(7), DOUBLE)
+    teacher = home.strategy.teacher(home.federation().server, models, home.held.public_data.subset(torch.arange(7)))
     p = oracles.ensemble(np.stack([oracles.mlp(numpy(one), x.numpy()) for one in models]), kind)
     np.testing.assert_allclose(teacher.softmax(-1).numpy(), p, rtol=1e-12)
     student = network(home, home.initial)
@@ -169,7 +169,7 @@ def test_the_two_averages_are_two():
 def test_a_probability_of_nothing_does_not_break_the_ensemble():
     home, _ = settle("strategy=feddf", *options("feddf"), "model=mlp", "model.widths=[4]", "strategy.average=probabilities")
     sure = {key: torch.zeros_like(value) for key, value in home.initial.items()} | {"head.bias": torch.tensor([1e4] + [0.0] * 9)}
-    teacher = home.strategy.teacher(home.federation().server, [sure, sure], home.held.public.subset(torch.arange(2)))
+    teacher = home.strategy.teacher(home.federation().server, [sure, sure], home.held.public_data.subset(torch.arange(2)))
     assert torch.isfinite(teacher).all() and torch.isfinite(kl_divergence(teacher, torch.zeros(2, 10))).all()
     assert kl_divergence(teacher, torch.zeros(2, 10)).tolist() == pytest.approx([np.log(10)] * 2, rel=1e-6)
 
@@ -180,16 +180,16 @@ def test_feddf_s_server_is_a_plain_loop(kind, schedule):
     """From the clients' mean, by examples; teachers in eval mode, the student in train mode; Adam with its schedule."""
     options_ = (f"strategy.average={kind}", f"strategy.schedule={schedule}", "strategy.steps=5", "strategy.every=2", "precision=float64")
     home, server, state, updates = trained("feddf", *options_)
-    after, metrics = home.strategy.update(server, state, updates, 1)
+    after, metrics = home.strategy.aggregate(server, state, updates, 1)
     sizes = [len(home.partition.train[k]) for k in range(3)]
     mean = average([u.state["model"] for u in updates], [size / sum(sizes) for size in sizes])
     assert same(after["average"], mean)
     student, teachers = network(home, mean), [network(home, u.state["model"]).eval() for u in updates]
     adam = torch.optim.Adam(student.parameters(), lr=1e-3, eps=1e-3)
-    where = torch.randint(len(home.held.public), (5, 16), generator=(server.seed / "public").torch())
+    where = torch.randint(len(home.held.public_data), (5, 16), generator=(server.seed / "public").torch())
     losses = []
     for step, index in enumerate(where):
-        x = home.held.public.images(index, DOUBLE)
+        x = home.held.public_data.images(index, DOUBLE)
         with torch.no_grad():
             logits = torch.stack([teacher(x).logits for teacher in teachers])
             p = logits.mean(0).softmax(-1) if kind == "logits" else logits.softmax(-1).mean(0)
@@ -210,31 +210,33 @@ def divergence_on(home, tensors, teacher, images) -> float:
 
 def test_feddf_comes_nearer_to_the_ensemble_than_the_mean_it_begins_from():
     home, server, state, updates = trained("feddf", "strategy.steps=150", "local_steps=20", "optimizer.lr=0.1", "partition.alpha=0.1")
-    teacher = home.strategy.teacher(server, [u.state["model"] for u in updates], home.held.public)
-    after, _ = home.strategy.update(server, state, updates, 1)
-    before, now = (divergence_on(home, after[part], teacher, home.held.public) for part in ("average", "model"))
+    teacher = home.strategy.teacher(server, [u.state["model"] for u in updates], home.held.public_data)
+    after, _ = home.strategy.aggregate(server, state, updates, 1)
+    before, now = (divergence_on(home, after[part], teacher, home.held.public_data) for part in ("average", "model"))
     assert now < 0.5 * before, (before, now)
 
 
 def test_a_student_of_one_client_converges_to_it():
     """The mean of one client is that client, with nothing left to learn; from other weights the divergence falls towards nothing."""
     home, server, state, updates = trained("feddf", "model=mlp", "strategy.steps=300", "local_steps=20", "optimizer.lr=0.1")
-    _, metrics = home.strategy.update(server, state, updates[:1], 1)
+    _, metrics = home.strategy.aggregate(server, state, updates[:1], 1)
     assert metrics["distillation_loss"].item() < 1e-6
-    teacher = home.strategy.teacher(server, [updates[0].state["model"]], home.held.public)
-    where = torch.randint(len(home.held.public), (300, 32), generator=Seed(1).torch())
+    teacher = home.strategy.teacher(server, [updates[0].state["model"]], home.held.public_data)
+    where = torch.randint(len(home.held.public_data), (300, 32), generator=Seed(1).torch())
     piece = lambda steps: Batches(
-        home.held.public.y[where[steps]], where[steps], home.held.public, home.dtype, {"teacher": teacher[where[steps]]}
+        home.held.public_data.y[where[steps]], where[steps], home.held.public_data, home.dtype, {"teacher": teacher[where[steps]]}
     )
-    adam, values = partial(torch.optim.Adam, lr=3e-3), [divergence_on(home, home.initial, teacher, home.held.public)]
+    adam, values = partial(torch.optim.Adam, lr=3e-3), [divergence_on(home, home.initial, teacher, home.held.public_data)]
     for steps in (30, 100, 300):
         done = distill_logits(home.model, home.initial, piece, steps, home.strategy.distillation, adam)
-        values.append(divergence_on(home, done.tensors, teacher, home.held.public))
+        values.append(divergence_on(home, done.tensors, teacher, home.held.public_data))
     assert values == sorted(values, reverse=True) and values[-1] < 0.05 * values[0], values
 
 
 def test_feddf_is_judged_by_the_held_out_examples_and_by_nothing_else():
-    home, server, state, updates = trained("feddf", "validation=0.2", "strategy.steps=6", "strategy.every=2", "strategy.patience=2")
+    home, server, state, updates = trained(
+        "feddf", "validation_fraction=0.2", "strategy.steps=6", "strategy.every=2", "strategy.patience=2"
+    )
     images, labels = home.held.validation.images(torch.arange(len(home.held.validation))), home.held.validation.y
     tensors = updates[0].state["model"]
     right = network(home, tensors).eval()(images).logits.argmax(-1) == labels
@@ -242,35 +244,37 @@ def test_feddf_is_judged_by_the_held_out_examples_and_by_nothing_else():
     parts = [index for shards in (home.partition.train, home.partition.test) for index in shards]
     assert home.held.validation.rows.numel() > 100 and home.held.scored is home.test
     held = set(home.held.validation.rows.tolist())
-    assert not held & {int(i) for index in parts[:6] for i in index} and not held & set(home.held.public.rows.tolist())
-    best = home.strategy.judge(server, home.strategy.update(server, state, updates, 1)[0]["model"])
-    assert best >= home.strategy.judge(server, average([u.state["model"] for u in updates], home.strategy.weights(updates)))
-    where_judged, _ = settle("strategy=feddf", *options("feddf"), "validation=0.2", "evaluation.examples=validation")
+    assert not held & {int(i) for index in parts[:6] for i in index} and not held & set(home.held.public_data.rows.tolist())
+    best = home.strategy.judge(server, home.strategy.aggregate(server, state, updates, 1)[0]["model"])
+    assert best >= home.strategy.judge(server, average([u.state["model"] for u in updates], home.strategy.aggregation_weights(updates)))
+    where_judged, _ = settle("strategy=feddf", *options("feddf"), "validation_fraction=0.2", "evaluation.split=validation")
     assert where_judged.federation().server.validation is None, "what the run is measured by does not stop it"
 
 
 def test_feddf_stops_early_where_it_harms():
     """With a learning rate that ruins the student its start stays, and the steps are those of one patience."""
     home, server, state, updates = trained(
-        "feddf", "validation=0.2", "strategy.steps=20", "strategy.every=2", "strategy.patience=4", "strategy.optimizer.lr=1.0",
+        "feddf", "validation_fraction=0.2", "strategy.steps=20", "strategy.every=2", "strategy.patience=4", "strategy.optimizer.lr=1.0",
         "local_steps=30", "optimizer.lr=0.1", "partition.alpha=1000",
     )  # fmt: skip
-    after, metrics = home.strategy.update(server, state, updates, 1)
+    after, metrics = home.strategy.aggregate(server, state, updates, 1)
     assert metrics["distillation_steps"] == 4 and same(after["model"], after["average"])
 
 
 def test_feddf_with_a_public_set_smaller_than_a_batch():
     home, server, state, updates = trained("feddf")
-    few = replace(server, public=home.held.public.subset(torch.arange(3)))
-    after, _ = home.strategy.update(few, state, updates, 1)
+    few = replace(server, public_data=home.held.public_data.subset(torch.arange(3)))
+    after, _ = home.strategy.aggregate(few, state, updates, 1)
     assert not same(after["model"], after["average"])
 
 
 @pytest.mark.parametrize("name", ["feddf", "feddfusion"])
 def test_public_labels_have_no_say(name):
     home, server, state, updates = trained(name)
-    other = replace(server, public=replace(home.held.public, y=torch.randint(10, (len(home.held.public),), generator=Seed(3).torch())))
-    results = [home.strategy.update(one, state, updates, 1) for one in (server, other)]
+    other = replace(
+        server, public_data=replace(home.held.public_data, y=torch.randint(10, (len(home.held.public_data),), generator=Seed(3).torch()))
+    )
+    results = [home.strategy.aggregate(one, state, updates, 1) for one in (server, other)]
     assert same(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
 
 
@@ -415,9 +419,9 @@ def plain_synthesis(home, seed, models, student):
 def test_dense_s_server_is_a_plain_loop():
     """Images, then a pass over all so far, then images against the student that has learnt from them: from the clients' models alone."""
     home, server, state, updates = trained("dense", "strategy.epochs=3", "precision=float64", "local_steps=15", "optimizer.lr=0.1")
-    after, metrics = home.strategy.update(server, state, updates, 1)
+    after, metrics = home.strategy.aggregate(server, state, updates, 1)
     models, pool, losses = [u.state["model"] for u in updates], torch.empty(0, 1, 8, 8, dtype=DOUBLE), []
-    student = network(home, average(models, home.strategy.weights(updates)))
+    student = network(home, average(models, home.strategy.aggregation_weights(updates)))
     sgd, teachers = torch.optim.SGD(student.parameters(), lr=0.005, momentum=0.9), [network(home, one).eval() for one in models]
     for epoch in range(3):
         seed = server.seed / "epoch" / epoch
@@ -477,13 +481,13 @@ def test_an_epoch_passes_over_all_images_so_far_or_does_so_many_steps(steps, siz
 @pytest.mark.parametrize("student", ["average", "fresh"])
 def test_dense_s_student_begins_from_the_mean_or_afresh(student):
     home, server, state, updates = trained("dense", f"strategy.student={student}", "strategy.epochs=0")
-    after, metrics = home.strategy.update(server, state, updates, 1)
+    after, metrics = home.strategy.aggregate(server, state, updates, 1)
     assert same(after["model"], after["average"] if student == "average" else home.initial) and metrics == {}
 
 
 def test_dense_without_batchnorm_has_no_statistics_to_meet():
     home, server, state, updates = trained("dense", "model=mlp")
-    after, metrics = home.strategy.update(server, state, updates, 1)
+    after, metrics = home.strategy.aggregate(server, state, updates, 1)
     assert metrics["synthesis_bn"] == 0 and metrics["synthesis_oh"] > 0 and not same(after["model"], after["average"])
 
 
@@ -513,7 +517,9 @@ def test_fedftg_s_generator_s_loss_is_the_equation(discrepancy, weighting, place
     module = Pictures(torch.from_numpy(x))
     drawn = {"noise": torch.from_numpy(noise), "distances": distances(torch.from_numpy(noise)), "place": torch.tensor(place)}
     shared = {"teachers": stacked(teachers), "student": student, "labels": {"shares": SHARES}}
-    value, terms = home.strategy.generator_loss(FunctionalModel(module), Batch(None, torch.from_numpy(y), drawn), shared, {}, network=home.model)
+    value, terms = home.strategy.generator_loss(
+        FunctionalModel(module), Batch(None, torch.from_numpy(y), drawn), shared, {}, network=home.model
+    )
     fixed = oracles.mlp(numpy(teachers[place]), x) if discrepancy == "l1" else None
     arrays = (numpy(student), numpy(teachers[place]), fixed, SHARES[place].numpy()[y], 2, 0.7, 1.5, discrepancy, weighting)
     equation = lambda at: oracles.fedftg_generator(at["x"], noise, y, *arrays)
@@ -557,7 +563,7 @@ def plain_fedftg(home, server, state, updates, server_round: int):
     strategy, models = home.strategy, [u.state["model"] for u in updates]
     counts = torch.stack([torch.bincount(home.train.y[home.partition.train[u.client]], minlength=10) for u in updates]).double()
     shares, teachers = counts / counts.sum(0).clamp(min=1), [network(home, one).eval() for one in models]
-    generator, student = strategy.generator(home.task).double(), network(home, average(models, strategy.weights(updates)))
+    generator, student = strategy.generator(home.task).double(), network(home, average(models, strategy.aggregation_weights(updates)))
     generator.load_state_dict(state["generator"])
     adam, names = torch.optim.Adam(generator.parameters(), lr=0.01, eps=1e-3), [name for name, _ in generator.named_parameters()]
     kept = state.get("generator_optimizer", {})
@@ -594,7 +600,7 @@ def test_fedftg_s_server_is_a_plain_loop_over_two_rounds():
     for number in (1, 2):
         at = replace(server, seed=home.seed / "round" / number / "server")
         generator, adam, student = plain_fedftg(home, at, state, updates, number)
-        after, _ = home.strategy.update(at, state, updates, number)
+        after, _ = home.strategy.aggregate(at, state, updates, number)
         close(after["generator"], generator)
         close(after["model"], student)
         names = [name for name, _ in home.strategy.generator(home.task).named_parameters()]
@@ -621,7 +627,7 @@ def test_a_class_that_nobody_has_does_not_break_the_shares():
         replace(u, state={**u.state, "labels": {"counts": u.state["labels"]["counts"] * (torch.arange(10) == k)}})
         for k, u in enumerate(updates)
     ]
-    after, metrics = home.strategy.update(server, state, bare, 1)
+    after, metrics = home.strategy.aggregate(server, state, bare, 1)
     assert all(torch.isfinite(value).all() for part in after.values() for value in part.values()) and metrics["distillation_loss"] > 0
 
 
@@ -637,7 +643,7 @@ def test_fedftg_s_generator_goes_on_from_round_to_round():
     assert {int(v) for k, v in ran.state["generator_optimizer"].items() if k.startswith("step/")} == {3 * 2 * 3}
     assert ran.state["generator"]["begin.num_batches_tracked"] == 3 * 2 * 3
     once = run("strategy=fedftg", *options("fedftg"), "rounds=1")
-    assert not same(once.state["generator"], ran.state["generator"]) and ran.home.strategy.shares == ("model",)
+    assert not same(once.state["generator"], ran.state["generator"]) and ran.home.strategy.broadcast_parts == ("model",)
 
 
 # ------------------------------------------------------------------------------------------------------------ all of them
@@ -645,18 +651,18 @@ def test_fedftg_s_generator_goes_on_from_round_to_round():
 def test_a_server_writes_neither_into_updates_nor_into_its_state_and_draws_from_its_seed(name):
     home, server, state, updates = trained(name)
     before, random = clones({"state": state, **{str(u.client): u.state for u in updates}}), torch.get_rng_state()
-    first, _ = home.strategy.update(server, state, updates, 1)
+    first, _ = home.strategy.aggregate(server, state, updates, 1)
     assert same({"state": state, **{str(u.client): u.state for u in updates}}, before)
-    assert same(home.strategy.update(server, state, updates, 1)[0], first) and torch.equal(torch.get_rng_state(), random)
+    assert same(home.strategy.aggregate(server, state, updates, 1)[0], first) and torch.equal(torch.get_rng_state(), random)
     other = replace(server, seed=server.seed / "other")
-    assert not same(home.strategy.update(other, state, updates, 1)[0]["model"], first["model"])
+    assert not same(home.strategy.aggregate(other, state, updates, 1)[0]["model"], first["model"])
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
 @pytest.mark.parametrize("name", ["feddf", "dense", "fedftg"])
 def test_a_server_of_other_networks_and_of_one_client_alone(name, model):
     home, server, state, updates = trained(name, f"model={model}", "local_steps=1")
-    after, metrics = home.strategy.update(server, state, updates[:1], 1)
+    after, metrics = home.strategy.aggregate(server, state, updates[:1], 1)
     assert all(torch.isfinite(value).all() for value in after["model"].values())
     assert same(after["average"], updates[0].state["model"]) and len(metrics) >= 2
 

@@ -66,7 +66,7 @@ def test_neutral_knobs_leave_everything_as_it_is():
     for shards, examples, index in ((held, TRAIN, PARTITION.train), (shown, TEST, PARTITION.test)):
         for shard, rows_ in zip(shards, index):
             assert shard.x is examples.x and torch.equal(shard.rows, torch.from_numpy(rows_)) and torch.equal(shard.y, examples.y[rows_])
-    assert apply(shift(label_noise=0.5, noisy_clients=0.0))[0][0].x is TRAIN.x
+    assert apply(shift(label_noise=0.5, noisy_client_fraction=0.0))[0][0].x is TRAIN.x
     assert look(ClientView(), picture()).equal(picture())
 
 
@@ -141,7 +141,7 @@ def test_brightness_contrast_and_hue_are_what_they_say():
 
 
 def test_levels_are_drawn_within_their_bounds():
-    views = shift(**KNOBS, noisy_clients=0.5).views(200, 3, Seed(0))
+    views = shift(**KNOBS, noisy_client_fraction=0.5).views(200, 3, Seed(0))
     bounds = {
         "rotation": (-30, 30), "noise": (0, 0.2), "blur": (0, 1), "brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "hue": (-0.25, 0.25),
     }  # fmt: skip
@@ -151,8 +151,8 @@ def test_levels_are_drawn_within_their_bounds():
         assert values.mean() == pytest.approx((low + high) / 2, abs=4 * (high - low) / sqrt(12 * 200))
     assert [view.domain for view in views[:4]] == [0, 90, 180, 0]
     assert sum(view.label_noise > 0 for view in views) == 100 and max(view.label_noise for view in views) <= 0.4
-    assert {view.hue for view in shift(colour=0.5).views(5, 1, Seed(0))} == {0.0}, "grey images have no hue"
-    alike = shift(**KNOBS, levels="same").views(5, 3, Seed(0))
+    assert {view.hue for view in shift(color_jitter=0.5).views(5, 1, Seed(0))} == {0.0}, "grey images have no hue"
+    alike = shift(**KNOBS, per_client="same").views(5, 3, Seed(0))
     assert {(view.noise, view.blur, view.label_noise) for view in alike} == {(0.2, 1.0, 0.4)}
     assert len({view.rotation for view in alike}) == 5
 
@@ -164,7 +164,7 @@ def test_no_draw_depends_on_another_knob_nor_on_the_number_of_clients():
         names = {"domains": ["domain"], "colour": ["brightness", "contrast", "hue"]}.get(knob, [knob])
         assert all(getattr(a, name) == getattr(b, name) for a, b in zip(alone, together) for name in names), knob
     assert together != shift(**KNOBS).views(6, 3, Seed(1))
-    noise = [stored(apply(shift(noise=0.2, levels="same", **more))[0][0]) for more in ({}, {"label_noise": 0.5})]
+    noise = [stored(apply(shift(noise=0.2, per_client="same", **more))[0][0]) for more in ({}, {"label_noise": 0.5})]
     assert torch.equal(*noise)
     labels = [apply(shift(label_noise=0.4, **more))[0][1].y for more in ({}, {"noise": 0.3, "blur": 1.0, "rotation": 9.0})]
     assert torch.equal(*labels)
@@ -172,9 +172,9 @@ def test_no_draw_depends_on_another_knob_nor_on_the_number_of_clients():
 
 def test_both_shards_of_a_client_are_seen_alike_but_for_the_noise():
     everything = Partition([np.arange(100)] * 2, [np.arange(100)] * 2)
-    held, shown = shift(rotation=90.0, blur=1.0, colour=0.3)(TRAIN, TRAIN, everything, 10, Seed(0))
+    held, shown = shift(rotation=90.0, blur=1.0, color_jitter=0.3)(TRAIN, TRAIN, everything, 10, Seed(0))
     assert all(torch.equal(stored(a), stored(b)) for a, b in zip(held, shown))
-    held, shown = shift(noise=0.3, levels="same")(TRAIN, TRAIN, everything, 10, Seed(0))
+    held, shown = shift(noise=0.3, per_client="same")(TRAIN, TRAIN, everything, 10, Seed(0))
     assert not torch.equal(stored(held[0]), stored(shown[0])) and not torch.equal(stored(held[0]), stored(held[1]))
 
 
@@ -202,7 +202,7 @@ def test_the_number_of_threads_changes_no_bit():
     assert torch.equal(*seen)
 
 
-def test_images_kept_as_bytes_up_to_255_are_not_cut_off_at_their_scale():
+def test_images_kept_as_uplink_bytes_to_255_are_not_cut_off_at_their_scale():
     """Where the public code of a method takes 0..255 for what a network sees, ``scale`` is 1."""
     assert full_scale(TRAIN) == 16 and full_scale(replace(TRAIN, scale=1.0)) == 255
     bright = replace(TRAIN, x=picture(1, 8, 1442), scale=1.0)
@@ -215,7 +215,7 @@ def test_images_kept_as_bytes_up_to_255_are_not_cut_off_at_their_scale():
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["symmetric", "pair"])
 def test_so_many_labels_are_wrong(kind, share):
-    held, _ = apply(shift(label_noise=share, label_noise_kind=kind, levels="same"))
+    held, _ = apply(shift(label_noise=share, label_noise_kind=kind, per_client="same"))
     for now, index in zip(held, PARTITION.train):
         wrong = now.y != TRAIN.y[index]
         assert abs(wrong.sum().item() - share * len(index)) < 1
@@ -228,7 +228,7 @@ def test_so_many_labels_are_wrong(kind, share):
 
 def test_a_fraction_of_a_label_is_rounded_at_random():
     two = Partition([np.arange(2 * k, 2 * k + 2) for k in range(700)], [np.arange(0)] * 700)
-    held, _ = apply(shift(label_noise=0.1, levels="same"), two)
+    held, _ = apply(shift(label_noise=0.1, per_client="same"), two)
     wrong = [(now.y != TRAIN.y[index]).sum().item() for now, index in zip(held, two.train)]
     assert set(wrong) == {0, 1} and np.mean(wrong) == pytest.approx(0.2, abs=4 * sqrt(0.2 * 0.8 / 700))
 
@@ -236,9 +236,11 @@ def test_a_fraction_of_a_label_is_rounded_at_random():
 @pytest.mark.parametrize("share, number", [(0.0, 0), (0.4, 4), (0.25, 3), (1.0, 10)])
 def test_so_many_clients_have_wrong_labels(share, number):
     ten = Partition([index.numpy() for index in torch.arange(1440).split(144)], [np.arange(0)] * 10)
-    held, _ = apply(shift(label_noise=1.0, noisy_clients=share, levels="same"), ten)
+    held, _ = apply(shift(label_noise=1.0, noisy_client_fraction=share, per_client="same"), ten)
     assert sum(not torch.equal(now.y, TRAIN.y[index]) for now, index in zip(held, ten.train)) == number
-    who = [tuple(view.label_noise for view in shift(label_noise=1.0, noisy_clients=0.4).views(10, 1, Seed(seed))) for seed in range(9)]
+    who = [
+        tuple(view.label_noise for view in shift(label_noise=1.0, noisy_client_fraction=0.4).views(10, 1, Seed(seed))) for seed in range(9)
+    ]
     assert len({tuple(np.flatnonzero(levels)) for levels in who}) > 5, "who they are is drawn"
 
 
@@ -252,21 +254,23 @@ def test_a_single_class_has_no_wrong_label():
 
 def test_all_knobs_together_and_a_cohort_is_each_client_alone():
     options = (*OVERRIDES, "strategy=fedavg", "precision=float64", "clients_per_round=5", "batch_size=8")
-    alone, together = run(*options), run(*options, "cohort=3")
+    alone, together = run(*options), run(*options, "clients_per_vmap=3")
     for (key, value), other in zip(flatten(together.state).items(), flatten(alone.state).values()):
         assert_close(value, other, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
     assert not same(run(*options[6:]).state, alone.state), "the shift is of consequence"
 
 
 def test_what_clients_hold_out_is_seen_as_they_see_it_with_its_true_labels():
-    home, _ = settle("shift.domains=[90]", "shift.label_noise=1.0", "shift.levels=same", "validation=0.3", "evaluation.examples=validation")
+    home, _ = settle(
+        "shift.domains=[90]", "shift.label_noise=1.0", "shift.per_client=same", "validation_fraction=0.3", "evaluation.split=validation"
+    )
     for shard, index in zip(home.held.shards[1], home.partition.test):
         assert torch.equal(stored(shard), home.train.x[index].rot90(1, (-2, -1))) and torch.equal(shard.y, home.train.y[index])
     assert home.test.x is home.train.x, "the balanced test stays as it is"
 
 
 def test_every_knob_is_in_the_hash():
-    hashes = [settle(*given)[0].hash for given in ([], *([option] for option in OVERRIDES), ["shift.noise=0.1", "shift.levels=same"])]
+    hashes = [settle(*given)[0].hash for given in ([], *([option] for option in OVERRIDES), ["shift.noise=0.1", "shift.per_client=same"])]
     assert len(set(hashes)) == len(hashes)
 
 
@@ -274,7 +278,7 @@ def test_every_knob_is_in_the_hash():
 def test_a_yaml_changes_what_it_is_called_after(path):
     home, _ = settle(f"shift={path.stem}")
     turned = {field.name for field in fields(Shift) if home.config.shift[field.name] != NEUTRAL[field.name]}
-    assert turned - {"noisy_clients", "levels"} == {path.stem} - {"none"}
+    assert turned - {"noisy_client_fraction", "per_client"} == {path.stem} - {"none"}
     images = [not torch.equal(stored(shard), home.train.x[index]) for shard, index in zip(home.held.shards[0], home.partition.train)]
     labels = [not torch.equal(shard.y, home.train.y[index]) for shard, index in zip(home.held.shards[0], home.partition.train)]
     assert any(images) == (path.stem in IMAGES) and any(labels) == (path.stem == "label_noise")
@@ -287,12 +291,12 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def test_what_each_client_got_stands_in_the_run_folder(tmp_path):
     given = ("engine=local", *TINY, "rounds=1", "output=runs")
-    ended = quick(tmp_path, *given, *OVERRIDES, "shift.noisy_clients=0.5")
+    ended = quick(tmp_path, *given, *OVERRIDES, "shift.noisy_client_fraction=0.5")
     assert ended.code == 0, ended.err
     rows_ = table(ended.folder)
     assert list(rows_[0]) == ["client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise"]
-    home, _ = settle(*TINY, *OVERRIDES, "shift.noisy_clients=0.5", "strategy=fedgen")
-    views = shift(**KNOBS, noisy_clients=0.5).views(6, 1, home.seed / "shift")
+    home, _ = settle(*TINY, *OVERRIDES, "shift.noisy_client_fraction=0.5", "strategy=fedgen")
+    views = shift(**KNOBS, noisy_client_fraction=0.5).views(6, 1, home.seed / "shift")
     for client, (row, view) in enumerate(zip(rows_, views, strict=True)):
         assert row["client"] == str(client)
         assert all(float(row[name]) == getattr(view, name) for name in row if name not in ("client", "label_noise"))

@@ -32,12 +32,12 @@ from strategies.scaffold import Scaffold
 from tests import golden, oracles
 from tests.conftest import STRATEGIES, options, run, same, settle
 
-PUBLIC = {"batchnorm": "local", "aggregation": "examples", "lr_schedule": "last_participation", "lr_decay": 0.99, "sharing": "all"}
+PUBLIC = {"batchnorm": "local", "aggregation": "examples", "lr_schedule": "last_participation", "lr_decay": 0.99, "shared_layers": "all"}
 FEDGEN_OFF = ("strategy=fedgen", "strategy.generator_steps=4", "strategy.alpha=0", "strategy.beta=0")
 NEUTRAL = {
     "fedprox": ("strategy=fedprox", "strategy.mu=0", "strategy.weight_decay=0"),
     "fedgen": FEDGEN_OFF,
-    "fedgen in all rounds": (*FEDGEN_OFF, "strategy.first_round=true", "strategy.regularised_steps=null"),
+    "fedgen in all rounds": (*FEDGEN_OFF, "strategy.regularize_first_round=true", "strategy.num_regularized_steps=null"),
     "feddistill": ("strategy=feddistill", "strategy.gamma=0"),
     "fedensemble": ("strategy=fedensemble",),
     "fedgkd": ("strategy=fedgkd", "strategy.gamma=0"),
@@ -49,7 +49,7 @@ NEUTRAL = {
     "fedftg": ("strategy=fedftg", *options("fedftg"), "strategy.iterations=0"),
 }
 ALIKE = {
-    "feddf": ("strategy.batchnorm=averaged", "public=held_out"),
+    "feddf": ("strategy.batchnorm=averaged", "public_data=held_out"),
     **dict.fromkeys(("dense", "fedftg"), ("strategy.batchnorm=averaged",)),
 }
 """What FedAvg must have in common with a strategy to be its limit."""
@@ -87,7 +87,7 @@ def test_at_its_neutral_knob_a_strategy_is_fedavg_bit_for_bit(name, switches):
 
 @pytest.mark.parametrize("name", AWAY)
 def test_away_from_it_it_is_not(name, switches):
-    common = [option for option in AWAY[name] if not option.startswith(("strategy", "+strategy", "public"))]
+    common = [option for option in AWAY[name] if not option.startswith(("strategy", "+strategy", "public_data"))]
     common += ALIKE.get(name.split()[0], ())
     ours, fedavg = run(*AWAY[name], switches).state["model"], run("strategy=fedavg", switches, *common).state["model"]
     assert ours.keys() == fedavg.keys()
@@ -103,7 +103,7 @@ def test_the_first_round_is_fedavg_s(name, switches):
 
 def test_the_paper_s_fedgen_has_generated_embeddings_in_the_first_round():
     ours = run("strategy=fedgen_paper", "rounds=1", "strategy.generator_steps=4")
-    fedavg = run("strategy=fedavg", "switches@strategy=paper", "rounds=1")
+    fedavg = run("strategy=fedavg", "protocol@strategy=paper", "rounds=1")
     assert not same(ours.state["model"], fedavg.state["model"])
     assert ours.home.strategy.batchnorm == "averaged" and ours.home.strategy.aggregation == "uniform"
 
@@ -119,7 +119,7 @@ def test_one_client_is_centralised_sgd_bit_for_bit(switches, optimizer):
     for weight in model.parameters():
         weight.data = channels_last(weight.data)
     for server_round in range(1, 5):
-        lr = 0.01 * (0.99 ** max(server_round - 2, 0) if "public" in switches else 1.0)
+        lr = 0.01 * (0.99 ** max(server_round - 2, 0) if "public_data" in switches else 1.0)
         stepper = torch.optim.SGD(model.parameters(), lr=lr, momentum=config.optimizer.momentum)
         random = (Seed(config.seed) / "round" / server_round / "client" / 0 / "order").torch()
         for index in torch.randperm(len(data), generator=random)[:80].split(16):
@@ -127,7 +127,7 @@ def test_one_client_is_centralised_sgd_bit_for_bit(switches, optimizer):
             F.cross_entropy(model.train()(data.images(index)).logits, data.y[index]).backward()
             stepper.step()
     final = {**ran.state["model"], **ran.memories[0].get("local", {})}
-    assert ("local" in ran.memories[0]) == ("public" in switches)
+    assert ("local" in ran.memories[0]) == ("public_data" in switches)
     assert same(final, dict(model.state_dict()))
 
 
@@ -141,7 +141,7 @@ def test_models_are_averaged_by_examples_or_uniformly(aggregation, mean):
     """Clients with 10 and 30 examples at 2 and 4: (10 * 2 + 30 * 4) / 40, or (2 + 4) / 2."""
     home, _ = settle("strategy=fedavg", f"strategy.aggregation={aggregation}")
     updates = [update(0, 2.0, 10, 5), update(1, 4.0, 30, 7)]
-    state, _ = home.strategy.update(home.federation().server, {"other": {}}, updates, 1)
+    state, _ = home.strategy.aggregate(home.federation().server, {"other": {}}, updates, 1)
     assert state["model"]["w"].tolist() == [mean, -mean]
     assert state["model"]["n"] == 7 and state["model"]["n"].dtype == torch.int64
     assert "other" in state
@@ -172,8 +172,8 @@ def test_the_statistics_of_a_federation_are_the_mean_over_clients_that_have_trai
 def test_batchnorm_statistics_stay_with_the_client_or_travel(name, batchnorm, monkeypatch):
     sent, returned = [], []
     home, text = settle(f"strategy={name}", *options(name), f"strategy.batchnorm={batchnorm}", "rounds=2")
-    stays, original = batchnorm_statistics(home.model), home.strategy.update
-    monkeypatch.setattr(home.strategy, "update", lambda server, state, updates, number: (
+    stays, original = batchnorm_statistics(home.model), home.strategy.aggregate
+    monkeypatch.setattr(home.strategy, "aggregate", lambda server, state, updates, number: (
         sent.append(state), returned.extend(updates), original(server, state, updates, number))[2])  # fmt: skip
     grid = LocalGrid(home.config.num_clients, text)
     home.strategy.start(grid, num_rounds=2)
@@ -190,7 +190,7 @@ def test_batchnorm_statistics_stay_with_the_client_or_travel(name, batchnorm, mo
 def test_with_local_statistics_the_prediction_has_the_mean_of_those_who_trained():
     ran = run("strategy=fedavg", "strategy.batchnorm=local")
     server = replace(ran.home.federation().server, memories=ran.memories)
-    predicted = dict(ran.home.strategy.predict(server, ran.state).state_dict())
+    predicted = dict(ran.home.strategy.global_model(server, ran.state).state_dict())
     sizes = {client: len(ran.home.partition.train[client]) for client in ran.memories}
     assert 3 <= len(sizes) and all(len(ran.memories[k]["local"]) == 6 for k in sizes)
     for key, value in predicted.items():
@@ -206,16 +206,16 @@ def test_with_local_statistics_the_prediction_has_the_mean_of_those_who_trained(
 def test_with_averaged_statistics_the_prediction_is_the_state():
     ran = run("strategy=fedavg", "strategy.batchnorm=averaged")
     server = replace(ran.home.federation().server, memories=ran.memories)
-    assert same(dict(ran.home.strategy.predict(server, ran.state).state_dict()), ran.state["model"])
+    assert same(dict(ran.home.strategy.global_model(server, ran.state).state_dict()), ran.state["model"])
     assert ran.state["model"]["stages.0.1.num_batches_tracked"] == 12  # three rounds of four steps: the most that a client can have seen
 
 
 def test_who_sat_out_keeps_his_statistics_and_begins_from_the_new_broadcast():
     home, _ = settle("strategy=fedavg")
-    shared = home.strategy.init(home.federation().server)
+    shared = home.strategy.init_server(home.federation().server)
     _, kept = home.strategy.train(home.client(0, 1), shared, None, 1)
     moved = {"model": {key: value + 1 for key, value in shared["model"].items()}}
-    begun = home.strategy.begin(home.client(0, 3), moved, kept)
+    begun = home.strategy.initial_weights(home.client(0, 3), moved, kept)
     assert same({key: begun[key] for key in moved["model"]}, moved["model"])
     assert same({key: begun[key] for key in kept["local"]}, kept["local"])
     assert not torch.equal(begun["stages.0.1.running_mean"], home.initial["stages.0.1.running_mean"])
@@ -270,7 +270,7 @@ def test_fedprox_s_loss_is_the_equation(mu, weight_decay):
 
 def test_fedprox_s_pull_is_towards_the_broadcast_and_spares_batchnorm_s_statistics():
     home, _ = settle("strategy=fedprox", "strategy.batchnorm=averaged")
-    shared, (batch, *_) = home.strategy.init(home.federation().server), home.client(0, 1).batches()
+    shared, (batch, *_) = home.strategy.init_server(home.federation().server), home.client(0, 1).batches()
     value, _ = home.strategy.loss(FunctionalModel(home.model), batch, shared, {})
     away = {"model": {key: value + 1 if key in batchnorm_statistics(home.model) else value for key, value in shared["model"].items()}}
     assert torch.equal(home.strategy.loss(FunctionalModel(home.model), batch, away, {})[0], value)
@@ -336,11 +336,11 @@ def test_moon_s_loss_is_the_equation(mu, tau):
 
 def test_moon_remembers_the_model_it_sent_and_has_no_contrast_before():
     home, _ = settle("strategy=moon")
-    shared, site = home.strategy.init(home.federation().server), home.client(0, 1)
+    shared, site = home.strategy.init_server(home.federation().server), home.client(0, 1)
     sent, kept = home.strategy.train(site, shared, None, 1)
     assert same({key: kept["previous"][key] for key in sent.state["model"]}, sent.state["model"])
     assert same({key: kept["previous"][key] for key in kept["local"]}, kept["local"])
-    draws = [home.strategy.prepare(site, shared, own, 2)[1][0][0].drawn["mu"].tolist() for own in (None, kept)]
+    draws = [home.strategy._prepare(site, shared, own, 2)[1][0][0].drawn["mu"].tolist() for own in (None, kept)]
     assert draws == [[0.0] * 4, [1.0] * 4]
 
 
@@ -348,7 +348,7 @@ def test_moon_remembers_the_model_it_sent_and_has_no_contrast_before():
 def test_frozen_networks_do_not_move_statistics(name):
     """The broadcast and the last model are looked at in eval mode: a step counts one batch."""
     home, _ = settle(f"strategy={name}")
-    _, kept = home.strategy.train(home.client(0, 1), home.strategy.init(home.federation().server), None, 1)
+    _, kept = home.strategy.train(home.client(0, 1), home.strategy.init_server(home.federation().server), None, 1)
     assert kept["local"]["stages.0.1.num_batches_tracked"] == 4
 
 
@@ -371,10 +371,10 @@ def test_fedgkd_s_loss_is_the_equation(gamma, buffer):
 def test_fedgkd_s_teacher_is_the_mean_of_the_last_global_models():
     home, _ = settle("strategy=fedgkd", "strategy.buffer=3")
     server, seen = home.federation().server, []
-    state = home.strategy.init(server)
+    state = home.strategy.init_server(server)
     for number in range(1, 6):
         moved = {key: value + number for key, value in state["model"].items()}
-        state, _ = home.strategy.update(server, state, [Update(0, 5, "net", {"model": moved})], number)
+        state, _ = home.strategy.aggregate(server, state, [Update(0, 5, "net", {"model": moved})], number)
         state = serialization.from_record(serialization.to_record(state))
         seen.append(state["model"])
         for key, value in state["mean"].items():
@@ -384,8 +384,8 @@ def test_fedgkd_s_teacher_is_the_mean_of_the_last_global_models():
 
 def test_fedgkd_with_the_broadcast_as_its_teacher_sends_nothing_more():
     once, more = (settle("strategy=fedgkd", f"strategy.buffer={buffer}")[0] for buffer in (1, 2))
-    assert once.strategy.shares == ("model",) and more.strategy.shares == ("model", "mean")
-    assert set(once.strategy.init(once.federation().server)) == {"model"}
+    assert once.strategy.broadcast_parts == ("model",) and more.strategy.broadcast_parts == ("model", "mean")
+    assert set(once.strategy.init_server(once.federation().server)) == {"model"}
 
 
 # ------------------------------------------------------------------------------------------------------------- FedProto
@@ -394,7 +394,9 @@ def test_fedproto_s_loss_is_the_equation(weight):
     model, x, y, _ = perceptron()
     prototypes, known = np.random.default_rng(1).standard_normal((10, 8)), np.array([1.0] * 9 + [0.0])
     shared = {"prototypes": {"mean": torch.from_numpy(prototypes), "known": torch.from_numpy(known)}}
-    value, sums = FedProto(**PUBLIC, weight=weight).loss(FunctionalModel(model), Batch(torch.from_numpy(x), torch.from_numpy(y)), shared, {})
+    value, sums = FedProto(**PUBLIC, weight=weight).loss(
+        FunctionalModel(model), Batch(torch.from_numpy(x), torch.from_numpy(y)), shared, {}
+    )
 
     def equation(weights) -> float:
         distance = oracles.prototype_distance(embedding(weights, x), y, prototypes, known).mean()
@@ -414,18 +416,18 @@ def test_fedproto_s_prototypes_are_means_over_those_who_have_the_class(aggregati
     means = torch.tensor([[[2.0], [7.0], [0.0], [0.0]], [[4.0], [0.0], [0.0], [0.0]]], dtype=torch.float64)
     updates = [Update(k, 9, "net", {"prototypes": {"mean": means[k], "count": counts[k]}}) for k in (0, 1)]
     before = {"mean": torch.tensor([[0.0], [0.0], [5.0], [0.0]]).double(), "known": torch.tensor([0.0, 0, 1, 0]).double()}
-    after, _ = home.strategy.update(home.federation().server, {"prototypes": before}, updates, 2)
+    after, _ = home.strategy.aggregate(home.federation().server, {"prototypes": before}, updates, 2)
     assert after["prototypes"]["mean"].flatten().tolist() == [expected, 7.0, 5.0, 0.0]
     assert after["prototypes"]["known"].tolist() == [1, 1, 1, 0]
 
 
 def test_fedproto_s_clients_keep_their_models_and_send_prototypes_alone():
     home, _ = settle("strategy=fedproto")
-    shared = home.strategy.init(home.federation().server)
+    shared = home.strategy.init_server(home.federation().server)
     (sent, kept), (other, _) = (home.strategy.train(home.client(k, 1), shared, None, 1) for k in (0, 1))
     assert set(sent.state) == set(other.state) == {"prototypes"}
-    assert home.strategy.predict(home.federation().server, shared) is None
-    begun = home.strategy.begin(home.client(0, 2), shared, kept)
+    assert home.strategy.global_model(home.federation().server, shared) is None
+    begun = home.strategy.initial_weights(home.client(0, 2), shared, kept)
     assert same(begun, {**kept["model"], **kept["local"]}) and not same(begun, home.initial)
     alone, together = run("strategy=fedproto", "strategy.weight=0").memories, run("strategy=fedproto").memories
     undistilled = run("strategy=feddistill_logits", "strategy.gamma=0").memories
@@ -437,7 +439,7 @@ def test_fedproto_s_clients_keep_their_models_and_send_prototypes_alone():
 class Quadratics(FedAvg):
     """Client i minimises ``a_i / 2 (w - b_i)^2``, w being the first bias of the head."""
 
-    def draw(self, client, batches, shared, own, server_round):
+    def prepare_batches(self, client, batches, shared, own, server_round):
         return {name: torch.full((len(batches),), values[client.id], dtype=client.dtype) for name, values in PARABOLAS.items()}
 
     def loss(self, model, batch, shared, own):
@@ -456,10 +458,10 @@ def test_scaffold_finds_the_optimum_that_fedavg_misses(correction, momentum, end
     """Two parabolas, ten steps of 0.1; the optimum of their mean is 0.8."""
     home, text = settle(
         "strategy=scaffold", f"strategy._target_={__name__}.CorrectedQuadratics", f"strategy.correction={correction}", "model=mlp",
-        "switches@strategy=paper", "precision=float64", "num_clients=2", "clients_per_round=2", "local_steps=10", "batch_size=8",
+        "protocol@strategy=paper", "precision=float64", "num_clients=2", "clients_per_round=2", "local_steps=10", "batch_size=8",
         "optimizer.lr=0.1", f"optimizer.momentum={momentum}",
     )  # fmt: skip
-    state = home.strategy.init(home.federation().server)
+    state = home.strategy.init_server(home.federation().server)
     state = {**state, "model": {**state["model"], "head.bias": torch.zeros(10, dtype=torch.float64)}}
     grid = LocalGrid(2, text)
     for rounds in (3, 60):
@@ -474,19 +476,19 @@ def test_scaffold_finds_the_optimum_that_fedavg_misses(correction, momentum, end
 
 
 def test_scaffold_s_server_moves_by_its_learning_rate_and_its_control_by_the_share_that_took_part():
-    home, _ = settle("strategy=scaffold", "strategy.server_lr=0.5", "switches@strategy=paper")
+    home, _ = settle("strategy=scaffold", "strategy.server_lr=0.5", "protocol@strategy=paper")
     state = {"model": {"w": torch.tensor([1.0])}, "control": {"w": torch.tensor([10.0])}}
     ends, changes = (3.0, 5.0), (6.0, 0.0)
     sent = [{"model": {"w": torch.tensor([e])}, "control": {"w": torch.tensor([c])}} for e, c in zip(ends, changes)]
-    after, _ = home.strategy.update(home.federation().server, state, [Update(k, 5, "net", one) for k, one in enumerate(sent)], 1)
+    after, _ = home.strategy.aggregate(home.federation().server, state, [Update(k, 5, "net", one) for k, one in enumerate(sent)], 1)
     assert after["control"]["w"].item() == pytest.approx(10 + 2 / 6 * 3) and after["model"]["w"].item() == pytest.approx(1 + 0.5 * 3)
 
 
 def test_scaffold_reports_the_cross_entropy_and_has_a_variate_for_parameters_alone():
     home, _ = settle("strategy=scaffold")
-    state = home.strategy.init(home.federation().server)
+    state = home.strategy.init_server(home.federation().server)
     assert set(state["control"]) == {name for name, _ in home.model.named_parameters()}
-    batch, own = next(iter(home.client(0, 1).batches())), home.strategy.fresh_memory(home.client(0, 1))
+    batch, own = next(iter(home.client(0, 1).batches())), home.strategy._new_client_state(home.client(0, 1))
     moved = {**state, "control": {name: value + 1 for name, value in state["control"].items()}}
     values = [home.strategy.loss(FunctionalModel(home.model.eval()), batch, shared, own)[0] for shared in (state, moved)]
     assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
@@ -548,23 +550,23 @@ def test_feddistill_s_table_over_two_rounds(accumulate, initial_count, monkeypat
 def test_feddistill_without_models_has_no_global_one_and_clients_keep_their_own():
     once, twice = run("strategy=feddistill_logits", "rounds=1"), run("strategy=feddistill_logits", "rounds=2", "clients_per_round=6")
     home, first = once.home, once.home.strategy.cohort(range(6), 1)
-    assert set(once.state) == {"logits"} and home.strategy.predict(home.federation().server, once.state) is None
-    assert sorted(once.memories) == first and home.strategy.shares == ("logits",)
+    assert set(once.state) == {"logits"} and home.strategy.global_model(home.federation().server, once.state) is None
+    assert sorted(once.memories) == first and home.strategy.broadcast_parts == ("logits",)
     assert not same(once.memories[first[0]]["model"], once.memories[first[1]]["model"])
     for client, memory in once.memories.items():
-        begun = home.strategy.begin(home.client(client, 2), once.state, memory)
+        begun = home.strategy.initial_weights(home.client(client, 2), once.state, memory)
         assert same(begun, {**memory["model"], **memory["local"]})
         assert memory["client"]["last_round"] == 1
     stranger = next(client for client in range(6) if client not in first)
     site = home.client(stranger, 1)
-    assert same(home.strategy.begin(site, once.state, home.strategy.fresh_memory(site)), home.initial)
+    assert same(home.strategy.initial_weights(site, once.state, home.strategy._new_client_state(site)), home.initial)
     assert all(memory["local"]["stages.0.1.num_batches_tracked"] == 8 for memory in twice.memories.values())
 
 
 def test_feddistill_s_clients_send_logits_alone_unless_models_are_shared():
     for name, parts in (("feddistill", {"model", "logits"}), ("feddistill_logits", {"logits"})):
         home, _ = settle(f"strategy={name}")
-        sent, _ = home.strategy.train(home.client(0, 1), home.strategy.init(home.federation().server), None, 1)
+        sent, _ = home.strategy.train(home.client(0, 1), home.strategy.init_server(home.federation().server), None, 1)
         assert set(sent.state) == parts
 
 
@@ -582,20 +584,20 @@ def test_feddistill_leaves_the_receiver_out():
     out = next(iter({0, 1, 2} - {one, two}))
     for client, table in {one: sent[two], two: sent[one], out: (sent[one] + sent[two]) / 2}.items():
         site = home.client(client, 2)
-        own = memories.get(client) or strategy.fresh_memory(site)
-        batch = next(iter(strategy.prepare(site, state, own, 2)[1][0][0]))
+        own = memories.get(client) or strategy._new_client_state(site)
+        batch = next(iter(strategy._prepare(site, state, own, 2)[1][0][0]))
         assert_close(strategy.table(batch, state, own), table, rtol=1e-12, atol=1e-12)
         assert batch.gamma == 1
     alone = {"logits": {"mean": sent[one], "clients": torch.tensor(1.0, dtype=torch.float64)}}
-    assert next(iter(strategy.prepare(home.client(one, 2), alone, memories[one], 2)[1][0][0])).gamma == 0
+    assert next(iter(strategy._prepare(home.client(one, 2), alone, memories[one], 2)[1][0][0])).gamma == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- FedEnsemble
 def test_fedensemble_sums_the_logits_of_the_models_that_clients_hold(switches, monkeypatch):
     """After training and before the next broadcast: the cohort's just-trained models, and the last broadcast for all others."""
     home, text = settle("strategy=fedensemble", switches)
-    grid, kept, original = LocalGrid(6, text), [], home.strategy.update
-    monkeypatch.setattr(home.strategy, "update", lambda server, state, updates, number: (
+    grid, kept, original = LocalGrid(6, text), [], home.strategy.aggregate
+    monkeypatch.setattr(home.strategy, "aggregate", lambda server, state, updates, number: (
         kept.append((state, updates)), original(server, state, updates, number))[1])  # fmt: skip
     result = home.strategy.start(grid, num_rounds=3)
     before, updates = kept[-1]
@@ -609,7 +611,7 @@ def test_fedensemble_sums_the_logits_of_the_models_that_clients_hold(switches, m
         model.load_state_dict({**home.initial, **trained.get(client, before["model"]), **statistics_})
         total = total + model.eval()(x).logits.detach()
     server = replace(home.federation().server, memories=memories)
-    ensemble = home.strategy.ensemble(server, serialization.from_record(result.arrays))
+    ensemble = home.strategy.client_ensemble(server, serialization.from_record(result.arrays))
     with torch.no_grad():
         assert_close(ensemble(x).logits, total)
     assert not same(before["model"], serialization.from_record(result.arrays)["model"])
@@ -619,19 +621,19 @@ def test_fedensemble_s_state_holds_the_members_of_the_last_round_alone():
     ran = run("strategy=fedensemble")
     members = {int(part.removeprefix("member-")) for part in ran.state if part.startswith("member-")}
     assert sorted(members) == ran.home.strategy.cohort(range(6), 3)
-    assert ran.home.strategy.shares == ("model",)
+    assert ran.home.strategy.broadcast_parts == ("model",)
 
 
 # --------------------------------------------------------------------------------------------------------------- purity
 def material(name: str, *overrides: str, number: int = 3):
     """``number`` clients in round 3, after two rounds: their steps with draws, what they begin from, and their memories."""
     ran = run(f"strategy={name}", *options(name), "rounds=2", "clients_per_round=6", *overrides)
-    strategy, shared, parts = ran.home.strategy, {p: ran.state[p] for p in ran.home.strategy.shares}, []
+    strategy, shared, parts = ran.home.strategy, {p: ran.state[p] for p in ran.home.strategy.broadcast_parts}, []
     for client in range(number):
         site, own = ran.home.client(client, 3), ran.memories[client]
         batches = site.batches()
-        batches = list(batches.with_drawn(strategy.draw(site, batches, shared, own, 3)))
-        parts.append((batches, strategy.begin(site, shared, own), own))
+        batches = list(batches.with_drawn(strategy.prepare_batches(site, batches, shared, own, 3)))
+        parts.append((batches, strategy.initial_weights(site, shared, own), own))
     return ran.home, strategy, shared, parts
 
 
@@ -698,7 +700,7 @@ def test_a_loss_of_stacked_clients_is_each_client_s(name):
 def test_memories_have_the_same_keys_shapes_and_types_for_every_client_and_round(name):
     """So that a cohort can be stacked, those who never trained among the others."""
     ran = run(f"strategy={name}", *options(name))
-    trees = [ran.home.strategy.fresh_memory(ran.home.client(k, 1)) for k in range(2)] + list(ran.memories.values())
+    trees = [ran.home.strategy._new_client_state(ran.home.client(k, 1)) for k in range(2)] + list(ran.memories.values())
     forms = [{name: (value.shape, value.dtype) for name, value in serialization.flatten(tree).items()} for tree in trees]
     assert len(forms) > 3 and all(form == forms[0] for form in forms)
 
@@ -707,10 +709,10 @@ def test_memories_have_the_same_keys_shapes_and_types_for_every_client_and_round
 def test_a_strategy_writes_into_nothing_it_is_given(name):
     ran = run(f"strategy={name}", *options(name))
     strategy, server = ran.home.strategy, ran.home.federation().server
-    shared, own = {part: ran.state[part] for part in strategy.shares}, ran.memories[min(ran.memories)]
+    shared, own = {part: ran.state[part] for part in strategy.broadcast_parts}, ran.memories[min(ran.memories)]
     before = frozen({"state": ran.state, "own": own})
     update, kept = strategy.train(ran.home.client(min(ran.memories), 4), shared, own, 4)
-    strategy.update(server, ran.state, [update], 4)
+    strategy.aggregate(server, ran.state, [update], 4)
     strategy.evaluate(ran.home.client(min(ran.memories), 4, testing=True), shared, own, 100)
     assert same({"state": ran.state, "own": own}, before) and not same(kept, own)
 
@@ -732,9 +734,9 @@ def test_there_is_no_golden_file_without_its_strategy():
 def test_a_strategy_learns(name):
     """Two rounds are enough to do better than guessing, on the clients' own shards."""
     ran = run(f"strategy={name}", *options(name), "local_steps=25", "rounds=2", "clients_per_round=6", "optimizer.lr=0.1")
-    shared = {part: ran.state[part] for part in ran.home.strategy.shares}
+    shared = {part: ran.state[part] for part in ran.home.strategy.broadcast_parts}
     scores = [ran.home.strategy.evaluate(ran.home.client(k, 2, testing=True), shared, ran.memories[k], 100) for k in range(6)]
     assert sum(int(s.correct.sum()) for s in scores) / sum(int(s.total.sum()) for s in scores) > 0.3
-    if (model := ran.home.strategy.predict(replace(ran.home.federation().server, memories=ran.memories), ran.state)) is not None:
+    if (model := ran.home.strategy.global_model(replace(ran.home.federation().server, memories=ran.memories), ran.state)) is not None:
         assert isinstance(model, nn.Module) and not model.training
         assert evaluate(model, ran.home.test, 1000, 10).accuracy > 0.2

@@ -17,9 +17,10 @@ from fedkd.checkpoint import read_checkpoint
 from fedkd.config.build import build
 from fedkd.federation import serialization
 from fedkd.federation.aggregation import average
+from fedkd.federation.client_sampling import read_trace
 from fedkd.federation.messaging import Federation
 from fedkd.federation.server_loop import Round
-from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, make_devices, read_trace
+from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, make_devices
 from fedkd.seed import Seed
 from fedkd.types import flatten
 from simulations.config import compose
@@ -34,7 +35,7 @@ from tests.test_bad_input import refused
 ROUNDS = range(1, 4001)
 
 
-def fleet(num_clients: int = 6, seed: int = 0, shape: tuple[int, int] = (10, 20), sizes: tuple[int, ...] = (), **knobs) -> Devices:
+def devices(num_clients: int = 6, seed: int = 0, shape: tuple[int, int] = (10, 20), sizes: tuple[int, ...] = (), **knobs) -> Devices:
     """Clients that are alike but for ``knobs``."""
     return Devices(replace(HOMOGENEOUS, **knobs), Seed(seed), [shape] * num_clients, sizes or [100] * num_clients)
 
@@ -44,55 +45,57 @@ def near(counts: Counter, chances: dict, draws: int) -> bool:
     return all(abs(counts[key] / draws - p) < 5 * sqrt(p * (1 - p) / draws) for key, p in chances.items())
 
 
-# ------------------------------------------------------------------------------------------------------------- participation
+# ------------------------------------------------------------------------------------------------------------- client_sampling
 def test_neutral_is_what_the_configuration_says():
     assert build(compose([]), "systems") == HOMOGENEOUS
     server = settle()[0].federation().server
-    assert Federation(server, 3).fleet.cohort(range(6), 3, 1) == settle()[0].strategy.cohort(range(6), 1)
+    assert Federation(server, 3).devices.sample_clients(range(6), 3, 1) == settle()[0].strategy.cohort(range(6), 1)
 
 
 @pytest.mark.parametrize("server_round", [1, 7])
 def test_uniform_is_the_draw_that_it_always_was(server_round):
     drawn = (Seed(3) / "round" / server_round / "cohort").numpy().choice(list(range(20)), 8, replace=False)
-    assert fleet(20, seed=3).cohort(range(20), 8, server_round) == sorted(drawn.tolist())
+    assert devices(20, seed=3).sample_clients(range(20), 8, server_round) == sorted(drawn.tolist())
 
 
 def test_by_size_draws_in_proportion_to_examples():
     """One client at a time, and pairs: the second is drawn from who is left."""
     sizes = (1, 2, 3, 4)
-    ours = fleet(4, sizes=sizes, participation="by_size")
-    ones = Counter(ours.cohort(range(4), 1, r)[0] for r in ROUNDS)
+    ours = devices(4, sizes=sizes, client_sampling="proportional")
+    ones = Counter(ours.sample_clients(range(4), 1, r)[0] for r in ROUNDS)
     assert near(ones, {client: size / 10 for client, size in enumerate(sizes)}, len(ROUNDS))
-    pairs = Counter(tuple(ours.cohort(range(4), 2, r)) for r in ROUNDS)
+    pairs = Counter(tuple(ours.sample_clients(range(4), 2, r)) for r in ROUNDS)
     p = [size / 10 for size in sizes]
     assert near(pairs, {(a, b): p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b]) for a, b in combinations(range(4), 2)}, len(ROUNDS))
     assert not near(pairs, dict.fromkeys(combinations(range(4), 2), 1 / 6), len(ROUNDS)), "which is not uniform"
 
 
 def test_cyclic_takes_all_in_turn():
-    ours = fleet(7, participation="cyclic")
-    rounds = [ours.cohort(range(7), 3, r) for r in range(1, 8)]
+    ours = devices(7, client_sampling="cyclic")
+    rounds = [ours.sample_clients(range(7), 3, r) for r in range(1, 8)]
     assert all(len(set(cohort)) == 3 and cohort == sorted(cohort) for cohort in rounds)
     assert Counter(client for cohort in rounds for client in cohort) == dict.fromkeys(range(7), 3)
-    assert not set(rounds[0]) & set(rounds[1]) and ours.cohort(range(7), 3, 8) == rounds[0]
-    assert len({tuple(fleet(7, seed=s, participation="cyclic").cohort(range(7), 3, 1)) for s in range(9)}) > 3, "the seed draws the order"
+    assert not set(rounds[0]) & set(rounds[1]) and ours.sample_clients(range(7), 3, 8) == rounds[0]
+    assert len({tuple(devices(7, seed=s, client_sampling="cyclic").sample_clients(range(7), 3, 1)) for s in range(9)}) > 3, (
+        "the seed draws the order"
+    )
 
 
 def test_cyclic_begins_anew_when_newcomers_join():
-    ours = fleet(7, participation="cyclic", newcomers=3, join_round=3)
-    early = [set(ours.cohort(range(7), 2, r)) for r in (1, 2)]
+    ours = devices(7, client_sampling="cyclic", num_new_clients=3, new_clients_join_round=3)
+    early = [set(ours.sample_clients(range(7), 2, r)) for r in (1, 2)]
     assert early[0] | early[1] == set(range(7)) - ours.newcomers, "the four others, once each"
-    assert Counter(c for r in range(3, 10) for c in ours.cohort(range(7), 2, r)) == dict.fromkeys(range(7), 2)
+    assert Counter(c for r in range(3, 10) for c in ours.sample_clients(range(7), 2, r)) == dict.fromkeys(range(7), 2)
 
 
 def test_a_trace_is_repeated(tmp_path):
     (tmp_path / "trace.csv").write_text("client,battery,round\n3,1,2\n1,1,1\n0,0.5,2\n4,1,3\n")
     trace = read_trace(str(tmp_path / "trace.csv"), 5)
     assert trace == [[1], [0, 3], [4]]
-    ours = replace(fleet(5, participation="trace", trace="x"), trace=trace)
-    assert [ours.cohort(range(5), 2, r) for r in range(1, 8)] == [[1], [0, 3], [4]] * 2 + [[1]]
-    late = replace(fleet(5, participation="trace", trace="x", newcomers=4, join_round=3), trace=trace)
-    assert [set(late.cohort(range(5), 2, r)) for r in (1, 2, 3)] == [{1} - late.newcomers, {0, 3} - late.newcomers, {4}]
+    ours = replace(devices(5, client_sampling="trace", trace="x"), trace=trace)
+    assert [ours.sample_clients(range(5), 2, r) for r in range(1, 8)] == [[1], [0, 3], [4]] * 2 + [[1]]
+    late = replace(devices(5, client_sampling="trace", trace="x", num_new_clients=4, new_clients_join_round=3), trace=trace)
+    assert [set(late.sample_clients(range(5), 2, r)) for r in (1, 2, 3)] == [{1} - late.newcomers, {0, 3} - late.newcomers, {4}]
 
 
 TRACES = {
@@ -121,14 +124,20 @@ def test_a_trace_that_is_none(tmp_path, case):
 
 def test_a_trace_that_is_none_is_refused_before_any_work(tmp_path):
     (tmp_path / "trace.csv").write_text("round,client\n1,0\n2,9\n")
-    given = ["engine=local", *TINY, "systems.participation=trace", f"systems.trace={tmp_path / 'trace.csv'}", f"output={tmp_path / 'runs'}"]
+    given = [
+        "engine=local",
+        *TINY,
+        "systems.client_sampling=trace",
+        f"systems.trace={tmp_path / 'trace.csv'}",
+        f"output={tmp_path / 'runs'}",
+    ]
     refused(quick(tmp_path, *given), tmp_path / "runs", "systems.trace must", "num_clients=6", "client 9")
 
 
 def test_a_trace_counts_by_content(tmp_path):
     def key(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
-        config = compose([*TINY, "systems.participation=trace", f"systems.trace={tmp_path / name}"])
+        config = compose([*TINY, "systems.client_sampling=trace", f"systems.trace={tmp_path / name}"])
         return build_simulation(OmegaConf.to_yaml(config, resolve=True)).hash
 
     assert key("a.csv", "round,client\n1,0\n2,1\n") == key("b.csv", "client,round\n1,2\n0,1\n") != key("c.csv", "round,client\n1,0\n2,2\n")
@@ -136,31 +145,33 @@ def test_a_trace_counts_by_content(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- who fails to
 def test_dropout_is_as_frequent_as_it_should_be():
-    ours = fleet(dropout=0.3)
+    ours = devices(dropout_rate=0.3)
     gone = Counter(client for r in ROUNDS for client in range(6) if ours.drops_out(client, r))
     assert near(gone, dict.fromkeys(range(6), 0.3), len(ROUNDS))
-    assert not any(fleet().drops_out(client, r) for r in range(1, 100) for client in range(6))
-    assert [ours.drops_out(2, r) for r in range(1, 99)] == [fleet(9, dropout=0.3).drops_out(2, r) for r in range(1, 99)], (
+    assert not any(devices().drops_out(client, r) for r in range(1, 100) for client in range(6))
+    assert [ours.drops_out(2, r) for r in range(1, 99)] == [devices(9, dropout_rate=0.3).drops_out(2, r) for r in range(1, 99)], (
         "whoever else is there"
     )
 
 
 def test_stragglers_do_a_share_of_their_steps():
-    ours = fleet(stragglers=0.4, straggler_steps=0.25)
+    ours = devices(straggler_rate=0.4, straggler_min_fraction=0.25)
     steps = Counter(ours.steps(0, r) for r in ROUNDS)
     assert min(steps) == 5 and max(steps) == 20 and set(steps) == set(range(5, 21))
     assert near(steps, {5: 0.4 * 0.5 / 15, 12: 0.4 / 15, 20: 0.6 + 0.4 * 0.5 / 15}, len(ROUNDS)), "shares are uniform in 0.25..1"
-    assert {fleet(stragglers=1.0, straggler_steps=0.01, shape=(10, 1)).steps(0, r) for r in range(1, 99)} == {1}, "at least one"
+    assert {devices(straggler_rate=1.0, straggler_min_fraction=0.01, shape=(10, 1)).steps(0, r) for r in range(1, 99)} == {1}, (
+        "at least one"
+    )
     assert (
-        {fleet().steps(0, r) for r in range(1, 99)}
+        {devices().steps(0, r) for r in range(1, 99)}
         == {20}
-        == {fleet(stragglers=1.0, straggler_steps=1.0).steps(0, r) for r in range(1, 99)}
+        == {devices(straggler_rate=1.0, straggler_min_fraction=1.0).steps(0, r) for r in range(1, 99)}
     )
 
 
 def test_a_straggler_trains_that_many_steps_and_chunks_go_by_them():
-    home, _ = settle("num_clients=8", "local_steps=20", "systems.stragglers=0.6")
-    steps = [home.fleet.steps(client, 3) for client in range(8)]
+    home, _ = settle("num_clients=8", "local_steps=20", "systems.straggler_rate=0.6")
+    steps = [home.devices.steps(client, 3) for client in range(8)]
     assert [len(home.client(client, 3).batches()) for client in range(8)] == steps and 20 in steps and min(steps) < 20
     chunks = home.chunks(range(8), 3, 3)
     assert [client for chunk in chunks for client in chunk] == sorted(range(8), key=lambda client: (-steps[client], client))
@@ -168,8 +179,15 @@ def test_a_straggler_trains_that_many_steps_and_chunks_go_by_them():
 
 
 def test_a_cohort_with_stragglers_is_each_client_alone():
-    given = ("strategy=fedgen", *options("fedgen"), "precision=float64", "clients_per_round=5", "batch_size=8", "systems.stragglers=0.7")
-    alone, together, whole = run(*given), run(*given, "cohort=3"), run(*given, "systems.stragglers=0.0")
+    given = (
+        "strategy=fedgen",
+        *options("fedgen"),
+        "precision=float64",
+        "clients_per_round=5",
+        "batch_size=8",
+        "systems.straggler_rate=0.7",
+    )
+    alone, together, whole = run(*given), run(*given, "clients_per_vmap=3"), run(*given, "systems.straggler_rate=0.0")
     for left, right in ((together.state, alone.state), *zip(together.memories.values(), alone.memories.values(), strict=True)):
         for (key, value), other in zip(flatten(left).items(), flatten(right).values(), strict=True):
             assert_close(value, other, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
@@ -179,16 +197,16 @@ def test_a_cohort_with_stragglers_is_each_client_alone():
 # ------------------------------------------------------------------------------------------------------------- the clock
 def test_a_client_s_time_by_hand():
     """200 bytes at 100 a second, 10 * 20 examples at 50 a second, 300 bytes."""
-    assert fleet(bytes_per_second=100.0, examples_per_second=50.0).seconds(0, 1, 200, 300) == 2 + 4 + 3
+    assert devices(bytes_per_second=100.0, examples_per_second=50.0).seconds(0, 1, 200, 300) == 2 + 4 + 3
 
 
 def test_devices_are_lognormal():
-    ours = fleet(10_000, examples_per_second=50.0, speed_sigma=0.5, bandwidth_sigma=2.0)
+    ours = devices(10_000, examples_per_second=50.0, speed_sigma=0.5, bandwidth_sigma=2.0)
     for values, median, sigma in ((ours.speeds, 50.0, 0.5), (ours.bandwidths, 1e6, 2.0)):
         logs = np.log(np.array(values) / median) / sigma
         assert abs(logs.mean()) < 0.05 and abs(logs.std() - 1) < 0.04 and 0.3 < (logs > 0.5).mean() < 0.32
     assert abs(np.corrcoef(np.log(ours.speeds), np.log(ours.bandwidths))[0, 1]) < 0.05, "independent of one another"
-    assert fleet(3).speeds == [1000.0] * 3 and fleet(3).bandwidths == [1e6] * 3
+    assert devices(3).speeds == [1000.0] * 3 and devices(3).bandwidths == [1e6] * 3
 
 
 @pytest.mark.parametrize(
@@ -208,7 +226,7 @@ def test_devices_are_lognormal():
 )  # fmt: skip
 def test_a_round_lasts(deadline, chosen, sent, seconds, late):
     """At 100 bytes a second and no steps to do."""
-    passed = fleet(shape=(10, 0), bytes_per_second=100.0, deadline=deadline).passed(1, chosen, {c: (0, n) for c, n in sent.items()})
+    passed = devices(shape=(10, 0), bytes_per_second=100.0, deadline=deadline).round_timing(1, chosen, {c: (0, n) for c, n in sent.items()})
     assert (passed.seconds, passed.late) == (seconds, late)
 
 
@@ -221,14 +239,17 @@ def followed(*overrides: str) -> tuple[object, LocalGrid, list[Round]]:
     home, text = settle(*overrides)
     grid, rounds = LocalGrid(home.config.num_clients, text), []
     home.strategy.start(
-        grid, num_rounds=home.config.rounds, on_round=rounds.append, evaluate_fn=lambda number, arrays: start_global_evaluation(home, grid, arrays)
+        grid,
+        num_rounds=home.config.rounds,
+        on_round=rounds.append,
+        evaluate_fn=lambda number, arrays: start_global_evaluation(home, grid, arrays),
     )
     return home, grid, rounds
 
 
 def by_hand(home, server_round: int) -> dict[int, float]:
     """The seconds of each client of a round of FedAvg, whose answer has the size of its broadcast."""
-    model = sum(value.numel() * value.element_size() for value in home.strategy.init(home.federation().server)["model"].values())
+    model = sum(value.numel() * value.element_size() for value in home.strategy.init_server(home.federation().server)["model"].values())
     speed, bandwidth = ((home.seed / "systems" / what).numpy().standard_normal(8) for what in ("speed", "bandwidth"))
     batch = [min(16, len(index)) for index in home.partition.train]
     return {
@@ -239,10 +260,10 @@ def by_hand(home, server_round: int) -> dict[int, float]:
 
 def test_the_clock_by_hand_from_real_messages():
     home, _, rounds = followed(*FEDAVG, *SLOW)
-    lasted = np.diff([0.0, *(done.simulated_time for done in rounds)])
+    lasted = np.diff([0.0, *(done.simulated_seconds for done in rounds)])
     expected = [max(by_hand(home, done.number).values()) for done in rounds]
     assert lasted == pytest.approx(expected, rel=1e-12) and len({round(seconds, 9) for seconds in lasted}) > 1
-    assert all((done.num_dropped, done.num_late, len(done.trained)) == (0, 0, 5) for done in rounds)
+    assert all((done.num_dropouts, done.num_missed_deadline, len(done.trained)) == (0, 0, 5) for done in rounds)
 
 
 def test_a_deadline_leaves_out_exactly_the_late():
@@ -253,25 +274,25 @@ def test_a_deadline_leaves_out_exactly_the_late():
     late = {client for client, seconds in times.items() if seconds > third + 1e-6}
     home, grid, (done,) = followed(*FEDAVG, *SLOW, "rounds=1", f"systems.deadline={third + 1e-6}")
     assert len(late) == 2 and {reply.metadata.src_node_id for reply in done.trained} == set(times) - late == set(grid.memory)
-    assert (done.num_late, done.num_dropped, done.simulated_time) == (2, 0, third + 1e-6)
-    assert done.bytes_down / 5 == done.bytes_up / 3 > 0
-    shared = home.strategy.init(home.federation().server)
+    assert (done.num_missed_deadline, done.num_dropouts, done.simulated_seconds) == (2, 0, third + 1e-6)
+    assert done.downlink_bytes / 5 == done.uplink_bytes / 3 > 0
+    shared = home.strategy.init_server(home.federation().server)
     updates = [home.strategy.train(home.client(client, 1), shared, None, 1)[0] for client in sorted(set(times) - late)]
-    expected = average([u.state["model"] for u in updates], home.strategy.weights(updates))
+    expected = average([u.state["model"] for u in updates], home.strategy.aggregation_weights(updates))
     assert same(serialization.from_record(done.arrays)["model"], expected)
 
 
 def test_who_drops_out_is_not_asked():
-    home, grid, rounds = followed(*FEDAVG, "systems.dropout=0.5", "systems.deadline=50")
+    home, grid, rounds = followed(*FEDAVG, "systems.dropout_rate=0.5", "systems.deadline=50")
     for done in rounds:
         cohort = home.strategy.cohort(range(8), done.number)
-        there = [client for client in cohort if not home.fleet.drops_out(client, done.number)]
-        assert [reply.metadata.src_node_id for reply in done.trained] == there and done.num_dropped == 5 - len(there)
-        assert done.bytes_down == done.bytes_up, "the broadcast has not reached them"
-    assert sum(done.num_dropped for done in rounds) > 0 and rounds[0].num_dropped < 5
+        there = [client for client in cohort if not home.devices.drops_out(client, done.number)]
+        assert [reply.metadata.src_node_id for reply in done.trained] == there and done.num_dropouts == 5 - len(there)
+        assert done.downlink_bytes == done.uplink_bytes, "the broadcast has not reached them"
+    assert sum(done.num_dropouts for done in rounds) > 0 and rounds[0].num_dropouts < 5
     assert set(grid.memory) == {reply.metadata.src_node_id for done in rounds for reply in done.trained}
-    waited = [done.simulated_time for done in rounds if done.num_dropped]
-    assert all(np.diff([0.0, *(done.simulated_time for done in rounds)])[[done.num_dropped > 0 for done in rounds]] == 50) and waited
+    waited = [done.simulated_seconds for done in rounds if done.num_dropouts]
+    assert all(np.diff([0.0, *(done.simulated_seconds for done in rounds)])[[done.num_dropouts > 0 for done in rounds]] == 50) and waited
 
 
 # ------------------------------------------------------------------------------------------------------------- nobody
@@ -281,10 +302,13 @@ def test_a_round_with_nobody_leaves_everything_as_it_is(name):
     assert len(rounds) == 2 and grid.memory == {}
     assert same(
         serialization.from_record(rounds[1].arrays),
-        serialization.from_record(serialization.to_record(home.strategy.init(home.federation().server))),
+        serialization.from_record(serialization.to_record(home.strategy.init_server(home.federation().server))),
     )
-    assert [(done.num_late, len(done.trained), done.bytes_up, done.simulated_time) for done in rounds] == [(3, 0, 0, 1e-9), (3, 0, 0, 2e-9)]
-    assert all("train_loss" not in done.metrics and done.metrics["accuracy_own_labels"] >= 0 for done in rounds)
+    assert [(done.num_missed_deadline, len(done.trained), done.uplink_bytes, done.simulated_seconds) for done in rounds] == [
+        (3, 0, 0, 1e-9),
+        (3, 0, 0, 2e-9),
+    ]
+    assert all("train_loss" not in done.metrics and done.metrics["local_test_accuracy"] >= 0 for done in rounds)
     assert "accuracy" not in rounds[0].metrics or rounds[0].metrics["accuracy"] == rounds[1].metrics["accuracy"]
 
 
@@ -292,8 +316,8 @@ def alone_at_first() -> int:
     """A seed with which everybody drops out of the first round of two clients, and somebody is there in the second."""
 
     def there(seed: int, server_round: int) -> int:
-        ours = fleet(seed=seed, dropout=0.6)
-        return sum(not ours.drops_out(client, server_round) for client in ours.cohort(range(6), 2, server_round))
+        ours = devices(seed=seed, dropout_rate=0.6)
+        return sum(not ours.drops_out(client, server_round) for client in ours.sample_clients(range(6), 2, server_round))
 
     return next(seed for seed in range(99) if not there(seed, 1) and there(seed, 2))
 
@@ -303,31 +327,43 @@ def test_a_run_that_begins_with_nobody_goes_on(tmp_path):
     given = (
         *TINY,
         "clients_per_round=2",
-        "systems.dropout=0.6",
+        "systems.dropout_rate=0.6",
         "rounds=2",
         f"seed={alone_at_first()}",
         f"output={tmp_path}",
         "engine=local",
     )
     first, second = metrics(run_federation(compose([*given]))).to_dict("records")
-    assert (first["num_participants"], first["num_dropped"], first["train_loss"], first["simulated_time"]) == ("0", "2", "", "0.0")
+    assert (first["num_clients_aggregated"], first["num_dropouts"], first["train_loss"], first["simulated_seconds"]) == (
+        "0",
+        "2",
+        "",
+        "0.0",
+    )
     assert first["generator_teacher_loss"] == "" != second["generator_teacher_loss"] and float(second["train_loss"]) > 0
-    assert first["accuracy"] != "" and first["accuracy_class_00"] != "" and list(first)[-1] == "accuracy_class_09"
+    assert first["accuracy"] != "" and first["global_test_accuracy_class_00"] != "" and list(first)[-1] == "global_test_accuracy_class_09"
 
 
 # ------------------------------------------------------------------------------------------------------------- newcomers
-NEW = ("num_clients=8", "clients_per_round=4", "rounds=6", "systems.newcomers=4", "systems.join_round=4", "evaluation.every=2")
+NEW = (
+    "num_clients=8",
+    "clients_per_round=4",
+    "rounds=6",
+    "systems.num_new_clients=4",
+    "systems.new_clients_join_round=4",
+    "evaluation.every=2",
+)
 
 
-@pytest.mark.parametrize("participation", ["uniform", "by_size", "cyclic"])
-def test_newcomers_train_from_the_round_in_which_they_join(participation):
-    home, _, rounds = followed("strategy=fedavg", *NEW, f"systems.participation={participation}")
-    new = home.fleet.newcomers
+@pytest.mark.parametrize("client_sampling", ["uniform", "proportional", "cyclic"])
+def test_newcomers_train_from_the_round_in_which_they_join(client_sampling):
+    home, _, rounds = followed("strategy=fedavg", *NEW, f"systems.client_sampling={client_sampling}")
+    new = home.devices.new_clients
     trained = {done.number: {reply.metadata.src_node_id for reply in done.trained} for done in rounds}
     assert len(new) == 4 and all(not trained[number] & new for number in (1, 2, 3))
     assert all(len(clients) == 4 for clients in trained.values()) and (trained[4] | trained[5] | trained[6]) & new
     for done in rounds:
-        assert ("accuracy_newcomers" in done.metrics) == (done.number % 2 == 0)
+        assert ("new_client_test_accuracy" in done.metrics) == (done.number % 2 == 0)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedensemble"])
@@ -336,25 +372,28 @@ def test_newcomers_have_an_accuracy_of_their_own(tmp_path, strategy):
     folder = run_federation(compose([*given, f"strategy={strategy}", *NEW, f"output={tmp_path}", "engine=local"]))
     home = build_simulation((folder / "config.yaml").read_text())
     with open(folder / "clients.csv", newline="") as file:
-        clients = [row for row in csv.DictReader(file) if row["accuracy_own_labels"] and int(row["client"]) in home.fleet.newcomers]
+        clients = [row for row in csv.DictReader(file) if row["local_test_accuracy"] and int(row["client"]) in home.devices.new_clients]
     for row in metrics(folder).to_dict("records"):
-        tested = [(int(c["num_test_examples"]), float(c["accuracy_own_labels"])) for c in clients if c["round"] == row["round"]]
+        tested = [(int(c["num_test_examples"]), float(c["local_test_accuracy"])) for c in clients if c["round"] == row["round"]]
         if int(row["round"]) % 2:
-            assert row["accuracy_newcomers"] == row["accuracy_own_labels"] == "" and not tested
+            assert row["new_client_test_accuracy"] == row["local_test_accuracy"] == "" and not tested
         else:
             expected = sum(n * accuracy for n, accuracy in tested) / sum(n for n, _ in tested)
-            assert float(row["accuracy_newcomers"]) == pytest.approx(expected) and row["accuracy_newcomers"] != row["accuracy_own_labels"]
+            assert (
+                float(row["new_client_test_accuracy"]) == pytest.approx(expected)
+                and row["new_client_test_accuracy"] != row["local_test_accuracy"]
+            )
 
 
 def test_there_is_no_such_column_without_newcomers():
-    assert "accuracy_newcomers" not in followed("strategy=fedavg", "rounds=1")[2][0].metrics
+    assert "new_client_test_accuracy" not in followed("strategy=fedavg", "rounds=1")[2][0].metrics
 
 
 # ------------------------------------------------------------------------------------------------------------- all at once
 ALL = (
-    *TINY, "num_clients=10", "clients_per_round=5", "rounds=8", "cohort=2", "checkpoint_every=3", "systems.participation=by_size", "systems.dropout=0.25",
-    "systems.stragglers=0.5", "systems.deadline=4", "systems.speed_sigma=0.8", "systems.bandwidth_sigma=0.8", "systems.examples_per_second=100",
-    "systems.bytes_per_second=3e5", "systems.newcomers=3", "systems.join_round=4", "evaluation.every=3",
+    *TINY, "num_clients=10", "clients_per_round=5", "rounds=8", "clients_per_vmap=2", "checkpoint_every=3", "systems.client_sampling=proportional", "systems.dropout_rate=0.25",
+    "systems.straggler_rate=0.5", "systems.deadline=4", "systems.speed_sigma=0.8", "systems.bandwidth_sigma=0.8", "systems.examples_per_second=100",
+    "systems.bytes_per_second=3e5", "systems.num_new_clients=3", "systems.new_clients_join_round=4", "evaluation.every=3",
 )  # fmt: skip
 
 
@@ -366,12 +405,12 @@ def whole(tmp_path_factory):
 
 def test_all_knobs_have_had_a_say(whole):
     table = metrics(whole)
-    for column in ("num_dropped", "num_late"):
+    for column in ("num_dropouts", "num_missed_deadline"):
         assert table[column].astype(int).sum() > 0, column
-    assert (table[["num_participants", "num_dropped", "num_late"]].astype(int).sum(axis=1) == 5).all()
-    time = table["simulated_time"].astype(float)
+    assert (table[["num_clients_aggregated", "num_dropouts", "num_missed_deadline"]].astype(int).sum(axis=1) == 5).all()
+    time = table["simulated_seconds"].astype(float)
     assert time.is_monotonic_increasing and time.diff().max() <= 4 < time.iloc[-1]
-    assert read_checkpoint(whole).simulated_time == time.iloc[-1]
+    assert read_checkpoint(whole).simulated_seconds == time.iloc[-1]
 
 
 def test_another_engine_gives_the_same_bits(whole, tmp_path):
@@ -408,7 +447,7 @@ FOREIGN = ("~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+s
 OURS = [option for option in TINY if not option.startswith("strategy.")]
 
 
-@pytest.mark.parametrize("knob", ["participation=cyclic", "dropout=0.1", "stragglers=0.1", "deadline=9.5", "newcomers=1"])
+@pytest.mark.parametrize("knob", ["client_sampling=cyclic", "dropout_rate=0.1", "straggler_rate=0.1", "deadline=9.5", "num_new_clients=1"])
 def test_strategies_of_flower_s_own_choose_themselves(tmp_path, knob):
     name, _, value = knob.partition("=")
     with pytest.raises(ValueError, match=rf"^systems\.{name} must be \S+ with FedAvg, which chooses clients itself.*got '?{value}'?$"):
@@ -431,19 +470,19 @@ def test_the_clock_of_a_strategy_of_flower_s_own(tmp_path):
     table, home = metrics(folder), build_simulation((folder / "config.yaml").read_text())
     model = sum(value.numel() * value.element_size() for value in read_checkpoint(folder).state["model"].values())
     most = max(home.shape(client)[0] for client in range(6))
-    assert table["simulated_time"].astype(float).tolist() == pytest.approx(
+    assert table["simulated_seconds"].astype(float).tolist() == pytest.approx(
         [2 * model / 1e3 + 3 * most / 10, 2 * (2 * model / 1e3 + 3 * most / 10)]
     )
-    assert set(table["num_participants"]) == {"6"} and set(table["num_dropped"]) == set(table["num_late"]) == {"0"}
+    assert set(table["num_clients_aggregated"]) == {"6"} and set(table["num_dropouts"]) == set(table["num_missed_deadline"]) == {"0"}
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        ({"join_round": 11}, ["join_round", "rounds (10)", "11"]),
-        ({"newcomers": 4, "join_round": 2}, ["newcomers", "clients_per_round (3)", "at most 3", "4"]),
-        ({"newcomers": 6, "participation": "trace", "trace": "x"}, ["newcomers", "one client", "at most 5", "6"]),
+        ({"new_clients_join_round": 11}, ["new_clients_join_round", "rounds (10)", "11"]),
+        ({"num_new_clients": 4, "new_clients_join_round": 2}, ["num_new_clients", "clients_per_round (3)", "at most 3", "4"]),
+        ({"num_new_clients": 6, "client_sampling": "trace", "trace": "x"}, ["num_new_clients", "one client", "at most 5", "6"]),
     ],
 )
 def test_rules_that_do_not_suit_the_run(knobs, words):

@@ -244,10 +244,10 @@ def test_a_batch_can_be_without_images():
 def test_bfloat16_is_another_rounding_of_the_same_training():
     """Weights stay float32; one step differs by what bfloat16 rounds, and not by more, alone and in a cohort."""
     wide, narrow = (settle("strategy=fedavg", f"precision={name}", "local_steps=1")[0] for name in ("float32", "bfloat16"))
-    shared = {"model": wide.strategy.init(wide.federation().server)["model"]}
+    shared = {"model": wide.strategy.init_server(wide.federation().server)["model"]}
     exact, _ = wide.strategy.train(wide.client(0, 1), shared, None, 1)
     alone, _ = narrow.strategy.train(narrow.client(0, 1), shared, None, 1)
-    together, _ = narrow.strategy.train_cohort([narrow.client(0, 1)], shared, [None], 1)[0]
+    together, _ = narrow.strategy.train_clients([narrow.client(0, 1)], shared, [None], 1)[0]
     for rounded in (alone, together):
         for name, value in rounded.state["model"].items():
             assert value.dtype == exact.state["model"][name].dtype
@@ -259,13 +259,13 @@ def test_bfloat16_is_another_rounding_of_the_same_training():
 @pytest.mark.parametrize("cohort", [False, True])
 def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
     plain, compiled = (settle("strategy=fedgen", f"compile={flag}", "local_steps=2", "precision=float64")[0] for flag in ("false", "true"))
-    state = plain.strategy.init(plain.federation().server)
-    shared = {part: state[part] for part in plain.strategy.shares}
+    state = plain.strategy.init_server(plain.federation().server)
+    shared = {part: state[part] for part in plain.strategy.broadcast_parts}
     results = []
     for home in (plain, compiled):
         sites = [home.client(0, 2), home.client(1, 2)]
         done = (
-            home.strategy.train_cohort(sites, shared, [None, None], 2)
+            home.strategy.train_clients(sites, shared, [None, None], 2)
             if cohort
             else [home.strategy.train(s, shared, None, 2) for s in sites]
         )

@@ -69,7 +69,7 @@ def test_as_many_names_as_clients():
 
 
 def test_every_client_trains_its_own_network_from_the_same_weights_as_its_kin():
-    home, _ = settle("model=mixed", "strategy=feddistill_logits")
+    home, _ = settle("model=heterogeneous", "strategy=feddistill_logits")
     names = [home.client(k, 1).architecture for k in range(6)]
     assert names == ["cnn_small", "cnn_wide", "mlp"] * 2
     assert home.client(0, 1).model is home.client(3, 1).model is not home.client(1, 1).model
@@ -79,22 +79,22 @@ def test_every_client_trains_its_own_network_from_the_same_weights_as_its_kin():
 
 
 def test_a_cohort_is_of_one_network():
-    home, _ = settle("model=mixed", "strategy=feddistill_logits", "batch_size=8")
+    home, _ = settle("model=heterogeneous", "strategy=feddistill_logits", "batch_size=8")
     chunks = home.chunks(range(6), 5, 1)
     assert sorted(map(sorted, chunks)) == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_what_a_network_is_does_not_depend_on_the_others():
     """Another network more, and the weights of those that were there stay."""
-    one, _ = settle("model=mixed", "strategy=feddistill_logits")
-    two, _ = settle("model=mixed", "strategy=feddistill_logits", "+model@model.networks.more=mlp")
+    one, _ = settle("model=heterogeneous", "strategy=feddistill_logits")
+    two, _ = settle("model=heterogeneous", "strategy=feddistill_logits", "+model@model.networks.more=mlp")
     assert same(one.client(1, 1).initial, two.client(1, 1).initial)
     assert two.client(3, 1).architecture == "more"
 
 
 def test_fedgen_s_generator_learns_from_heads_of_unlike_networks():
     """And what it makes reaches the heads of all: with alpha they end elsewhere than without."""
-    given = ("model=mixed", "strategy=fedgen", "strategy.sharing=head", "strategy.generator_steps=4", "clients_per_round=6")
+    given = ("model=heterogeneous", "strategy=fedgen", "strategy.shared_layers=head", "strategy.generator_steps=4", "clients_per_round=6")
     ran, without = run(*given), run(*given, "strategy.alpha=0")
     assert not same(ran.state["model"], without.state["model"])
     for client in range(6):
@@ -104,14 +104,21 @@ def test_fedgen_s_generator_learns_from_heads_of_unlike_networks():
 
 
 def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
-    """With ``evaluation.shards=all`` each of them on the whole test set, as an evaluation by itself says; the rows name its network."""
+    """With ``evaluation.local_test=all_examples`` each of them on the whole test set, as an evaluation by itself says; the rows name its network."""
     given = [option for option in SMALL if not option.startswith(("evaluation", "rounds"))]
-    given += ["model=mixed", "strategy=feddistill_logits", "evaluation.shards=all", "rounds=2", "progress=false", f"output={tmp_path}"]
+    given += [
+        "model=heterogeneous",
+        "strategy=feddistill_logits",
+        "evaluation.local_test=all_examples",
+        "rounds=2",
+        "progress=false",
+        f"output={tmp_path}",
+    ]
     folder = run_federation(compose(given))
     rows = pd.read_csv(folder / "clients.csv").query("round == 2")
     assert rows["architecture"].tolist() == ["cnn_small", "cnn_wide", "mlp"] * 2 and set(rows["num_test_examples"]) == {355}
     ran = run(*given[:-2])
-    shared = {part: ran.state[part] for part in ran.home.strategy.shares}
-    for client, accuracy in zip(rows["client"], rows["accuracy_own_labels"]):
+    shared = {part: ran.state[part] for part in ran.home.strategy.broadcast_parts}
+    for client, accuracy in zip(rows["client"], rows["local_test_accuracy"]):
         site = replace(ran.home.client(client, 2), data=ran.home.test)
         assert ran.home.strategy.evaluate(site, shared, ran.memories.get(client), 100).accuracy == pytest.approx(accuracy, abs=1e-12)

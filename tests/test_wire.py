@@ -24,7 +24,7 @@ GIVEN = (
     "local_steps=2",
     "partition.alpha=1.0",
     "progress=false",
-    "cohort=1",
+    "clients_per_vmap=1",
     "output=runs",
 )
 CLASSES, EMBEDDING, NOISE, HIDDEN = 10, 32, 32, 256
@@ -189,7 +189,7 @@ def traffic(where, *options: str) -> tuple[set[str], set[str]]:
     ended = quick(where, *GIVEN, *options)
     assert ended.code == 0, ended.err
     table = metrics(ended.folder)
-    return set(table["bytes_down"]), set(table["bytes_up"])
+    return set(table["downlink_bytes"]), set(table["uplink_bytes"])
 
 
 def test_the_network_is_as_counted():

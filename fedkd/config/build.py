@@ -15,8 +15,8 @@ from fedkd.errors import ConfigError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
-WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned", "choices", "distill",
-    "distill_every", "distill_with", "diagnose_every", "tensorboard",
+WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "choices", "distill",
+    "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard",
 )  # fmt: skip
 
 PLACES = ("root", "path", "cache", "download", "trace")
@@ -55,7 +55,7 @@ def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
     kept = {key: value for key, value in node.items() if key not in WITHOUT_EFFECT}
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
-    kept |= {part: placeless(kept[part]) for part in ("data", "partition", "systems", "public")}
+    kept |= {part: placeless(kept[part]) for part in ("data", "partition", "systems", "public_data")}
     kept = by_class_name(kept)
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -68,14 +68,14 @@ def placeless(node: Any) -> Any:
 DISTILLATION_WITHOUT_EFFECT = (
     "name",
     "checkpoint_every",
-    "run",
+    "teacher_run",
     "round",
-    "init",
+    "student_init",
     "output",
     "progress",
     "export",
     "retrieval",
-    "tuned",
+    "tuned_params",
     "choices",
 )
 

@@ -17,8 +17,8 @@ class Evaluation:
 
     every: int
     batch_size: int
-    examples: str
-    shards: str
+    split: str
+    local_test: str
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Run:
         local_steps: optimizer steps of a client in a round; null with ``local_epochs``.
         local_epochs: passes over a client's data in a round; null with ``local_steps``.
         batch_size: of local training.
-        validation: 0..1 (1 excluded), share of each client's training examples that is held out: for early stopping, and for choosing
-            parameters (``evaluation.examples``).
-        cohort: how many clients a worker trains as one tensor program; 1 is one after the other. Another number changes rounding.
+        validation_fraction: 0..1 (1 excluded), share of each client's training examples that is held out: for early stopping, and for choosing
+            parameters (``evaluation.split``).
+        clients_per_vmap: how many clients a worker trains as one tensor program; 1 is one after the other. Another number changes rounding.
             ``auto`` times some, keeps the fastest, and notes it in the run folder.
         compile: fuse the operations of a local step with ``torch.compile``: tens of seconds at the start, and another rounding.
         precision: ``float32`` or ``float64``, of weights and images; ``bfloat16`` is float32 with local training's convolutions and
@@ -50,11 +50,11 @@ class Run:
         progress: show a progress bar.
         distill: the distiller (a name in conf/distiller) by which the aggregated model is distilled after the last round; null: none.
         distill_every: and after every so many rounds, a multiple of ``checkpoint_every``; null: after the last alone.
-        distill_with: what is overridden in ``simulations.distill`` for it: student, source, epochs.
-        diagnose_every: rounds between looks at the server's generator (``generator.csv``, ``latents.csv``), for strategies that have one;
+        distill_overrides: what is overridden in ``simulations.distill`` for it: student, source, epochs.
+        generator_diagnostics_every: rounds between looks at the server's generator (``generator.csv``, ``latents.csv``), for strategies that have one;
             null: none.
         tensorboard: write every round's figures as TensorBoard events too, into the run folder's ``tensorboard``.
-        tuned: the file in which ``simulations.experiments.tuning`` has noted its choices: the strategy's own is taken from there; null: none is.
+        tuned_params: the file in which ``simulations.experiments.tuning`` has noted its choices: the strategy's own is taken from there; null: none is.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
 
@@ -66,8 +66,8 @@ class Run:
     local_steps: int | None
     local_epochs: int | None
     batch_size: int
-    validation: float
-    cohort: int | str
+    validation_fraction: float
+    clients_per_vmap: int | str
     compile: bool
     precision: str
     device: str
@@ -79,16 +79,16 @@ class Run:
     progress: bool
     distill: str | None
     distill_every: int | None
-    distill_with: dict[str, Any]
-    diagnose_every: int | None
+    distill_overrides: dict[str, Any]
+    generator_diagnostics_every: int | None
     tensorboard: bool
-    tuned: str | None
+    tuned_params: str | None
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
     systems: dict[str, Any] = field(default_factory=dict)
-    public: dict[str, Any] = field(default_factory=dict)
+    public_data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
@@ -114,19 +114,19 @@ class Distillation:
     Args:
         name: folder under ``output`` that groups runs.
         seed: root of all randomness of the student's training.
-        run: folder of a finished federated run, whose aggregated model is the teacher and whose data are distilled on; or of a finished
+        teacher_run: folder of a finished federated run, whose aggregated model is the teacher and whose data are distilled on; or of a finished
             distillation, whose student is. Null: the teacher is trained here.
         round: of the run; null: it must be finished. Else its checkpoint must be of this round.
-        of: the run's aggregated ``model``, or the ``ensemble`` of its clients.
-        classes: the first so many classes alone; null is all.
-        examples: so many training images, equally many of each class, drawn once for all seeds; null is all.
-        validation: 0..1 (1 excluded), share of the training images that is held out, and scored in place of the test set.
+        teacher_kind: the run's aggregated ``model``, or the ``ensemble`` of its clients.
+        num_classes: the first so many classes alone; null is all.
+        num_train_images: so many training images, equally many of each class, drawn once for all seeds; null is all.
+        validation_fraction: 0..1 (1 excluded), share of the training images that is held out, and scored in place of the test set.
         epochs: of the student's training.
-        steps: of an epoch; null is a pass over the images.
+        steps_per_epoch: of an epoch; null is a pass over the images.
         batch_size: of every step.
         milestones: 0..1, ascending: after these shares of the epochs the learning rate is multiplied by ``lr_decay``.
         lr_decay: 0..1.
-        init: folder of a distillation whose student this one begins as; ``teacher``: it begins as its teacher; ``alone``: as
+        student_init: folder of a distillation whose student this one begins as; ``teacher``: it begins as its teacher; ``alone``: as
             the same network trained with labels alone; null: anew.
         teacher_seed: root of the randomness of the teacher's training.
         teacher_epochs: of the teacher's training; null is ``epochs``.
@@ -135,26 +135,26 @@ class Distillation:
         checkpoint_every: epochs between checkpoints.
         export: write the student as a program of its own too (``torch.export``), and time it.
         retrieval: and what its embedding finds again among the training images.
-        flow: so many training images on which every layer's information is measured after each evaluation; 0: none.
+        layer_information_images: so many training images on which every layer's information is measured after each evaluation; 0: none.
         compile, precision, device, output, progress: as of a federated run.
-        tuned: the file in which ``simulations.experiments.tuning`` has noted its choices: the distiller's own is taken from there; null: none is.
+        tuned_params: the file in which ``simulations.experiments.tuning`` has noted its choices: the distiller's own is taken from there; null: none is.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
 
     name: str
     seed: int
-    run: str | None
+    teacher_run: str | None
     round: int | None
-    of: str
-    classes: int | None
-    examples: int | None
-    validation: float
+    teacher_kind: str
+    num_classes: int | None
+    num_train_images: int | None
+    validation_fraction: float
     epochs: int
-    steps: int | None
+    steps_per_epoch: int | None
     batch_size: int
     milestones: list[float]
     lr_decay: float
-    init: str | None
+    student_init: str | None
     teacher_seed: int
     teacher_epochs: int | None
     evaluate_every: int
@@ -162,18 +162,18 @@ class Distillation:
     checkpoint_every: int
     export: bool
     retrieval: bool
-    flow: int
+    layer_information_images: int
     compile: bool
     precision: str
     device: str
     output: str
     progress: bool
-    tuned: str | None
+    tuned_params: str | None
     data: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None
     student: dict[str, Any] = field(default_factory=dict)
     distiller: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
+    image_source: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)

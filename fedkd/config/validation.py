@@ -15,7 +15,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from fedkd.config.schema import Distillation, Run
 from fedkd.errors import ConfigError, require
 
-RUN_PARTS = ("data", "partition", "shift", "systems", "public", "model", "optimizer", "strategy", "engine")
+RUN_PARTS = ("data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "engine")
 
 EXTRAS = {"flwr_datasets": "flwr-datasets"}
 """Packages that parts may name and that need not be installed, and the extra that brings each."""
@@ -51,26 +51,31 @@ def check_run(config: DictConfig) -> None:
         "must be >= 1",
         steps if epochs is None else epochs,
     )
-    chunk = config.cohort
-    require(chunk == "auto" or (isinstance(chunk, int) and chunk >= 1), "cohort", "must be >= 1, or auto", chunk)
+    chunk = config.clients_per_vmap
+    require(chunk == "auto" or (isinstance(chunk, int) and chunk >= 1), "clients_per_vmap", "must be >= 1, or auto", chunk)
     choices = {
         "on_client_failure": ("raise", "retry", "drop"),
-        "evaluation.examples": ("test", "validation"),
-        "evaluation.shards": ("own", "all"),
+        "evaluation.split": ("test", "validation"),
+        "evaluation.local_test": ("own_classes", "all_examples"),
     }
     for key, allowed in choices.items():
         value = OmegaConf.select(config, key)
         require(value in allowed, key, f"must be one of {', '.join(allowed)}", value)
-    require(0 <= config.validation < 1, "validation", "must be a share in 0..1, 1 excluded (0 holds nothing out)", config.validation)
-    held_out = config.evaluation.examples == "test" or config.validation > 0
-    require(held_out, "validation", "must be > 0 where evaluation.examples=validation", config.validation)
+    require(
+        0 <= config.validation_fraction < 1,
+        "validation_fraction",
+        "must be a share in 0..1, 1 excluded (0 holds nothing out)",
+        config.validation_fraction,
+    )
+    held_out = config.evaluation.split == "test" or config.validation_fraction > 0
+    require(held_out, "validation_fraction", "must be > 0 where evaluation.split=validation", config.validation_fraction)
     require(config.retries >= 0, "retries", "must be >= 0", config.retries)
     require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
     every = config.distill_every
     fits = every is None or (every >= 1 and every % config.checkpoint_every == 0)
     require(fits, "distill_every", f"must be null, or a multiple of checkpoint_every ({config.checkpoint_every})", every)
-    every = config.diagnose_every
-    require(every is None or every >= 1, "diagnose_every", "must be >= 1 rounds, or null for never", every)
+    every = config.generator_diagnostics_every
+    require(every is None or every >= 1, "generator_diagnostics_every", "must be >= 1 rounds, or null for never", every)
     check_common(config)
     for part in RUN_PARTS:
         check_types(OmegaConf.to_container(config[part], resolve=True), part)
@@ -149,7 +154,7 @@ def check_type(hint: Any, value: Any, key: str) -> None:
         raise ConfigError(f"{key} must be {rule}, got {value!r}") from None
 
 
-DISTILLATION_PARTS = ("data", "augmentation", "teacher", "student", "distiller", "source", "optimizer")
+DISTILLATION_PARTS = ("data", "augmentation", "teacher", "student", "distiller", "image_source", "optimizer")
 
 
 def check_distillation(config: DictConfig) -> None:
@@ -163,20 +168,30 @@ def check_distillation(config: DictConfig) -> None:
         require(key in known, str(key), f"must be a key of a distillation ({', '.join(known)})", config[key])
     for key in ("epochs", "batch_size", "evaluate_every", "evaluation_batch_size", "checkpoint_every"):
         require(config[key] >= 1, key, "must be >= 1", config[key])
-    for key in ("classes", "examples", "steps", "teacher_epochs"):
+    for key in ("num_classes", "num_train_images", "steps_per_epoch", "teacher_epochs"):
         require(
-            config[key] is None or config[key] >= (2 if key == "classes" else 1),
+            config[key] is None or config[key] >= (2 if key == "num_classes" else 1),
             key,
-            "must be null, or positive (classes: > 1)",
+            "must be null, or positive (num_classes: > 1)",
             config[key],
         )
-    require(config.of in ("model", "ensemble"), "of", "must be model or ensemble", config.of)
-    require(0 <= config.validation < 1, "validation", "must be a share in 0..1, 1 excluded (0 holds nothing out)", config.validation)
+    require(
+        config.teacher_kind in ("global_model", "client_ensemble"),
+        "teacher_kind",
+        "must be global_model or client_ensemble",
+        config.teacher_kind,
+    )
+    require(
+        0 <= config.validation_fraction < 1,
+        "validation_fraction",
+        "must be a share in 0..1, 1 excluded (0 holds nothing out)",
+        config.validation_fraction,
+    )
     stones = list(config.milestones)
     ascending = stones == sorted(stones) and all(0 < one < 1 for one in stones)
     require(ascending, "milestones", "must be ascending shares of the training, between 0 and 1", stones)
     require(0 <= config.lr_decay <= 1, "lr_decay", "must be in 0..1", config.lr_decay)
-    require(config.flow >= 0, "flow", "must be >= 0 images", config.flow)
+    require(config.layer_information_images >= 0, "layer_information_images", "must be >= 0 images", config.layer_information_images)
     check_common(config)
     for part in DISTILLATION_PARTS:
         if config[part] is not None:

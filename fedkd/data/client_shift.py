@@ -131,46 +131,46 @@ class Shift:
         domains: angles in degrees, counter-clockwise, of which every client has one, in turn; null: none. Rotated MNIST is 0, 15, 30, 45, 60, 75.
         noise: >= 0, standard deviation of Gaussian noise on pixels, as a share of the full scale.
         blur: >= 0, standard deviation in pixels of a Gaussian blur.
-        colour: 0..1: brightness and contrast are multiplied by factors from ``1 - colour..1 + colour``; colours turn by up to half of it.
+        color_jitter: 0..1: brightness and contrast are multiplied by factors from ``1 - color_jitter..1 + color_jitter``; hues turn by up to half of it.
         label_noise: 0..1, share of a client's training labels that are replaced.
         label_noise_kind: ``symmetric``: by any other class alike; ``pair``: by the next class.
-        noisy_clients: 0..1, share of the clients that have wrong labels at all.
-        levels: ``drawn``: each client draws its levels of noise, blur and label noise uniformly from 0 to the knob; ``same``: all have the knob's.
+        noisy_client_fraction: 0..1, share of the clients that have wrong labels at all.
+        per_client: ``random``: each client draws its levels of noise, blur and label noise uniformly from 0 to the knob; ``same``: all have the knob's.
     """
 
     rotation: float
     domains: Sequence[float] | None
     noise: float
     blur: float
-    colour: float
+    color_jitter: float
     label_noise: float
     label_noise_kind: Literal["symmetric", "pair"]
-    noisy_clients: float
-    levels: Literal["drawn", "same"]
+    noisy_client_fraction: float
+    per_client: Literal["random", "same"]
 
     def __post_init__(self) -> None:
         require(0 <= self.rotation <= 180, "rotation", "must be in 0..180 degrees", self.rotation)
         for name in ("noise", "blur"):
             value = getattr(self, name)
             require(0 <= value and isfinite(value), name, "must be >= 0 (0 is none) and finite", value)
-        for name in ("colour", "label_noise", "noisy_clients"):
+        for name in ("color_jitter", "label_noise", "noisy_client_fraction"):
             require(0 <= getattr(self, name) <= 1, name, "must be in 0..1", getattr(self, name))
         angles = self.domains
         valid = angles is None or (len(angles) > 0 and all(isfinite(angle) for angle in angles))
         require(valid, "domains", "must hold one or more angles in degrees, or be null", angles)
-        choices = {"label_noise_kind": ("symmetric", "pair"), "levels": ("drawn", "same")}
+        choices = {"label_noise_kind": ("symmetric", "pair"), "per_client": ("random", "same")}
         for name, known in choices.items():
             require(getattr(self, name) in known, name, f"must be one of {', '.join(known)}", getattr(self, name))
 
     @property
     def changes_images(self) -> bool:
         """Some client may see its images otherwise than they are."""
-        return bool(self.rotation or self.domains or self.noise or self.blur or self.colour)
+        return bool(self.rotation or self.domains or self.noise or self.blur or self.color_jitter)
 
     @property
     def changes_labels(self) -> bool:
         """Some client may have wrong labels."""
-        return self.label_noise > 0 and self.noisy_clients > 0
+        return self.label_noise > 0 and self.noisy_client_fraction > 0
 
     def __call__(
         self, train: Examples, test: Examples, partition: Partition, num_classes: int, seed: Seed
@@ -196,16 +196,16 @@ class Shift:
 
     def views(self, num_clients: int, num_channels: int, seed: Seed) -> list[ClientView]:
         """Every client's levels. Each knob draws from streams of its own, so none depends on another; a larger knob moves levels in proportion."""
-        noisy = (seed / "noisy_clients").numpy().permutation(num_clients)[: int(self.noisy_clients * num_clients + 0.5)]
-        turn = self.colour / 2 if num_channels == 3 else 0.0
+        noisy = (seed / "noisy_clients").numpy().permutation(num_clients)[: int(self.noisy_client_fraction * num_clients + 0.5)]
+        turn = self.color_jitter / 2 if num_channels == 3 else 0.0
         return [
             ClientView(
                 rotation=_between(-self.rotation, self.rotation, seed / "rotation" / client),
                 domain=float(self.domains[client % len(self.domains)]) if self.domains else 0.0,
                 noise=self._level("noise", seed / "noise" / client),
                 blur=self._level("blur", seed / "blur" / client),
-                brightness=_between(1 - self.colour, 1 + self.colour, seed / "brightness" / client),
-                contrast=_between(1 - self.colour, 1 + self.colour, seed / "contrast" / client),
+                brightness=_between(1 - self.color_jitter, 1 + self.color_jitter, seed / "brightness" / client),
+                contrast=_between(1 - self.color_jitter, 1 + self.color_jitter, seed / "contrast" / client),
                 hue=_between(-turn, turn, seed / "hue" / client),
                 label_noise=self._level("label_noise", seed / "label_noise" / client) if client in noisy else 0.0,
             )
@@ -214,7 +214,7 @@ class Shift:
 
     def _level(self, knob: str, stream: Seed) -> float:
         """A client's level of ``knob``."""
-        return getattr(self, knob) if self.levels == "same" else _between(0.0, getattr(self, knob), stream)
+        return getattr(self, knob) if self.per_client == "same" else _between(0.0, getattr(self, knob), stream)
 
     def _mixed_up(self, y: Tensor, share: float, num_classes: int, stream: Seed) -> Tensor:  # [n]
         """``y`` with ``share`` of the labels replaced, a fraction of one rounded at random; those replaced are all wrong."""

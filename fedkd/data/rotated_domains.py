@@ -58,7 +58,9 @@ class RotatedDomains:
         for place, domain in enumerate(domains):
             index = order[(place if parts == len(domains) else domain) * size :][:size].sort().values
             with one_thread():
-                x.append(apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.where(index)), full, torch.Generator()))
+                x.append(
+                    apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.where(index)), full, torch.Generator())
+                )
             y.append(images.y[index])
         groups = torch.arange(len(domains)).repeat_interleave(size)
         new = Examples(torch.cat(x), torch.cat(y), images.scale, images.mean, images.std, groups=groups)

@@ -33,7 +33,7 @@ class Client:
         momentum: of the optimizer, 0 where it has none.
         dtype: of images, draws and weights.
         execution: how its steps are computed.
-        public: unlabelled public examples, the same for all clients and the server, for strategies that declare that they need them.
+        public_data: unlabelled public examples, the same for all clients and the server, for strategies that declare that they need them.
     """
 
     id: int
@@ -50,7 +50,7 @@ class Client:
     momentum: float
     dtype: torch.dtype
     execution: Execution = field(default_factory=Execution)
-    public: Examples | None = None
+    public_data: Examples | None = None
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,7 @@ class Federation:
             goes on with the others.
         retries: for ``retry``.
         evaluate_every: clients and server evaluate after every so many rounds, and after the last.
-        fleet: who takes part, and how long that takes; None: everybody is there, alike, and computes in no time.
+        devices: who takes part, and how long that takes; None: everybody is there, alike, and computes in no time.
     """
 
     server: Server
@@ -35,12 +35,12 @@ class Federation:
     on_client_failure: Literal["raise", "retry", "drop"] = "raise"
     retries: int = 2
     evaluate_every: int = 1
-    fleet: Devices | None = None
+    devices: Devices | None = None
 
     def __post_init__(self) -> None:
-        if self.fleet is None:
+        if self.devices is None:
             nothing = [0] * self.server.num_clients
-            object.__setattr__(self, "fleet", Devices(HOMOGENEOUS, self.server.seed, list(zip(nothing, nothing)), nothing))
+            object.__setattr__(self, "devices", Devices(HOMOGENEOUS, self.server.seed, list(zip(nothing, nothing)), nothing))
 
 
 def start_request(grid: Grid, messages: list[Message], timeout: float | None) -> PendingReplies | None:
@@ -89,8 +89,10 @@ def collect_replies(
     return sorted(good, key=lambda r: r.metadata.src_node_id), failures
 
 
-def round_timing(fleet: Devices, server_round: int, num_chosen: int, asked: Sequence[Message], answered: Sequence[Message]) -> RoundTiming:
+def round_timing(
+    devices: Devices, server_round: int, num_chosen: int, asked: Sequence[Message], answered: Sequence[Message]
+) -> RoundTiming:
     """A round by the simulated clock: ``num_chosen`` clients were wanted, those who had not dropped out were asked, and some answered."""
     received = dict(zip([message.metadata.dst_node_id for message in asked], serialization.message_bytes(asked)))
     sent = dict(zip([reply.metadata.src_node_id for reply in answered], serialization.message_bytes(answered)))
-    return fleet.passed(server_round, num_chosen, {client: (received[client], number) for client, number in sent.items()})
+    return devices.round_timing(server_round, num_chosen, {client: (received[client], number) for client, number in sent.items()})

@@ -22,7 +22,7 @@ class Server:
         num_clients: how many clients there are.
         batch_size: of the server's evaluations.
         dtype: of weights.
-        public: unlabelled public examples, for strategies that declare that they need them.
+        public_data: unlabelled public examples, for strategies that declare that they need them.
         validation: held-out training examples, for early stopping.
         memories: the clients' memories, in evaluations alone: a simulator's privilege. Empty in ``update``.
     """
@@ -34,7 +34,7 @@ class Server:
     num_clients: int
     batch_size: int
     dtype: torch.dtype
-    public: Examples | None = None
+    public_data: Examples | None = None
     validation: Examples | None = None
     memories: Mapping[int, State] = field(default_factory=dict)
 

@@ -26,7 +26,7 @@ from fedkd.types import State, Update
 class Round:
     """One finished round, as ``start`` hands it to ``on_round``: what there is to record of it.
 
-    ``trained`` are the answers that the round has used; ``simulated_time`` is in seconds since the beginning of the run.
+    ``trained`` are the answers that the round has used; ``simulated_seconds`` is in seconds since the beginning of the run.
     """
 
     number: int
@@ -36,16 +36,16 @@ class Round:
     trained: Sequence[Message]
     evaluated: Sequence[Message]
     num_failures: int
-    num_dropped: int
-    num_late: int
-    simulated_time: float
-    bytes_up: int
-    bytes_down: int
+    num_dropouts: int
+    num_missed_deadline: int
+    simulated_seconds: float
+    uplink_bytes: int
+    downlink_bytes: int
 
 
 @dataclass(frozen=True)
 class Aggregated:
-    """A round between ``update`` and ``refine``."""
+    """A round between ``aggregate`` and ``server_training``."""
 
     server: Server
     state: State
@@ -65,29 +65,29 @@ class Evaluation:
 
 
 class ServerLoop(FlowerStrategy):
-    """Flower's methods in terms of the hooks ``init``, ``update``, ``refine``, ``weights`` and ``shares``."""
+    """Flower's methods in terms of the hooks ``init_server``, ``aggregate``, ``server_training``, ``aggregation_weights`` and ``shares``."""
 
     federation: Federation | None
     clients_evaluate: ClassVar[bool] = True
-    """Clients measure the model that they would begin from; otherwise the strategy's ``ensemble`` is measured on their shards."""
+    """Clients measure the model that they would begin from; otherwise the strategy's ``client_ensemble`` is measured on their shards."""
 
     def summary(self) -> None:
         """Flower prints this at the start; a run folder holds the resolved configuration instead."""
 
     def cohort(self, node_ids: Iterable[int], server_round: int) -> list[int]:
         """The clients that are chosen for a round, ascending."""
-        return self.federation.fleet.cohort(node_ids, self.federation.clients_per_round, server_round)
+        return self.federation.devices.sample_clients(node_ids, self.federation.clients_per_round, server_round)
 
     def broadcast(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
         """What every client of a phase receives: the shared parts of the state. One object for all messages."""
-        shared = ArrayRecord({name: array for name, array in arrays.items() if name.partition(":")[0] in self.shares})
+        shared = ArrayRecord({name: array for name, array in arrays.items() if name.partition(":")[0] in self.broadcast_parts})
         return RecordDict({serialization.BROADCAST: shared, "config": ConfigRecord({"server-round": server_round})})
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message for each client of the round's cohort, but for those that drop out."""
         self._arrays, self._cohort = arrays, self.cohort(grid.get_node_ids(), server_round)
-        content, fleet = self.broadcast(arrays, server_round), self.federation.fleet
-        ids = [i for i in self._cohort if not fleet.drops_out(i, server_round)]
+        content, devices = self.broadcast(arrays, server_round), self.federation.devices
+        ids = [i for i in self._cohort if not devices.drops_out(i, server_round)]
         return [Message(content, message_type=MessageType.TRAIN, dst_node_id=i) for i in ids]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -96,7 +96,7 @@ class ServerLoop(FlowerStrategy):
         return self.refined(self.aggregated(server_round, replies)) if replies else (None, None)
 
     def aggregated(self, server_round: int, replies: Iterable[Message]) -> "Aggregated":
-        """The state after ``update``; as it was where there is nothing to update it with."""
+        """The state after ``aggregate``; as it was where there is nothing to update it with."""
         server, device = self.federation.server, self.federation.server.device
         server = replace(server, seed=server.seed / "round" / server_round / "server")
         updates = sorted((serialization.to_update(reply) for reply in replies), key=lambda u: u.client)
@@ -104,16 +104,16 @@ class ServerLoop(FlowerStrategy):
         state = serialization.from_record(self._arrays, device)
         if not updates:
             return Aggregated(server, state, updates, server_round, {})
-        state, metrics = self.update(server, state, updates, server_round)
-        weights = self.weights(updates)
+        state, metrics = self.aggregate(server, state, updates, server_round)
+        weights = self.aggregation_weights(updates)
         terms = {f"train_{name}": sum(w * u.metrics[name] for w, u in zip(weights, updates)) for name in updates[0].metrics}
         return Aggregated(server, state, updates, server_round, {**terms, **metrics})
 
     def refined(self, after: "Aggregated") -> tuple[ArrayRecord, MetricRecord]:
-        """The state after ``refine`` too, which a round without updates goes without."""
+        """The state after ``server_training`` too, which a round without updates goes without."""
         state, metrics = after.state, {}
         if after.updates:
-            state, metrics = self.refine(after.server, after.state, after.updates, after.server_round)
+            state, metrics = self.server_training(after.server, after.state, after.updates, after.server_round)
         return serialization.to_record(state), MetricRecord({name: float(value) for name, value in {**after.metrics, **metrics}.items()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -128,7 +128,7 @@ class ServerLoop(FlowerStrategy):
         records = {r.metadata.src_node_id: next(iter(r.content.metric_records.values())) for r in replies if not r.has_error()}
         counts = {client: (int(record["num-examples"]), int(record["num-correct"])) for client, record in records.items()}
         scores = local_test_metrics(list(counts.values()))
-        return None if scores is None else MetricRecord({**scores, **new_client_metrics(counts, self.federation.fleet.newcomers)})
+        return None if scores is None else MetricRecord({**scores, **new_client_metrics(counts, self.federation.devices.new_clients)})
 
     def start(
         self,
@@ -141,10 +141,10 @@ class ServerLoop(FlowerStrategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | Callable[[], MetricRecord] | None] | None = None,
         *,
         start_round: int = 1,
-        simulated_time: float = 0.0,
+        simulated_seconds: float = 0.0,
         on_round: Callable[[Round], None] | None = None,
     ) -> Result:
-        """Flower's loop, and: it can begin at ``start_round``, ``simulated_time`` seconds after the first began; it knows failures, clients
+        """Flower's loop, and: it can begin at ``start_round``, ``simulated_seconds`` seconds after the first began; it knows failures, clients
         that drop out or are late, and rounds in which nobody is left; it hands every round to ``on_round``.
 
         A round's evaluation, the clients' and that of ``evaluate_fn`` where it returns a function that waits for it, goes on while the
@@ -155,7 +155,7 @@ class ServerLoop(FlowerStrategy):
             ClientFailure: a client failed and the policy does not put up with it.
         """
         assert self.federation is not None, "give the strategy its federation before starting it"
-        arrays = serialization.to_record(self.init(self.federation.server)) if initial_arrays is None else initial_arrays
+        arrays = serialization.to_record(self.init_server(self.federation.server)) if initial_arrays is None else initial_arrays
         result = Result()
         result.arrays = arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
@@ -170,21 +170,21 @@ class ServerLoop(FlowerStrategy):
                     on_round(replace(done, metrics={**done.metrics, **scores}))
 
         for number in range(start_round, num_rounds + 1):
-            seconds = dict.fromkeys(("local", "server", "evaluate"), 0.0)
-            with clock(seconds, "local"):
+            seconds = dict.fromkeys(("local_training", "server", "evaluation"), 0.0)
+            with clock(seconds, "local_training"):
                 messages = list(self.configure_train(number, arrays, train_config, grid))
                 training = start_request(grid, messages, timeout)
             conclude()  # the last round, while this one's clients train
-            with clock(seconds, "local"):
+            with clock(seconds, "local_training"):
                 answered, num_failures = collect_replies(grid, messages, timeout, number, self.federation, training)
-            told = round_timing(self.federation.fleet, number, len(self._cohort), messages, answered)
-            simulated_time += told.seconds
+            told = round_timing(self.federation.devices, number, len(self._cohort), messages, answered)
+            simulated_seconds += told.seconds
             trained = [reply for reply in answered if reply.metadata.src_node_id not in told.late]
             with clock(seconds, "server"):
                 after = self.aggregated(number, trained)
                 if hasattr(grid, "commit"):
                     grid.commit(reply.metadata.src_node_id for reply in trained)
-            with clock(seconds, "evaluate"):
+            with clock(seconds, "evaluation"):
                 due = number % self.federation.evaluate_every == 0 or number == num_rounds
                 before = serialization.to_record(after.state) if due else None
                 asked = list(self.configure_evaluate(number, before, evaluate_config, grid)) if due else []
@@ -194,7 +194,7 @@ class ServerLoop(FlowerStrategy):
                 arrays, metrics = self.refined(after)
             done = Round(
                 number, arrays, dict(metrics), seconds, trained, [], num_failures, len(self._cohort) - len(messages), len(told.late),
-                simulated_time, serialization.payload_bytes(trained), serialization.payload_bytes(messages),
+                simulated_seconds, serialization.payload_bytes(trained), serialization.payload_bytes(messages),
             )  # fmt: skip
             under_way = Evaluation(done, asked, evaluating, judging)
         conclude()
@@ -207,7 +207,7 @@ class ServerLoop(FlowerStrategy):
             ClientFailure: a client failed and the policy does not put up with it.
         """
         done, judging, scores = under_way.done, under_way.judging, MetricRecord()
-        with clock(done.seconds, "evaluate"):
+        with clock(done.seconds, "evaluation"):
             replies, lost = collect_replies(grid, under_way.asked, timeout, done.number, self.federation, under_way.evaluating)
             scores.update((judging() if callable(judging) else judging) or {})
             scores.update(self.aggregate_evaluate(done.number, replies) or {})

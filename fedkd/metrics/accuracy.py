@@ -66,14 +66,14 @@ def local_test_metrics(counts: Sequence[tuple[int, int]]) -> dict[str, float] | 
         return None
     each = torch.tensor([c / n for n, c in counts], dtype=torch.float64).sort().values
     return {
-        "accuracy_own_labels": sum(c for _, c in counts) / sum(n for n, _ in counts),
-        "accuracy_worst_tenth": each[: max(1, len(each) // 10)].mean().item(),
-        "accuracy_spread": each.std(correction=0).item(),
+        "local_test_accuracy": sum(c for _, c in counts) / sum(n for n, _ in counts),
+        "local_test_accuracy_bottom10": each[: max(1, len(each) // 10)].mean().item(),
+        "local_test_accuracy_std": each.std(correction=0).item(),
     }
 
 
 def new_client_metrics(counts: Mapping[int, tuple[int, int]], newcomers: Iterable[int]) -> dict[str, float]:
-    """``accuracy_newcomers``, from ``(examples, correct)`` by client: over all of newcomers' test examples; nothing where they have none."""
+    """``new_client_test_accuracy``, from ``(examples, correct)`` by client: over all of newcomers' test examples; nothing where they have none."""
     tested = [counts[client] for client in newcomers if client in counts]
     total = sum(n for n, _ in tested)
-    return {"accuracy_newcomers": sum(c for _, c in tested) / total} if total else {}
+    return {"new_client_test_accuracy": sum(c for _, c in tested) / total} if total else {}

@@ -21,8 +21,8 @@ def fidelity(said: np.ndarray, overall: np.ndarray | None, y: np.ndarray, held: 
         held: whether a client has training examples of a class [K, C].
 
     Returns:
-        ``fidelity_ensemble`` (of the mean logits), ``fidelity_global``, ``fidelity_seen`` and ``fidelity_unseen`` (means over the clients that
-        hold the class, and over those that do not), ``num_unseen`` clients, ``num_generated``.
+        ``label_accuracy_ensemble`` (of the mean logits), ``label_accuracy_global_model``, ``label_accuracy_clients_with_class`` and ``label_accuracy_clients_without_class`` (means over the clients that
+        hold the class, and over those that do not), ``num_clients_without_class`` clients, ``num_generated``.
     """
     label = y[:, None] == np.arange(held.shape[1])  # [N, C]
     number = label.sum(0)
@@ -34,11 +34,11 @@ def fidelity(said: np.ndarray, overall: np.ndarray | None, y: np.ndarray, held: 
     each = share(said)  # [K, C]
     return {
         "num_generated": number,
-        "fidelity_ensemble": share(said.mean(0)),
-        "fidelity_global": np.full(len(number), np.nan) if overall is None else share(overall),
-        "fidelity_seen": mean_where(each, held),
-        "fidelity_unseen": mean_where(each, ~held),
-        "num_unseen": (~held).sum(0),
+        "label_accuracy_ensemble": share(said.mean(0)),
+        "label_accuracy_global_model": np.full(len(number), np.nan) if overall is None else share(overall),
+        "label_accuracy_clients_with_class": mean_where(each, held),
+        "label_accuracy_clients_without_class": mean_where(each, ~held),
+        "num_clients_without_class": (~held).sum(0),
     }
 
 
@@ -52,8 +52,8 @@ def spreads(generated: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np
     """Diversity of generated and of real latents, and coverage, by class [C]; each argument is latents [N, D] with labels [N]."""
     pairs = [(generated[0][generated[1] == c], real[0][real[1] == c]) for c in range(classes)]
     return {
-        "diversity_generated": np.array([diversity(made) for made, _ in pairs]),
-        "diversity_real": np.array([diversity(given) for _, given in pairs]),
+        "pairwise_distance_generated": np.array([diversity(made) for made, _ in pairs]),
+        "pairwise_distance_real": np.array([diversity(given) for _, given in pairs]),
         "coverage": np.array([coverage(given, made) for made, given in pairs]),
     }
 

@@ -18,43 +18,50 @@ class HeterogeneousModels:
 
     Args:
         networks: by name, ``task -> network``.
-        assignment: ``in_turn``: client k has network k modulo their number; ``shares``: so many of each, drawn; ``random``: each client draws
-            one, with ``shares`` as chances; ``listed``: by name in ``clients``.
-        shares: > 0, one a network, in any unit; null: all alike.
-        clients: for ``listed``, one name a client; null elsewhere.
+        assignment: ``in_turn``: client k has network k modulo their number; ``proportions``: so many of each, drawn; ``random``: each client draws
+            one, with ``proportions`` as chances; ``listed``: by name in ``client_models``.
+        proportions: > 0, one a network, in any unit; null: all alike.
+        client_models: for ``listed``, one name a client; null elsewhere.
     """
 
     networks: Mapping[str, Callable[..., Classifier]]
-    assignment: Literal["in_turn", "shares", "random", "listed"]
-    shares: Sequence[float] | None
-    clients: Sequence[str] | None
+    assignment: Literal["in_turn", "proportions", "random", "listed"]
+    proportions: Sequence[float] | None
+    client_models: Sequence[str] | None
 
     def __post_init__(self) -> None:
-        known = ("in_turn", "shares", "random", "listed")
+        known = ("in_turn", "proportions", "random", "listed")
         require(len(self.networks) > 0, "networks", "must hold one network or more", dict(self.networks))
         require(self.assignment in known, "assignment", f"must be one of {', '.join(known)}", self.assignment)
-        wanted = self.shares is None or (len(self.shares) == len(self.networks) and all(share > 0 for share in self.shares))
-        require(wanted, "shares", f"must hold one number > 0 for each of the {len(self.networks)} networks, or be null", self.shares)
+        wanted = self.proportions is None or (len(self.proportions) == len(self.networks) and all(share > 0 for share in self.proportions))
+        require(
+            wanted, "proportions", f"must hold one number > 0 for each of the {len(self.networks)} networks, or be null", self.proportions
+        )
         listed = "must name a network for each client where assignment=listed, and be null elsewhere"
-        require((self.clients is not None) == (self.assignment == "listed"), "clients", listed, self.clients)
-        for name in self.clients or ():
-            require(name in self.networks, "clients", f"must name networks ({', '.join(self.networks)})", name)
+        require((self.client_models is not None) == (self.assignment == "listed"), "client_models", listed, self.client_models)
+        for name in self.client_models or ():
+            require(name in self.networks, "client_models", f"must name networks ({', '.join(self.networks)})", name)
 
     def assign(self, num_clients: int, rng: np.random.Generator) -> list[str]:
         """Each client's network.
 
         Raises:
-            ConfigError: ``clients`` names another number of clients.
+            ConfigError: ``client_models`` names another number of clients.
         """
         names = list(self.networks)
-        shares = np.ones(len(names)) if self.shares is None else np.array(self.shares, float)
+        proportions = np.ones(len(names)) if self.proportions is None else np.array(self.proportions, float)
         if self.assignment == "listed":
-            require(len(self.clients) == num_clients, "clients", f"must name one network for each of {num_clients} clients", self.clients)
-            return list(self.clients)
+            require(
+                len(self.client_models) == num_clients,
+                "client_models",
+                f"must name one network for each of {num_clients} clients",
+                self.client_models,
+            )
+            return list(self.client_models)
         if self.assignment == "random":
-            return [names[place] for place in rng.choice(len(names), num_clients, p=shares / shares.sum())]
-        if self.assignment == "shares":
-            ends = np.round(np.cumsum(shares) / shares.sum() * num_clients).astype(int)
+            return [names[place] for place in rng.choice(len(names), num_clients, p=proportions / proportions.sum())]
+        if self.assignment == "proportions":
+            ends = np.round(np.cumsum(proportions) / proportions.sum() * num_clients).astype(int)
             places = np.searchsorted(ends, np.arange(num_clients), side="right")
             return [names[place] for place in rng.permutation(places)]
         return [names[client % len(names)] for client in range(num_clients)]

@@ -114,7 +114,9 @@ def deal(pool_of: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Genera
     return [np.sort(np.concatenate(shard)).astype(np.int64) for shard in shards]
 
 
-def owned_test_shards(train: Sequence[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray, at_least: int = 1) -> list[np.ndarray]:
+def owned_test_shards(
+    train: Sequence[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray, at_least: int = 1
+) -> list[np.ndarray]:
     """Test shards: each client's share of the classes that it holds in training.
 
     Of each class that it owns, a client gets floor(n / K) of the n test examples, or ``at_least`` if that is more, consecutively

@@ -230,7 +230,5 @@ def identity(part: Any) -> Hashable:
 def finite(sums: Metrics, num_steps: int) -> Metrics:
     """``sums`` again, if the sum of losses is a number."""
     if sums and not torch.isfinite(sums["loss"]):
-        raise DivergedError(
-            f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate"
-        )
+        raise DivergedError(f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate")
     return sums

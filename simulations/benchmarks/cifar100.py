@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     print(f"# {epochs} epochs of each", flush=True)
     for (pair, method), plan in plans.items():
         folder = run_distillation(compose_distillation([*plan, f"epochs={epochs}", "progress=false"]))
-        accuracy = 100 * float(read_rows(folder)[-1]["accuracy"])
+        accuracy = 100 * float(read_rows(folder)[-1]["test_accuracy"])
         key = pair[0] if method == "teacher" else f"{pair[0]}_{pair[1]}_{method}"
         known = PUBLISHED[pair][method]
         print(f"# published after 240 epochs: {'none found' if known is None else known}\n{key} {accuracy:.2f}", flush=True)

@@ -53,7 +53,7 @@ def configured(name: str, overrides: list[str]) -> DictConfig:
 
 def prepared(name: str, overrides: list[str]) -> tuple[Training, Progress]:
     """A training of ten steps an epoch, whose teacher is untrained: that changes no cost."""
-    config = configured(name, [*overrides, f"steps={STEPS}"])
+    config = configured(name, [*overrides, f"steps_per_epoch={STEPS}"])
     setup = make_setup(config)
     return setup.training(setup.start, untrained(setup)), Progress(0, setup.start)
 

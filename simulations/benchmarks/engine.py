@@ -12,7 +12,7 @@ turn, warm, one thread a process; a figure is the median of the ratios of at lea
 ``scale_1000``, ``scale_10000``: the cost of a client's step in a training round of 100 of 1,000 and 1,000 of 10,000 clients, over that of
 10 of 20.
 ``resnet_lean``, ``resnet_auto``: ResNet-8 on images of CIFAR's shape (random pixels): one by one against the public code's way of
-training, and what ``cohort=auto`` chooses against one by one.
+training, and what ``clients_per_vmap=auto`` chooses against one by one.
 ``generator_10``, ``generator_100``: the generator's steps from ten and a hundred heads, against the loop over heads.
 """
 
@@ -79,7 +79,7 @@ def local_steps(overrides: list[str]) -> Figures:
 def rounds(overrides: list[str]) -> Figures:
     """Whole rounds on two actors; milliseconds a round."""
     opponent = Opponent(overrides)
-    with workloads.federation([*overrides, f"cohort={CHUNK}"], workers=2) as ours:
+    with workloads.federation([*overrides, f"clients_per_vmap={CHUNK}"], workers=2) as ours:
         ours.rounds(9)
         mine = lambda: timed(lambda: ours.rounds(IN_A_ROW)) / IN_A_ROW
         yield "round_vs_loop", ratio("round_vs_loop", lambda: mean(opponent.seconds("round") for _ in range(IN_A_ROW)), mine, pairs=9)
@@ -127,7 +127,7 @@ def generators(overrides: list[str]) -> Figures:
     """Fifty steps of the server's generator; milliseconds a step."""
     opponent, home = Opponent(overrides), workloads.settled(overrides)
     server, strategy = home.federation().server, home.strategy
-    state, random = strategy.init(server), (home.seed / "heads").torch()
+    state, random = strategy.init_server(server), (home.seed / "heads").torch()
     for heads in (10, 100):
         each = [
             {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in submodule_tensors(snapshot(home.model), "head").items()}
@@ -199,7 +199,7 @@ def relative_cost(key: str, population: int, per_round: int, overrides: list[str
 
 
 def federation(population: int, per_round: int, overrides: list[str]):
-    """FedGen, every client with 64 examples drawn from all, two actors, chunks as cohort=auto would cut them at most."""
-    sizes = [f"num_clients={population}", f"clients_per_round={per_round}", f"local_steps={STEPS}", "cohort=5"]
+    """FedGen, every client with 64 examples drawn from all, two actors, chunks as clients_per_vmap=auto would cut them at most."""
+    sizes = [f"num_clients={population}", f"clients_per_round={per_round}", f"local_steps={STEPS}", "clients_per_vmap=5"]
     kept = [o for o in overrides if not o.lstrip("~+").startswith("partition")]
     return workloads.federation([*kept, *workloads.overlapping_overrides(PER_CLIENT), *sizes], workers=2)

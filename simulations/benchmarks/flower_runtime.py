@@ -103,7 +103,9 @@ def whole_rounds(grid: Grid, text: str, rounds: int) -> None:
     clients, watch = OneToOne(grid, home.config.num_clients), Stopwatch()
 
     def judge(server_round: int, arrays: ArrayRecord) -> dict[str, float]:
-        return global_test_metrics(home, test_score(home, strategy.predict(strategy.federation.server, serialization.from_record(arrays))))
+        return global_test_metrics(
+            home, test_score(home, strategy.global_model(strategy.federation.server, serialization.from_record(arrays)))
+        )
 
     strategy.start(clients, num_rounds=rounds, timeout=600.0, evaluate_fn=judge, on_round=watch.lap)
 

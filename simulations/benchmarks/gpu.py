@@ -37,7 +37,7 @@ def synchronised(work, device: str) -> float:
 def eager(home: Simulation, shared: dict, clients: int) -> None:
     """One client after the other, one step after the other, as it is written."""
     for number in range(clients):
-        site, batches, begin, own = home.strategy.prepare(home.client(number, 2), shared, None, 2)
+        site, batches, begin, own = home.strategy._prepare(home.client(number, 2), shared, None, 2)
         model = copy.deepcopy(home.model).train()
         model.load_state_dict(begin)
         optimizer, bound = site.stepper(model.parameters()), FunctionalModel(model)
@@ -52,14 +52,14 @@ def cohorts(home: Simulation, shared: dict, clients: int) -> None:
     """The same training in cohorts."""
     for begin in range(0, clients, CHUNK):
         sites = [home.client(number, 2) for number in range(begin, min(begin + CHUNK, clients))]
-        home.strategy.train_cohort(sites, shared, [None] * len(sites), 2)
+        home.strategy.train_clients(sites, shared, [None] * len(sites), 2)
 
 
 def local_training(overrides: list[str], device: str) -> None:
     """``gpu_10``, ``gpu_100`` and ``gpu_1000``."""
     home = workloads.settled([*overrides, *workloads.overlapping_overrides(64), f"num_clients={max(CLIENTS)}", f"device={device}"])
-    state = home.strategy.init(home.federation().server)
-    shared = {name: state[name] for name in home.strategy.shares}
+    state = home.strategy.init_server(home.federation().server)
+    shared = {name: state[name] for name in home.strategy.broadcast_parts}
     for clients in CLIENTS:
         few = min(clients, 10)  # the loop costs the same for every client
         synchronised(lambda count=clients: cohorts(home, shared, count), device)
@@ -78,7 +78,14 @@ def cifar(device: str, rounds: int) -> None:
     source = f"{workloads.random_pixels.__module__}.{workloads.random_pixels.__qualname__}"
     data = ["~data", f"+data._target_={source}", "+data._partial_=true", "+data.num_examples=50000", "+data.seed=0", "name=pixels"]
     size = ["num_clients=1000", "clients_per_round=50", "local_steps=null", "local_epochs=1", "batch_size=10", "evaluation.every=10"]
-    options = ["strategy=fedavg", "partition=iid", "model.widths=[32,64]", f"cohort={CHUNK}", f"device={device}", f"rounds={rounds}"]
+    options = [
+        "strategy=fedavg",
+        "partition=iid",
+        "model.widths=[32,64]",
+        f"clients_per_vmap={CHUNK}",
+        f"device={device}",
+        f"rounds={rounds}",
+    ]
     text = workloads.configured([*data, *size, *options])
     home = build_simulation(text)
     home.strategy.federation, grid = home.federation(), LocalGrid(1000, text)

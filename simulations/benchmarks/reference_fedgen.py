@@ -57,7 +57,7 @@ class NaiveFedGen(NaiveFedAvg):
             for group in client.optimizer.param_groups:
                 group["lr"] = client.lr * self.strategy.lr_decay ** max(client.last_round - 1, 0)
             client.model.train()
-            limit = self.local_steps if self.strategy.regularised_steps is None else self.strategy.regularised_steps
+            limit = self.local_steps if self.strategy.num_regularized_steps is None else self.strategy.num_regularized_steps
             for step in range(self.local_steps):
                 regularised = server_round > 1 and step < limit
                 client.step(self.local_loss(client, server_round, regularised))

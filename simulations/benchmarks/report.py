@@ -43,7 +43,7 @@ def folders(home: Path, number: int, rounds: int) -> None:
         OmegaConf.save(config, folder / "config.yaml", resolve=True)  # as runs write it
         moved = np.random.default_rng(place).uniform(0.8, 1.0)
         for name, table in tables.items():
-            accuracies = [column for column in table if column.startswith("accuracy")]
+            accuracies = [column for column in table if column.startswith(("global_test_accuracy", "local_test_accuracy"))]
             table.assign(**{column: table[column] * moved for column in accuracies}).to_csv(folder / f"{name}.csv", index=False)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 
-PHASES = ("local", "server", "evaluate")
+PHASES = ("local_training", "server", "evaluation")
 
 REPETITIONS, ROUNDS = 5, 10
 
@@ -28,7 +28,7 @@ def seconds(strategy: str, engine: str, overrides: list[str]) -> pd.Series:
         fixed = [f"strategy={strategy}", f"engine={engine}", f"rounds={ROUNDS}", f"output={output}", "progress=false"]
         folder = run_federation(compose([*overrides, *fixed]))
         metrics = pd.read_csv(Path(folder) / "metrics.csv")
-    return metrics[[f"seconds_{phase}" for phase in PHASES]][2:].median()
+    return metrics[[f"{phase}_seconds" for phase in PHASES]][2:].median()
 
 
 def main(overrides: list[str]) -> None:
@@ -42,7 +42,7 @@ def main(overrides: list[str]) -> None:
     medians = {case: pd.DataFrame(values).median() for case, values in runs.items()}
     for (strategy, engine), median in medians.items():
         for phase in PHASES:
-            print(f"{strategy}_{engine}_{phase}_seconds {median[f'seconds_{phase}']:.4f}")
+            print(f"{strategy}_{engine}_{phase}_seconds {median[f'{phase}_seconds']:.4f}")
         print(f"{strategy}_{engine}_round_seconds {median.sum():.4f}")
     for strategy in ("fedavg", "fedgen"):
         print(f"{strategy}_round_local_over_ray {medians[strategy, 'local'].sum() / medians[strategy, 'ray'].sum():.2f}")

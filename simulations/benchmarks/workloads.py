@@ -42,9 +42,9 @@ def settled(overrides: list[str]) -> Simulation:
 def local_training(overrides: list[str], clients: int, compiled: bool) -> Callable[[], object]:
     """The local training of so many clients at once in this process, from what they receive to what they send."""
     home = settled([*overrides, f"compile={str(compiled).lower()}"])
-    state = home.strategy.init(home.federation().server)
-    shared = {name: state[name] for name in home.strategy.shares}
-    return lambda: home.strategy.train_cohort([home.client(client, 2) for client in range(clients)], shared, [None] * clients, 2)
+    state = home.strategy.init_server(home.federation().server)
+    shared = {name: state[name] for name in home.strategy.broadcast_parts}
+    return lambda: home.strategy.train_clients([home.client(client, 2) for client in range(clients)], shared, [None] * clients, 2)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Watched:
 
     def __init__(self, strategy: Strategy) -> None:
         self.seconds = 0.0
-        for name in ("update", "refine"):
+        for name in ("aggregate", "server_training"):
             setattr(strategy, name, self.watch(getattr(strategy, name)))
 
     def watch(self, hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,7 +116,7 @@ class Federated:
         self.number += number + 1
         self.strategy.start(self.grid, self.arrays, num_rounds=self.number, timeout=3600.0, start_round=first, on_round=on_round)
         self.strategy.federation = self.home.federation()
-        for name in ("update", "refine"):
+        for name in ("aggregate", "server_training"):
             delattr(self.strategy, name)
         return measured[:-1]
 
@@ -127,7 +127,7 @@ class Federated:
     def exchange(self) -> list[Message]:
         """One phase of messages to all clients of a round, and their replies."""
         if self.arrays is None:
-            self.arrays = serialization.to_record(self.strategy.init(self.strategy.federation.server))
+            self.arrays = serialization.to_record(self.strategy.init_server(self.strategy.federation.server))
         messages = list(self.strategy.configure_train(1, self.arrays, ConfigRecord(), self.grid))
         replies = self.grid.send_and_receive(messages, timeout=600.0)
         assert len(replies) == len(messages) and not any(reply.has_error() for reply in replies), "every client has answered"
@@ -155,7 +155,14 @@ class Idle(Strategy):
 @contextmanager
 def idle(clients: int, workers: int) -> Iterator[Federated]:
     """So many clients of which each is asked every round, with a model of a kilobyte."""
-    options = [f"num_clients={clients}", f"clients_per_round={clients}", "partition=iid", "model=mlp", "model.widths=[3]", "cohort=1"]
+    options = [
+        f"num_clients={clients}",
+        f"clients_per_round={clients}",
+        "partition=iid",
+        "model=mlp",
+        "model.widths=[3]",
+        "clients_per_vmap=1",
+    ]
     target = f"strategy._target_={Idle.__module__}.{Idle.__qualname__}"
     with federation(["strategy=fedavg", target, *options], workers) as ours:
         yield ours
@@ -195,7 +202,7 @@ def pixels_overrides(clients: int) -> list[str]:
 def pixels_training(overrides: list[str], clients: int, size: int, steps: int = 2) -> Callable[[], object]:
     """Some local steps on random images, ``size`` clients at once; 1 is one by one."""
     home = settled([*overrides, *pixels_overrides(clients)])
-    shared = {"model": home.strategy.init(home.federation().server)["model"]}
+    shared = {"model": home.strategy.init_server(home.federation().server)["model"]}
 
     def train() -> None:
         sites = [replace(home.client(client, 2), num_steps=steps) for client in range(clients)]
@@ -203,6 +210,6 @@ def pixels_training(overrides: list[str], clients: int, size: int, steps: int = 
             if len(chunk) == 1:
                 home.strategy.train(sites[chunk[0]], shared, None, 2)
             else:
-                home.strategy.train_cohort([sites[client] for client in chunk], shared, [None] * len(chunk), 2)
+                home.strategy.train_clients([sites[client] for client in chunk], shared, [None] * len(chunk), 2)
 
     return train

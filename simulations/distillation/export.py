@@ -76,9 +76,9 @@ def described(setup: Setup, name: str, network: nn.Module, tensors: Tensors, acc
         times = [timed(network, x) for _ in range(REPEATS)]
     return {
         "network": name,
-        "parameters": sum(one.numel() for one in network.parameters()),
-        "multiply_adds": counter.get_total_flops() // 2,
-        "milliseconds": round(1000 * sorted(times)[REPEATS // 2], 3),
+        "num_parameters": sum(one.numel() for one in network.parameters()),
+        "num_macs": counter.get_total_flops() // 2,
+        "latency_ms": round(1000 * sorted(times)[REPEATS // 2], 3),
         "accuracy": accuracy,
         **(retrieved(setup, network, tensors) if setup.config.retrieval else {}),
     }

@@ -19,7 +19,7 @@ from simulations.setup.simulation import dtype_of
 def layer_information(setup: Setup, progress: Progress, taught: Tensors) -> list[Mapping[str, object]]:
     """Rows of the information between each layer and the labels, quadratic and binned, on the first training images; the last is the embedding."""
     config = setup.config
-    index = torch.arange(min(config.flow, len(setup.train)), device=setup.train.y.device)
+    index = torch.arange(min(config.layer_information_images, len(setup.train)), device=setup.train.y.device)
     x, y = setup.train.images(index, dtype_of(config)), setup.train.y[index]
     networks: dict[str, tuple[nn.Module, Tensors]] = setup.distiller.networks(setup.learner, progress.tensors)
     if setup.teacher is not None:

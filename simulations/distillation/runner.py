@@ -1,4 +1,4 @@
-"""``python -m simulations.distill run=outputs/digits/<hash> student=resnet8 source=synthetic``: from a model that knows to a smaller one.
+"""``python -m simulations.distill run=outputs/digits/<hash> student=resnet8 image_source=synthetic``: from a model that knows to a smaller one.
 
 Without ``run`` a teacher is trained first (``teacher=resnet56``), once: whoever asks for the same one again finds it. Add ``-m`` for
 sweeps. A training that is finished is skipped, one that was interrupted goes on from its last checkpoint. ``teacher=<name>`` and
@@ -47,7 +47,7 @@ def run_distillation(config: DictConfig, patient: bool = False) -> Path:
     if get_object(config.distiller["_target_"]).scale is not None:  # there is something to be tuned
         apply_tuned_params(config, "distiller")
     make_absolute(config.data)
-    make_absolute(config.source)
+    make_absolute(config.image_source)
     setup = make_setup(config)
     check_student_init(setup)
     taught = setup.taught if setup.before is None else read_trained_tensors(run_distillation(setup.before, patient=True))
@@ -56,7 +56,7 @@ def run_distillation(config: DictConfig, patient: bool = False) -> Path:
     folder = DistillationFolder(config, setup.hash(taught or {}, start), patient)
     try:
         if folder.finished:
-            print("finished already, skipped")
+            print("already finished, skipped")
             complete(setup, training, folder)
         else:
             train(setup, training, folder, start)
@@ -71,7 +71,7 @@ def run_distillation(config: DictConfig, patient: bool = False) -> Path:
 
 def complete(setup: Setup, training: Training, folder: DistillationFolder) -> None:
     """What leaves the house, if more of it is asked for than when the training was finished."""
-    config, searched = setup.config, "precision_100" in folder.models_known()
+    config, searched = setup.config, "precision_at_100" in folder.models_known()
     exported = (folder.path / "student.pt2").exists()
     if (config.export and not exported) or (config.retrieval and not searched):
         config.retrieval = config.retrieval or searched
@@ -80,13 +80,15 @@ def complete(setup: Setup, training: Training, folder: DistillationFolder) -> No
 
 def begun(setup: Setup, taught: Tensors) -> Tensors:
     """What the training begins with."""
-    init = setup.config.init
+    init = setup.config.student_init
     if init is None:
         return setup.start
     if init == "teacher":
         student = submodule_tensors(taught, "student")
     else:
-        folder = run_distillation(student_alone_config(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
+        folder = (
+            run_distillation(student_alone_config(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
+        )
         student = submodule_tensors(read_trained_tensors(folder), "student")
     load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
     return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}
@@ -102,7 +104,9 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, start: T
     else:
         progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
     rates, first, before = schedule(config), parameters(setup, start), parameters(setup, progress.tensors)
-    travel = float(read_rows(folder.path)[-1]["travel"] or 0)  # as it is written, so that a training that goes on adds to the same number
+    travel = float(
+        read_rows(folder.path)[-1]["parameter_path_length"] or 0
+    )  # as it is written, so that a training that goes on adds to the same number
     with ProgressBar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
             began = time.perf_counter()
@@ -115,13 +119,13 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, start: T
                 **values,
             }
             here = parameters(setup, progress.tensors)
-            row["travel"] = travel = parameter_path_length(travel, before, here, first)
+            row["parameter_path_length"] = travel = parameter_path_length(travel, before, here, first)
             before = here
-            row["seconds_train"] = round(time.perf_counter() - began, 4)
+            row["training_seconds"] = round(time.perf_counter() - began, 4)
             if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
                 row |= (scored := scores(setup, progress.tensors))
                 check_finite(scored, progress.epoch)
-                if config.flow:
+                if config.layer_information_images:
                     folder.flow(layer_information(setup, progress, training.taught))
             folder.row(row)
             if progress.epoch % config.checkpoint_every == 0 or progress.epoch == config.epochs:
@@ -155,13 +159,13 @@ def label(config: DictConfig) -> str:
     """A training in a few words."""
     names = config.choices
     teacher = f"{names.teacher} to " if "teacher" in names else ""
-    return f"{teacher}{names.get('student', 'student')} by {names.get('distiller', 'distiller')} on {names.get('source')} {names.get('data')}, seed {config.seed}"
+    return f"{teacher}{names.get('student', 'student')} by {names.get('distiller', 'distiller')} on {names.get('image_source')} {names.get('data')}, seed {config.seed}"
 
 
 def summary(folder: Path) -> str:
     """Accuracy before and after."""
-    scored = [row for row in read_rows(folder) if row["accuracy"]]
-    return f"accuracy {float(scored[0]['accuracy']):.4f} before, {float(scored[-1]['accuracy']):.4f} after {scored[-1]['epoch']} epochs"
+    scored = [row for row in read_rows(folder) if row["test_accuracy"]]
+    return f"accuracy {float(scored[0]['test_accuracy']):.4f} before, {float(scored[-1]['test_accuracy']):.4f} after {scored[-1]['epoch']} epochs"
 
 
 def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
@@ -174,9 +178,9 @@ def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], ov
     OmegaConf.set_struct(config, False)
     named = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
     named = [one for one in named if not one.startswith(("data.root=", "data.cache="))]
-    if config.run is not None and named:
+    if config.teacher_run is not None and named:
         raise ConfigError(
-            f"run must be null where data or teacher are chosen: a run brings its own, got {config.run!r} with {', '.join(named)}"
+            f"teacher_run must be null where data or teacher are chosen: a run brings its own, got {config.teacher_run!r} with {', '.join(named)}"
         )
     return config
 

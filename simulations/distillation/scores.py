@@ -18,8 +18,8 @@ def scores(setup: Setup, tensors: Tensors) -> dict[str, float]:
     for name, (network, own) in setup.distiller.networks(setup.learner, tensors).items():
         score = scored(setup, network, own)
         ending = "" if name == "student" else f"_{name}"
-        row |= {f"accuracy{ending}": score.accuracy, f"loss{ending}": score.loss / score.total.sum().item()}
-    return {**row, "seconds_evaluate": round(time.perf_counter() - began, 4)}
+        row |= {f"test_accuracy{ending}": score.accuracy, f"test_loss{ending}": score.loss / score.total.sum().item()}
+    return {**row, "evaluation_seconds": round(time.perf_counter() - began, 4)}
 
 
 def scored(setup: Setup, network: nn.Module, tensors: Tensors) -> Score:
@@ -51,6 +51,6 @@ def retrieved(setup: Setup, network: nn.Module, tensors: Tensors) -> dict[str, f
     database, queries, found = embedded(setup.train), embedded(setup.test), {}
     for similarity, ending in (("cosine", ""), ("euclidean", "_euclidean")):
         one = retrieval(database, setup.train.y, queries, setup.test.y, similarity=similarity, interp="full")
-        values = {"mean_average_precision": one.mean_average_precision, "precision_100": one.precision, "precision_1": one.nearest}
+        values = {"mean_average_precision": one.mean_average_precision, "precision_at_100": one.precision, "precision_at_1": one.nearest}
         found |= {f"{name}{ending}": value for name, value in values.items()}
     return found

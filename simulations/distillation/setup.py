@@ -73,7 +73,7 @@ class Setup:
         config = self.config
         return Training(
             self.task, self.distiller, self.learner, self.teacher, taught, self.source, self.pool, self.train.scaling(), build(config, "augmentation"),
-            build(config, "optimizer"), config.batch_size, config.steps, config.epochs, schedule(config), Seed(config.seed), dtype_of(config),
+            build(config, "optimizer"), config.batch_size, config.steps_per_epoch, config.epochs, schedule(config), Seed(config.seed), dtype_of(config),
             Execution(config.compile, autocast=config.precision == "bfloat16"),
         )  # fmt: skip
 
@@ -82,7 +82,7 @@ class Setup:
         node = OmegaConf.to_container(self.config, resolve=True)
         kept = by_class_name({key: placeless(value) for key, value in node.items() if key not in DISTILLATION_WITHOUT_EFFECT})
         digests = {"train": self.train.digest, "test": self.test.digest, "teacher": digest(taught)}
-        digests |= {"run": self.config.run is not None, "start": digest(start) if self.config.init else ""}
+        digests |= {"run": self.config.teacher_run is not None, "start": digest(start) if self.config.student_init else ""}
         return hashlib.sha256(json.dumps([kept, digests], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -102,20 +102,25 @@ def make_setup(config: DictConfig, given: "Origin | None" = None) -> Setup:
         "must be one that this machine has (no GPU is visible here)",
         config.device,
     )
-    distiller, source = build(config, "distiller"), build(config, "source")
+    distiller, source = build(config, "distiller"), build(config, "image_source")
     require(isinstance(distiller, Distiller), "distiller._target_", "must be a distiller", config.distiller["_target_"])
     rule = f"must have labels for distiller {config.choices.get('distiller')}, which learns from them"
-    require(source.labelled or not distiller.needs_labels, "source", rule, config.choices.get("source"))
-    given = given if given is not None or config.run is None else origin(Path(config.run).expanduser().absolute(), config)
-    rule = "must not be alone where a run's images are not to be seen: that is a training with their labels (init=null)"
-    require(source.labelled or given is None or config.init != "alone", "init", rule, f"alone with source {config.choices.get('source')}")
+    require(source.labelled or not distiller.needs_labels, "image_source", rule, config.choices.get("image_source"))
+    given = given if given is not None or config.teacher_run is None else origin(Path(config.teacher_run).expanduser().absolute(), config)
+    rule = "must not be alone where a run's images are not to be seen: that is a training with their labels (student_init=null)"
+    require(
+        source.labelled or given is None or config.student_init != "alone",
+        "student_init",
+        rule,
+        f"alone with image_source {config.choices.get('image_source')}",
+    )
     task, train, test = reduced(config, *(make("data", build(config, "data")) if given is None else given.images))
     teacher, before, taught = make_teacher(config, distiller, source, given)
     fresh = maker(config, "student", task)
     seed = Seed(config.seed)
     with (seed / "student").globally():
         pair = TeacherStudent(task, fresh(), fresh, *((None, None) if teacher is None else (teacher.student, teacher.method)))
-    pool = make("source", source.open, task, train, seed / "source")
+    pool = make("image_source", source.open, task, train, seed / "source")
     try:
         distiller.check(pair, min(config.batch_size, source.fewest(pool)))
     except ValueError as error:
@@ -133,7 +138,7 @@ def make_teacher(
     config: DictConfig, distiller: Distiller, source: ImageSource, given: "Origin | None"
 ) -> tuple[StudentModule | None, DictConfig | None, Tensors | None]:
     """The teacher's form, if one is needed; how to train it, or its tensors where a run has. ``config`` forgets what is not needed."""
-    needed = distiller.taught or not source.labelled or source.looks or config.init == "teacher"
+    needed = distiller.taught or not source.labelled or source.looks or config.student_init == "teacher"
     prepared = needed and (given is None or len(distiller.preparation()) > 0)
     before = teacher_config(config, distiller, None if given is None else given.network) if prepared else None
     if given is not None or not needed:
@@ -142,7 +147,7 @@ def make_teacher(
     if not prepared:
         config.teacher_epochs = None
     if not needed:
-        config.of = "model"
+        config.teacher_kind = "global_model"
         return None, None, None
     if given is not None:
         config.choices.teacher = given.network[1]
@@ -202,7 +207,7 @@ def origin(folder: Path, config: DictConfig) -> Origin:
     if is_federated(theirs):
         name = f"{theirs.choices.get('strategy', 'run')}'s {theirs.choices.get('model', 'model')}"
         home = build_simulation(OmegaConf.to_yaml(theirs, resolve=True))
-        return Origin(pooled(home), aggregated(folder, theirs, config.of), (theirs.model, name))
+        return Origin(pooled(home), aggregated(folder, theirs, config.teacher_kind), (theirs.model, name))
     earlier = make_setup(theirs)
     network = theirs.student, theirs.choices.get("student", "student")
     return Origin((earlier.task, earlier.train, earlier.test), Teacher(earlier.learner, read_trained_tensors(folder)), network)
@@ -215,20 +220,22 @@ def reduced(config: DictConfig, task: Task, train: Examples, test: Examples) -> 
         ConfigError: there are not so many.
     """
     digests = train.digest, test.digest
-    if config.classes is not None:
-        require(config.classes <= task.num_classes, "classes", f"must be at most the task's, {task.num_classes}", config.classes)
-        task = Task(task.name, task.shape, config.classes, task.class_names[: config.classes], task.mean, task.std, task.brightest)
-        train, test = (one.subset(torch.nonzero(one.y < config.classes).flatten()) for one in (train, test))
-    if config.examples is not None:
-        each = config.examples // task.num_classes
+    if config.num_classes is not None:
+        require(
+            config.num_classes <= task.num_classes, "num_classes", f"must be at most the task's, {task.num_classes}", config.num_classes
+        )
+        task = Task(task.name, task.shape, config.num_classes, task.class_names[: config.num_classes], task.mean, task.std, task.brightest)
+        train, test = (one.subset(torch.nonzero(one.y < config.num_classes).flatten()) for one in (train, test))
+    if config.num_train_images is not None:
+        each = config.num_train_images // task.num_classes
         counts = torch.bincount(train.y, minlength=task.num_classes)
         enough = f"must be at least one and at most {counts.min()} images of each of {task.num_classes} classes"
-        require(1 <= each <= counts.min(), "examples", enough, config.examples)
+        require(1 <= each <= counts.min(), "num_train_images", enough, config.num_train_images)
         rng = (Seed(0) / "examples").numpy()
         kept = [rng.permutation(np.flatnonzero(train.y.numpy() == c))[:each] for c in range(task.num_classes)]
         train = train.subset(np.sort(np.concatenate(kept)))
-    if config.validation:
-        (stays,), (withheld,) = split_validation([np.arange(len(train))], config.validation, Seed(0) / "validation")
+    if config.validation_fraction:
+        (stays,), (withheld,) = split_validation([np.arange(len(train))], config.validation_fraction, Seed(0) / "validation")
         train, test = train.subset(stays), train.subset(withheld)
     return task, replace(train, digest=digests[0]), replace(test, digest=digests[1])
 
@@ -249,15 +256,17 @@ def teacher_config(config: DictConfig, distiller: Distiller, given: tuple[DictCo
         distiller: its method.
         given: the network of a run's model and what it is called; None: a teacher is trained first.
     """
-    labels = compose(["distiller=none", "source=real"], "distill")
+    labels = compose(["distiller=none", "image_source=real"], "distill")
     mine = deepcopy(config)
     network, name = given if given is not None else (config.teacher, config.choices.get("teacher", "teacher"))
     mine.student, mine.choices.student = deepcopy(network), name
     mine.seed, mine.epochs = config.teacher_seed, config.teacher_epochs or config.epochs
-    mine.tuned = None
-    other = given is None and config.source._target_ != labels.source._target_  # a run's model is prepared on what its student may see
-    mine.init, mine.flow, mine.steps = None, 0, None if other else config.steps
-    for part in ("distiller", "source") if given is None else ("distiller",):
+    mine.tuned_params = None
+    other = (
+        given is None and config.image_source._target_ != labels.image_source._target_
+    )  # a run's model is prepared on what its student may see
+    mine.student_init, mine.layer_information_images, mine.steps_per_epoch = None, 0, None if other else config.steps_per_epoch
+    for part in ("distiller", "image_source") if given is None else ("distiller",):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     if overrides := list(distiller.preparation()):
         composed = compose(overrides, "distill")
@@ -270,9 +279,9 @@ def teacher_config(config: DictConfig, distiller: Distiller, given: tuple[DictCo
 
 def student_alone_config(config: DictConfig) -> DictConfig:
     """The same student trained with labels alone."""
-    labels, mine = compose(["distiller=none", "source=real"], "distill"), deepcopy(config)
-    mine.init, mine.flow, mine.tuned = None, 0, None
-    for part in ("distiller", "source"):
+    labels, mine = compose(["distiller=none", "image_source=real"], "distill"), deepcopy(config)
+    mine.student_init, mine.layer_information_images, mine.tuned_params = None, 0, None
+    for part in ("distiller", "image_source"):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     return mine
 
@@ -283,7 +292,7 @@ def check_student_init(setup: Setup) -> None:
     Raises:
         ConfigError: ``init`` is not the folder of a finished distillation, or of another network.
     """
-    init = setup.config.init
+    init = setup.config.student_init
     if init in (None, "alone"):
         return
     if init == "teacher":
@@ -292,7 +301,7 @@ def check_student_init(setup: Setup) -> None:
     else:
         theirs = submodule_tensors(finished(Path(init).expanduser().absolute()), "student")
     mine, theirs = ({key: value.shape for key, value in one.items()} for one in (setup.learner.student.state_dict(), theirs))
-    require(mine == theirs, "init", "must be of a network of the student's very form", init)
+    require(mine == theirs, "student_init", "must be of a network of the student's very form", init)
 
 
 def finished(folder: Path) -> Tensors:
@@ -303,7 +312,7 @@ def finished(folder: Path) -> Tensors:
     """
     header = read_header(folder)
     done = header is not None and bool(header["finished"]) and "learner" in read_checkpoint(folder).state
-    require(done, "init", "must be null, teacher, alone, or the folder of a finished distillation", str(folder))
+    require(done, "student_init", "must be null, teacher, alone, or the folder of a finished distillation", str(folder))
     return read_trained_tensors(folder)
 
 

@@ -34,7 +34,7 @@ def config_of(folder: Path, server_round: int | None = None) -> DictConfig:
     Raises:
         ConfigError: there is none, or it is not.
     """
-    require((folder / "config.yaml").is_file(), "run", "must be a run folder (it holds config.yaml)", str(folder))
+    require((folder / "config.yaml").is_file(), "teacher_run", "must be a run folder (it holds config.yaml)", str(folder))
     header = read_header(folder)
     state = "nothing" if header is None else f"{header['round']} of {header['rounds']}"
     if server_round is not None:
@@ -42,7 +42,7 @@ def config_of(folder: Path, server_round: int | None = None) -> DictConfig:
         require(there, "round", f"must be that of the run's checkpoint ({state} done)", server_round)
     else:
         done = header is not None and bool(header["finished"])
-        require(done, "run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
+        require(done, "teacher_run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     return OmegaConf.create(completed(config) if "strategy" in config else config)
 
@@ -67,15 +67,18 @@ def aggregated(folder: Path, config: DictConfig, of: str) -> Teacher:
     home = build_simulation(OmegaConf.to_yaml(config, resolve=True))
     strategy, last = home.strategy, read_checkpoint(folder)
     require(
-        isinstance(strategy, Strategy), "run", "must be of a strategy of fedkd's: Flower's own keep no state", config.strategy["_target_"]
+        isinstance(strategy, Strategy),
+        "teacher_run",
+        "must be of a strategy of fedkd's: Flower's own keep no state",
+        config.strategy["_target_"],
     )
     server = replace(home.federation().server, memories=last.memories)
-    model = strategy.predict(server, last.state)
-    if of == "ensemble":
+    model = strategy.global_model(server, last.state)
+    if of == "client_ensemble":
         model = clients_ensemble(strategy, server, last.state)
     name = config.choices.get("strategy", config.strategy["_target_"])
-    has = "clients' models on the server (fedensemble, dense)" if of == "ensemble" else "a global model"
-    require(model is not None, "run", f"must be of a strategy that has {has}", f"{folder} of {name}")
+    has = "clients' models on the server (fedensemble, dense)" if of == "client_ensemble" else "a global model"
+    require(model is not None, "teacher_run", f"must be of a strategy that has {has}", f"{folder} of {name}")
     network = EnsembleModel(model.members) if isinstance(model, Ensemble) else model
     assert isinstance(network, nn.Module), "a model that predicts is a network"
     return holding(StudentModule(network))
@@ -83,7 +86,11 @@ def aggregated(folder: Path, config: DictConfig, of: str) -> Teacher:
 
 def clients_ensemble(strategy: Strategy, server: Server, state: State) -> Ensemble | None:
     """The ensemble of the clients' models that ``state`` holds; None for a strategy that keeps none."""
-    found = strategy.ensemble(server, state), strategy.others(server, state).get("ensemble"), strategy.predict(server, state)
+    found = (
+        strategy.client_ensemble(server, state),
+        strategy.extra_models(server, state).get("ensemble_test_accuracy"),
+        strategy.global_model(server, state),
+    )
     return next((one for one in found if isinstance(one, Ensemble)), None)
 
 

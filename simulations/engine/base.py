@@ -103,7 +103,7 @@ class ClientGrid(BlockingGrid):
             return split(chunks, self.num_workers, [len(home.partition.test[client]) for client in clients])
         server_round = int(messages[0].content["config"]["server-round"])
         chunks = (
-            home.chunks(clients, self.chunk or home.config.cohort, server_round)
+            home.chunks(clients, self.chunk or home.config.clients_per_vmap, server_round)
             if serialization.BROADCAST in messages[0].content
             else [[client] for client in clients]
         )

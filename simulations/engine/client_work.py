@@ -90,7 +90,7 @@ def train_chunk(home: Simulation, content: RecordDict, shared: State | None, own
     if len(sites) == 1:
         trained = [home.strategy.train(sites[0], shared, memories[0], server_round)]
     else:
-        trained = home.strategy.train_cohort(sites, shared, memories, server_round)
+        trained = home.strategy.train_clients(sites, shared, memories, server_round)
     seconds = (time.perf_counter() - begin) / len(sites)
     return [records(update, kept, seconds) for update, kept in trained]
 
@@ -148,7 +148,7 @@ def foreign(home: Simulation, content: RecordDict) -> tuple[str, State, Strategy
     (name, record), *rest = content.array_records.items()
     if rest:
         raise ConfigError(f"a message of a strategy that is not fedkd's must carry one ArrayRecord, got {[name, *dict(rest)]}")
-    switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0, "sharing": "all"}
+    switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0, "shared_layers": "all"}
     mu = content["config"].get("proximal-mu")
     half = FedAvg(**switches) if mu is None else FedProx(**switches, mu=float(mu), weight_decay=0.0)
     return name, {"model": home.receive(record)}, half

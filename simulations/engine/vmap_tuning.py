@@ -1,4 +1,4 @@
-"""``cohort=auto``: which number of clients trains fastest as one tensor program, by timing some steps of this very run.
+"""``clients_per_vmap=auto``: which number of clients trains fastest as one tensor program, by timing some steps of this very run.
 
 Small networks are bound by what lies between operations and gain several times; wide ones are bound by arithmetic, and lose.
 """
@@ -35,7 +35,11 @@ def choose_clients_per_vmap(home: Simulation, num_workers: int) -> tuple[int, di
     numbers = [n for n in CANDIDATES if n == 1 or n <= min(share, len(clients))]
     if len(numbers) == 1 or has_randomness(clients[0].model):
         return 1, {}
-    shared = {part: tensors for part, tensors in home.strategy.init(home.federation().server).items() if part in home.strategy.shares}
+    shared = {
+        part: tensors
+        for part, tensors in home.strategy.init_server(home.federation().server).items()
+        if part in home.strategy.broadcast_parts
+    }
     milliseconds: dict[int, list[float]] = {number: [] for number in numbers}
     for repetition in range(1 + REPETITIONS):
         for number in numbers:
@@ -64,5 +68,5 @@ def seconds(home: Simulation, clients: Sequence[Client], shared: State) -> float
     if len(clients) == 1:
         home.strategy.train(clients[0], shared, None, 1)
     else:
-        home.strategy.train_cohort(clients, shared, [None] * len(clients), 1)
+        home.strategy.train_clients(clients, shared, [None] * len(clients), 1)
     return time.perf_counter() - begin

@@ -18,14 +18,14 @@ class ReferenceNumbers:
 
     Args:
         source: where they stand.
-        figure: what of ours they are set beside, one of ``TABLE_METRICS``.
+        metric: what of ours they are set beside, one of ``TABLE_METRICS``.
         cells: in percent where it is an accuracy.
         note: what they are, where the table cannot show it.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     source: str
-    figure: str
+    metric: str
     cells: Cells
     note: str = ""
 
@@ -37,14 +37,14 @@ class Tuning:
     Args:
         key: what is searched.
         grid: its values.
-        validation: share of each client's training examples that is held out.
+        validation_fraction: share of each client's training examples that is held out.
         overrides: of the runs that are tried.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     key: str
     grid: list[float]
-    validation: float
+    validation_fraction: float
     overrides: list[str] = field(default_factory=list)
 
 
@@ -55,34 +55,34 @@ class Experiment:
     Args:
         title: of the table.
         seeds: of every cell.
-        rows: settings, each the overrides of its name.
-        columns: strategies, likewise.
-        figures: what is shown of every cell beside what the sources ask for, of ``TABLE_METRICS``.
+        settings: each the overrides of its name.
+        strategies: strategies, likewise.
+        metrics: what is shown of every cell beside what the sources ask for, of ``TABLE_METRICS``.
         without: columns that a row goes without.
         published: the paper's numbers.
         public_code: what was measured of the authors' code.
-        reference: the column from which every other's difference is shown, paired by seed.
+        baseline: the column from which every other's difference is shown, paired by seed.
         ratio_to: the column over which all figures are, by seed; a source's numbers too.
         tuning: where columns are tuned.
-        alone: one run at a time, as times are measured.
-        drawn: figures of every setting, of ``DRAWN``: convergence, label distributions, differences from the reference.
+        serial: one run at a time, as times are measured.
+        figures: figures of every setting, of ``DRAWN``: convergence, label distributions, differences from the reference.
         note: what the table cannot show.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     title: str
     seeds: list[int]
-    rows: dict[str, list[str]]
-    columns: dict[str, list[str]]
-    figures: list[str] = field(default_factory=list)
+    settings: dict[str, list[str]]
+    strategies: dict[str, list[str]]
+    metrics: list[str] = field(default_factory=list)
     without: dict[str, list[str]] = field(default_factory=dict)
     published: ReferenceNumbers | None = None
     public_code: ReferenceNumbers | None = None
-    reference: str | None = None
+    baseline: str | None = None
     ratio_to: str | None = None
     tuning: Tuning | None = None
-    alone: bool = False
-    drawn: list[str] = field(default_factory=list)
+    serial: bool = False
+    figures: list[str] = field(default_factory=list)
     note: str = ""
 
     @property
@@ -94,11 +94,11 @@ class Experiment:
     @property
     def shown(self) -> list[str]:
         """All figures of the table."""
-        return list(dict.fromkeys([*(source.figure for source in self.sources.values()), *self.figures]))
+        return list(dict.fromkeys([*(source.metric for source in self.sources.values()), *self.metrics]))
 
     def cells(self) -> list[tuple[str, str]]:
         """Rows and columns that are run."""
-        return [(row, column) for row in self.rows for column in self.columns if column not in self.without.get(row, [])]
+        return [(row, column) for row in self.settings for column in self.strategies if column not in self.without.get(row, [])]
 
     def odd(self) -> list[str]:
         """What does not fit together."""
@@ -109,8 +109,8 @@ class Experiment:
             for column in one.cells[row]
         ]
         told += [("without", row, column) for row, columns in self.without.items() for column in columns]
-        said = [f"{what} for {row}, {column}" for what, row, column in told if row not in self.rows or column not in self.columns]
-        said += [f"{name!r}, whose comma parts the names of a command line" for name in (*self.rows, *self.columns) if "," in name]
+        said = [f"{what} for {row}, {column}" for what, row, column in told if row not in self.settings or column not in self.strategies]
+        said += [f"{name!r}, whose comma parts the names of a command line" for name in (*self.settings, *self.strategies) if "," in name]
         said += [f"figure {name}" for name in self.shown if name not in TABLE_METRICS]
-        said += [f"drawing {name}" for name in self.drawn if name not in DRAWN or (name == "differences" and self.reference is None)]
-        return said + [f"column {name}" for name in (self.reference, self.ratio_to) if name is not None and name not in self.columns]
+        said += [f"drawing {name}" for name in self.figures if name not in DRAWN or (name == "differences" and self.baseline is None)]
+        return said + [f"column {name}" for name in (self.baseline, self.ratio_to) if name is not None and name not in self.strategies]

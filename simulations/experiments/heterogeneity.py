@@ -29,10 +29,10 @@ SPLITS = {
     "dirichlet 0.1": ["partition=dirichlet", "partition.alpha=0.1"],
     "dirichlet 0.05": ["partition=dirichlet", "partition.alpha=0.05"],
     "fedgen 0.1": ["partition=fedgen", "partition.alpha=0.1"],
-    "classes 2": ["partition=classes", "partition.per_client=2"],
-    "label_shards 2": ["partition=label_shards", "partition.per_client=2"],
-    "quantity 0.5": ["partition=quantity", "partition.alpha=0.5"],
-    "thinned dirichlet 0.1": ["partition=thinned", "partition.base.alpha=0.1"],
+    "classes 2": ["partition=classes_per_client", "partition.per_client=2"],
+    "label_shards 2": ["partition=shards", "partition.per_client=2"],
+    "quantity 0.5": ["partition=quantity_skew", "partition.alpha=0.5"],
+    "thinned dirichlet 0.1": ["partition=subsample", "partition.base.alpha=0.1"],
 }
 
 SHIFTS = ("rotation", "domains", "noise", "blur", "colour", "label_noise")

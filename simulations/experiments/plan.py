@@ -29,8 +29,8 @@ class PlannedRun:
     """One run of an experiment.
 
     Args:
-        row: setting.
-        column: strategy.
+        setting: setting.
+        strategy: strategy.
         seed: of the run.
         config: ready to be executed.
         key: equal for equal runs (see :func:`run_key`).
@@ -38,8 +38,8 @@ class PlannedRun:
         folder: where it is, unless it is missing.
     """
 
-    row: str
-    column: str
+    setting: str
+    strategy: str
     seed: int
     config: DictConfig
     run_key: str
@@ -49,7 +49,7 @@ class PlannedRun:
     @property
     def label(self) -> str:
         """``alpha 0.1, FedGen, seed 0``."""
-        return f"{self.row}, {self.column}, seed {self.seed}"
+        return f"{self.setting}, {self.strategy}, seed {self.seed}"
 
 
 def read_experiment(name: str) -> Experiment:
@@ -81,15 +81,17 @@ def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Seq
     states: dict[Path, States] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for row, column in experiment.cells():
-            config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
-            if config.tuned is not None and not has_choice(config):
+            config = compose([f"experiment={name}", *experiment.settings[row], *experiment.strategies[column], *overrides])
+            if config.tuned_params is not None and not has_choice(config):
                 notes.append(f"{row}, {column}: waits for its learning rate to be tuned")
                 continue
             runs += each_seed(config, partial(PlannedRun, row, column), seeds, states)
     return runs, notes
 
 
-def each_seed(config: DictConfig, named: Callable[..., PlannedRun], seeds: Sequence[int], states: dict[Path, States]) -> Iterator[PlannedRun]:
+def each_seed(
+    config: DictConfig, named: Callable[..., PlannedRun], seeds: Sequence[int], states: dict[Path, States]
+) -> Iterator[PlannedRun]:
     """A cell's runs; ``states`` of what lies in output folders are looked up once."""
     check_run(config)
     for seed in seeds:
@@ -117,7 +119,7 @@ def refresh(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 def has_choice(config: DictConfig) -> bool:
     """The file ``tuned`` is there and holds a choice for the strategy."""
-    if not Path(config.tuned).expanduser().exists():
+    if not Path(config.tuned_params).expanduser().exists():
         return False
     try:
         return apply_tuned_params(deepcopy(config), "strategy") is not None
@@ -128,7 +130,7 @@ def has_choice(config: DictConfig) -> bool:
 def run_key(config: DictConfig) -> str:
     """Equal for two configurations whose runs are the same run, as far as can be told without a look at the data."""
     config = deepcopy(config)
-    for part in ("data", "partition", "public", "systems"):
+    for part in ("data", "partition", "public_data", "systems"):
         make_absolute(config[part])
     return identity(config, dict(files(OmegaConf.to_container(config, resolve=True))))
 
@@ -169,7 +171,9 @@ def unfinished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """What is left to be done, each run once, untuned where it is both, and those that were interrupted first."""
     once: dict[str, PlannedRun] = {}
     for run in runs:
-        if run.state != "finished" and (run.key not in once or (once[run.key].config.tuned is not None and run.config.tuned is None)):
+        if run.state != "finished" and (
+            run.key not in once or (once[run.key].config.tuned_params is not None and run.config.tuned_params is None)
+        ):
             once[run.key] = run
     return sorted(once.values(), key=lambda run: run.state != "interrupted")
 

@@ -30,8 +30,8 @@ def compare(experiment: Experiment, found: Found) -> pd.DataFrame:
     if experiment.ratio_to is not None:
         values = {cell: over(runs, values.get((cell[0], experiment.ratio_to), {})) for cell, runs in values.items()}
     found = pd.DataFrame([_row(experiment, cell, values) for cell in experiment.cells()])
-    for figure in experiment.shown if experiment.reference is not None else ():
-        less = f"{figure}_less_reference"
+    for figure in experiment.shown if experiment.baseline is not None else ():
+        less = f"{figure}_minus_baseline"
         for rows in found.groupby("setting").groups.values():  # one family of tests: all columns of a setting
             found.loc[rows, f"{less}_p_holm"] = holm(found.loc[rows, f"{less}_p"])
     return found
@@ -44,7 +44,7 @@ def scaled(run: FederatedRun) -> dict[str, float]:
 
 def is_accuracy(figure: str) -> bool:
     """It is shown in percent."""
-    return figure.startswith(("accuracy", "top5"))
+    return figure.startswith(("global_test_accuracy", "local_test_accuracy", "best5"))
 
 
 def over(runs: Mapping[int, dict[str, float]], bases: Mapping[int, dict[str, float]]) -> dict[int, dict[str, float]]:
@@ -60,17 +60,17 @@ def _row(
     row: dict[str, object] = {"setting": cell[0], "strategy": cell[1], "num_seeds": len(mine), "seeds": " ".join(map(str, sorted(mine)))}
     for figure in experiment.shown:
         mean, half = spread(np.array([mine[seed][figure] for seed in sorted(mine)], float))
-        row |= {f"{figure}_mean": mean, f"{figure}_half_width": half}
+        row |= {f"{figure}_mean": mean, f"{figure}_ci95": half}
     for name, source in experiment.sources.items():
-        row |= against(source, experiment.ratio_to, cell, name, *(row[f"{source.figure}_{part}"] for part in ("mean", "half_width")))
-    if experiment.reference is not None:
-        theirs = values.get((cell[0], experiment.reference), {}) if cell[1] != experiment.reference else {}
+        row |= against(source, experiment.ratio_to, cell, name, *(row[f"{source.metric}_{part}"] for part in ("mean", "ci95")))
+    if experiment.baseline is not None:
+        theirs = values.get((cell[0], experiment.baseline), {}) if cell[1] != experiment.baseline else {}
         for figure in experiment.shown:
             pairs = [mine[seed][figure] - theirs[seed][figure] for seed in sorted(mine.keys() & theirs.keys())]
-            test, less = paired(pairs), f"{figure}_less_reference"
+            test, less = paired(pairs), f"{figure}_minus_baseline"
             row |= {
                 f"{less}_mean": test.mean,
-                f"{less}_half_width": test.high - test.mean,
+                f"{less}_ci95": test.high - test.mean,
                 f"{less}_d": test.effect,
                 f"{less}_p": test.t_test,
             }
@@ -78,13 +78,15 @@ def _row(
     return row
 
 
-def against(source: ReferenceNumbers, ratio_to: str | None, cell: tuple[str, str], name: str, mean: float, half: float) -> dict[str, object]:
+def against(
+    source: ReferenceNumbers, ratio_to: str | None, cell: tuple[str, str], name: str, mean: float, half: float
+) -> dict[str, object]:
     """One source's number for a cell, and ours less it; nothing where it has none."""
     name = name.replace(" ", "_")
     numbers = np.atleast_1d(source.cells.get(cell[0], {}).get(cell[1], np.nan)).astype(float)
     if ratio_to is not None:
         numbers = numbers[:1] / np.atleast_1d(source.cells.get(cell[0], {}).get(ratio_to, np.nan))[0]
-    theirs = dict(zip({1: ("mean",), 2: ("mean", "spread"), 3: ("mean", "lowest", "highest")}[len(numbers)], numbers))
+    theirs = dict(zip({1: ("mean",), 2: ("mean", "spread"), 3: ("mean", "min", "max")}[len(numbers)], numbers))
     difference = mean - theirs["mean"]
     known = not np.isnan(difference) and not np.isnan(half)
     return {**{f"{name}_{key}": value for key, value in theirs.items()}, f"{name}_difference": difference,
@@ -96,24 +98,24 @@ def beside(experiment: Experiment, found: pd.DataFrame) -> Table:
     settings = list(dict.fromkeys(found["setting"]))
     columns = [texts("setting", found["setting"])] if len(settings) > 1 else []
     columns += [texts("strategy", found["strategy"]), counts("n", found["num_seeds"].tolist())]
-    if experiment.reference is not None:
-        others = found[found["strategy"] != experiment.reference]
+    if experiment.baseline is not None:
+        others = found[found["strategy"] != experiment.baseline]
         if (others["num_pairs"] != others["num_seeds"]).any():  # a seed is missing on one side
             columns.append(counts("pairs", found["num_pairs"].tolist()))
     for figure in experiment.shown:
-        columns.append(Column(f"ours, {TABLE_METRICS[figure]}", cells(found, f"{figure}_mean", f"{figure}_half_width")))
+        columns.append(Column(f"ours, {TABLE_METRICS[figure]}", cells(found, f"{figure}_mean", f"{figure}_ci95")))
         for name, source in experiment.sources.items():
-            if source.figure == figure:
+            if source.metric == figure:
                 columns += source_columns(found, name)
-        if experiment.reference is not None:
-            less = f"{figure}_less_reference"
+        if experiment.baseline is not None:
+            less = f"{figure}_minus_baseline"
             columns.append(
-                Column(f"less {experiment.reference}, {TABLE_METRICS[figure]}", cells(found, f"{less}_mean", f"{less}_half_width", "+"))
+                Column(f"less {experiment.baseline}, {TABLE_METRICS[figure]}", cells(found, f"{less}_mean", f"{less}_ci95", "+"))
             )
             columns.append(p_values(f"p, Holm, {TABLE_METRICS[figure]}", found[f"{less}_p_holm"]))
     lines = legend(experiment)
-    if experiment.reference is not None:
-        tested = found[[f"{name}_less_reference_p" for name in experiment.shown]].notna().groupby(found["setting"]).sum()
+    if experiment.baseline is not None:
+        tested = found[[f"{name}_minus_baseline_p" for name in experiment.shown]].notna().groupby(found["setting"]).sum()
         lines += few(found["num_pairs"], int(tested.to_numpy().max(initial=0)))
     return Table("table", experiment.title, tuple(columns), "\n".join(lines), tuple(found["setting"]))
 
@@ -122,8 +124,8 @@ def source_columns(found: pd.DataFrame, name: str) -> list[Column]:
     """A source's numbers, ours less them, and whether they lie within our interval."""
     key = name.replace(" ", "_")
     theirs = cells(found, f"{key}_mean", f"{key}_spread")
-    if f"{key}_lowest" in found:
-        ranges = zip(theirs, found[f"{key}_lowest"], found[f"{key}_highest"])
+    if f"{key}_min" in found:
+        ranges = zip(theirs, found[f"{key}_min"], found[f"{key}_max"])
         theirs = tuple(one if np.isnan(low) else replace(one, text=f"{one.text} ({low:.2f} to {high:.2f})") for one, low, high in ranges)
     within = texts(f"{name} within", [text or DASH for text in found[f"{key}_within"]])
     return [Column(name, theirs), Column(f"ours less {name}", cells(found, f"{key}_difference", "", "+")), within]
@@ -140,7 +142,7 @@ def legend(experiment: Experiment) -> list[str]:
     lines = ["Ours: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1); accuracies in %."]
     lines += [
         "Top-5 rounds: own labels, the mean of the five best rounds of each seed, selected on the test set, as the paper's figure is."
-    ] * ("top5_rounds" in experiment.shown)
+    ] * ("best5_rounds" in experiment.shown)
     lines += ["Last ten: mean of the last ten evaluated rounds."] * any(name.endswith("last_ten") for name in experiment.shown)
     for name, source in experiment.sources.items():
         lines.append(f"{name[0].upper()}{name[1:]}: {source.source}.{f' {source.note}' if source.note else ''}")
@@ -148,9 +150,9 @@ def legend(experiment: Experiment) -> list[str]:
         lines.append("Within: the others' mean lies in our interval.")
     if experiment.ratio_to is not None:
         lines.append(f"All figures are ratios to {experiment.ratio_to}'s, by seed; those of others are ratios of their means.")
-    if experiment.reference is not None:
+    if experiment.baseline is not None:
         lines.append(
-            f"Less {experiment.reference}: paired by seed, ± half-width of the 95 % interval of the mean difference, "
+            f"Less {experiment.baseline}: paired by seed, ± half-width of the 95 % interval of the mean difference, "
             "which is not corrected; p of the paired t test, by Holm's correction for all comparisons of a figure in a setting."
         )
     return [*lines, *([experiment.note] if experiment.note else [])]
@@ -158,7 +160,7 @@ def legend(experiment: Experiment) -> list[str]:
 
 def cost(runs: Sequence[FederatedRun]) -> str:
     """What finished runs have computed."""
-    seconds = sum(float(run.metrics[["seconds_local", "seconds_server", "seconds_evaluate"]].sum().sum()) for run in runs)
+    seconds = sum(float(run.metrics[["local_training_seconds", "server_seconds", "evaluation_seconds"]].sum().sum()) for run in runs)
     rounds = sum(len(run.metrics) for run in runs)
     return f"{len(runs)} runs, {rounds:,} rounds; local training, server and evaluation by the runs' own clocks {seconds / 60:.1f} minutes in all."
 

@@ -37,7 +37,7 @@ from simulations.run_folder.csv_rows import append
 from simulations.run_folder.environment import current_commit, note_choice, read_commit
 from simulations.run_folder.reader import FederatedRun, read_run
 
-KEYS = ("experiment", "seeds", "rows", "columns", "jobs", "quiet", "only")
+KEYS = ("experiment", "seeds", "settings", "strategies", "jobs", "quiet", "only")
 
 PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=")
 """What is overridden without another result."""
@@ -81,24 +81,24 @@ def parse_arguments(argv: Sequence[str]) -> Reproduction:
     require("experiment" in given, "experiment", "must be named: experiment=fedgen_table1_mnist", None)
     require("seed" not in [name for name, _, _ in pairs], "seeds", "must be given in place of seed", "seed=")
     experiment = read_experiment(given["experiment"])
-    rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("rows", "columns"))
-    base, reference = experiment.ratio_to, experiment.reference
-    require(base in (None, *columns), "columns", f"must have {base} among them, to which all figures are ratios", list(columns))
-    experiment = replace(experiment, rows=rows, columns=columns)
-    require(bool(experiment.cells()), "columns", "must be there in one of the rows at least", list(columns))
+    rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("settings", "strategies"))
+    base, reference = experiment.ratio_to, experiment.baseline
+    require(base in (None, *columns), "strategies", f"must have {base} among them, to which all figures are ratios", list(columns))
+    experiment = replace(experiment, settings=rows, strategies=columns)
+    require(bool(experiment.cells()), "strategies", "must be there in one of the rows at least", list(columns))
     lacks = reference is not None and reference not in columns
     if lacks:
-        experiment = replace(experiment, reference=None, drawn=[name for name in experiment.drawn if name != "differences"])
+        experiment = replace(experiment, baseline=None, figures=[name for name in experiment.figures if name != "differences"])
     only, quiet = given.get("only"), given.get("quiet", "false")
     require(only in (None, "plan", "table"), "only", "must be plan or table", only)
     require(quiet in ("true", "false"), "quiet", "must be true or false", quiet)
-    jobs = 1 if experiment.alone else number(given.get("jobs", str(cores())), "jobs")
+    jobs = 1 if experiment.serial else number(given.get("jobs", str(cores())), "jobs")
     require(jobs >= 1, "jobs", "must be >= 1", jobs)
     seeds = [number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else experiment.seeds
     overrides = [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS]
     odd = [word for word in overrides if not word.startswith(PLACES)]
     notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
-    notes.append(f"{reference}, from which differences are, is not among the columns." if lacks else "")
+    notes.append(f"{reference}, from which differences are, is not among the strategies." if lacks else "")
     note = " ".join(filter(None, notes))
     return Reproduction(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
 
@@ -241,12 +241,12 @@ def print_table(asked: Reproduction, runs: Sequence[PlannedRun]) -> list[str]:
             require(run.state == "finished", run.label, "must be finished to be in the table", run.state)
             if run.folder not in folders:
                 folders[run.folder] = read_run(run.folder)
-            found.setdefault((run.row, run.column), {})[run.seed] = folders[run.folder]
+            found.setdefault((run.setting, run.strategy), {})[run.seed] = folders[run.folder]
         except ValueError as error:
             notes.append(str(error))
     said = [*diverged(runs, asked.home / LOGS), *wall(asked.results / TIMES), *commits(folders.values())]
     text, paths = published_table.write(asked.experiment, found, asked.results, said)
-    if asked.experiment.drawn:
+    if asked.experiment.figures:
         paths += draw(asked, found)
     print(text, *paths, sep="\n", flush=True)
     return notes
@@ -282,19 +282,19 @@ def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
     paths: list[Path] = []
     experiment = asked.experiment
     table = published_table.compare(experiment, found)
-    for row in experiment.rows:
-        there = {column: tuple(found[row, column].values()) for column in experiment.columns if (row, column) in found}
+    for row in experiment.settings:
+        there = {column: tuple(found[row, column].values()) for column in experiment.strategies if (row, column) in found}
         stem = asked.results / row.replace(" ", "_")
-        if there and "convergence" in experiment.drawn:
-            lines = {column: dict.fromkeys(PANELS, NOTHING) for column in experiment.columns}  # a column looks the same in every row
+        if there and "convergence" in experiment.figures:
+            lines = {column: dict.fromkeys(PANELS, NOTHING) for column in experiment.strategies}  # a column looks the same in every row
             for column, seeds in there.items():
                 lines[column] = {panel: curve(Group(seeds, column, column, row), panel, "rounds") for panel in PANELS}
             paths += convergence.convergence(lines, f"{stem}_convergence")
-        if there and "labels" in experiment.drawn:
+        if there and "labels" in experiment.figures:
             paths += convergence.partition(next(iter(there.values()))[0].counts(), f"{stem}_labels")
-        if there and "differences" in experiment.drawn:
+        if there and "differences" in experiment.figures:
             mine = table[table["setting"] == row]
-            paths += forest(mine, experiment.shown[0], experiment.reference, f"{stem}_differences")
+            paths += forest(mine, experiment.shown[0], experiment.baseline, f"{stem}_differences")
     return paths
 
 

@@ -75,13 +75,13 @@ def missing_searches(name: str, experiment: Experiment, overrides: Sequence[str]
     """
     found: dict[tuple[str, Path], Search | None] = {}  # None: its choice is there
     for row, column in experiment.cells() if experiment.tuning is not None else ():
-        if not any(word.startswith("tuned=") for word in experiment.columns[column]):
+        if not any(word.startswith("tuned_params=") for word in experiment.strategies[column]):
             continue
-        config = compose([f"experiment={name}", *experiment.rows[row], *experiment.columns[column], *overrides])
-        table = None if config.tuned is None else Path(config.tuned).expanduser().absolute()
+        config = compose([f"experiment={name}", *experiment.settings[row], *experiment.strategies[column], *overrides])
+        table = None if config.tuned_params is None else Path(config.tuned_params).expanduser().absolute()
         if table is None or (config.choices.strategy, table) in found:
             continue
-        own = [word for word in experiment.columns[column] if not word.startswith("tuned=")]
+        own = [word for word in experiment.strategies[column] if not word.startswith("tuned_params=")]
         one = Search(config.choices.strategy, table, column, [f"experiment={name}", *own, *experiment.tuning.overrides, *overrides])
         there = has_choice(config)
         if there:
@@ -97,19 +97,21 @@ def same_search(one: Search, tuning: Tuning) -> None:
         ConfigError: naming the file, and what is searched here.
     """
     rounds, rows = compose(one.words).rounds, tuned_rows(one.table, one.strategy)
-    there = {(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation") or 0)) for row in rows}
-    same = there == {(tuning.key, float(rounds), float(tuning.validation))} and {float(row["value"]) for row in rows} == set(tuning.grid)
-    here = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation} held out"
+    there = {(row.get("key"), float(row.get("rounds") or 0), float(row.get("validation_fraction") or 0)) for row in rows}
+    same = there == {(tuning.key, float(rounds), float(tuning.validation_fraction))} and {float(row["value"]) for row in rows} == set(
+        tuning.grid
+    )
+    here = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation_fraction} held out"
     rule = f"must hold for {one.strategy} the search that the experiment describes ({here}); give another output, or remove the file"
-    require(same, "tuned", rule, str(one.table))
+    require(same, "tuned_params", rule, str(one.table))
 
 
 def trials(one: Search, tuning: Tuning) -> Iterator[tuple[float, PlannedRun]]:
     """The values of a grid and the run that tries each, in the folder of the search's table."""
     states: dict = {}
     for value in tuning.grid:
-        config = trial(compose(one.words), tuning.key, value, tuning.validation)
-        config.output, config.name, config.tuned = str(one.table.parent.parent), one.table.parent.name, None
+        config = trial(compose(one.words), tuning.key, value, tuning.validation_fraction)
+        config.output, config.name, config.tuned_params = str(one.table.parent.parent), one.table.parent.name, None
         check_run(config)
 
         def named(seed: int, config: DictConfig, *rest: object, value: float = value) -> PlannedRun:
@@ -123,7 +125,7 @@ COST = ("rounds_done", "client_updates", "seconds")
 DIVERGED = "no longer finite"
 
 
-COLUMNS = ("strategy", "key", "value", "accuracy", "rounds", "seed", "chosen", "folder", "validation", *COST)
+COLUMNS = ("option", "key", "value", "validation_accuracy", "rounds", "seed", "selected", "run", "validation_fraction", *COST)
 
 
 def tune_strategy(key: str, grid: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
@@ -151,15 +153,20 @@ def tune_strategy(key: str, grid: Sequence[float], share: float, overrides: Sequ
 def trial(config: DictConfig, key: str, value: float, share: float) -> DictConfig:
     """The run that tries ``value``: judged on a ``share`` of each client's training examples, which nobody trains on."""
     OmegaConf.update(config, key, value)
-    config.validation, config.evaluation.examples = share, "validation"
+    config.validation_fraction, config.evaluation.split = share, "validation"
     return config
 
 
 def tried(config: DictConfig, key: str, value: float, accuracy: float, folder: Path) -> dict[str, object]:
     """The row of a value that was tried, with what it has cost; ``folder`` is that of its run."""
     strategy = config.choices.get("strategy", config.strategy["_target_"])
-    row = {"strategy": strategy, "key": key, "value": value, "accuracy": accuracy, "rounds": config.rounds, "seed": config.seed}
-    return {**row, "folder": str(Path(*folder.parts[-2:])) if accuracy else "", "validation": config.validation, **cost(folder)}
+    row = {"option": strategy, "key": key, "value": value, "validation_accuracy": accuracy, "rounds": config.rounds, "seed": config.seed}
+    return {
+        **row,
+        "run": str(Path(*folder.parts[-2:])) if accuracy else "",
+        "validation_fraction": config.validation_fraction,
+        **cost(folder),
+    }
 
 
 def cost(folder: Path) -> dict[str, float]:
@@ -168,10 +175,10 @@ def cost(folder: Path) -> dict[str, float]:
     if (folder / "metrics.csv").exists():  # not where the first round has diverged
         with open(folder / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-    seconds = sum(float(row[f"seconds_{phase}"] or 0) for row in rows for phase in ("local", "server", "evaluate"))
+    seconds = sum(float(row[f"{phase}_seconds"] or 0) for row in rows for phase in ("local_training", "server", "evaluation"))
     return {
         "rounds_done": len(rows),
-        "client_updates": sum(int(row["num_participants"] or 0) for row in rows),
+        "client_updates": sum(int(row["num_clients_aggregated"] or 0) for row in rows),
         "seconds": round(seconds, 2),
     }
 
@@ -182,16 +189,21 @@ def choose(rows: Sequence[dict[str, object]], table: Path) -> float:
     Raises:
         ConfigError: training diverged with every value.
     """
-    best = max(rows, key=lambda row: row["accuracy"])
+    best = max(rows, key=lambda row: row["validation_accuracy"])
     values = [row["value"] for row in rows]
-    require(best["accuracy"] > 0, best["key"], "must leave training finite with one value of the grid at least (smaller ones)", values)
+    require(
+        best["validation_accuracy"] > 0,
+        best["key"],
+        "must leave training finite with one value of the grid at least (smaller ones)",
+        values,
+    )
     table.parent.mkdir(parents=True, exist_ok=True)
     if (header := header_of(table)) is not None and not set(COLUMNS) <= set(header):
         widen(table, [*header, *(name for name in COLUMNS if name not in header)])
-    append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in rows])
-    shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in rows)
+    append(table, COLUMNS, [{**row, "selected": int(row is best)} for row in rows])
+    shown = ", ".join(f"{row['value']:g}: {row['validation_accuracy']:.4f}" for row in rows)
     total = {name: sum(row[name] for row in rows) for name in COST}
-    print(f"tuned: {best['strategy']} {best['key']}={best['value']:g} (held-out accuracy on own labels {shown}){edge(rows, best)}")
+    print(f"selected: {best['option']} {best['key']}={best['value']:g} (local validation accuracy: {shown}){edge(rows, best)}")
     print(
         f"cost: {len(rows)} runs, {total['rounds_done']} rounds, {total['client_updates']} client updates, {total['seconds']:.1f} s",
         flush=True,
@@ -208,7 +220,7 @@ def edge(rows: Sequence[dict[str, object]], best: dict[str, object]) -> str:
 def judged(folder: Path) -> float:
     """The mean of the last ten evaluated rounds on own labels."""
     with open(folder / "metrics.csv", newline="") as file:
-        values = [float(row["accuracy_own_labels"]) for row in csv.DictReader(file) if row["accuracy_own_labels"]][-10:]
+        values = [float(row["local_test_accuracy"]) for row in csv.DictReader(file) if row["local_test_accuracy"]][-10:]
     return sum(values) / len(values)
 
 
@@ -264,20 +276,25 @@ def tune_distiller(factors: Sequence[float], share: float, overrides: Sequence[s
     found = []
     for factor in factors:
         value = float(f"{factor * shipped.distiller[scale]:.6g}")
-        config = compose_distillation([*overrides, f"distiller.{scale}={value}", f"validation={share}"])
-        row = {"strategy": name, "key": f"distiller.{scale}", "value": value, "rounds": config.epochs, "seed": config.seed}
+        config = compose_distillation([*overrides, f"distiller.{scale}={value}", f"validation_fraction={share}"])
+        row = {"option": name, "key": f"distiller.{scale}", "value": value, "rounds": config.epochs, "seed": config.seed}
         try:
             folder = run_distillation(config)
-            row |= {"accuracy": float(read_rows(folder)[-1]["accuracy"]), "folder": str(folder.relative_to(Path(config.output).absolute()))}
+            row |= {
+                "validation_accuracy": float(read_rows(folder)[-1]["test_accuracy"]),
+                "run": str(folder.relative_to(Path(config.output).absolute())),
+            }
         except FloatingPointError:
-            row |= {"accuracy": 0.0}
+            row |= {"validation_accuracy": 0.0}
         found.append(row)
-    best = max(found, key=lambda row: row["accuracy"])
-    require(best["accuracy"] > 0, best["key"], "must leave training finite with one multiple at least (smaller ones)", list(factors))
+    best = max(found, key=lambda row: row["validation_accuracy"])
+    require(
+        best["validation_accuracy"] > 0, best["key"], "must leave training finite with one multiple at least (smaller ones)", list(factors)
+    )
     table.parent.mkdir(parents=True, exist_ok=True)
-    append(table, COLUMNS, [{**row, "chosen": int(row is best)} for row in found])
-    shown = ", ".join(f"{row['value']:g}: {row['accuracy']:.4f}" for row in found)
-    print(f"tuned: {name} {best['key']}={best['value']:g} (held-out accuracy {shown}){edge(found, best)}", flush=True)
+    append(table, COLUMNS, [{**row, "selected": int(row is best)} for row in found])
+    shown = ", ".join(f"{row['value']:g}: {row['validation_accuracy']:.4f}" for row in found)
+    print(f"selected: {name} {best['key']}={best['value']:g} (validation accuracy: {shown}){edge(found, best)}", flush=True)
     return best["value"]
 
 
@@ -287,5 +304,8 @@ def tune_distiller_main(argv: Sequence[str] | None = None) -> None:
     asked.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3], help="multiples of the shipped weight (0.3 1 3)")
     arguments = asked.parse_args(argv)
     each(
-        arguments, "distiller", compose_distillation, lambda overrides, table: tune_distiller(arguments.factors, arguments.validation, overrides, table)
+        arguments,
+        "distiller",
+        compose_distillation,
+        lambda overrides, table: tune_distiller(arguments.factors, arguments.validation, overrides, table),
     )

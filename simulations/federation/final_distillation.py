@@ -24,14 +24,14 @@ def distillation_config(config: DictConfig, folder: str, server_round: int | Non
     Raises:
         ConfigError: a part's own keys are nested, which would take the place of its name.
     """
-    for key, value in config.distill_with.items():
-        rule = f"must be one value; the keys of a part stand with a dot: '+distill_with={{{key}.<name>: <value>}}'"
-        require(not isinstance(value, DictConfig), f"distill_with.{key}", rule, str(value))
-    asked = [f"{key}={'null' if value is None else value}" for key, value in config.distill_with.items()]
+    for key, value in config.distill_overrides.items():
+        rule = f"must be one value; the keys of a part stand with a dot: '+distill_overrides={{{key}.<name>: <value>}}'"
+        require(not isinstance(value, DictConfig), f"distill_overrides.{key}", rule, str(value))
+    asked = [f"{key}={'null' if value is None else value}" for key, value in config.distill_overrides.items()]
     own = [f"{key}={config[key]}" for key in ("output", "device", "progress")]
     own += ["precision=float64"] if config.precision == "float64" else []
     at = [] if server_round is None else [f"round={server_round}"]
-    return compose_distillation([*own, f"distiller={config.distill}", *asked, f"run={folder}", *at])
+    return compose_distillation([*own, f"distiller={config.distill}", *asked, f"teacher_run={folder}", *at])
 
 
 def check_final_distillation(home: Simulation) -> None:
@@ -49,12 +49,14 @@ def check_final_distillation(home: Simulation) -> None:
     if not isinstance(home.strategy, Strategy):
         raise ConfigError(f"distill must be null for Flower's own strategies, which keep no state, got {home.config.distill} with {name}")
     server = home.federation().server
-    state = home.strategy.init(server)
-    if home.strategy.predict(server, state) is None:
+    state = home.strategy.init_server(server)
+    if home.strategy.global_model(server, state) is None:
         raise ConfigError(f"distill must be null for a strategy without a global model, got {home.config.distill} with {name}")
-    ensemble = config.of == "ensemble"
+    ensemble = config.teacher_kind == "client_ensemble"
     if ensemble and clients_ensemble(home.strategy, server, {**state, "member-0": state["model"]}) is None:
-        raise ConfigError(f"distill_with.of must be model for a strategy without its clients' models, got 'ensemble' with {name}")
+        raise ConfigError(
+            f"distill_overrides.teacher_kind must be global_model for a strategy without its clients' models, got 'ensemble' with {name}"
+        )
     network = home.config.model, home.config.choices.get("model", "model")
     make_setup(config, Origin(pooled(home), holding(StudentModule(EnsembleModel([home.model]) if ensemble else home.model)), network))
 
@@ -68,12 +70,12 @@ def distill_global_model(home: Simulation, folder: Path, server_round: int) -> N
     """Distil what the run has after ``server_round``, and note it in ``distilled.csv``."""
     config = distillation_config(OmegaConf.create(OmegaConf.to_container(home.config)), str(folder), server_round)
     student = run_distillation(config)
-    scored = [row for row in read_rows(student) if row["accuracy"]]
+    scored = [row for row in read_rows(student) if row["test_accuracy"]]
     cut(folder / "distilled.csv", server_round - 1)
     row = {
         "round": server_round,
         "distiller": home.config.distill,
-        "accuracy_before": scored[0]["accuracy"],
-        "accuracy": scored[-1]["accuracy"],
+        "global_model_accuracy": scored[0]["test_accuracy"],
+        "student_accuracy": scored[-1]["test_accuracy"],
     }
-    append(folder / "distilled.csv", DISTILLED_COLUMNS, [{**row, "folder": student.name}])
+    append(folder / "distilled.csv", DISTILLED_COLUMNS, [{**row, "run": student.name}])

@@ -31,12 +31,12 @@ class PolicyGrid(Grid):
     """
 
     def __init__(self, inner: ClientGrid, policy: Federation) -> None:
-        self._inner, self._policy, self.simulated_time = inner, policy, 0.0
+        self._inner, self._policy, self.simulated_seconds = inner, policy, 0.0
         self.reset()
 
     def reset(self) -> None:
         """Begin to count a round's traffic and failures."""
-        self.began, self.num_failures, self.num_participants, self.bytes_up, self.bytes_down = time.perf_counter(), 0, 0, 0, 0
+        self.began, self.num_failures, self.num_clients_aggregated, self.uplink_bytes, self.downlink_bytes = time.perf_counter(), 0, 0, 0, 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The good replies; bytes are counted of training, as for every strategy."""
@@ -47,12 +47,12 @@ class PolicyGrid(Grid):
         replies, failures = collect_replies(self._inner, messages, timeout, number, self._policy)
         self.num_failures += failures
         if messages[0].metadata.message_type == "train":
-            self.bytes_up, self.bytes_down, self.num_participants = (
+            self.uplink_bytes, self.downlink_bytes, self.num_clients_aggregated = (
                 serialization.payload_bytes(replies),
                 serialization.payload_bytes(messages),
                 len(replies),
             )
-            self.simulated_time += round_timing(self._policy.fleet, number, len(messages), messages, replies).seconds
+            self.simulated_seconds += round_timing(self._policy.devices, number, len(messages), messages, replies).seconds
         return replies
 
     def get_node_ids(self) -> list[int]:
@@ -101,13 +101,21 @@ def start_flower_strategy(
 
         def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number > 0:
-                row = {"round": number, "seconds_local": round(time.perf_counter() - watched.began, 4), **measure(home, number, arrays)}
-                row |= {"bytes_up": watched.bytes_up, "bytes_down": watched.bytes_down, "num_failures": watched.num_failures}
+                row = {
+                    "round": number,
+                    "local_training_seconds": round(time.perf_counter() - watched.began, 4),
+                    **measure(home, number, arrays),
+                }
                 row |= {
-                    "num_participants": watched.num_participants,
-                    "num_dropped": 0,
-                    "num_late": 0,
-                    "simulated_time": watched.simulated_time,
+                    "uplink_bytes": watched.uplink_bytes,
+                    "downlink_bytes": watched.downlink_bytes,
+                    "num_failures": watched.num_failures,
+                }
+                row |= {
+                    "num_clients_aggregated": watched.num_clients_aggregated,
+                    "num_dropouts": 0,
+                    "num_missed_deadline": 0,
+                    "simulated_seconds": watched.simulated_seconds,
                 }
                 folder.row(row)
                 progress.advance(row)
@@ -116,7 +124,7 @@ def start_flower_strategy(
 
         initial = ArrayRecord(home.initial)
         result = home.strategy.start(watched, initial, num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn)
-    folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {}, watched.simulated_time)
+    folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {}, watched.simulated_seconds)
 
 
 def measure(home: Simulation, number: int, arrays: ArrayRecord) -> dict[str, float]:
@@ -125,5 +133,8 @@ def measure(home: Simulation, number: int, arrays: ArrayRecord) -> dict[str, flo
     scores: dict[str, float] = {}
     if number % home.config.evaluation.every == 0 or number == home.config.rounds:
         model = assemble_model(home.model, home.initial, home.receive(arrays))
-        scores = {**global_test_metrics(home, test_score(home, model)), **{k: v for k, v in ensemble_local_metrics(home, model).items() if not isinstance(v, list)}}
-    return {**scores, "seconds_server": 0, "seconds_evaluate": round(time.perf_counter() - began, 4)}
+        scores = {
+            **global_test_metrics(home, test_score(home, model)),
+            **{k: v for k, v in ensemble_local_metrics(home, model).items() if not isinstance(v, list)},
+        }
+    return {**scores, "server_seconds": 0, "evaluation_seconds": round(time.perf_counter() - began, 4)}

@@ -59,7 +59,7 @@ def diagnose(home: Simulation, done: Round, memories: Mapping[int, State]) -> tu
     if made is None:
         return [], []
     networks = [whole(home, update, memories) for update in updates]
-    model = strategy.predict(server, state)
+    model = strategy.global_model(server, state)
     encoders = networks if model is None else [model]
     real = home.test.subset(chosen(home.test.y, SAMPLES, seed / "real"))
     latents = numbers(encoded(encoders, home, real)), real.y.cpu().numpy()
@@ -130,7 +130,7 @@ def embedded(
     for is_generated, (z, y) in enumerate((real, generated)):
         for label in range(classes):
             found = z[y == label][:number]
-            rows += [{"round": server_round, "class": label, "generated": is_generated}] * len(found)
+            rows += [{"round": server_round, "class": label, "is_generated": is_generated}] * len(found)
             latents.append(found)
     points = np.concatenate(latents)
     points = np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))

@@ -26,10 +26,14 @@ def save_partition(home: Simulation, path: Path) -> None:
 def metrics_row(done: Round) -> dict[str, float]:
     """One round as a row of ``metrics.csv``."""
     numbers = {name: value for name, value in done.metrics.items() if not isinstance(value, list)}
-    seconds = {f"seconds_{phase}": round(value, 4) for phase, value in done.seconds.items()}
-    traffic = {"bytes_up": done.bytes_up, "bytes_down": done.bytes_down, "num_failures": done.num_failures}
-    there = {"num_participants": len(done.trained), "num_dropped": done.num_dropped, "num_late": done.num_late}
-    return {"round": done.number, **numbers, **traffic, **there, "simulated_time": done.simulated_time, **seconds}
+    seconds = {f"{phase}_seconds": round(value, 4) for phase, value in done.seconds.items()}
+    traffic = {"uplink_bytes": done.uplink_bytes, "downlink_bytes": done.downlink_bytes, "num_failures": done.num_failures}
+    there = {
+        "num_clients_aggregated": len(done.trained),
+        "num_dropouts": done.num_dropouts,
+        "num_missed_deadline": done.num_missed_deadline,
+    }
+    return {"round": done.number, **numbers, **traffic, **there, "simulated_seconds": done.simulated_seconds, **seconds}
 
 
 def client_rows(world: Simulation, done: Round) -> list[dict[str, float]]:
@@ -41,10 +45,10 @@ def client_rows(world: Simulation, done: Round) -> list[dict[str, float]]:
     rows = []
     for client in sorted({*trained, *scores}):
         n, correct = scores.get(client, (0, 0))
-        row = {"round": done.number, "client": client, "architecture": world.networks[client].name, "participated": int(client in trained)}
-        row |= {"num_examples": len(world.partition.train[client]), "num_test_examples": len(world.partition.test[client])}
-        row |= {"loss": trained[client]["loss"]} if client in trained else {}
-        rows.append(row | ({"accuracy_own_labels": correct / n} if n else {}))
+        row = {"round": done.number, "client_id": client, "architecture": world.networks[client].name, "trained": int(client in trained)}
+        row |= {"num_train_examples": len(world.partition.train[client]), "num_test_examples": len(world.partition.test[client])}
+        row |= {"train_loss": trained[client]["loss"]} if client in trained else {}
+        rows.append(row | ({"local_test_accuracy": correct / n} if n else {}))
     return rows
 
 
@@ -55,7 +59,7 @@ def shift_rows(world: Simulation) -> list[dict[str, float]]:
         return []
     views = shift.views(world.config.num_clients, world.task.shape[0], world.seed / "shift")
     wrong = [(held.y != world.train.y[index]).double().mean().item() for held, index in zip(world.held.shards[0], world.partition.train)]
-    return [{"client": client, **vars(view), "label_noise": share} for client, (view, share) in enumerate(zip(views, wrong))]
+    return [{"client_id": client, **vars(view), "label_noise": share} for client, (view, share) in enumerate(zip(views, wrong))]
 
 
 def counted(reply: Message) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def run_federation(
             folder.tuned(choice)
         if folder.finished:
             note = folder.commit_note()
-            print(f"finished already, skipped{f' ({note})' if note else ''}")
+            print(f"already finished, skipped{f' ({note})' if note else ''}")
         else:
             grid = make("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
@@ -89,19 +89,22 @@ def run_federation(
 
 def choose_vmap_size(home: Simulation, folder: RunFolder, grid: ClientGrid) -> int:
     """How many clients a worker trains as one tensor program: what is configured, or where that is ``auto``, was found out by this run."""
-    if home.config.cohort != "auto":
-        return home.config.cohort
+    if home.config.clients_per_vmap != "auto":
+        return home.config.clients_per_vmap
     choice = folder.choice()
     if choice is None:
         number, milliseconds = choose_clients_per_vmap(home, grid.num_workers)
-        choice = {"cohort": number, "milliseconds_per_client_step": milliseconds}
+        choice = {"clients_per_vmap": number, "ms_per_client_step": milliseconds}
         folder.choose(choice)
-        times = ", ".join(f"{each} at once {value:.2f}" for each, value in milliseconds.items())
-        print(f"cohort: {number} ({f'milliseconds per client and step: {times}' if times else 'nothing to choose from'})", flush=True)
-    return int(choice["cohort"])
+        times = ", ".join(f"{each}: {value:.2f}" for each, value in milliseconds.items())
+        measured = f"ms per client step: {times}" if times else "nothing to choose from"
+        print(f"clients per vmap: {number} ({measured})", flush=True)
+    return int(choice["clients_per_vmap"])
 
 
-def start(home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = round_progress) -> None:
+def start(
+    home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = round_progress
+) -> None:
     """Run a strategy of fedkd from its last checkpoint, or from the beginning."""
     config, strategy = home.config, home.strategy
     last = folder.begin(partial(save_partition, home), shift_rows(home))
@@ -117,12 +120,12 @@ def start(home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable
             folder.client_rows(client_rows(home, done))
             row = metrics_row(done)
             folder.row(row)
-            if config.diagnose_every and done.number % config.diagnose_every == 0:
+            if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
                 from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
 
                 folder.diagnosis(*diagnose(home, done, client_states(grid, config.device)))
             if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
-                folder.checkpoint(done.number, serialization.from_record(done.arrays), client_states(grid), done.simulated_time)
+                folder.checkpoint(done.number, serialization.from_record(done.arrays), client_states(grid), done.simulated_seconds)
             if is_distillation_round(config, done.number):
                 distill_global_model(home, folder.path, done.number)
             progress.advance(row)
@@ -134,7 +137,7 @@ def start(home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable
             timeout=config.timeout,
             evaluate_fn=lambda number, arrays: start_global_evaluation(home, grid, arrays),
             start_round=first,
-            simulated_time=0.0 if last is None else last.simulated_time,
+            simulated_seconds=0.0 if last is None else last.simulated_seconds,
             on_round=on_round,
         )
 
@@ -149,16 +152,16 @@ def start_global_evaluation(home: Simulation, grid: ClientGrid, arrays: ArrayRec
     strategy asks for it, its ensemble on the clients' shards."""
     strategy, device = home.strategy, home.config.device
     server, state = replace(strategy.federation.server, memories=client_states(grid, device)), serialization.from_record(arrays, device)
-    model = strategy.predict(server, state)
+    model = strategy.global_model(server, state)
     score = None if model is None else grid.score(model)
-    others = {name: grid.score(one) for name, one in strategy.others(server, state).items()}
+    others = {name: grid.score(one) for name, one in strategy.extra_models(server, state).items()}
 
     def metrics() -> MetricRecord:
         record = MetricRecord()
         if score is not None:
             record.update(global_test_metrics(home, score()))
-        record.update({f"accuracy_{name}": one().accuracy for name, one in others.items()})
-        if (members := strategy.ensemble(server, state)) is not None:
+        record.update({name: one().accuracy for name, one in others.items()})
+        if (members := strategy.client_ensemble(server, state)) is not None:
             record.update(ensemble_local_metrics(home, members))
         return record
 
@@ -167,5 +170,5 @@ def start_global_evaluation(home: Simulation, grid: ClientGrid, arrays: ArrayRec
 
 def make_paths_absolute(config: DictConfig) -> None:
     """Make the paths of data, partitions and traces absolute, however deep: workers may stand in other folders."""
-    for part in ("data", "partition", "public", "systems"):
+    for part in ("data", "partition", "public_data", "systems"):
         make_absolute(config[part])

@@ -39,7 +39,7 @@ class DistillationRun(FinishedRun):
     def values(self) -> dict[str, Hashable]:
         """All that can change a result, but for the seed; of a run that gave images alone, what made these."""
         mine = {key: value for key, value in flatten_config(self.config) if value is not None and not SEEDLESS.match(key)}
-        theirs = origin(self.config["run"])
+        theirs = origin(self.config["teacher_run"])
         if np.isnan(self.teacher):  # the run gave images alone
             theirs = {key: value for key, value in theirs.items() if SETTING.match(key)}
         return mine | {f"run.{key}": value for key, value in theirs.items()}
@@ -47,7 +47,7 @@ class DistillationRun(FinishedRun):
     @property
     def accuracy(self) -> float:
         """The student's in the end."""
-        return self.metrics["accuracy"].dropna().iloc[-1]
+        return self.metrics["test_accuracy"].dropna().iloc[-1]
 
     @property
     def teacher(self) -> float:
@@ -100,8 +100,10 @@ def students(lessons: Sequence[DistillationRun]) -> list[DistillationRun]:
     """All but those that are here as somebody's teacher alone: trained with labels, from a seed that no student has."""
     taught = [one for one in lessons if not np.isnan(one.teacher)]
     seeds = {one.seed for one in taught}
-    teachers = {(one.config["teacher_seed"], figure(one, "teacher", "parameters"), one.teacher) for one in taught}
-    return [one for one in lessons if one.seed in seeds or (one.seed, figure(one, "student", "parameters"), one.accuracy) not in teachers]
+    teachers = {(one.config["teacher_seed"], figure(one, "teacher", "num_parameters"), one.teacher) for one in taught}
+    return [
+        one for one in lessons if one.seed in seeds or (one.seed, figure(one, "student", "num_parameters"), one.accuracy) not in teachers
+    ]
 
 
 def alike_but_for_seeds(lessons: Sequence[DistillationRun]) -> list[list[DistillationRun]]:
@@ -119,10 +121,10 @@ def groups(lessons: Sequence[DistillationRun]) -> dict[str, list[DistillationRun
     alike = alike_but_for_seeds(lessons)
     named = []
     for same in alike:
-        parts = ("teacher", "student", "distiller", "source")
+        parts = ("teacher", "student", "distiller", "image_source")
         kin = [other[0] for other in alike if all(other[0].choice(part) == same[0].choice(part) for part in parts)]
         words = [same[0].choice("data"), same[0].choice("student"), str(task(same[0]))]
-        place = [natural_order(word) for word in [*words, *map(same[0].choice, ("teacher", "distiller", "source"))]]
+        place = [natural_order(word) for word in [*words, *map(same[0].choice, ("teacher", "distiller", "image_source"))]]
         named.append((place, label(same[0], kin), label(same[0], kin, short=False), same))
     times = Counter(short for _, short, _, _ in named)
     unlike = [(place, whole if times[short] > 1 else short, same) for place, short, whole, same in named]
@@ -133,7 +135,7 @@ def label(one: DistillationRun, kin: Sequence[DistillationRun], short: bool = Tr
     """``resnet20 > resnet8, dpk, ratio 0.5``: the choices, and what differs from others of the same choices."""
     keys = sorted({key for other in kin for key in (*other.values, *one.values) if other.values.get(key) != one.values.get(key)})
     differing = {key: shown(key.rpartition(".")[2], one.values.get(key), short) for key in keys}
-    source = [] if one.choice("source") == "real" else [one.choice("source")]
+    source = [] if one.choice("image_source") == "real" else [one.choice("image_source")]
     own = [text for key, text in differing.items() if not key.startswith("teacher.")]
     learner = ", ".join([one.choice("student"), one.choice("distiller"), *source, *own])
     teacher = [one.choice("teacher"), *(text for key, text in differing.items() if key.startswith("teacher."))]

@@ -45,7 +45,7 @@ def comparable(runs: Sequence[FederatedRun]) -> tuple[list[FederatedRun], list[s
     of two runs that differ in nothing, the first.
     """
     kept: dict[Hashable, FederatedRun] = {}
-    said = "judged on held-out training examples (evaluation.examples=validation), as trials of tuning are"
+    said = "judged on held-out training examples (evaluation.split=validation), as trials of tuning are"
     notes = [f"{run.folder}: {said}" for run in runs if run.trial]
     runs = [run for run in runs if not run.trial]
     for setting in gather(runs, lambda run: run.part(SETTING)):

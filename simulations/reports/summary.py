@@ -19,18 +19,18 @@ from simulations.run_folder.reader import STRATEGY, FederatedRun, natural_order
 def summarize(metrics: pd.DataFrame, target: float | None = None) -> dict[str, float]:
     """One run in numbers: accuracies in 0..1 (NaN without a global model), bytes over all rounds, seconds a round as medians.
 
-    ``top5_rounds`` is the optimistic figure of FedGen's paper: the mean of the five best rounds in accuracy on own labels. Of the way to a
+    ``best5_rounds`` is the optimistic figure of FedGen's paper: the mean of the five best rounds in accuracy on own labels. Of the way to a
     ``target`` it says what :func:`simulations.reports.summary.spent` does.
     """
     accuracies = {column: metrics[column].to_numpy(float) for column in ACCURACIES}
     timed = ~np.isnan(list(accuracies.values())).all(axis=0)
     accuracies = {column: values[~np.isnan(values)] for column, values in accuracies.items()}
-    values_of = {"top5_rounds": mean(np.sort(accuracies["accuracy_own_labels"])[-5:])}
+    values_of = {"best5_rounds": mean(np.sort(accuracies["local_test_accuracy"])[-5:])}
     for column, values in accuracies.items():
-        values_of |= {f"{column}_last": values[-1] if len(values) else np.nan, f"{column}_last_ten": mean(values[-10:])}
+        values_of |= {f"{column}_final": values[-1] if len(values) else np.nan, f"{column}_last10": mean(values[-10:])}
     values_of |= {f"{cost}_total": metrics[cost].sum() for cost in COSTS if cost.startswith("bytes")}
     for cost in (cost for cost in COSTS if cost.startswith("seconds")):
-        seconds = metrics[cost].to_numpy(float)[timed if cost == "seconds_evaluate" else slice(None)]
+        seconds = metrics[cost].to_numpy(float)[timed if cost == "evaluation_seconds" else slice(None)]
         seconds = seconds[~np.isnan(seconds)]
         values_of[f"{cost}_median"] = float(np.median(seconds)) if len(seconds) else np.nan
     return values_of | spent(metrics, target)
@@ -70,8 +70,8 @@ def results(groups: Sequence[Group], target: float | None = None, kind: str = "t
             row |= {"target": target, "num_reached": int(np.isfinite(values[:, names.index("rounds_to_target")]).sum())}
         columns = zip(*interval(values, kind), values.min(axis=0), values.max(axis=0), strict=True)
         for name, (middle, low, high, lowest, highest) in zip(names, columns, strict=True):
-            row |= {f"{name}_mean": middle, f"{name}_lowest": lowest, f"{name}_highest": highest}
-            row |= {f"{name}_half_width": high - middle} if kind == "t" else {f"{name}_low": low, f"{name}_high": high}
+            row |= {f"{name}_mean": middle, f"{name}_min": lowest, f"{name}_max": highest}
+            row |= {f"{name}_ci95": high - middle} if kind == "t" else {f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -125,7 +125,7 @@ ALONG = {
 NOTHING = pd.DataFrame(columns=["x", "mean", "low", "high", "n"], dtype=float)
 """A curve without points."""
 
-PANELS = {"accuracy": "balanced test", "accuracy_own_labels": "own labels"}
+PANELS = {"global_test_accuracy": "balanced test", "local_test_accuracy": "own labels"}
 
 
 @cache
@@ -166,8 +166,8 @@ WAYS = {"rounds": "round", "bytes": "MB", "time": "simulated s"}
 
 def progress(metrics: pd.DataFrame) -> dict[str, np.ndarray]:  # {name: [rounds]}
     """Of every round what has been spent until its end: ``rounds``, ``bytes`` up and down, ``time`` (NaN in runs without a clock)."""
-    sent = metrics["bytes_up"].to_numpy(float) + metrics["bytes_down"].to_numpy(float)
-    time = metrics["simulated_time"].to_numpy(float) if "simulated_time" in metrics else np.full(len(metrics), np.nan)
+    sent = metrics["uplink_bytes"].to_numpy(float) + metrics["downlink_bytes"].to_numpy(float)
+    time = metrics["simulated_seconds"].to_numpy(float) if "simulated_seconds" in metrics else np.full(len(metrics), np.nan)
     return {"rounds": metrics["round"].to_numpy(float), "bytes": sent.cumsum(), "time": time}
 
 
@@ -178,11 +178,11 @@ def spent(metrics: pd.DataFrame, target: float | None) -> dict[str, float]:
     where none does), and the same until then or until the end of the run (``spent``).
     """
     way = progress(metrics)
-    summary = {"simulated_time_total": way["time"][-1]}
+    summary = {"simulated_seconds_total": way["time"][-1]}
     if target is None:
         return summary
-    accuracy = metrics["accuracy"].to_numpy(float)
-    accuracy = metrics["accuracy_own_labels"].to_numpy(float) if np.isnan(accuracy).all() else accuracy
+    accuracy = metrics["global_test_accuracy"].to_numpy(float)
+    accuracy = metrics["local_test_accuracy"].to_numpy(float) if np.isnan(accuracy).all() else accuracy
     reached = np.flatnonzero(accuracy >= target)
     last = reached[0] if len(reached) else -1
     for name in WAYS:

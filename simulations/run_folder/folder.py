@@ -106,12 +106,12 @@ class RunFolder(LockedFolder):
 
     def choice(self) -> dict[str, object] | None:
         """What an earlier part of this run has chosen where ``cohort`` is auto; None where there is none."""
-        path = self.path / "cohort.json"
+        path = self.path / "clients_per_vmap.json"
         return json.loads(path.read_text()) if path.exists() and self.header is not None else None
 
     def choose(self, choice: Mapping[str, object]) -> None:
         """Note the choice, for as long as the run lasts."""
-        write_atomically(self.path / "cohort.json", (json.dumps(choice, indent=1) + "\n").encode())
+        write_atomically(self.path / "clients_per_vmap.json", (json.dumps(choice, indent=1) + "\n").encode())
 
     def tuned(self, choice: Mapping[str, object]) -> None:
         """Note which row of which file of ``simulations.experiments.tuning`` this run has taken."""
@@ -119,7 +119,7 @@ class RunFolder(LockedFolder):
 
     def row(self, values: Mapping[str, float]) -> None:
         """One row of ``metrics.csv``, flushed; columns that no row has had so far are added to all."""
-        classes = [f"accuracy_class_{c:02d}" for c in range(self.num_classes)]
+        classes = [f"global_test_accuracy_class_{c:02d}" for c in range(self.num_classes)]
         path, known = self.path / "metrics.csv", [*COLUMNS, *classes]
         header = header_of(path) or known
         more = [name for name in values if name not in header]
@@ -147,7 +147,7 @@ class RunFolder(LockedFolder):
             self.board.close()
         super().release()
 
-    def checkpoint(self, server_round: int, state: State, memories: Mapping[int, State], simulated_time: float) -> None:
+    def checkpoint(self, server_round: int, state: State, memories: Mapping[int, State], simulated_seconds: float) -> None:
         """The state after ``server_round``, atomically."""
-        checkpoint = Checkpoint(server_round, self.key, state, memories, simulated_time)
+        checkpoint = Checkpoint(server_round, self.key, state, memories, simulated_seconds)
         write_checkpoint(self.path, checkpoint, self.config.rounds)

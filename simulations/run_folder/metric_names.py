@@ -1,56 +1,74 @@
 """Names of all metrics: columns of the files in a run folder, and the labels and units that reports print for them."""
 
 COLUMNS = (
-    "round", "accuracy", "loss", "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "bytes_up", "bytes_down",
-    "seconds_local", "seconds_server", "seconds_evaluate", "num_failures", "num_participants", "num_dropped", "num_late", "simulated_time",
+    "round", "global_test_accuracy", "global_test_loss", "local_test_accuracy", "local_test_accuracy_bottom10", "local_test_accuracy_std", "uplink_bytes", "downlink_bytes",
+    "local_training_seconds", "server_seconds", "evaluation_seconds", "num_failures", "num_clients_aggregated", "num_dropouts", "num_missed_deadline", "simulated_seconds",
     "train_loss",
 )  # fmt: skip
 """Columns of ``metrics.csv`` of a federated run; terms of losses and classes follow."""
 
-CLIENT_COLUMNS = ("round", "client", "participated", "num_examples", "loss", "accuracy_own_labels", "num_test_examples", "architecture")
+CLIENT_COLUMNS = (
+    "round",
+    "client_id",
+    "trained",
+    "num_train_examples",
+    "train_loss",
+    "local_test_accuracy",
+    "num_test_examples",
+    "architecture",
+)
 """Columns of ``clients.csv``."""
 
 GENERATOR_COLUMNS = (
-    "round", "class", "num_generated", "fidelity_ensemble", "fidelity_global", "fidelity_seen", "fidelity_unseen", "num_unseen",
-    "diversity_generated", "diversity_real", "coverage",
+    "round", "class", "num_generated", "label_accuracy_ensemble", "label_accuracy_global_model", "label_accuracy_clients_with_class", "label_accuracy_clients_without_class", "num_clients_without_class",
+    "pairwise_distance_generated", "pairwise_distance_real", "coverage",
 )  # fmt: skip
 """Columns of ``generator.csv``."""
 
-LATENT_COLUMNS = ("round", "class", "generated", "pca_1", "pca_2", "tsne_1", "tsne_2")
+LATENT_COLUMNS = ("round", "class", "is_generated", "pca_1", "pca_2", "tsne_1", "tsne_2")
 """Columns of ``latents.csv``."""
 
-SHIFT_COLUMNS = ("client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
+SHIFT_COLUMNS = ("client_id", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
 """Columns of ``shift.csv``."""
 
-DISTILLATION_COLUMNS = ("epoch", "accuracy", "loss", "train_loss", "lr", "seconds_train", "seconds_evaluate", "travel")
+DISTILLATION_COLUMNS = (
+    "epoch",
+    "test_accuracy",
+    "test_loss",
+    "train_loss",
+    "lr",
+    "training_seconds",
+    "evaluation_seconds",
+    "parameter_path_length",
+)
 """Columns of ``metrics.csv`` of a distillation; terms of its loss follow."""
 
-DISTILLED_COLUMNS = ("round", "distiller", "accuracy_before", "accuracy", "folder")
+DISTILLED_COLUMNS = ("round", "distiller", "global_model_accuracy", "student_accuracy", "run")
 """Columns of ``distilled.csv``."""
 
-ACCURACIES = ("accuracy", "accuracy_own_labels", "accuracy_worst_tenth")
+ACCURACIES = ("global_test_accuracy", "local_test_accuracy", "local_test_accuracy_bottom10")
 """Columns that hold headline accuracies, in 0..1."""
 
-COSTS = ("bytes_up", "bytes_down", "seconds_local", "seconds_server", "seconds_evaluate")
+COSTS = ("uplink_bytes", "downlink_bytes", "local_training_seconds", "server_seconds", "evaluation_seconds")
 """Columns that hold costs of a round, in bytes and seconds."""
 
 HEADLINES = {
-    "accuracy_last": "test, last",
-    "accuracy_last_ten": "test, last ten",
-    "accuracy_own_labels_last": "own, last",
-    "accuracy_own_labels_last_ten": "own, last ten",
-    "accuracy_worst_tenth_last": "worst tenth",
+    "global_test_accuracy_final": "global acc., final",
+    "global_test_accuracy_last10": "global acc., last 10",
+    "local_test_accuracy_final": "local acc., final",
+    "local_test_accuracy_last10": "local acc., last 10",
+    "local_test_accuracy_bottom10_final": "bottom 10 % clients",
 }
 """Headline metrics of a run and their labels in tables."""
 
-COMPARED = ("accuracy_last_ten", "accuracy_own_labels_last_ten")
+COMPARED = ("global_test_accuracy_last10", "local_test_accuracy_last10")
 """The headlines that are tested against a baseline, and set side by side by setting."""
 
 TABLE_METRICS = {
     **HEADLINES,
-    "top5_rounds": "top-5 rounds",
-    "seconds_local_median": "local training, s a round",
-    "bytes_up_total": "bytes up",
-    "bytes_down_total": "bytes down",
+    "best5_rounds": "best 5 rounds",
+    "local_training_seconds_median": "local training, s / round",
+    "uplink_bytes_total": "uplink bytes",
+    "downlink_bytes_total": "downlink bytes",
 }
 """All metrics that the table of an experiment may show, and their labels."""

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from fedkd.errors import RunFolderError
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 
-LATER = {"evaluation": "default", "shift": "none", "systems": "default", "public": "none"}
+LATER = {"evaluation": "default", "shift": "none", "systems": "default", "public_data": "none"}
 """Parts that older runs lack, or that have gained keys since, and what is shipped of each."""
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -51,8 +51,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
         "validation": 0.0,
         "distill": None,
         "distill_every": None,
-        "distill_with": {},
-        "diagnose_every": None,
+        "distill_overrides": {},
+        "generator_diagnostics_every": None,
         "tensorboard": False,
         **config,
     }
@@ -72,13 +72,15 @@ Values = dict[str, Hashable]
 """A configuration laid flat: ``{"partition.alpha": 0.1}``."""
 
 
-MEASURED = re.compile(r"(accuracy|generator|synthesis|distillation|train)_|simulated_time$|loss$")
+MEASURED = re.compile(
+    r"(global_test|local_test|new_client_test|ensemble_test|generator|synthesis|distillation|train)_|simulated_seconds$|loss$"
+)
 
 RUN_FILES = ("config.yaml", "metrics.csv", "checkpoint.json")
 """Files by which the folder of a run is known, even where it lacks the others."""
 
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
-    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned|distill\w*|diagnose_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned_params|distill\w*|generator_diagnostics_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
 )
 
 SETTING = re.compile(
@@ -87,7 +89,7 @@ SETTING = re.compile(
 
 EVALUATION = re.compile(r"evaluation(\.|$)")
 
-STRATEGY = re.compile(r"(strategy|generator|loss|distiller|switches|public)(\.|$)")  # what may differ between a strategy and its baseline
+STRATEGY = re.compile(r"(strategy|generator|loss|distiller|public_data)(\.|$)")  # what may differ between a strategy and its baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class FinishedRun:
 class FederatedRun(FinishedRun):
     """One federated run, with its clients' accuracies.
 
-    ``clients`` has a row a client and round (``round``, ``client``, ``accuracy_own_labels`` and, where the run says so, ``architecture``
+    ``clients`` has a row a client and round (``round``, ``client``, ``local_test_accuracy`` and, where the run says so, ``architecture``
     and ``num_test_examples``) of the last ten rounds in which clients were tested; clients without test examples are not in it.
     """
 
@@ -116,7 +118,7 @@ class FederatedRun(FinishedRun):
     @property
     def trial(self) -> bool:
         """It was judged on what clients hold out of their training examples, so that no accuracy of it is one of the test set."""
-        return (self.config.get("evaluation") or {}).get("examples") == "validation"
+        return (self.config.get("evaluation") or {}).get("split") == "validation"
 
     @property
     def strategy(self) -> str:
@@ -127,7 +129,7 @@ class FederatedRun(FinishedRun):
     def kinds(self) -> tuple[str, ...]:
         """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it was given its own, and both where
         it was made untuned and then chosen, or the choice is what the configuration has anyway."""
-        given = self.config.get("tuned") is None
+        given = self.config.get("tuned_params") is None
         try:
             shipped = bool(json.loads((self.folder / "tuned.json").read_text(encoding="utf-8"))["shipped"])
         except FileNotFoundError:
@@ -242,11 +244,11 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
 
 def tested(path: Path, until: int | None = None) -> pd.DataFrame:
     """The rows of ``clients.csv`` that :class:`FederatedRun` speaks of, those up to round ``until``; none without the file."""
-    wanted = ("round", "client", "architecture", "accuracy_own_labels", "num_test_examples")
+    wanted = ("round", "client_id", "architecture", "local_test_accuracy", "num_test_examples")
     if not path.is_file():
         return pd.DataFrame(columns=wanted)
     rows = pd.read_csv(path, usecols=lambda name: name in wanted)
-    rounds, scored = rows["round"].to_numpy(), rows["accuracy_own_labels"].notna().to_numpy()
+    rounds, scored = rows["round"].to_numpy(), rows["local_test_accuracy"].notna().to_numpy()
     scored = scored & (rounds <= (np.inf if until is None else until))
     return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]
 
@@ -255,12 +257,12 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
     """Raise ``ValueError`` unless clients have the accuracies of the rounds of which the metrics say so."""
     if clients.empty:
         return
-    own = metrics["round"][metrics["accuracy_own_labels"].notna()]
-    got, last = clients["accuracy_own_labels"], own.iloc[-1] if len(own) else 0
+    own = metrics["round"][metrics["local_test_accuracy"].notna()]
+    got, last = clients["local_test_accuracy"], own.iloc[-1] if len(own) else 0
     if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
         raise RunFolderError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
-    each = [set(rows) for _, rows in clients.groupby("round")["client"]]
-    if clients.duplicated(["round", "client"]).any() or any(one != each[0] for one in each):
+    each = [set(rows) for _, rows in clients.groupby("round")["client_id"]]
+    if clients.duplicated(["round", "client_id"]).any() or any(one != each[0] for one in each):
         raise RunFolderError("corrupt: clients.csv must hold the same clients, each once, in every evaluated round")
 
 
@@ -275,12 +277,12 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
     if odd := [column for column in counted if not pd.api.types.is_numeric_dtype(metrics[column])]:
         raise RunFolderError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
     accuracies = metrics[list(ACCURACIES)].to_numpy(float)
-    others = metrics[[name for name in metrics if name.startswith("accuracy_") and name != "accuracy_spread"]].to_numpy(float)
+    others = metrics[[name for name in metrics if "_test_accuracy" in name and name != "local_test_accuracy_std"]].to_numpy(float)
     if np.isnan(accuracies[:, :2]).all():  # of the worst tenth alone there is no headline
         raise RunFolderError("nothing to report: no round was evaluated")
     if (
         any(((values < 0) | (values > 1)).any() for values in (accuracies, others))
-        or np.isnan(metrics[["bytes_up", "bytes_down"]].to_numpy(float)).any()
+        or np.isnan(metrics[["uplink_bytes", "downlink_bytes"]].to_numpy(float)).any()
     ):
         raise RunFolderError("corrupt: metrics.csv must hold accuracies in 0..1, and bytes in every row")
 

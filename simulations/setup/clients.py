@@ -23,9 +23,9 @@ class ClientData:
     Args:
         partition: who holds what of the training set and, in ``test``, of ``scored``.
         scored: the set that the clients' own test shards are part of.
-        test: what the balanced test is on: the test set, or what the clients hold out (``evaluation.examples``).
+        test: what the balanced test is on: the test set, or what the clients hold out (``evaluation.split``).
         shards: what each client trains on, and what it is scored on, as it sees it.
-        public: the public set, if there is one; its labels are gone.
+        public_data: the public set, if there is one; its labels are gone.
         validation: what the clients hold out for early stopping, if anything.
     """
 
@@ -33,7 +33,7 @@ class ClientData:
     scored: Examples
     test: Examples
     shards: tuple[list[Examples], list[Examples]]
-    public: Examples | None
+    public_data: Examples | None
     validation: Examples | None
 
 
@@ -45,16 +45,16 @@ def make_client_data(config: DictConfig, task: Task, train: Examples, test: Exam
     """
     enough = f"must be at most the number of training examples ({len(train)})"
     require(config.num_clients <= len(train), "num_clients", enough, config.num_clients)
-    labels, rng, source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public")
+    labels, rng, source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public_data")
     partition = make("partition", build(config, "partition"), *labels, config.num_clients, rng)
     train, test = train.to(config.device), test.to(config.device)
-    stays, validation = split_validation(partition.train, config.validation, seed / "validation")
+    stays, validation = split_validation(partition.train, config.validation_fraction, seed / "validation")
     stays, withheld = split_validation(stays, source.held_out, seed / "public")
-    held_out = train.subset(np.concatenate(validation)) if config.validation else None
-    public = make("public", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
-    tuning = config.evaluation.examples == "validation"
+    held_out = train.subset(np.concatenate(validation)) if config.validation_fraction else None
+    public = make("public_data", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
+    tuning = config.evaluation.split == "validation"
     scored, shards = (train, validation) if tuning else (test, partition.test)
-    if config.evaluation.shards == "all":
+    if config.evaluation.local_test == "all_examples":
         shards = [np.sort(np.concatenate(validation)) if tuning else np.arange(len(test))] * config.num_clients
     partition = replace(partition, train=stays, test=shards)
     return ClientData(
@@ -82,7 +82,9 @@ def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed
     name = config.choices.get("model", "model")
     makers = maker.networks if isinstance(maker, HeterogeneousModels) else {name: maker}
     seeds = {one: seed / "model" / one for one in makers} if isinstance(maker, HeterogeneousModels) else {name: seed / "model"}
-    assigned = make("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, HeterogeneousModels) else [name] * number
+    assigned = (
+        make("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, HeterogeneousModels) else [name] * number
+    )
     networks = {}
     for one, of in makers.items():
         with seeds[one].globally():

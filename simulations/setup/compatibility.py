@@ -22,7 +22,7 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
     """
     if not isinstance(strategy, Strategy):
         rule = f"must be {{}} with {type(strategy).__name__}, which chooses clients itself and waits for all (with fedkd's strategies it may differ)"
-        for name in ("participation", "dropout", "stragglers", "deadline", "newcomers"):
+        for name in ("client_sampling", "dropout_rate", "straggler_rate", "deadline", "num_new_clients"):
             given, alike = getattr(systems, name), getattr(HOMOGENEOUS, name)
             require(given == alike, f"systems.{name}", rule.format("null" if alike is None else alike), given)
     batches = [min(config.batch_size, examples) for examples in num_examples]
@@ -38,11 +38,11 @@ def check_compatibility(config: DictConfig, strategy: FlowerStrategy, networks: 
     """
     name = config.choices.get("strategy", config.strategy["_target_"])
     enough_examples([len(index) for index in held.partition.train], networks)
-    if isinstance(strategy, Strategy) and strategy.needs_public and held.public is None:
+    if isinstance(strategy, Strategy) and strategy.needs_public_data and held.public_data is None:
         raise ConfigError(
-            f"public must be a public set, as strategy {name} distils on one: public=held_out, training, other or synthetic, got none"
+            f"public_data must be a public data set for strategy {name}, which distills on one: public_data=held_out, client_images, other_dataset or noise, got none"
         )
-    can = strategy.unlike_models if isinstance(strategy, Strategy) else "no"
+    can = strategy.model_heterogeneity if isinstance(strategy, Strategy) else "none"
     check_model_heterogeneity(name, can, {network.name: network.model.embedding_size for network in networks})
 
 
@@ -59,15 +59,15 @@ def check_model_heterogeneity(name: str, can: str, sizes: dict[str, int]) -> Non
     """Clients of unlike networks, by the size of their embeddings, have a strategy that can do with them."""
     if len(sizes) == 1:
         return
-    if can == "no":
+    if can == "none":
         from simulations.setup.strategy_table import strategies_with_model_heterogeneity
 
         as_they_are, with_heads = strategies_with_model_heterogeneity()
-        advice = " or share heads alone (strategy.sharing=head)," if name in with_heads else ""
+        advice = " or share heads alone (strategy.shared_layers=head)," if name in with_heads else ""
         raise ConfigError(
             f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(sizes)}; take one "
-            f"network,{advice} or a strategy that can: {', '.join(as_they_are)}; with strategy.sharing=head also {', '.join(with_heads)}"
+            f"network,{advice} or a strategy that can: {', '.join(as_they_are)}; with strategy.shared_layers=head also {', '.join(with_heads)}"
         )
-    if can == "embedding" and len(set(sizes.values())) > 1:
+    if can == "same_embedding_size" and len(set(sizes.values())) > 1:
         shown = ", ".join(f"{one} {size}" for one, size in sizes.items())
         raise ConfigError(f"model.networks must have embeddings of one size, as strategy {name} shares what reads them, got {shown}")

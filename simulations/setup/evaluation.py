@@ -18,8 +18,8 @@ def test_score(home: Simulation, model: Callable, begin: int = 0, end: int | Non
 def global_test_metrics(home: Simulation, score: Score) -> dict[str, float]:
     """Accuracy, mean loss and accuracy by class of a score on the whole test set."""
     classes = (score.correct / score.total).tolist()
-    named = {f"accuracy_class_{c:02d}": value for c, value in enumerate(classes) if not isnan(value)}
-    return {"accuracy": score.accuracy, "loss": score.loss / len(home.test), **named}
+    named = {f"global_test_accuracy_class_{c:02d}": value for c, value in enumerate(classes) if not isnan(value)}
+    return {"global_test_accuracy": score.accuracy, "global_test_loss": score.loss / len(home.test), **named}
 
 
 def ensemble_local_metrics(home: Simulation, model: Callable) -> dict[str, float | list[int]]:
@@ -28,5 +28,5 @@ def ensemble_local_metrics(home: Simulation, model: Callable) -> dict[str, float
     scores = [evaluate(model, shard, batch, classes, home.dtype) for shard in home.held.shards[1]]
     examples, correct = [int(s.total.sum()) for s in scores], [int(s.correct.sum()) for s in scores]
     counts = list(zip(examples, correct))
-    newcomers = new_client_metrics(dict(enumerate(counts)), home.fleet.newcomers)
+    newcomers = new_client_metrics(dict(enumerate(counts)), home.devices.new_clients)
     return {**(local_test_metrics(counts) or {}), **newcomers, "own_examples": examples, "own_correct": correct}

@@ -44,7 +44,7 @@ class Simulation:
         server_network: the server's.
         strategy: fedkd's or Flower's own.
         optimizer: the clients'.
-        fleet: who takes part, and how long that takes.
+        devices: who takes part, and how long that takes.
     """
 
     config: DictConfig
@@ -55,7 +55,7 @@ class Simulation:
     server_network: Network
     strategy: FlowerStrategy
     optimizer: Any
-    fleet: Devices
+    devices: Devices
 
     @property
     def test(self) -> Examples:
@@ -104,9 +104,9 @@ class Simulation:
         for index in (*self.partition.train, *self.partition.test):
             parts.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
         digests = {"train": self.train.digest, "test": self.test.digest, "partition": parts.hexdigest()}
-        digests |= {"public": self.held.public.digest} if self.held.public is not None else {}
-        trace = hashlib.sha256(json.dumps(self.fleet.trace).encode()).hexdigest()
-        return identity(self.config, digests | ({"trace": trace} if self.fleet.trace else {}))
+        digests |= {"public_data": self.held.public_data.digest} if self.held.public_data is not None else {}
+        trace = hashlib.sha256(json.dumps(self.devices.trace).encode()).hexdigest()
+        return identity(self.config, digests | ({"trace": trace} if self.devices.trace else {}))
 
     def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
         """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
@@ -120,23 +120,23 @@ class Simulation:
             initial=network.initial,
             architecture=network.name,
             data=self.held.shards[testing][number],
-            num_steps=self.fleet.steps(number, server_round),
+            num_steps=self.devices.steps(number, server_round),
             batch_size=settings.batch_size,
             optimizer=self.optimizer,
             lr=lr,
             momentum=momentum,
             dtype=self.dtype,
             execution=self.execution,
-            public=self.held.public,
+            public_data=self.held.public_data,
         )
 
     def shape(self, number: int) -> tuple[int, int]:
         """Batch size and number of steps of a client's round, where it is no straggler."""
-        return self.fleet.shapes[number]
+        return self.devices.shapes[number]
 
     def load(self, number: int, server_round: int) -> int:
         """The examples that a client computes in a round."""
-        return self.shape(number)[0] * self.fleet.steps(number, server_round)
+        return self.shape(number)[0] * self.devices.steps(number, server_round)
 
     def chunks(self, clients: Sequence[int], size: int, server_round: int) -> list[list[int]]:
         """A round's clients in groups that train at once: alike in network and batch size, by steps and number, ``size`` at most.
@@ -144,7 +144,7 @@ class Simulation:
         It depends on nothing else, so neither do the results: not on the number of workers, nor on who else is asked again.
         """
         alike: dict[tuple[str, int], list[int]] = {}
-        for client in sorted(clients, key=lambda number: (-self.fleet.steps(number, server_round), number)) if size > 1 else clients:
+        for client in sorted(clients, key=lambda number: (-self.devices.steps(number, server_round), number)) if size > 1 else clients:
             alike.setdefault(self.kind(client), []).append(client)
         sizes = {kind: 1 if has_randomness(self.networks[group[0]].model) else size for kind, group in alike.items()}
         return [group[i : i + sizes[kind]] for kind, group in alike.items() for i in range(0, len(group), sizes[kind])]
@@ -163,11 +163,11 @@ class Simulation:
         """What the strategy must know of the run."""
         config = self.config
         server = Server(
-            self.task, self.seed, self.model, self.initial, config.num_clients, config.evaluation.batch_size, self.dtype, self.held.public,
+            self.task, self.seed, self.model, self.initial, config.num_clients, config.evaluation.batch_size, self.dtype, self.held.public_data,
             self.held.validation,
         )  # fmt: skip
         policy = config.on_client_failure, config.retries, config.evaluation.every
-        return Federation(server, config.clients_per_round, *policy, self.fleet)
+        return Federation(server, config.clients_per_round, *policy, self.devices)
 
 
 def dtype_of(config: DictConfig) -> torch.dtype:
@@ -195,8 +195,8 @@ def build_simulation(text: str) -> Simulation:
     held = make_client_data(config, task, train, test, seed)
     networks, server = make_networks(config, task, dtype_of(config), seed)
     check_compatibility(config, strategy, networks, held)
-    fleet = make_run_devices(config, strategy, systems, [len(index) for index in held.partition.train], seed)
-    return Simulation(config, task, train.to(device), held, networks, server, strategy, optimizer, fleet)
+    devices = make_run_devices(config, strategy, systems, [len(index) for index in held.partition.train], seed)
+    return Simulation(config, task, train.to(device), held, networks, server, strategy, optimizer, devices)
 
 
 def simulation_from_overrides(overrides: str) -> Simulation:

@@ -37,18 +37,18 @@ def strategy_of(name: str) -> Strategy:
 def model_heterogeneity(name: str) -> str:
     """``any``; ``one embedding size``; the same where ``heads alone`` are shared; or ``no``."""
     config: DictConfig = compose([f"strategy={name}"])
-    words = {"any": "any", "embedding": "one embedding size"}
+    words = {"any": "any", "same_embedding_size": "one embedding size"}
     if (can := strategy_of(name).unlike_models) != "no":
         return words[can]
-    config.strategy.sharing = "head"
+    config.strategy.shared_layers = "head"
     try:
-        return "no" if build(config, "strategy").unlike_models == "no" else "heads alone"
+        return "no" if build(config, "strategy").model_heterogeneity == "none" else "heads alone"
     except ValueError:
         return "no"
 
 
 def strategies_with_model_heterogeneity() -> tuple[list[str], list[str]]:
-    """Strategies that work with clients of unlike networks as they are, and with ``strategy.sharing=head``."""
+    """Strategies that work with clients of unlike networks as they are, and with ``strategy.shared_layers=head``."""
     found = {name: model_heterogeneity(name) for name in names()}
     return [n for n, can in found.items() if can in ("any", "one embedding size")], [n for n, can in found.items() if can == "heads alone"]
 
@@ -62,10 +62,10 @@ def traffic(name: str) -> tuple[State, State]:
     x = torch.randint(256, (6000, *TASK.shape), generator=random).to(torch.uint8)
     data = Examples(x, torch.randint(TASK.num_classes, (len(x),), generator=random), 255.0, (0.5,), (0.5,))
     server = Server(TASK, Seed(0), model, snapshot(model), 20, 500, torch.float32, data)
-    shared = {part: tensors for part, tensors in strategy.init(server).items() if part in strategy.shares}
+    shared = {part: tensors for part, tensors in strategy.init_server(server).items() if part in strategy.broadcast_parts}
     client = Client(
         id=0, task=TASK, seed=Seed(0), model=model, initial=snapshot(model), architecture="fedgen_cnn", data=data.subset(torch.arange(64)),
-        num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01, momentum=0.0, dtype=torch.float32, public=data,
+        num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01, momentum=0.0, dtype=torch.float32, public_data=data,
     )  # fmt: skip
     update, _ = strategy.train(client, shared, None, 1)
     return shared, update.state
@@ -91,8 +91,8 @@ def row(name: str) -> tuple[str, ...]:
     strategy, (down, up) = strategy_of(name), traffic(name)
     yes = {True: "yes", False: "no"}
     return (
-        f"`{name}`", words(down), words(up), strategy.client_term or "-", strategy.server_step, yes[strategy.needs_public],
-        model_heterogeneity(name), yes[strategy.only_sums], f"{size(down) / 1e3:.1f}", f"{size(up) / 1e3:.1f}",
+        f"`{name}`", words(down), words(up), strategy.client_summary or "-", strategy.server_summary, yes[strategy.needs_public_data],
+        model_heterogeneity(name), yes[strategy.secure_aggregation], f"{size(down) / 1e3:.1f}", f"{size(up) / 1e3:.1f}",
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def spread(lines: Mapping[str, pd.DataFrame], path_stem: Path | str, kind: str =
     """Each seed's result by strategy, the runs of one seed joined by a grey line, beside the mean and its 95 % interval.
 
     Args:
-        lines: by label, a frame with a row a seed (its index): ``accuracy`` and ``accuracy_own_labels`` in 0..1, or NaN.
+        lines: by label, a frame with a row a seed (its index): ``accuracy`` and ``local_test_accuracy`` in 0..1, or NaN.
         path_stem: the file without suffix.
         kind: of the interval.
 

@@ -20,7 +20,7 @@ def curves(labelled: Mapping[str, Sequence[DistillationRun]], path_stem: Path) -
     with canvas(1.9 + 0.14 * (1 + legend_shape(labelled)[0]), path_stem) as (figure, paths):
         axes = figure.subplots()
         for style, same in enumerate(labelled.values()):
-            frames = [one.metrics.set_index("epoch")["accuracy"].dropna() for one in same]
+            frames = [one.metrics.set_index("epoch")["test_accuracy"].dropna() for one in same]
             values = 100 * pd.concat(frames, axis=1).dropna().loc[1:]
             mean, half = spread(values.to_numpy().T)
             axes.plot(values.index, mean, **line_style(style), markevery=max(1, len(values) // 8))

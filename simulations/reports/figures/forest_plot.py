@@ -23,7 +23,7 @@ def forest(table: pd.DataFrame, figure: str, reference: str, path_stem: Path | s
     Returns:
         The PDF and the PNG.
     """
-    means, halves = (table[f"{figure}_less_reference_{part}"] for part in ("mean", "half_width"))
+    means, halves = (table[f"{figure}_minus_baseline_{part}"] for part in ("mean", "ci95"))
     kept = table.assign(mean=means, half=halves)[means.notna()]
     low, high = limits(kept["mean"], kept["half"])
     with canvas(0.6 + 0.15 * len(kept), path_stem) as (drawing, paths):

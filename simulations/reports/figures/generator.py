@@ -23,10 +23,10 @@ from simulations.reports.statistics import interval
 from simulations.run_folder.reader import FederatedRun
 
 READERS = {
-    "fidelity_ensemble": "Ensemble of the round's clients",
-    "fidelity_global": "Global model",
-    "fidelity_seen": "Clients that hold the class",
-    "fidelity_unseen": "Clients that hold none of it",
+    "label_accuracy_ensemble": "Ensemble of the round's clients",
+    "label_accuracy_global_model": "Global model",
+    "label_accuracy_clients_with_class": "Clients that hold the class",
+    "label_accuracy_clients_without_class": "Clients that hold none of it",
 }
 
 TERM = re.compile(r"(generator|synthesis|distillation)_(?!steps$)|train_(?!loss$)")
@@ -46,7 +46,11 @@ TERMS = {
     "distillation_loss": "Distillation:\nloss",
 }
 
-STAGES = {"accuracy_average": "mean of models", "accuracy": "after distillation", "accuracy_ensemble": "ensemble"}
+STAGES = {
+    "global_test_accuracy_before_distillation": "mean of models",
+    "global_test_accuracy": "after distillation",
+    "ensemble_test_accuracy": "ensemble",
+}
 
 
 def planned(
@@ -74,7 +78,7 @@ def planned(
             if terms := loss_terms(mine):
                 title, name = f"Losses of server and clients, and their terms without weights{here}", f"server_losses{suffix}{number}"
                 draw(title, name, losses, mine, terms, order, kind)
-        if told := [one for one in groups if all("accuracy_average" in run.metrics for run in one.runs)]:
+        if told := [one for one in groups if all("global_test_accuracy_before_distillation" in run.metrics for run in one.runs)]:
             draw(f"Before and after the server's own training{here}", f"server_accuracy{suffix}", stages, told, kind)
         found = [(one, *diagnosed(one, notes)) for one in groups]
         found = [(one, table, latents) for one, table, latents in found if len(table) or len(latents)]
@@ -100,8 +104,11 @@ def diagnosed(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]
     """The mean over seeds of ``generator.csv``, a row for a round and class that all of them have, with the number of seeds of which each reader's
     fidelity is known; and the first seed's latents of its last round. Either is empty where a run has none, or where it cannot be read, for
     which ``notes`` gains a line."""
-    frames = [rows(run, "generator", {"class", "diversity_generated", "diversity_real", "coverage", *READERS}, notes) for run in one.runs]
-    latents = rows(one.runs[0], "latents", {"class", "generated", "pca_1", "pca_2", "tsne_1", "tsne_2"}, notes)
+    frames = [
+        rows(run, "generator", {"class", "pairwise_distance_generated", "pairwise_distance_real", "coverage", *READERS}, notes)
+        for run in one.runs
+    ]
+    latents = rows(one.runs[0], "latents", {"class", "is_generated", "pca_1", "pca_2", "tsne_1", "tsne_2"}, notes)
     latents = latents[latents["round"] == latents["round"].max()] if len(latents) else latents
     if not all(len(frame) for frame in frames):
         return pd.DataFrame(), latents
@@ -144,7 +151,7 @@ def fidelity(table: pd.DataFrame, number: int, path_stem: Path) -> tuple[Path, P
 
 def diversity(table: pd.DataFrame, number: int, path_stem: Path) -> tuple[Path, Path]:
     """Means over ``number`` seeds: how far apart generated latents of a class lie in proportion to real ones, and how many of these they cover; grey where unknown."""
-    ratio = (table["diversity_generated"] / table["diversity_real"]).where(lambda value: np.isfinite(value) & (value > 0))
+    ratio = (table["pairwise_distance_generated"] / table["pairwise_distance_real"]).where(lambda value: np.isfinite(value) & (value > 0))
     parts = [(ratio, f"Distance within a class: generated / real, n = {number}", ratio_norm(ratio))]
     parts += [(table["coverage"], f"Coverage of real latents, n = {number}", Normalize(0, 1))]
     parts = [part for part in parts if part[0].notna().any()]
@@ -224,7 +231,9 @@ def stages(told: Sequence[Group], kind: str, path_stem: Path) -> tuple[Path, Pat
             axes.set_title(f"{one.line} (n = {len(one.runs)})", fontsize=7, loc="left", pad=2)
             axes.set_ylabel("Accuracy (%)")
         by_round(figure, panels)
-        handles = [Line2D([], [], **line_style(style), label=label) for style, (column, label) in enumerate(STAGES.items()) if column in shown]
+        handles = [
+            Line2D([], [], **line_style(style), label=label) for style, (column, label) in enumerate(STAGES.items()) if column in shown
+        ]
         title = f"Mean and 95 % interval ({kind}) over seeds" if any(len(one.runs) > 1 for one in told) else None
         figure.legend(handles=handles, title=title, loc="outside lower center", ncols=3, frameon=False, handlelength=2.6, columnspacing=1.0)
     return paths
@@ -272,7 +281,7 @@ def cloud(axes: Axes, points: pd.DataFrame, name: str, label: int, named: bool) 
     """The latents of one class, and its number at their medians."""
     colour = COLORS[label % len(COLORS)]
     for generated, mark in ((0, dot), (1, cross)):
-        at = points.loc[points["generated"] == generated, [f"{name}_1", f"{name}_2"]]
+        at = points.loc[points["is_generated"] == generated, [f"{name}_1", f"{name}_2"]]
         mark(axes, at[f"{name}_1"], at[f"{name}_2"], colour)
         if named and len(at):
             box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8} if generated else None

@@ -172,6 +172,6 @@ def _by_setting(groups: Sequence[Group], stem: Path, kind: str) -> Drawing:
     names = settings(groups)
     lines: dict[str, dict[str, list]] = {one.line: {column: [None] * len(names) for column in PANELS} for one in groups}
     for column in PANELS:
-        for one, cell in zip(groups, federated.percents(groups, f"{column}_last_ten", kind), strict=True):
+        for one, cell in zip(groups, federated.percents(groups, f"{column}_last10", kind), strict=True):
             lines[one.line][column][names.index(one.setting)] = cell
     return Drawing("Mean of the last ten evaluated rounds, by setting", stem, comparison.by_setting, (lines, names, stem, kind))

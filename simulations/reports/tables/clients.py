@@ -30,13 +30,13 @@ SHOWN = 12
 def last_accuracies(run: FederatedRun) -> np.ndarray:  # [K]
     """Accuracy on own labels by client in the last evaluated round, clients without test examples left out; [] where the run does not say."""
     rows = run.clients
-    return rows["accuracy_own_labels"][rows["round"] == rows["round"].max()].to_numpy(float) if len(rows) else np.empty(0)
+    return rows["local_test_accuracy"][rows["round"] == rows["round"].max()].to_numpy(float) if len(rows) else np.empty(0)
 
 
 @cache
 def class_accuracies(run: FederatedRun) -> np.ndarray:  # [C]
     """Accuracy in the balanced test by class, mean of the last ten evaluated rounds; [] where the run does not say."""
-    columns = sorted(name for name in run.metrics if name.startswith("accuracy_class_"))
+    columns = sorted(name for name in run.metrics if name.startswith("global_test_accuracy_class_"))
     values = run.metrics[columns].to_numpy(float)
     values = values[~np.isnan(values).all(axis=1)][-10:]
     return pd.DataFrame(values).mean().to_numpy() if len(values) else np.empty(0)
@@ -99,13 +99,17 @@ def networks(rows: pd.DataFrame) -> dict[str, float]:
     if not {"architecture", "num_test_examples"} <= set(rows) or rows.empty:
         return {}
     if rows["architecture"].nunique() == 1:
-        return {rows["architecture"].iloc[0]: np.average(rows["accuracy_own_labels"], weights=rows["num_test_examples"])}
-    correct = rows["accuracy_own_labels"] * rows["num_test_examples"]
+        return {rows["architecture"].iloc[0]: np.average(rows["local_test_accuracy"], weights=rows["num_test_examples"])}
+    correct = rows["local_test_accuracy"] * rows["num_test_examples"]
     sums = pd.DataFrame({"correct": correct, "n": rows["num_test_examples"]}).groupby(rows["architecture"]).sum()
     return (sums["correct"] / sums["n"]).to_dict()
 
 
-FURTHER = {"accuracy_average": "mean of models", "accuracy": "after the server's training", "accuracy_ensemble": "ensemble"}
+FURTHER = {
+    "global_test_accuracy_before_distillation": "mean of models",
+    "global_test_accuracy": "after the server's training",
+    "ensemble_test_accuracy": "ensemble",
+}
 
 SERVER_LEGEND = """Balanced test, mean of the last ten evaluated rounds: the mean of the clients' models, what the server makes of it, and the ensemble
 from which it learns."""
@@ -125,7 +129,7 @@ common); effective classes, the mean exponential of the entropy of a client's la
 
 def server_side(groups: Sequence[Group], kind: str) -> Table | None:
     """Accuracy before and after the server's own training; None where no run has any."""
-    told = [one for one in groups if any(name in one.runs[0].metrics for name in FURTHER if name != "accuracy")]
+    told = [one for one in groups if any(name in one.runs[0].metrics for name in FURTHER if name != "global_test_accuracy")]
     if not told:
         return None
     columns = [texts("strategy", [one.label for one in told]), counts("n", [len(one.runs) for one in told])]

@@ -19,7 +19,7 @@ IMAGES = re.compile(rf"run\.({SETTING.pattern})|(data|classes|examples|validatio
 RETRIEVAL = {
     f"{name}{ending}": f"{title} ({similarity})"
     for similarity, ending in (("cosine", ""), ("euclidean", "_euclidean"))
-    for name, title in (("mean_average_precision", "mAP"), ("precision_100", "top 100"), ("precision_1", "top 1"))
+    for name, title in (("mean_average_precision", "mAP"), ("precision_at_100", "top 100"), ("precision_at_1", "top 1"))
 }
 """What ``models.csv`` says of retrieval, and how it is called."""
 
@@ -32,8 +32,8 @@ def table(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table:
     rows = list(labelled.values())
     columns = [texts("strategy", list(labelled)), counts("n", list(map(len, rows)))]
     columns.append(percents("teacher", [[one.teacher for one in same] for same in rows]))
-    columns.append(percents("before", [[one.metrics["accuracy"].dropna().iloc[0] for one in same] for same in rows]))
-    tasks = [(same[0].choice("student"), figure(same[0], "student", "parameters"), *task(same[0])) for same in rows]
+    columns.append(percents("before", [[one.metrics["test_accuracy"].dropna().iloc[0] for one in same] for same in rows]))
+    tasks = [(same[0].choice("student"), figure(same[0], "student", "num_parameters"), *task(same[0])) for same in rows]
     columns.append(Column("student", ranked([percent([one.accuracy for one in same]) for same in rows], tasks)))
     columns.append(percents("of teacher", [[one.accuracy / one.teacher for one in same] for same in rows]))
     for baseline in ("none", "kd"):
@@ -41,7 +41,7 @@ def table(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table:
     for name, title in RETRIEVAL.items():
         if any(name in one.models for same in rows for one in same):
             columns.append(percents(title, [[figure(one, "student", name) for one in same] for same in rows]))
-    columns.append(counts("parameters", [int(figure(same[0], "student", "parameters")) for same in rows]))
+    columns.append(counts("parameters", [int(figure(same[0], "student", "num_parameters")) for same in rows]))
     return Table("distillation", "", tuple(columns), LEGEND, tuple(tasks))
 
 
@@ -49,8 +49,8 @@ def trainings(labelled: Mapping[str, Sequence[DistillationRun]]) -> pd.DataFrame
     """A row for each training: what the tables are made of, accuracies in 0..1."""
     rows = [
         {
-            "strategy": name, "seed": one.seed, "teacher_seed": one.config["teacher_seed"], "teacher": one.teacher,
-            "before": one.metrics["accuracy"].dropna().iloc[0], "student": one.accuracy, "folder": one.folder.name,
+            "method": name, "seed": one.seed, "teacher_seed": one.config["teacher_seed"], "teacher_accuracy": one.teacher,
+            "initial_accuracy": one.metrics["test_accuracy"].dropna().iloc[0], "student_accuracy": one.accuracy, "run": one.folder.name,
         }
         for name, same in labelled.items()
         for one in same
@@ -92,8 +92,8 @@ def matching(one: DistillationRun, other: DistillationRun, baseline: str) -> boo
     Networks are the same that have one name and as many parameters.
     """
     networks = ("student",) if baseline == "none" else ("student", "teacher")
-    same = all(one.choice(part) == other.choice(part) for part in (*networks, *(("source",) if baseline != "none" else ())))
-    sizes = [[figure(lesson, network, "parameters") for network in networks] for lesson in (one, other)]
+    same = all(one.choice(part) == other.choice(part) for part in (*networks, *(("image_source",) if baseline != "none" else ())))
+    sizes = [[figure(lesson, network, "num_parameters") for network in networks] for lesson in (one, other)]
     return (
         other.choice("distiller") == baseline != one.choice("distiller")
         and same
@@ -120,7 +120,7 @@ def costs(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table:
     alike = [same for _, same in rows]
     columns = [texts("network", [title for title, _ in rows])]
     columns += [counts(title, [int(same[0][title.replace("-", "_")]) for same in alike]) for title in ("parameters", "multiply-adds")]
-    columns.append(numbers("ms an image", [float(np.median([row["milliseconds"] for row in same])) for same in alike]))
+    columns.append(numbers("ms / image", [float(np.median([row["latency_ms"] for row in same])) for same in alike]))
     columns.append(percents("accuracy", [[row["accuracy"] for row in same] for same in alike]))
     legend = "Multiply-adds and median milliseconds for one image; accuracy in %, as above."
     return Table("costs", "What each network costs and knows", tuple(columns), legend)
@@ -132,7 +132,7 @@ def members(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table | None:
     for name, same in labelled.items():
         networks = [network for network in same[0].models["network"] if network != "teacher"]
         for network in networks if len(networks) > 1 else ():
-            size = figure(same[0], network, "parameters")
+            size = figure(same[0], network, "num_parameters")
             mine = {one.seed: figure(one, network, "accuracy") for one in same}
             alone = {one.seed: one.accuracy for others in labelled.values() if like(others[0], same[0], size) for one in others}
             gains = [mine[seed] - alone[seed] for seed in mine if seed in alone]
@@ -154,7 +154,7 @@ def members(labelled: Mapping[str, Sequence[DistillationRun]]) -> Table | None:
 def like(one: DistillationRun, member: DistillationRun, parameters: float) -> bool:
     """``one`` is a network of a member's size, trained with labels alone on the same images for as long."""
     same = one.choice("student") == member.choice("student") and task(one) == task(member)
-    return one.choice("distiller") == "none" and same and figure(one, "student", "parameters") == parameters
+    return one.choice("distiller") == "none" and same and figure(one, "student", "num_parameters") == parameters
 
 
 def ladder(labelled: Mapping[str, Sequence[DistillationRun]]) -> dict[str, pd.DataFrame]:
@@ -164,7 +164,7 @@ def ladder(labelled: Mapping[str, Sequence[DistillationRun]]) -> dict[str, pd.Da
         if not np.isnan(same[0].teacher):
             teacher, _, method = name.rpartition(" > ")
             rungs.setdefault(method, []).extend(
-                {"teacher": one.teacher, "student": one.accuracy, "seed": one.seed, "name": teacher} for one in same
+                {"teacher_accuracy": one.teacher, "student_accuracy": one.accuracy, "seed": one.seed, "name": teacher} for one in same
             )
     frames = {method: pd.DataFrame(rows) for method, rows in rungs.items()}
     return {method: frame for method, frame in frames.items() if frame["name"].nunique() >= 3}
@@ -201,7 +201,7 @@ def anywhere(one: DistillationRun) -> DistillationRun:
 
 def travel(one: DistillationRun) -> float:
     """How far the optimizer has travelled in all."""
-    return float(one.metrics["travel"].iloc[-1])
+    return float(one.metrics["parameter_path_length"].iloc[-1])
 
 
 def accuracies(same: Sequence[DistillationRun], places: dict[DistillationRun, int | None]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ def headlines(groups: Sequence[Group], kind: str) -> Table:
     """A row a group: accuracies and bytes."""
     columns = [texts("strategy", [one.label for one in groups]), counts("n", [len(one.runs) for one in groups])]
     columns += [Column(title, ranked(percents(groups, name, kind), blocks(groups))) for name, title in HEADLINES.items()]
-    columns.append(Column("top-5 rounds", tuple(percents(groups, "top5_rounds", kind))))
+    columns.append(Column("top-5 rounds", tuple(percents(groups, "best5_rounds", kind))))
     for way in ("up", "down"):
         columns.append(numbers(f"MB {way}", [np.mean(by_seed(one, f"bytes_{way}_total")) / 1e6 for one in groups], ".4g"))
     legend = RESULTS_LEGEND.format(interval=INTERVAL[kind], kind=INTERVALS[kind])
@@ -80,7 +80,7 @@ def ordered_lines(groups: Sequence[Group]) -> list[str]:
 
 def way(groups: Sequence[Group], target: float | None, kind: str) -> Table | None:
     """Simulated time and, with a ``target``, rounds, bytes and time until it; None where runs have neither."""
-    totals = [by_seed(one, "simulated_time_total") for one in groups]
+    totals = [by_seed(one, "simulated_seconds_total") for one in groups]
     if target is None and np.isnan(np.concatenate(totals)).all():
         return None
     ends = [interval(np.array(values), kind) for values in totals]
@@ -91,7 +91,7 @@ def way(groups: Sequence[Group], target: float | None, kind: str) -> Table | Non
         Column("simulated s", tuple(cells)),
     ]
     judged_alike = [
-        (one.block, all(run.metrics["accuracy"].notna().any() for run in one.runs)) for one in groups
+        (one.block, all(run.metrics["global_test_accuracy"].notna().any() for run in one.runs)) for one in groups
     ]  # on one test, or on own labels
     for name, title in summary.WAYS.items() if target is not None else ():
         scale = 1e-6 if name == "bytes" else 1.0
