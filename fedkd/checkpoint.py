@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fedkd.errors import RunFolderError
-from fedkd.files import write_atomically
+from fedkd.files import SCHEMA_VERSION, write_atomically
 from fedkd.types import State, flatten, unflatten
 
 
@@ -30,7 +30,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
     for client, memory in checkpoint.memories.items():
         tensors |= {f"{client}|{name}": value for name, value in flatten(memory).items()}
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "finished": checkpoint.round == rounds}
-    header["simulated_seconds"] = checkpoint.simulated_seconds
+    header["simulated_seconds"], header["schema"] = checkpoint.simulated_seconds, SCHEMA_VERSION
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"fedkd": json.dumps(header)})
     write_atomically(folder / "checkpoint.safetensors", content)
     write_header(folder, header)
@@ -52,11 +52,15 @@ def read_header(folder: Path) -> dict[str, object] | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["fedkd"])
+            header = json.loads(file.metadata()["fedkd"])
     except Exception as error:
         raise RunFolderError(
-            f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it anew"
+            f"output must hold readable checkpoints, got {path}: {error}; remove that run folder to start it again"
         ) from error
+    if header.get("schema") != SCHEMA_VERSION:
+        rule = f"output must hold run folders of schema version {SCHEMA_VERSION}, got version {header.get('schema')} in {folder}"
+        raise RunFolderError(f"{rule}; run it again in another output folder")
+    return header
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

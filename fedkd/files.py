@@ -1,7 +1,10 @@
-"""State on disk: safetensors, written atomically, known by a header of its own."""
+"""Files that are written atomically, and the version of the files in a run folder. This module needs no torch."""
 
 import os
 from pathlib import Path
+
+SCHEMA_VERSION = 2
+"""Version of the files in a run folder. A folder of another version is refused."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

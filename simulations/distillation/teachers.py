@@ -16,7 +16,6 @@ from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, State, Task, Tensors
-from simulations.run_folder.reader import completed
 from simulations.setup.simulation import Simulation, build_simulation
 
 
@@ -44,7 +43,7 @@ def config_of(folder: Path, server_round: int | None = None) -> DictConfig:
         done = header is not None and bool(header["finished"])
         require(done, "teacher_run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    return OmegaConf.create(completed(config) if "strategy" in config else config)
+    return OmegaConf.create(config)
 
 
 def is_federated(config: DictConfig) -> bool:

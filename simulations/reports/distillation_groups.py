@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fedkd.errors import RunFolderError
 from simulations.reports.groups import gather
-from simulations.run_folder.reader import NO_EFFECT, SETTING, FinishedRun, completed, flatten_config, natural_order
+from simulations.run_folder.reader import NO_EFFECT, SETTING, FinishedRun, flatten_config, natural_order
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|run|round|progress|export|retrieval|tuned|checkpoint_every)(\.|$)|(\w+\.)*(root|cache|download)$"
@@ -63,7 +63,7 @@ def origin(folder: str | None) -> dict[str, Hashable]:
         config = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"))
     except OSError:
         return {"folder": Path(folder).name}
-    values = flatten_config(completed(config) if "strategy" in config else config)
+    values = flatten_config(config)
     return {key: value for key, value in values if value is not None and not (NO_EFFECT.match(key) or SEEDLESS.match(key))}
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,12 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedkd.errors import RunFolderError
+from fedkd.files import SCHEMA_VERSION
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 
-LATER = {"evaluation": "default", "shift": "none", "systems": "default", "public_data": "none"}
-"""Parts that older runs lack, or that have gained keys since, and what is shipped of each."""
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+Values = dict[str, Hashable]
+"""A flat configuration: ``{"partition.alpha": 0.1}``."""
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -43,33 +43,6 @@ def configuration(path: Path) -> dict[str, Any]:
     if "${" in text:
         return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     return yaml.load(text, Loader)
-
-
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the keys that came after the run was made, at the values with which they are shipped: those change nothing."""
-    config = {
-        "validation": 0.0,
-        "distill": None,
-        "distill_every": None,
-        "distill_overrides": {},
-        "generator_diagnostics_every": None,
-        "tensorboard": False,
-        **config,
-    }
-    for part, name in LATER.items():
-        shipped, given = _shipped(part, name), config.get(part, {})
-        if given.get("_target_", shipped.get("_target_")) == shipped.get("_target_"):
-            config[part] = {**shipped, **given}
-    return config
-
-
-@cache
-def _shipped(part: str, name: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(CONF / part / f"{name}.yaml"))
-
-
-Values = dict[str, Hashable]
-"""A configuration laid flat: ``{"partition.alpha": 0.1}``."""
 
 
 MEASURED = re.compile(
@@ -222,13 +195,15 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
         if not (folder / name).is_file():
             raise RunFolderError(f"unfinished: no {name}")
     try:
-        config = completed(configuration(folder / "config.yaml"))
+        config = configuration(folder / "config.yaml")
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         metrics = pd.read_csv(folder / "metrics.csv")
         clients = tested(folder / "clients.csv", until)
         seed, rounds, finished, done = config["seed"], config["rounds"], checkpoint["finished"], checkpoint["round"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
+    if checkpoint.get("schema") != SCHEMA_VERSION:
+        raise RunFolderError(f"written with schema version {checkpoint.get('schema')}; this version of fedkd reads {SCHEMA_VERSION}; run it again")
     if not all(isinstance(number, int) for number in (seed, rounds, done)):
         raise RunFolderError(f"corrupt: seed and rounds must be whole numbers, got {seed!r}, {rounds!r} and {done!r}")
     if not finished and (until is None or until > done):

@@ -38,7 +38,7 @@ def model_heterogeneity(name: str) -> str:
     """``any``; ``one embedding size``; the same where ``heads alone`` are shared; or ``no``."""
     config: DictConfig = compose([f"strategy={name}"])
     words = {"any": "any", "same_embedding_size": "one embedding size"}
-    if (can := strategy_of(name).unlike_models) != "no":
+    if (can := strategy_of(name).model_heterogeneity) != "none":
         return words[can]
     config.strategy.shared_layers = "head"
     try:

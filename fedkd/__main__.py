@@ -1,0 +1,6 @@
+"""``python -m fedkd``: the command ``fedkd``."""
+
+from simulations.cli.main import main
+
+if __name__ == "__main__":
+    main()
