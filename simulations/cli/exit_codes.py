@@ -1,0 +1,69 @@
+"""Exit codes of the command, and the one place where exceptions become a line on standard error."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedkd.errors import ClientFailure, DivergedError, StopRun
+from simulations.overrides import explain
+
+OK = 0
+"""All that was asked for is done."""
+FAILED = 1
+"""A run failed: a client failure under the policy, divergence, one run of a sweep, or a disk that cannot be written."""
+WRONG = 2
+"""The request is wrong: an unknown option, key or value, no such folder, or nothing to report."""
+MISSING = 3
+"""``fedkd reproduce --plan``: runs are missing."""
+INTERRUPTED = 130
+"""SIGINT. The same command goes on from the last checkpoint."""
+TERMINATED = 143
+"""SIGTERM, as a shell shows a process that the signal has ended. The same command goes on from the last checkpoint."""
+
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+"""The user asked for tracebacks. (The command sets the same variable later, so that Hydra raises its errors.)"""
+
+RESUME = "All rounds up to the last checkpoint are on disk; run the same command to continue."
+
+
+def exit_code(error: BaseException) -> tuple[int, str] | None:
+    """The exit code and the text of an error of a run or of its user; None for an error in fedkd's own code."""
+    library = {type(error).__module__.partition(".")[0], *(one.__module__.partition(".")[0] for one in type(error).__mro__)}
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; run the same command to continue from the last checkpoint"
+    if isinstance(error, StopRun):
+        return OK, f"stopped: {error}"
+    if isinstance(error, (ClientFailure, DivergedError, FloatingPointError)):
+        return FAILED, f"error: {_line(error)}\n{RESUME}"
+    if library & {"hydra", "omegaconf"}:
+        return WRONG, f"error: {_line(explain(error) if isinstance(error, Exception) else error)}"
+    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError)):
+        return WRONG, f"error: a path must be right for its use, got {error.filename!r}: {error.strerror or error}"
+    if isinstance(error, OSError) and not isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError)):
+        return FAILED, f"error: {_line(error)}; free space, or choose another folder with output=<folder>"
+    if isinstance(error, ValueError):  # ConfigError and RunFolderError are of this kind too
+        return WRONG, f"error: {_line(error)}"
+    return None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn exceptions into one line on standard error and an exit code.
+
+    Errors of fedkd's own code keep their traceback, and all do where ``HYDRA_FULL_ERROR=1`` was set.
+    """
+    try:
+        yield
+    except BaseException as error:
+        found = exit_code(error)
+        if found is None or (FULL_ERROR and not isinstance(error, KeyboardInterrupt)):
+            raise
+        code, text = found
+        print(text, file=sys.stderr, flush=True)
+        sys.exit(code)
+
+
+def _line(error: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(error).split())

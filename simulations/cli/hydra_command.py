@@ -1,0 +1,82 @@
+"""``run`` and ``distill``: Hydra reads the words, calls once or for every combination of ``-m``, and errors become one line."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from simulations.cli.exit_codes import one_line_errors
+from simulations.overrides import CONF, nearest, with_search_path
+
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--shell-completion", "--config-path",
+    "--config-name", "--config-dir", "--experimental-rerun", "--info",
+)  # fmt: skip
+"""Long options of Hydra's own command line. Those of one letter are Hydra's to judge."""
+
+
+def run_hydra(root: str, words: Sequence[str], program: str) -> None:
+    """Run or distill what ``words`` describe.
+
+    Args:
+        root: ``config`` for federated runs, ``distill`` for distillations.
+        words: overrides and Hydra's own options.
+        program: name of the command in Hydra's messages.
+
+    Raises:
+        SystemExit: with an exit code of :mod:`simulations.cli.exit_codes`, unless all is done.
+    """
+    with one_line_errors():
+        check_flags(words)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise instead of printing and exiting
+        sys.argv = [program, *with_search_path(words)]
+        task = _federated() if root == "config" else _distillation()
+        task()
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Refuse a long option that neither fedkd nor Hydra has.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    from fedkd.errors import ConfigError
+
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in FLAGS:
+            raise ConfigError(f"an option must be one of Hydra's, got {name!r}{nearest(name, FLAGS)}; values are given as KEY=VALUE")
+
+
+def _federated():
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from simulations.config import with_choices
+    from simulations.federation.runner import run_federation
+
+    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+    def task(config: DictConfig) -> None:
+        with one_line_errors():
+            hydra_config = HydraConfig.get()
+            run_federation(with_choices(config, dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)))
+
+    return task
+
+
+def _distillation():
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from simulations.distillation.runner import longhand, run_distillation, with_distillation_choices
+
+    sys.argv[1:] = [longhand(word) for word in sys.argv[1:]]
+
+    @hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
+    def task(config: DictConfig) -> None:
+        with one_line_errors():
+            hydra_config = HydraConfig.get()
+            run_distillation(with_distillation_choices(config, dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)))
+
+    return task

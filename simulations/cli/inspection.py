@@ -1,0 +1,128 @@
+"""The subcommands that compute nothing: ``list``, ``describe``, ``new``, ``completion``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simulations.cli import completion
+from simulations.cli.exit_codes import OK, WRONG
+
+STATES = ("finished", "interrupted", "running")
+
+
+@click.command(name="list")
+@click.argument("words", nargs=-1, metavar="[FOLDER]... [KEY=VALUE]...", shell_complete=completion.list_words)
+@click.option("--status", type=click.Choice(STATES), help="Runs of this state alone.")
+@click.option("--strategy", metavar="NAME", help="Runs of this strategy (or distillation method) alone; several with commas.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: accuracies in 0..1, ages in seconds.")
+@click.option("--remove", is_flag=True, help="Remove the run folders that are listed. Without --yes they are printed and stay.")
+@click.option("--yes", is_flag=True, help="Remove without asking; only with --remove.")
+def list_command(words: Sequence[str], status: str | None, strategy: str | None, as_json: bool, remove: bool, yes: bool) -> int:
+    """List runs: hash, strategy, data, setting, seed, round, state, accuracy, age.
+
+    FOLDER is a run folder or a parent of run folders (default: outputs). KEY=VALUE keeps the runs whose configuration has this value,
+    or one of several with commas.
+
+    \b
+    Example:
+      fedkd list outputs --status finished partition.alpha=0.1 seed=0,1
+    """
+    from simulations.cli import listing, rendering
+
+    if yes and not remove:
+        raise click.UsageError("--yes needs --remove")
+    given = [Path(word) for word in words if "=" not in word]
+    filters = [word for word in words if "=" in word] + ([f"strategy={strategy}"] if strategy else [])
+    if remove and not (given or filters or status):
+        raise click.UsageError("--remove needs a folder, a filter or --status; all runs would go")
+    rows = listing.rows(given or [Path("outputs")], status, filters)
+    if remove:
+        return listing.remove(rows, yes)
+    if as_json:
+        click.echo(rendering.as_json(rows))
+    elif rows:
+        click.echo(listing.table(rows))
+    if not rows:
+        click.echo("no run matches", err=True)
+    return OK
+
+
+@click.command(name="describe")
+@click.argument("group", required=False, shell_complete=completion.group_or_option)
+@click.argument("option", required=False, shell_complete=completion.group_or_option)
+@click.argument("words", nargs=-1, metavar="[searchpath=FOLDER]")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown; without GROUP a section for every group.")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option(
+    "--table", is_flag=True, help="With GROUP strategy: components and measured bytes of every strategy, as Markdown. Needs seconds."
+)
+def describe_command(group: str | None, option: str | None, words: Sequence[str], form: str | None, table: bool) -> int:
+    """Describe what can be chosen as GROUP=OPTION, and an option's parameters.
+
+    GROUP is a folder of conf (strategy, model, partition, data, distiller, experiment, ...), or run or distill for the keys of these
+    commands. Without GROUP all groups are listed, with OPTION its yaml, docstring and parameters.
+
+    \b
+    Example:
+      fedkd describe strategy fedgen
+    """
+    from simulations.cli import description
+
+    given = [word for word in (group, option) if word is not None]
+    names, overrides = [word for word in given if "=" not in word], [*(word for word in given if "=" in word), *words]
+    if wrong := [word for word in overrides if not word.startswith("searchpath=")]:
+        raise click.UsageError(f"words after OPTION must be searchpath=FOLDER, got {wrong[0]!r}")
+    group, option = (*names, None, None)[:2]
+    if table:
+        if group != "strategy":
+            raise click.UsageError(f"--table must be used with the group strategy, got {group!r}")
+        from simulations.setup.strategy_table import table as strategy_table
+
+        click.echo(strategy_table())
+        return OK
+    click.echo(description.render(group, option, form or "text", overrides))
+    return OK
+
+
+@click.command(name="new")
+@click.argument("kind", type=click.Choice(("strategy", "model", "partition", "data", "distiller")))
+@click.argument("path", metavar="FOLDER/NAME", type=click.Path(path_type=Path))
+def new_command(kind: str, path: Path) -> int:
+    """Write a working template of your own: a module, its yaml, and a test that passes.
+
+    FOLDER/NAME gives FOLDER/NAME.py, FOLDER/conf/KIND/NAME.yaml and FOLDER/test_NAME.py. Files that exist are never overwritten.
+    'searchpath=FOLDER' on any command finds the option, as does a file fedkd.yaml in the current folder that says 'searchpath: FOLDER'.
+
+    \b
+    Example:
+      fedkd new strategy mylab/fedmax && fedkd run strategy=fedmax searchpath=mylab rounds=2
+    """
+    from simulations.cli.templates import write
+
+    for file in write(kind, path):
+        click.echo(file)
+    command = {"distiller": "distill"}.get(kind, "run")
+    click.echo(f"next: pytest {path.parent}/test_{path.name}.py", err=True)
+    click.echo(f"      fedkd {command} {kind}={path.name} searchpath={path.parent}", err=True)
+    return OK
+
+
+@click.command(name="completion")
+@click.argument("shell", type=click.Choice(completion.SHELLS))
+@click.pass_context
+def completion_command(ctx: click.Context, shell: str) -> int:
+    """Print the script by which a shell completes subcommands, options, GROUP=OPTION, keys and run folders.
+
+    \b
+    Example, for this session of bash (put the line into ~/.bashrc to keep it):
+      eval "$(fedkd completion bash)"
+    In zsh the line is the same with zsh; in fish: fedkd completion fish | source
+    """
+    root: Any = ctx.find_root().command
+    click.echo(completion.script(shell, root), nl=False)
+    return OK
+
+
+__all__ = ["WRONG", "completion_command", "describe_command", "list_command", "new_command"]

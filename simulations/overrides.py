@@ -1,0 +1,198 @@
+"""The words of a command line that Hydra does not know: the user's own folder, and the nearest valid name for a wrong one.
+
+``searchpath=./mylab`` (or a file ``fedkd.yaml`` in the current folder that says ``searchpath: mylab``) names a folder of the user.
+Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the modules beside ``conf`` can be imported.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+KEY = "searchpath"
+FILE = "fedkd.yaml"
+OPTIONAL_GROUPS = ("experiment", "recipe")
+"""Groups that a configuration may go without. Hydra ignores an option of them that does not exist."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'fedgen'?``, or nothing where no name of ``known`` resembles ``name``."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def search_path(words: Sequence[str]) -> list[Path]:
+    """The user's folders that the last ``searchpath=`` of ``words`` names, or else ``fedkd.yaml`` in the current folder.
+
+    Raises:
+        ConfigError: a folder does not exist, or a file of it has the place of one of fedkd's.
+    """
+    given = [word.partition("=")[2] for word in words if word.partition("=")[0] == KEY]
+    folders = _names(given[-1]) if given else _from_file(Path(FILE))
+    found = [Path(folder).expanduser().absolute() for folder in folders]
+    for folder in found:
+        _check(folder)
+    return found
+
+
+def with_search_path(words: Sequence[str]) -> list[str]:
+    """``words`` for Hydra: the user's folders stand in the key ``searchpath`` as absolute paths, and in Hydra's own search path.
+
+    The current folder and the user's are appended to ``sys.path``, after everything that is installed.
+
+    Raises:
+        ConfigError: see :func:`search_path`.
+    """
+    folders = search_path(words)
+    extend_sys_path([Path.cwd(), *folders])
+    rest = [word for word in words if word.partition("=")[0] != KEY]
+    if not folders:
+        return rest
+    if any(word.lstrip("+").startswith("hydra.searchpath=") for word in words):
+        raise ConfigError(f"hydra.searchpath must not be given beside {KEY}, got both; give all folders in {KEY}=[a,b]")
+    confs = [f"file://{folder / 'conf'}" for folder in folders if (folder / "conf").is_dir()]
+    return [*rest, f"{KEY}={_listed(map(str, folders))}", *([f"hydra.searchpath={_listed(confs)}"] if confs else [])]
+
+
+def extend_sys_path(folders: Iterable[str | Path]) -> None:
+    """Make modules in ``folders`` importable. They come last, so that no folder can shadow an installed package."""
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def config_folders(words: Sequence[str] = ()) -> list[Path]:
+    """Folders of groups: fedkd's ``conf``, then the user's."""
+    return [CONF, *(folder / "conf" for folder in search_path(words))]
+
+
+def options(group: str, words: Sequence[str] = ()) -> dict[str, Path]:
+    """The yaml files of a group by the name of the option, fedkd's first."""
+    return {path.stem: path for folder in config_folders(words) for path in sorted((folder / group).glob("*.yaml"))}
+
+
+def groups(words: Sequence[str] = ()) -> list[str]:
+    """The names of all groups."""
+    return sorted(
+        {path.name for folder in config_folders(words) if folder.is_dir() for path in folder.iterdir() if any(path.glob("*.yaml"))}
+    )
+
+
+def check_optional(choices: Mapping[str, str | None], words: Sequence[str] = ()) -> None:
+    """Refuse an option of :data:`OPTIONAL_GROUPS` that does not exist.
+
+    Raises:
+        ConfigError: naming the nearest option.
+    """
+    for group in OPTIONAL_GROUPS:
+        name = choices.get(group)
+        if name is not None and name not in (known := options(group, words)):
+            raise ConfigError(unknown_option(group, name, known))
+
+
+def explain(error: Exception) -> str:
+    """An error of Hydra or OmegaConf in one line: the key, what is wrong, and the nearest valid name."""
+    cause = error.__cause__ or error
+    missing, known = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
+    if isinstance(missing, str) and known is not None:
+        group, _, name = missing.rpartition("/")
+        return unknown_option(group, name, known)
+    word, key = getattr(error, "override", None), getattr(cause, "full_key", None)
+    if type(error).__name__ == "OverrideParseException" and word is not None:
+        return f"a word must be KEY=VALUE by Hydra's grammar, got {word!r}: {str(error).splitlines()[0]}"
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key and getattr(cause, "parent_node", None) is not None:
+        return f"{key} must be a key of the configuration{_value(error, key)}{_nearest_key(key, cause.parent_node)}"
+    if str(error).startswith("Ambiguous value for argument "):
+        name, _, value = str(error).splitlines()[0].split("'")[1].partition("=")
+        return f"{name} must be one value, got {value!r}; 'fedkd sweep' runs all of them, {name}=[{value}] is a list"
+    lines = [line.strip() for part in dict.fromkeys((error, cause)) for line in str(part).splitlines()]
+    noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
+    return "; ".join(line for line in lines if line and not line.startswith(noise))
+
+
+def unknown_option(group: str, name: str, known: Iterable[str]) -> str:
+    """The message for an option that a group does not have, with the nearest one or all."""
+    known = list(known)
+    hint = nearest(name, known) or f"; choose one of {', '.join(known)}"
+    return f"{group} must be an option of conf/{group}, got {name!r}{hint}"
+
+
+def _value(error: Exception, key: str) -> str:
+    """``, got 3``, from the advice of Hydra that contains the value."""
+    _, found, rest = str(error).partition(f"+{key}=")
+    return f", got {rest.splitlines()[0]!r}" if found and rest else ""
+
+
+def _nearest_key(key: str, node: Any) -> str:
+    """Keys of the same last part anywhere in the configuration, or else the nearest one beside ``key``."""
+    root = node._get_root()
+    leaves = list(_keys(root))
+    same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
+    if same and "." not in key:
+        return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
+    prefix = key.rpartition(".")[0]
+    beside = [f"{prefix}.{name}" if prefix else str(name) for name in node]
+    return nearest(key, beside) or nearest(key, leaves) or (f"; its keys are {', '.join(beside)}" if len(beside) <= 12 else "")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all leaves, Hydra's own left out."""
+    for key in node:
+        if not prefix and key == "hydra":
+            continue
+        value = node._get_node(key)
+        name = f"{prefix}{key}"
+        yield name
+        if hasattr(value, "keys") and not value._is_none() and not value._is_interpolation() and not value._is_missing():
+            yield from _keys(value, f"{name}.")
+
+
+def _names(text: str) -> list[str]:
+    """``[a,b]`` or ``a`` as names."""
+    text = text.strip()
+    inner = text[1:-1].split(",") if text.startswith("[") and text.endswith("]") else [text]
+    return [name for name in (one.strip().strip("'\"") for one in inner) if name not in ("", "null")]
+
+
+def _listed(values: Iterable[str]) -> str:
+    """A list as Hydra's grammar takes it, each value quoted."""
+    return "[" + ",".join("'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values) + "]"
+
+
+def _from_file(path: Path) -> list[str]:
+    """The folders that a ``fedkd.yaml`` names; they stand beside the file."""
+    if not path.is_file():
+        return []
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{FILE} must be a YAML file, got {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or (wrong := [str(key) for key in content if key != KEY]):
+        hint = nearest(wrong[0], [KEY]) if isinstance(content, dict) else ""
+        raise ConfigError(f"{FILE} must hold the key {KEY} alone, got {content!r}{hint}")
+    value = content.get(KEY) or []
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{KEY} in {FILE} must be a folder or a list of folders, got {value!r}")
+    return [str(path.parent / name) for name in names]
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder that is not there, unknown groups, and options that fedkd has already."""
+    if not folder.is_dir():
+        raise ConfigError(f"{KEY} must be an existing folder, got {str(folder)!r}; 'fedkd new strategy {folder.name}/mine' makes one")
+    for path in sorted((folder / "conf").glob("*/*.yaml")):
+        group = path.parent.name
+        if not (CONF / group).is_dir():
+            known = [one.name for one in CONF.iterdir() if one.is_dir()]
+            raise ConfigError(f"{KEY} must hold groups of fedkd under conf, got conf/{group} in {str(folder)!r}{nearest(group, known)}")
+        if (CONF / group / path.name).exists():
+            raise ConfigError(
+                f"{KEY} must hold options of other names than fedkd's, got conf/{group}/{path.name} in {str(folder)!r}; rename the file"
+            )
