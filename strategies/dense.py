@@ -1,4 +1,4 @@
-"""DENSE: the server makes images on which the clients' ensemble is sure, and distils it into one model; no data, and one round if asked."""
+"""DENSE: the server makes synthetic images for the clients' ensemble and distills it into one model, without data and in one round."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,29 +25,50 @@ from fedkd.types import Examples, Generated, Metrics, State, Tensors, Update
 
 @dataclass(kw_only=True)
 class Dense(ServerDistillation):
-    """Server, by epochs: images x from the clients' mean logits z (:mod:`fedkd.distillation.image_synthesis`); then ``T^2 KL(softmax(z/T) || softmax(z_w/T))`` on all x so far.
+    """Client: ``CE(z, y)``.
 
-    Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022; the settings are those of its
-    public code. One shot is ``rounds=1`` with every client in it and many local epochs; more rounds go on from the student. epochs = 0
-    with ``student: average`` is FedAvg.
+    Generator: ``bn L_bn + oh CE(z_E, y) + adv L_adv``.
 
-    Deviations: the student begins as shipped from the clients' mean, in the public code ``fresh``; the generator is smaller and begins
-    as torch's layers do; generated images are not augmented, the last batch of a generator is kept and not the best of all its steps, and the
-    pool of images is emptied after a round. The teachers' BatchNorm statistics must travel. Unlike networks are not implemented.
+    Statistics: ``L_bn = sum_kl (||var - var_kl|| + ||mean - mean_kl||)``.
+
+    Adversarial: ``L_adv = -mean(1[argmax z_E != argmax z_w] KL(softmax(z_E) || softmax(z_w)))``.
+
+    Server: ``T^2 KL(softmax(z_E / T) || softmax(z_w / T))`` on all images so far.
+
+    ``z_E = mean_k z_k(x)`` are the logits of the ensemble on synthetic images x = G(noise), and z_w those of the student. mean_kl and
+    var_kl are the running statistics of BatchNorm layer l of client k, mean and var those of its input.
+
+    Each epoch trains a new generator with its noise for one batch of images, then the student on all images so far. One shot is
+    ``rounds=1`` with all clients and many local epochs. With more rounds the next round starts from the student. epochs = 0 with
+    ``student=average`` is FedAvg.
+
+    Source:
+        Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022. The shipped values are those
+            of the public code.
+        Public code: zj-jayzhang/DENSE @ 237c5dd.
 
     Args:
-        generator: ``task -> module(noise, y)`` of images.
+        generator: ``task -> module(noise, y)`` that makes images.
         generator_optimizer: ``parameters -> optimizer`` of generator and noise.
-        generator_steps: > 0, of each batch of images.
-        epochs: >= 0, batches of images, and passes over all so far.
-        batch_size: > 1, images of an epoch.
-        bn: >= 0, weight of the distance to the teachers' BatchNorm statistics.
-        oh: >= 0, weight of the cross-entropy with the drawn labels.
-        adv: >= 0, weight of the disagreement of ensemble and student.
-        temperature: > 0, T.
-        student_optimizer: ``parameters -> optimizer``.
-        student_steps: > 0, batches of an epoch; null is a pass over all images.
-        student: begins as the ``average`` of the clients' models, or ``fresh``.
+        generator_steps: Steps for each batch of images, > 0.
+        epochs: Batches of images, and passes over all images so far, per round, >= 0.
+        batch_size: Images per epoch, > 1.
+        bn: Weight of the distance to the teachers' BatchNorm statistics, >= 0.
+        oh: Weight of the cross-entropy with the drawn labels, >= 0.
+        adv: Weight of the disagreement of ensemble and student, >= 0.
+        temperature: Temperature T of the distillation, > 0.
+        student_optimizer: ``parameters -> optimizer`` of the student.
+        student_steps: Batches per epoch, > 0. null means one pass over all images.
+        student: Start from the ``average`` of the clients' models, or ``fresh``.
+
+    Deviations:
+        - From the public code: the student starts from the clients' mean as shipped. The public code's starts ``fresh``.
+        - From the public code: the generator is smaller and has PyTorch's default initialization.
+        - From the public code: generated images are not augmented, and the last batch of a generator is kept instead of the best of all its
+          steps.
+        - The pool of images is emptied after each round.
+        - Groups of clients with different networks are not implemented.
+        - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
     server_summary: ClassVar[str] = "mean of models; distils the ensemble on generated images"
@@ -80,6 +101,7 @@ class Dense(ServerDistillation):
         )  # fmt: skip
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the models, then distill their ensemble into the student. The round's models are kept for evaluation."""
         after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
         begin = after["model"] if self.student == "average" else server.initial
         student, made, more = self.distil(server, begin, [u.state["model"] for u in updates])
@@ -87,7 +109,10 @@ class Dense(ServerDistillation):
         return {"model": student, "average": after["model"], **made, **members}, {**metrics, **more}
 
     def distil(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
-        """The student after all epochs, the last batch of images with its labels (``made``), and the mean of every term."""
+        """All epochs of one round.
+
+        Returns the student, the last batch of images with its labels (``made``), and the mean of every metric.
+        """
         teachers, optimizer, metric_sums = stacked(models), None, {}
         images, said, made = student[next(iter(student))].new_zeros(0), [], {}
         for epoch in range(self.epochs):
@@ -107,7 +132,7 @@ class Dense(ServerDistillation):
         return student, made, metric_sums
 
     def material(self, images: Examples, teacher: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
-        """An epoch's steps over all images, in a fresh order."""
+        """The batches of one epoch: passes over all images in new orders."""
         number = -(-len(images) // self.batch_size) if self.student_steps is None else self.student_steps
         orders = [
             torch.randperm(len(images), generator=(seed / "order" / n).torch()) for n in range(-(-number * self.batch_size // len(images)))
@@ -116,15 +141,15 @@ class Dense(ServerDistillation):
         return Batches(images.y[index], index, images, dtype, {"teacher": teacher[index]})
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
-        """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, the mean over a batch."""
+        """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, mean over the batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits, self.temperature).mean(), {}
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
-        """The last batch of the round: its generator is gone, and can be asked for nothing else."""
+        """The last batch of the round. Its generator is not kept, so no other labels can be generated."""
         return Generated(state["made"]["images"], state["made"]["y"], embeddings=False) if "made" in state else None
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The mean of the clients' models, and their ensemble: what the student began from and what it learnt from."""
+        """The mean of the clients' models before distillation, and their ensemble."""
         members = [
             assemble_model(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")
         ]

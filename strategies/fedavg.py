@@ -1,4 +1,4 @@
-"""Federated averaging."""
+"""FedAvg: federated averaging."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,21 @@ from fedkd.strategy import Strategy
 
 @dataclass(kw_only=True)
 class FedAvg(Strategy):
-    """``w <- sum_k n_k / n w_k`` (McMahan et al., AISTATS 2017, Algorithm 1).
+    """Client: ``CE(z, y)``.
 
-    Deviations: none in the mean. A client begins a fresh epoch each round (FedGen's public code goes on with the last one's), and
-    one with fewer examples than a batch trains on all it has (the public code fails there). The switches decide what of
-    BatchNorm is averaged, the weights and the learning rate; as shipped they follow FedGen's public code, whose FedAvg keeps
-    the statistics on the clients.
+    Server: ``w <- sum_k (n_k / n) w_k``.
+
+    z are the logits of the local model and y the labels. w_k are the weights of client k after local training, n_k its number of training
+    examples, and n the sum over the round's clients.
+
+    Source:
+        McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-efficient learning of deep networks from decentralized data, AISTATS
+            2017, Algorithm 1.
+
+    Deviations:
+        - From FedGen's public code: a client starts a new pass over its data in each round. The public code continues the pass of the last
+          round.
+        - From FedGen's public code: a client with fewer examples than a batch trains on all of them. The public code fails there.
+        - The switches of the base class decide about BatchNorm, weights and the learning rate. As shipped they follow FedGen's public code,
+          where BatchNorm statistics stay on the clients.
     """

@@ -1,4 +1,4 @@
-"""FedDF: the server distils the clients' ensemble into their mean, on public images without labels."""
+"""FedDF: the server distills the clients' ensemble into their mean, on public images without labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,24 +21,34 @@ from fedkd.types import Examples, Metrics, State, Tensors, Update
 
 @dataclass(kw_only=True)
 class FedDF(ServerDistillation):
-    """Server: ``min_w KL(softmax(mean_k z_k(x)) || softmax(z_w(x)))`` over public images x, from w the clients' mean (steps = 0: FedAvg).
+    """Client: ``CE(z, y)``.
 
-    Lin, Kong, Stich, Jaggi: Ensemble distillation for robust model fusion in federated learning, NeurIPS 2020; the settings are those of
-    its public code. The clients train as in FedAvg. Where examples are held out (``validation``), the server judges by them and stops.
+    Server: ``w <- sum_k (n_k / n) w_k``, then ``min_w KL(softmax(mean_k z_k(x)) || softmax(z_w(x)))``.
 
-    Deviations: the paper's groups of unlike networks, and leaving out the worst teachers, are not implemented. The public code's third
-    way to average, over losses, has the gradient of ``probabilities`` and is therefore not a choice. Gradients are not clipped, images are drawn
-    with replacement, and the clients' mean is judged too, so that a distillation which only harms is undone. The teachers'
-    BatchNorm statistics must travel. Without held-out examples all steps are done and the last model stands.
+    x are public images and z_k the logits of client k's model. The shipped values are those of the public code. Where examples are held out
+    (``validation_fraction``), the server evaluates on them every ``every`` steps, stops early, and keeps the best model. steps = 0 is
+    FedAvg.
+
+    Source:
+        Lin, Kong, Stich, Jaggi: Ensemble distillation for robust model fusion in federated learning, NeurIPS 2020.
+        Public code: epfml/federated-learning-public-code @ 44dd555.
 
     Args:
         optimizer: ``parameters -> optimizer`` of the server.
-        steps: >= 0, at most so many a round.
-        batch_size: > 0, public images a step.
-        average: of the teachers' ``logits``, or of their ``probabilities``.
-        schedule: ``cosine`` over the steps, or ``constant``.
-        every: > 0, steps between judgements on held-out examples.
-        patience: > 0, steps without a gain after which it stops.
+        steps: Maximum number of steps per round, >= 0.
+        batch_size: Public images per step, > 1.
+        average: Average the teachers' ``logits`` or ``probabilities``.
+        schedule: Learning rate over the steps, ``cosine`` or ``constant``.
+        every: Steps between evaluations on held-out examples, > 0.
+        patience: Steps without improvement after which training stops, > 0.
+
+    Deviations:
+        - Groups of clients with different networks, and dropping the worst teachers, are not implemented.
+        - The public code can also average losses. Its gradient equals that of ``probabilities``, so it is not an option here.
+        - Gradients are not clipped, and images are drawn with replacement.
+        - The mean model is evaluated too. A distillation that only lowers the accuracy is undone.
+        - Without held-out examples all steps are done and the last model is kept.
+        - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
     server_summary: ClassVar[str] = "mean of models; distils the ensemble on public images"
@@ -59,10 +69,11 @@ class FedDF(ServerDistillation):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the models, then distill their ensemble into the mean."""
         after, metrics = super().aggregate(server, state, updates, server_round)
         random, number = (server.seed / "public").torch(), len(server.public_data)
         where = torch.randint(number, (self.steps, self.batch_size), generator=random).to(server.device)
-        needed, places = where.unique(return_inverse=True)  # what no step asks for, no teacher is asked about
+        needed, places = where.unique(return_inverse=True)  # teachers see only the images that some step uses
         images = server.public_data.subset(needed)
         teacher = self.teacher(server, [u.state["model"] for u in updates], images) if self.steps else None
 
@@ -80,12 +91,12 @@ class FedDF(ServerDistillation):
         return {**after, "model": distilled.tensors, "average": after["model"]}, metrics
 
     def teacher(self, server: Server, models: Sequence[Tensors], images: Examples) -> Tensor:  # [N, C]
-        """What the ensemble says of every image, as logits."""
+        """Logits [N, C] of the ensemble on all images."""
         said = torch.stack([logits_on(server.model, one, images, server.batch_size, server.dtype) for one in models])  # [K, N, C]
         return said.mean(0) if self.average == "logits" else said.softmax(-1).mean(0).clamp_min(torch.finfo(said.dtype).tiny).log()
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
-        """``KL(softmax(teacher) || softmax(student))``, the mean over a batch."""
+        """``KL(softmax(teacher) || softmax(student))``, mean over the batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits).mean(), {}
 
     def judge(self, server: Server, tensors: Tensors) -> float:

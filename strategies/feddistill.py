@@ -1,4 +1,4 @@
-"""FedDistill: clients exchange their mean logits of each class."""
+"""FedDistill: clients share their mean logits of each class."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,24 +21,33 @@ from fedkd.types import Metrics, State, Tensors, Update
 
 @dataclass(kw_only=True)
 class FedDistill(Strategy):
-    """``CE + gamma KL(softmax(L[y]) || softmax(z))``, L[y] the clients' mean logits of class y (Jeong et al. 2018, as FedGen uses it).
+    """Client: ``CE(z, y) + gamma KL(softmax(L[y]) || softmax(z))``.
 
-    With ``share_model`` the models are averaged too: FedDistill+ of the FedGen paper, FedDistill-FL of its public code.
-    Without it only the table L travels, every client keeps its model, and there is no global model to test.
+    Server: ``L <- mean_k L_k``, and ``w <- sum_k (n_k / n) w_k`` where models are shared.
 
-    With ``leave_one_out`` L is the mean over the other clients of the last round, as in the 2018 paper; FedGen's mean has the receiver in
-    it. The server sends the sum, from which each client takes what it sent itself.
+    L [C, C] has the mean logits of each class, and L_k is client k's table of its own examples. The first round has no table and no such
+    term. gamma = 0 with ``share_model`` is FedAvg.
 
-    Deviations from FedGen's public code: none that changes numbers with the values as shipped; the first round has no distillation term, the sums
-    run over all rounds of a client (``accumulate``), counts begin at one (``initial_count``), and a class that a client has
-    never seen counts with logits zero.
+    With ``share_model`` the models are averaged too: FedDistill+ in FedGen's paper, FedDistill-FL in its public code. Without it only L is
+    shared, every client keeps its own model, and there is no global model. With ``leave_one_out`` a client uses the mean table of the other
+    clients, as in the 2018 paper. The server sends the mean of all, and each client removes its own table.
+
+    Source:
+        Jeong, Oh, Kim, Park, Bennis, Kim: Communication-efficient on-device machine learning: Federated distillation and augmentation under
+            non-IID private data, 2018.
+        Public code: zhuangdizhu/FedGen @ dd5807c, which uses it as a baseline.
 
     Args:
-        share_model: average the models too.
-        gamma: >= 0, weight of the distillation; 0 with ``share_model`` is FedAvg.
-        accumulate: a client's logit sums run on over rounds; otherwise each round begins anew.
-        initial_count: >= 0, added to every count before dividing.
-        leave_one_out: clients learn from the others' tables alone; where there were no others, from none.
+        share_model: Average the models too.
+        gamma: Weight of the distillation, >= 0. 0 switches it off.
+        accumulate: Sum a client's logits over all its rounds. Otherwise the sums start at 0 in each round.
+        initial_count: Number added to every count before the division, >= 0. The public code's value is 1.
+        leave_one_out: Learn from the other clients' tables alone. A client that was alone in the last round has no distillation term.
+
+    Deviations:
+        - From the 2018 paper, as in FedGen's public code: the mean table includes the receiver's own one, unless ``leave_one_out`` is set.
+        - From FedGen's public code: none that changes numbers with the shipped values. Sums run over all rounds, counts start at 1, and a
+          class that a client has never seen counts with logits of 0.
     """
 
     client_summary: ClassVar[str] = "divergence from the label's mean logits"
@@ -57,10 +66,11 @@ class FedDistill(Strategy):
 
     @property
     def broadcast_parts(self) -> tuple[str, ...]:
-        """The table, and the model if asked."""
+        """The table of logits, and the model where it is shared."""
         return ("model", "logits") if self.share_model else ("logits",)
 
     def init_server(self, server: Server) -> State:
+        """A table of zeros, and the model where it is shared."""
         classes = server.task.num_classes
         table = {"mean": torch.zeros(classes, classes, dtype=server.dtype, device=server.device)}
         if self.leave_one_out:
@@ -68,6 +78,7 @@ class FedDistill(Strategy):
         return {**(super().init_server(server) if self.share_model else {}), "logits": table}
 
     def init_client(self, client: Client) -> State:
+        """Sums of logits and counts of 0, and the client's own model where models are not shared."""
         classes = client.task.num_classes
         like = {"dtype": client.dtype, "device": client.device}
         metric_sums = {"sum": torch.zeros(classes, classes, **like), "count": torch.zeros(classes, **like)}
@@ -76,18 +87,21 @@ class FedDistill(Strategy):
         return {"logits": metric_sums, **({} if self.share_model else {"model": self.shared_parameters(client.model, client.initial)})}
 
     def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        """The broadcast model where models are shared, otherwise the client's own model."""
         return super().initial_weights(client, broadcast if self.share_model else client_state, client_state)
 
     def prepare_batches(
         self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
     ) -> dict[str, Tensor]:
+        """``gamma`` for every step. It is 0 in the first round, and where no other client was in the last one."""
         gamma, mine = self.gamma if server_round > 1 else 0.0, int(client_state["client"]["last_round"]) == server_round - 1 > 0
         if self.leave_one_out and int(broadcast["logits"]["clients"]) == int(mine):
-            gamma = 0.0  # nobody else was there
+            gamma = 0.0  # no other client was in the last round
         weights = {"gamma": gamma, **({"mine": float(mine)} if self.leave_one_out else {})}
         return {name: torch.full((len(batches),), value, dtype=client.dtype, device=client.device) for name, value in weights.items()}
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """Cross-entropy and the divergence from the label's mean logits. Also returns sums of logits by label, and label counts."""
         logits = model(batch.x).logits
         distance = kl_divergence(self.table(batch, broadcast, client_state)[batch.y], logits).mean()
         label = one_hot(batch.y, logits.shape[-1]).to(logits.dtype)  # [B, C]
@@ -95,7 +109,7 @@ class FedDistill(Strategy):
         return value, {"logits": label.T @ logits.detach(), "labels": label.sum(0)}
 
     def table(self, batch: Batch, broadcast: State, client_state: State) -> Tensor:  # [C, C]
-        """The mean logits of each class that a client learns from."""
+        """The mean logits of each class that this client learns from."""
         mean = broadcast["logits"]["mean"]
         if not self.leave_one_out:
             return mean
@@ -105,6 +119,7 @@ class FedDistill(Strategy):
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
     ) -> tuple[State, State]:
+        """Send the client's table, and the model where it is shared."""
         before = client_state["logits"] if self.accumulate else {"sum": 0, "count": 0}
         total = {"sum": before["sum"] + metric_sums["logits"], "count": before["count"] + metric_sums["labels"]}
         count = (total["count"] + self.initial_count).clamp(min=1)
@@ -115,10 +130,12 @@ class FedDistill(Strategy):
         return ({**sent, **table}, {**kept, "logits": total}) if self.share_model else (table, {**kept, **sent, "logits": total})
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the tables, and the models where they are shared."""
         state, metrics = super().aggregate(server, state, updates, server_round) if self.share_model else (state, {})
         mean = torch.stack([u.state["logits"]["mean"] for u in updates]).mean(0)
         clients = {"clients": torch.full_like(state["logits"]["clients"], len(updates))} if self.leave_one_out else {}
         return {**state, "logits": {"mean": mean, **clients}}, metrics
 
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+        """The averaged model, or None where models are not shared."""
         return super().global_model(server, state) if self.share_model else None

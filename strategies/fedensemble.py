@@ -1,4 +1,4 @@
-"""FedEnsemble: FedAvg whose prediction is the sum of all clients' models."""
+"""FedEnsemble: FedAvg training, with the sum of all clients' logits as the prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,23 @@ from fedkd.types import Metrics, State, Update
 
 @dataclass(kw_only=True)
 class FedEnsemble(Strategy):
-    """``argmax sum_k z_k(x)`` over all clients' models, which are trained by FedAvg (baseline of Zhu et al., ICML 2021).
+    """Client: ``CE(z, y)``.
 
-    As in the public code the ensemble is read after local training and before the next broadcast: the clients of the round
-    hold the models they have just trained, all others the model broadcast at the round's beginning, each with its own
-    BatchNorm statistics. It is measured on the pooled own test shards (``local_test_accuracy``); the balanced test
-    measures the averaged model, so that it can be compared with FedAvg's.
+    Server: ``w <- sum_k (n_k / n) w_k``.
 
-    Deviations: none known. The members' models are kept by the server for the evaluation; they cost no further bytes.
+    Prediction: ``argmax sum_k z_k(x)`` over all N clients.
+
+    As in the public code the ensemble is read after local training and before the next broadcast. Clients of the round hold the models that
+    they have just trained. All others hold the model broadcast at the start of the round. Each uses its own BatchNorm statistics.
+    ``local_test_accuracy`` measures the ensemble on the pooled local test sets, and ``global_test_accuracy`` measures the averaged model,
+    as for FedAvg.
+
+    Source:
+        Zhu, Hong, Zhou: Data-free knowledge distillation for heterogeneous federated learning, ICML 2021, a baseline of Table 1.
+        Public code: zhuangdizhu/FedGen @ dd5807c.
+
+    Deviations:
+        - None known. The server keeps the members' models for evaluation. This costs no further traffic.
     """
 
     server_summary: ClassVar[str] = "mean of models; predicts with all"
@@ -28,16 +37,18 @@ class FedEnsemble(Strategy):
     clients_evaluate: ClassVar[bool] = False
 
     def init_server(self, server: Server) -> State:
+        """The model, and a copy as the last broadcast."""
         state = super().init_server(server)
         return {**state, "broadcast": state["model"]}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the models, and keep those of the round's clients as members."""
         after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
         members = {f"member-{u.client}": u.state["model"] for u in updates}
         return {**after, "broadcast": state["model"], **members}, metrics
 
     def client_ensemble(self, server: Server, state: State) -> Ensemble:
-        """All clients' models as they stand between local training and the next broadcast."""
+        """All clients' models between local training and the next broadcast."""
         models = []
         for client in range(server.num_clients):
             tensors = state.get(f"member-{client}", state["broadcast"])

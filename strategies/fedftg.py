@@ -1,4 +1,4 @@
-"""FedFTG: the server finetunes the mean model on images that a generator makes where it disagrees with the clients."""
+"""FedFTG: the server fine-tunes the mean model on generated images on which it disagrees with the clients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,31 +26,50 @@ from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 @dataclass(kw_only=True)
 class FedFTG(ServerDistillation):
-    """G: ``-mean(w_k d(z_w, z_k)) + cls CE(z_k, y) w_k + dis L_div / K`` client by client; then w: ``CE(sum_k w_k softmax(z_k), z_w)``, on x = G(noise, y).
+    """Client: ``CE(z, y)``.
 
-    Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
-    2022; as shipped what its public code computes. w is the model, from the clients' mean; w_k is client k's share of the examples of label y
-    among the round's clients; labels are drawn in proportion to these clients' counts of examples. iterations = 0 is FedAvg.
+    Generator: ``-mean(a_k d(z_w, z_k)) + cls a_k CE(z_k, y) + dis L_div / K``, for one client k per step.
 
-    Deviations: clients' gradients are not clipped; every step has labels and noise of its own, where the public code deals out one batch
-    of them for all steps of an iteration; the teachers' BatchNorm statistics must travel. As there, the generator learns with both
-    networks in eval mode, and the model in train mode from images made in eval mode.
+    Server: ``CE(sum_k a_k softmax(z_k), z_w)`` on x = G(noise, y), starting from ``w <- sum_k (n_k / n) w_k``.
+
+    z_w and z_k are the logits of the global model and of client k. ``a_k`` is client k's share of the round's examples with label y, and d
+    the discrepancy. Labels y are drawn in proportion to the round's label counts. L_div is FedGen's diversity term. iterations = 0 is
+    FedAvg.
+
+    Source:
+        Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
+            2022. The shipped values follow the public code.
+        Public code: ZhangLin-PKU/FedFTG @ 1e6347c.
 
     Args:
-        generator: ``task -> module(noise, y)`` of images.
-        generator_optimizer: ``parameters -> optimizer``; its state is part of the run's.
-        iterations: >= 0, of generator and model in turn, a round.
-        generator_steps: > 0, of an iteration, each over all clients one by one.
-        student_steps: > 0, of an iteration.
-        batch_size: > 1, images.
+        generator: ``task -> module(noise, y)`` that makes images.
+        generator_optimizer: ``parameters -> optimizer``. Its state is part of the run's state.
+        iterations: Alternations of generator and model training per round, >= 0.
+        generator_steps: Generator steps per iteration, each over all clients in turn, > 0.
+        student_steps: Model steps per iteration, > 0.
+        batch_size: Images per step, > 1.
         student_optimizer: ``parameters -> optimizer`` of the model.
-        student_lr_decay: (0, 1], of its learning rate, per round.
-        cls: >= 0, weight of the labels.
-        dis: >= 0, weight of the diversity.
-        discrepancy: d, ``l1``: mean absolute difference of logits, through the model's alone the generator learns (public code); ``kl``:
-            ``KL(softmax(z_k) || softmax(z_w))`` (paper).
-        weighting: of the labels' term, by each label's share (``per_sample``), or by the batch's mean share (``scalar``: public code).
-        mean_over_classes: divide the model's loss by the number of classes, as the public code does.
+        student_lr_decay: Factor of its learning rate per round, in (0, 1].
+        cls: Weight of the labels' term, >= 0.
+        dis: Weight of the diversity term, >= 0.
+        discrepancy: ``l1`` is the mean absolute difference of logits (public code), ``kl`` is ``KL(softmax(z_k) || softmax(z_w))`` (paper).
+            The generator's gradient passes through the global model alone.
+        weighting: Weight of the labels' term by each label's share (``per_sample``) or by the mean share of the batch (``scalar``, public
+            code).
+        mean_over_classes: Divide the model's loss by the number of classes, as the public code does.
+
+    Deviations:
+        - From the public code: clients' gradients are not clipped.
+        - From the public code: the generator's optimizer keeps its state over rounds at a constant learning rate. The public code creates
+          it anew each round, with a learning rate that decays by 0.998 per round.
+        - From the public code: the server uses batches of 128 and no weight decay. The public code uses batches of 50 and a weight decay of
+          0.001.
+        - From the public code: labels and noise are drawn anew for every step. The public code uses one batch for all steps of an
+          iteration, with labels in exact proportions.
+        - From the public code: the generator joins noise and label in one linear layer and ends in a sigmoid. The public code has a layer
+          for each, ends in tanh, and has another BatchNorm.
+        - As in the public code, both networks are in eval mode while the generator trains. The model trains on images made in eval mode.
+        - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
     server_summary: ClassVar[str] = "mean of models; distils the ensemble on generated hard images"
@@ -78,20 +97,23 @@ class FedFTG(ServerDistillation):
         require(0 < self.student_lr_decay <= 1, "student_lr_decay", "must be in (0, 1] (1 is no decay)", self.student_lr_decay)
         self.need_images(self.generator)
 
-    # ------------------------------------------------------------------------------------------- the client's half
+    # ------------------------------------------------------------------------------------------- client side
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
     ) -> tuple[State, State]:
+        """Send the model and the label counts of the client's data."""
         sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         return {**sent, "labels": {"counts": client.data.y.bincount(minlength=client.task.num_classes)}}, kept
 
-    # ------------------------------------------------------------------------------------------- the server's half
+    # ------------------------------------------------------------------------------------------- server side
     def init_server(self, server: Server) -> State:
+        """The model and a new generator."""
         with (server.seed / "generator").globally():
             module = self.generator(server.task)
         return {**super().init_server(server), "generator": snapshot(module.to(server.device, server.dtype))}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the models, then train generator and model in turn."""
         after, metrics = super().aggregate(server, state, updates, server_round)
         mean = after["model"]
         counts = torch.stack([u.state["labels"]["counts"] for u in updates]).to(server.dtype)  # [K, C]
@@ -106,7 +128,7 @@ class FedFTG(ServerDistillation):
         return after, {**metrics, **metric_sums}
 
     def draw_inputs(self, server: Server, counts: Tensor, iteration: int, purpose: str, steps: int) -> tuple[Tensor, Tensor]:
-        """Labels [S, B] in proportion to counts, and noise [S, B, Z]."""
+        """Labels [S, B] in proportion to ``counts``, and noise [S, B, Z]."""
         seed = server.seed / "iteration" / iteration / purpose
         chances = (counts / counts.sum()).double().cpu().expand(steps, -1)
         y = torch.multinomial(chances, self.batch_size, True, generator=(seed / "labels").torch())
@@ -115,7 +137,7 @@ class FedFTG(ServerDistillation):
         return y.to(server.device), noise.to(server.device)
 
     def train_generator(self, server: Server, state: State, fixed: State, draw: Callable) -> tuple[State, Metrics]:
-        """The generator after one step for each client, ``generator_steps`` times over."""
+        """Train the generator for one iteration: ``generator_steps`` passes with one step per client."""
         clients = len(fixed["labels"]["shares"])
         steps = self.generator_steps * clients
         y, noise = draw("generator", steps)
@@ -132,7 +154,7 @@ class FedFTG(ServerDistillation):
     def generator_loss(
         self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State, *, network: nn.Module
     ) -> tuple[Tensor, Metrics]:
-        """The generator's equation for the client whose place a step has."""
+        """The generator's equation for the client of this step (``batch.place``)."""
         x, place = model(batch.noise, batch.y), batch.place.view(1)
         teacher = (
             FunctionalModel(network).at({key: value.index_select(0, place)[0] for key, value in broadcast["teachers"].items()})(x).logits
@@ -150,11 +172,11 @@ class FedFTG(ServerDistillation):
     def train_model(
         self, server: Server, state: State, fixed: State, draw: Callable, optimizer: Tensors | None, server_round: int
     ) -> tuple[State, Tensors, Tensor]:
-        """The model after ``student_steps``, its optimizer's state, and the mean loss."""
+        """Train the model for ``student_steps``. Returns the state, the optimizer's state, and the mean loss."""
         y, noise = draw("student", self.student_steps)
         generator = FunctionalModel(workspace(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
         teachers = [FunctionalModel(server.model).at(one) for one in unstacked(fixed["teachers"])]
-        with torch.no_grad():  # the generator and the teachers do not learn here
+        with torch.no_grad():  # the generator and the teachers are constant here
             x = torch.stack([generator(n, label) for n, label in zip(noise, y)])  # [S, B, ...]
             said = torch.stack([torch.stack([teacher(one).logits for teacher in teachers]) for one in x]).softmax(-1)  # [S, K, B, C]
             target = (fixed["labels"]["shares"].T[y].movedim(-1, 1)[..., None] * said).sum(1)  # [S, B, C]
@@ -172,6 +194,7 @@ class FedFTG(ServerDistillation):
         return value / log_q.shape[-1] if self.mean_over_classes else value, {}
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
+        """Images of the current generator for labels ``y``."""
         module = workspace(self.generator, server.task).to(server.device, server.dtype)
         generator = FunctionalModel(module).at(state["generator"])
         noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
@@ -181,6 +204,6 @@ class FedFTG(ServerDistillation):
 
 @lru_cache(maxsize=8)
 def workspace(generator: Callable[..., nn.Module], task: Task) -> nn.Module:
-    """A place for generators of one kind: its values are always overwritten before use."""
-    with Seed(0).globally():  # and nobody's draws are moved by them
+    """A cached generator module whose tensors are always overwritten before use."""
+    with Seed(0).globally():  # so that the global generators are not advanced
         return generator(task)

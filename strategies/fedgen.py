@@ -1,4 +1,4 @@
-"""FedGen: a generator of embeddings, trained on the server from the clients' heads, steadies the clients' training."""
+"""FedGen: a server-side generator of embeddings regularizes local training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,40 +28,54 @@ from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 @dataclass(kw_only=True)
 class FedGen(Strategy):
-    """Client: ``CE + a_r CE(h(G(y~)), y~) + b_r KL(h(G(y)) || h(f(x)))``. Server: ``sum_k W_k CE(h_k(G(y)), y) + eta L_div``.
+    """Client: ``CE(z, y) + a_r B_G/B CE(h(G(y~)), y~) + b_r KL(softmax(h(G(y))) || softmax(z))``.
 
-    Zhu, Hong, Zhou: Data-free knowledge distillation for heterogeneous federated learning, ICML 2021 (Algorithm 1,
-    equations 4 and 5). ``strategy=fedgen`` is what its public code optimises, ``strategy=fedgen_paper`` the paper's text;
-    every switch between them that changes numbers is a knob. alpha = beta = 0 is FedAvg.
+    Generator: ``sum_k W_k CE(h_k(G(y)), y) + eta L_div``.
 
-    Deviations from the public code: labels that no client has reported so far are left out of the draws from the second
-    round on (there: labels that no client owns, known beforehand); the floor of the decaying coefficients applies only
-    where the coefficient is > 0, so that 0 switches a term off. With ``shared_layers: head`` only the last layer is shared, as in the
-    paper's Table 4 (the public code's switch for it has no effect).
+    Server: ``w <- sum_k (n_k / n) w_k``.
+
+    G maps noise and a label to an embedding, h is the head of the local model and h_k that of client k. y~ are B_G drawn labels per step of
+    B examples. ``a_r = max(min_coefficient, alpha coefficient_decay^(r-1))`` in round r, and b_r is the same with beta. W_k is client k's
+    weight (``weighting``). ``L_div = exp(-mean_ij(mean|G_i - G_j| mean (e_i - e_j)^2))`` over pairs of noise e. alpha = beta = 0 is FedAvg.
+
+    ``strategy=fedgen`` has the settings of the public code, ``strategy=fedgen_paper`` those of the paper's text. Every difference between
+    them that changes numbers is a parameter.
+
+    Source:
+        Zhu, Hong, Zhou: Data-free knowledge distillation for heterogeneous federated learning, ICML 2021, Algorithm 1, equations 4 and 5.
+        Public code: zhuangdizhu/FedGen @ dd5807c.
 
     Args:
         generator: ``(task, embedding_size) -> module(noise, y)``.
-        generator_optimizer: ``parameters -> optimizer``; its state is part of the run's state.
-        generator_lr_decay: (0, 1], of its learning rate, per round.
-        generator_steps: >= 0, optimizer steps a round.
-        generator_batch_size: > 1, labels a step on the server.
-        client_batch_size: > 0, generated embeddings a local step; its share of the configured batch size scales alpha.
-        alpha: >= 0, weight of the generated embeddings in local training; 0 and beta 0: FedAvg.
-        beta: >= 0, weight of the latent divergence; 0 is the paper's equation 5.
-        coefficient_decay: (0, 1], of both per round.
-        min_coefficient: >= 0, below which neither falls.
-        num_regularized_steps: local steps of a round that have the extra terms; null is all.
-        regularize_first_round: have them in the first round too, when the generator has learnt nothing.
-        eta: >= 0, weight of the diversity term.
-        weighting: of clients' heads: by their share of each label (``per_sample``), by the batch's mean share (``scalar``:
-            what the public code's broadcasting amounts to), equally (``none``), or by their numbers of examples (``examples``).
-        teacher: the round's ``heads``, each client's own, or the ``global`` one, as FL-bench has it, where nothing is ensembled.
-        ensemble_loss: the ``sum_of_losses`` of the heads (public code) or the ``loss_of_mean`` logits (equation 4).
+        generator_optimizer: ``parameters -> optimizer``. Its state is part of the run's state.
+        generator_lr_decay: Factor of the generator's learning rate per round, in (0, 1].
+        generator_steps: Optimizer steps of the generator per round, >= 0.
+        generator_batch_size: Labels per step on the server, > 1.
+        client_batch_size: Generated embeddings B_G per local step, > 0. B_G / B scales alpha, where B is ``batch_size``.
+        alpha: Weight of the loss on generated embeddings, >= 0.
+        beta: Weight of the latent divergence, >= 0. 0 is the paper's equation 5.
+        coefficient_decay: Factor of alpha and beta per round, in (0, 1].
+        min_coefficient: Lower bound of the decayed alpha and beta, >= 0.
+        num_regularized_steps: Local steps per round with the two extra terms, >= 0. null means all steps.
+        regularize_first_round: Use the extra terms in the first round too, when the generator is untrained.
+        eta: Weight of the diversity term, >= 0.
+        weighting: Weights of the clients' heads. ``per_sample``: the client's share of each label. ``scalar``: the mean of these shares
+            over the batch, which the public code's broadcasting amounts to. ``none``: equal weights. ``examples``: by number of examples.
+        teacher: ``heads`` are the round's client heads. ``global`` is the head of the global model, as in FL-bench, without an ensemble.
+        ensemble_loss: ``sum_of_losses`` of the heads (public code) or ``loss_of_mean`` logits (equation 4).
         noise: ``uniform`` in [0, 1) (public code) or ``normal`` (paper).
-        server_labels: labels to train the generator on: ``uniform`` over those seen this round, or by ``counts``.
-        client_labels: labels that clients draw: ``uniform`` over those reported so far, or by the last round's ``counts``.
-        client_generator: the generator's mode on clients: ``eval``, or ``train`` (re-implementations), each batch normalised by itself.
-        fresh_optimizer: the generator's optimizer begins anew in each round, as in HtFLlib.
+        server_labels: Labels for the generator's training, drawn ``uniform`` over those of this round or by ``counts``.
+        client_labels: Labels that clients draw, ``uniform`` over those reported so far or by the last round's ``counts``.
+        client_generator: Mode of the generator on clients, ``eval`` or ``train``. In ``train`` mode each batch is normalized by its own
+            statistics, as in re-implementations.
+        fresh_optimizer: Reset the generator's optimizer in every round, as in HtFLlib.
+
+    Deviations:
+        - From the public code: from the second round on, labels that no client has reported so far are not drawn. The public code knows
+          from the start which labels exist.
+        - From the public code: ``min_coefficient`` applies only where the coefficient is > 0, so that 0 switches a term off.
+        - With ``shared_layers=head`` only the last layer is shared, as in the paper's Table 4. The public code's switch for this has no
+          effect.
     """
 
     client_summary: ClassVar[str] = "generated embeddings, latent divergence"
@@ -92,7 +106,10 @@ class FedGen(Strategy):
 
     @property
     def secure_aggregation(self) -> bool:
-        """The mean logit of linear heads is that of the mean head: so the paper's loss needs no head of its own, and the public code's does."""
+        """Whether sums of what clients send are enough.
+
+        The mean logit of linear heads is the logit of the mean head, so the paper's loss needs no single head. The public code's loss does.
+        """
         return self.teacher == "global" or self.weighting == "none" and self.ensemble_loss == "loss_of_mean"
 
     def __post_init__(self) -> None:
@@ -108,16 +125,17 @@ class FedGen(Strategy):
         steps = self.num_regularized_steps
         require(steps is None or steps >= 0, "num_regularized_steps", "must be >= 0, or null for all", steps)
 
-    # ------------------------------------------------------------------------------------------- the client's half
+    # ------------------------------------------------------------------------------------------- client side
     def prepare_batches(
         self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
     ) -> dict[str, Tensor]:
+        """Labels, generated embeddings, and the coefficients of the two extra terms, for all steps."""
         steps, size = batches.y.shape
         module = build(self.generator, client.task, client.model.embedding_size)
         module = module.to(client.device, client.dtype)
         chances = broadcast["labels"]["probabilities"].cpu().expand(steps, -1)
         y = torch.multinomial(chances, self.client_batch_size, True, generator=(client.seed / "labels").torch()).to(client.device)
-        with torch.no_grad():  # the generator of a round is frozen: all its embeddings in one pass
+        with torch.no_grad():  # the generator does not change within a round, so one pass makes all embeddings
             generated, latent = (
                 self.embed(
                     module, broadcast["generator"], self.draw_noise(client.seed / name, labels, module.noise_size, client.dtype), labels
@@ -136,7 +154,7 @@ class FedGen(Strategy):
         }
 
     def embed(self, module: nn.Module, tensors: Tensors, noise: Tensor, y: Tensor) -> Tensor:  # [S*B, noise_size], [S, B] -> [S*B, D]
-        """What the generator makes for each step's labels; in train mode its running statistics stay as they were."""
+        """Generated embeddings for every step's labels. In train mode the generator's running statistics are not changed."""
         if self.client_generator == "eval":
             return FunctionalModel(module).at(tensors)(noise, y.flatten())
         require(y.shape[1] > 1, "client_generator", "must be eval where batches are of one example (BatchNorm needs two)", "train")
@@ -145,6 +163,7 @@ class FedGen(Strategy):
         return torch.cat([functional_call(module, scratch, one) for one in steps])
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """The client's equation. Also returns label counts and the two extra terms, unweighted."""
         logits = model(batch.x).logits
         generated = cross_entropy(model.head(batch.generated), batch.generated_y).mean()
         latent = kl_divergence(model.head(batch.latent).detach(), logits).mean()
@@ -154,11 +173,13 @@ class FedGen(Strategy):
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
     ) -> tuple[State, State]:
+        """Send the model and the label counts of the round."""
         sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         return {**sent, "labels": {"counts": metric_sums["labels"]}}, kept
 
-    # ------------------------------------------------------------------------------------------- the server's half
+    # ------------------------------------------------------------------------------------------- server side
     def init_server(self, server: Server) -> State:
+        """The model, a new generator, uniform label probabilities, and label counts of 0."""
         with (server.seed / "generator").globally():
             module = build.__wrapped__(self.generator, server.task, server.model.embedding_size)
         classes = server.task.num_classes
@@ -171,6 +192,7 @@ class FedGen(Strategy):
         }
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the models and update the label probabilities."""
         after, metrics = super().aggregate(server, state, updates, server_round)
         counts = torch.stack([u.state["labels"]["counts"] for u in updates])  # [K, C]
         seen = state["seen"]["counts"] + counts.sum(0)
@@ -179,6 +201,7 @@ class FedGen(Strategy):
         return {**after, "labels": labels, "seen": {"counts": seen}}, metrics
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Train the generator on the heads of this round's clients."""
         if self.generator_steps == 0:
             return state, {}
         heads = [submodule_tensors((state if self.teacher == "global" else u.state)["model"], "head") for u in updates]
@@ -189,12 +212,16 @@ class FedGen(Strategy):
     def train_generator(
         self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int, sizes: Sequence[int] | None = None
     ) -> tuple[State, Metrics]:
-        """The generator after this round's steps, from the heads that clients have just trained, their counts [K, C] and examples ``sizes`` [K]."""
+        """Train the generator for one round.
+
+        ``heads`` are the clients' heads after local training, ``counts`` [K, C] their label counts and ``sizes`` [K] their numbers of
+        examples. Returns the generator with its optimizer's state, and the sums of its metrics.
+        """
         module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         chances = distribution(counts.sum(0), self.server_labels, torch.float64).cpu().expand(self.generator_steps, -1)
         y = torch.multinomial(chances, self.generator_batch_size, True, generator=(server.seed / "labels").torch()).to(server.device)
         noise = self.draw_noise(server.seed / "noise", y, module.noise_size, server.dtype).view(*y.shape, -1)
-        shares = (1 + counts.to(server.dtype)) / (1 + counts.to(server.dtype)).sum(0)  # the public code's counts begin at one
+        shares = (1 + counts.to(server.dtype)) / (1 + counts.to(server.dtype)).sum(0)  # counts start at 1 in the public code
         if self.weighting == "examples":
             examples = torch.tensor(sizes, dtype=server.dtype, device=server.device)
             shares = (examples / examples.sum())[:, None].expand_as(shares)
@@ -210,7 +237,7 @@ class FedGen(Strategy):
     def generator_loss(
         self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State, *, head: nn.Module
     ) -> tuple[Tensor, Metrics]:
-        """``sum_k W_k CE(h_k(G(noise, y)), y) + eta L_div``, or ``CE(sum_k W_k h_k(...), y) + eta L_div``."""
+        """The generator's equation. With ``loss_of_mean`` the first term is ``CE(sum_k W_k h_k(G(y)), y)``."""
         z = model(batch.noise, batch.y)
         logits = logits_of(head, broadcast["heads"], z)  # [K, B, C]
         weights = self.head_weights(broadcast["labels"]["shares"][:, batch.y])  # [K, B]
@@ -222,7 +249,7 @@ class FedGen(Strategy):
         return teacher + self.eta * spread, {"teacher_loss": teacher, "diversity_loss": spread}
 
     def head_weights(self, shares: Tensor) -> Tensor:  # [K, B] -> [K, B]
-        """Weights of the heads for each label of a batch; they sum to one over clients."""
+        """Weights of the heads for each label of a batch. They sum to 1 over clients."""
         if self.weighting in ("per_sample", "examples"):
             return shares
         if self.weighting == "scalar":
@@ -230,13 +257,14 @@ class FedGen(Strategy):
         return torch.full_like(shares, 1 / len(shares))
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
+        """Embeddings of the current generator for labels ``y``."""
         module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         noise = self.draw_noise(seed, y, module.noise_size, server.dtype)
         return Generated(FunctionalModel(module).at(state["generator"])(noise, y), y, embeddings=True)
 
-    # ------------------------------------------------------------------------------------------- both halves
+    # ------------------------------------------------------------------------------------------- both sides
     def coefficient(self, initial: float, server_round: int) -> float:
-        """``max(min_coefficient, initial * coefficient_decay^(r-1))``, and 0 where it begins at 0."""
+        """``max(min_coefficient, initial coefficient_decay^(r-1))``, or 0 where ``initial`` is 0."""
         return max(self.min_coefficient, initial * self.coefficient_decay ** (server_round - 1)) if initial > 0 else 0.0
 
     def draw_noise(self, seed: Seed, y: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -247,11 +275,11 @@ class FedGen(Strategy):
 
 @lru_cache(maxsize=8)
 def build(generator: Callable[..., nn.Module], task: Task, embedding_size: int) -> nn.Module:
-    """A workspace for generators of one kind: its values are always overwritten before use."""
+    """A cached generator module whose tensors are always overwritten before use."""
     return generator(task, embedding_size)
 
 
 def distribution(counts: Tensor, kind: str, dtype: torch.dtype) -> Tensor:  # [C] -> [C]
-    """Label probabilities: ``uniform`` over the labels with a count, or in proportion to ``counts``."""
+    """Label probabilities: ``uniform`` over the labels with a count, or proportional to ``counts``."""
     weights = (counts > 0).to(dtype) if kind == "uniform" else counts.to(dtype)
     return weights / weights.sum()

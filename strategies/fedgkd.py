@@ -1,4 +1,4 @@
-"""FedGKD: clients stay near what the last global models, averaged, say."""
+"""FedGKD: local distillation from the mean of the last global models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +20,26 @@ from fedkd.types import Metrics, State, Tensors, Update
 
 @dataclass(kw_only=True)
 class FedGKD(Strategy):
-    """``CE + gamma / 2 KL(softmax(z_h) || softmax(z))``, z_h of the mean of the last M global models; gamma = 0 is FedAvg.
+    """Client: ``CE(z, y) + gamma/2 KL(softmax(z_h) || softmax(z))``.
 
-    Yao et al.: Local-global knowledge distillation in heterogeneous federated learning with non-IID data (FedGKD), 2021. The mean
-    is over the models' tensors; with ``buffer`` 1 it is the broadcast itself, and nothing more travels. The first round, which has no
-    earlier model, has no such term.
+    Server: ``w <- sum_k (n_k / n) w_k``, ``w_h <- mean of the last M global models``.
 
-    Deviations: the variant that weighs M teachers by their validation loss is not implemented (in the public code it has no effect, as
-    it is computed without gradients). Where BatchNorm statistics stay with the clients, the mean model has those that the client
-    begins with; the public code's networks have none.
+    z_h are the logits of the model with weights w_h, without gradient. With buffer M = 1, w_h is the broadcast itself and no second model
+    is sent. The first round has no earlier model and no such term. gamma = 0 is FedAvg.
+
+    Source:
+        Yao et al.: Local-global knowledge distillation in heterogeneous federated learning with non-IID data (FedGKD), 2021.
+        Public code: CGCL-codes/FedGKD @ 72e7bac.
 
     Args:
-        gamma: >= 0, weight of the divergence.
-        buffer: > 0, M.
+        gamma: Weight of the divergence, >= 0. 0 switches it off.
+        buffer: Number M of global models in the mean, > 0.
+
+    Deviations:
+        - The variant that weights M teachers by their validation loss is not implemented. In the public code it has no effect, because its
+          term is computed without gradients.
+        - Where BatchNorm statistics are local, the mean model uses the client's statistics at the start of the round. The public code's
+          networks have no BatchNorm.
     """
 
     client_summary: ClassVar[str] = "divergence from the mean of the last models"
@@ -48,26 +55,30 @@ class FedGKD(Strategy):
 
     @property
     def broadcast_parts(self) -> tuple[str, ...]:
-        """The mean of the last models, where it is not the last."""
+        """The model, and the mean of the last models where ``buffer`` > 1."""
         return ("model",) if self.buffer == 1 else ("model", "mean")
 
     def init_server(self, server: Server) -> State:
+        """The model, and the mean of the last models where ``buffer`` > 1."""
         state = super().init_server(server)
         return state if self.buffer == 1 else {**state, "mean": state["model"]}
 
     def prepare_batches(
         self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
     ) -> dict[str, Tensor]:
+        """``gamma`` for every step, 0 in the first round."""
         gamma = self.gamma if server_round > 1 else 0.0
         return {"gamma": torch.full((len(batches),), gamma, dtype=client.dtype, device=client.device)}
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """Cross-entropy and the divergence from the mean of the last models."""
         logits = model(batch.x).logits
         teacher = model.at({**broadcast.get("mean", broadcast["model"]), **client_state.get("local", {})})
         distance = kl_divergence(teacher(batch.x).logits.detach(), logits).mean()
         return cross_entropy(logits, batch.y).mean() + batch.gamma / 2 * distance, {}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the clients' models, then the last ``buffer`` global models."""
         after, metrics = super().aggregate(server, state, updates, server_round)
         if self.buffer == 1:
             return after, metrics
@@ -78,7 +89,7 @@ class FedGKD(Strategy):
 
 
 def models(past: Tensors) -> list[Tensors]:
-    """The last global models, the latest first."""
+    """The last global models from their flattened form, latest first."""
     found: list[Tensors] = []
     for name, value in past.items():
         age, _, key = name.partition("/")
@@ -88,6 +99,6 @@ def models(past: Tensors) -> list[Tensors]:
 
 
 def mean_of(values: Sequence[Tensor]) -> Tensor:
-    """The mean; of counts the largest."""
+    """The mean of floating-point tensors, and the maximum of integer ones (BatchNorm's batch counters)."""
     stacked = torch.stack(list(values))
     return stacked.mean(0) if stacked.is_floating_point() else stacked.amax(0)

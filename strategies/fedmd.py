@@ -1,4 +1,4 @@
-"""FedMD: clients of unlike networks agree on logits of public images."""
+"""FedMD: clients of any architecture agree on logits of public images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,20 +20,28 @@ from fedkd.types import Metrics, State, Tensors, Update
 
 @dataclass(kw_only=True)
 class FedMD(Strategy):
-    """Digest: ``|z(x) - Z(x)|`` on public images x, Z the clients' mean logits; then revisit: cross-entropy on the client's own.
+    """Client: ``weight mean |z(x) - Z(x)|`` on public images x (digest), then ``CE(z, y)`` on its own data (revisit).
 
-    Li, Wang: FedMD: Heterogenous federated learning via model distillation, 2019. Every client keeps its model, of whatever network. In a
-    round it digests what the clients of the last round have agreed on, trains on its own data (``local_steps``), and
-    sends its logits on the public images that the server names. There is no global model.
+    Server: ``Z(x) <- mean_k z_k(x)``.
 
-    Deviations: nobody is trained on labelled public data beforehand, as the public set has no labels here; the first round has no
-    digest. Both phases have the run's optimizer. With weight 0 every client trains alone.
+    Z(x) are the mean logits of the last round's clients. In each round the server draws public images and every client sends its logits on
+    them. Clients digest the mean in the next round, before they train on their own data for ``local_steps``. Models are never sent, so
+    there is no global model and clients may have any architectures. weight = 0 trains every client on its own.
+
+    Source:
+        Li, Wang: FedMD: Heterogenous federated learning via model distillation, 2019.
+        Public code: diogenes0319/FedMD_clean @ ab7a07b.
 
     Args:
-        public_size: > 0, public images a round, or all where there are fewer.
-        batch_size: > 0, of the digest.
-        epochs: > 0, passes of the digest over these images.
-        weight: >= 0, of the digest.
+        public_size: Public images per round, > 0. All images where there are fewer.
+        batch_size: Batch size of the digest, > 0.
+        epochs: Passes of the digest over these images, > 0.
+        weight: Weight of the digest, >= 0. 0 leaves it out.
+
+    Deviations:
+        - From the paper: no model is pretrained on labeled public data, because the public images have no labels here. The first round has
+          no digest.
+        - Both phases use the run's optimizer, each with a new state.
     """
 
     client_summary: ClassVar[str] = "public images: distance to the mean logits"
@@ -52,16 +60,19 @@ class FedMD(Strategy):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
         require(self.weight >= 0, "weight", "must be >= 0 (0 lets every client train alone)", self.weight)
 
-    # ------------------------------------------------------------------------------------------- the client's half
+    # ------------------------------------------------------------------------------------------- client side
     def init_client(self, client: Client) -> State:
+        """The client's own model."""
         return {"model": self.shared_parameters(client.model, client.initial)}
 
     def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        """The client's own model."""
         return super().initial_weights(client, client_state, client_state)
 
     def local_phases(self, client: Client, broadcast: State, client_state: State, server_round: int) -> list[Phase]:
+        """The digest of the consensus, where there is one, then training on the client's own data."""
         revisit = super().local_phases(client, broadcast, client_state, server_round)
-        if self.weight == 0 or not bool(broadcast["consensus"]["known"]):  # a digest of weight 0 would still move BatchNorm's statistics
+        if self.weight == 0 or not bool(broadcast["consensus"]["known"]):  # a digest of weight 0 would still change BatchNorm statistics
             return revisit
         where, agreed = broadcast["consensus"]["index"], broadcast["consensus"]["logits"]
         size = min(self.batch_size, len(where))
@@ -71,33 +82,37 @@ class FedMD(Strategy):
         return [(digest, self.digest), *revisit]
 
     def digest(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
-        """The mean distance of a client's logits to those agreed on."""
+        """Mean absolute distance of the client's logits to the consensus."""
         return self.weight * (model(batch.x).logits - batch.consensus).abs().mean(), {}
 
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
     ) -> tuple[State, State]:
+        """Send logits on the public images that the server has named. Keep the model."""
         model, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         asked = client.public_data.subset(broadcast["asked"]["index"])
         return {"logits": {"public": logits_on(client.model, trained, asked, self.batch_size, client.dtype)}}, {**kept, **model}
 
-    # ------------------------------------------------------------------------------------------- the server's half
+    # ------------------------------------------------------------------------------------------- server side
     def init_server(self, server: Server) -> State:
+        """The public images of the first round, and a consensus that is not known yet."""
         asked = self.ask(server, server.seed / "asked")
         logits = torch.zeros(len(asked), server.task.num_classes, dtype=server.dtype, device=server.device)
         unknown = torch.zeros((), dtype=torch.int64, device=server.device)
         return {"asked": {"index": asked}, "consensus": {"index": asked, "logits": logits, "known": unknown}}
 
     def ask(self, server: Server, seed: Seed) -> Tensor:  # [N]
-        """Public images, drawn."""
+        """Indices of ``public_size`` public images, drawn without replacement."""
         drawn = torch.randperm(len(server.public_data), generator=seed.torch())[: self.public_size]
         return drawn.to(server.device)
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the logits and draw the public images of the next round."""
         logits = torch.stack([u.state["logits"]["public"] for u in updates]).mean(0)
         known = torch.ones_like(state["consensus"]["known"])
         agreed = {"index": state["asked"]["index"], "logits": logits, "known": known}
         return {"asked": {"index": self.ask(server, server.seed / "asked")}, "consensus": agreed}, {}
 
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
+        """None: clients keep their models."""
         return None

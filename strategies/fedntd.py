@@ -1,4 +1,4 @@
-"""FedNTD: clients keep what the broadcast says of the classes that an example does not have."""
+"""FedNTD: local distillation from the global model over the classes that are not the label."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,17 +16,23 @@ from fedkd.types import Metrics, State
 
 @dataclass(kw_only=True)
 class FedNTD(Strategy):
-    """``CE + beta tau^2 KL(softmax(z_g / tau) || softmax(z / tau))`` over the classes that are not the label; beta = 0 is FedAvg.
+    """Client: ``CE(z, y) + beta tau^2 KL(softmax(z_g / tau) || softmax(z / tau))``, KL over the C - 1 classes c != y.
 
-    Lee, Jeong, Shin, Bae, Yun: Preservation of the global knowledge by not-true distillation in federated learning, NeurIPS 2022.
-    z_g are the logits of the broadcast in eval mode, which do not learn.
+    Server: ``w <- sum_k (n_k / n) w_k``.
 
-    Deviations: where BatchNorm statistics stay with the clients, the broadcast has those that the client begins with (the paper's
-    networks have no BatchNorm).
+    z_g are the logits of the broadcast model in eval mode, without gradient. beta = 0 is FedAvg.
+
+    Source:
+        Lee, Jeong, Shin, Bae, Yun: Preservation of the global knowledge by not-true distillation in federated learning, NeurIPS 2022.
+        Public code: Lee-Gihun/FedNTD @ be00ee5.
 
     Args:
-        beta: >= 0, weight of the divergence.
-        tau: > 0, temperature.
+        beta: Weight of the divergence, >= 0. 0 switches it off.
+        tau: Temperature, > 0. 1 in the public code's configurations.
+
+    Deviations:
+        - Where BatchNorm statistics are local, the broadcast model uses the client's statistics at the start of the round. The paper's
+          networks have no BatchNorm.
     """
 
     client_summary: ClassVar[str] = "divergence from the broadcast on the other classes"
@@ -40,6 +46,7 @@ class FedNTD(Strategy):
         require(self.tau > 0, "tau", "must be > 0 (the paper's is 1)", self.tau)
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """Cross-entropy and the not-true divergence from the broadcast model."""
         logits = model(batch.x).logits
         broadcast = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).logits.detach()
         distance = not_true_divergence(broadcast, logits, batch.y, self.tau).mean()

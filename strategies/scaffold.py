@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take out of a client's gradient what sets it apart from the others'."""
+"""SCAFFOLD: control variates correct the drift of local gradients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +19,30 @@ from fedkd.types import Metrics, State, Tensors, Update
 
 @dataclass(kw_only=True)
 class Scaffold(Strategy):
-    """``y <- y - lr (g - c_i + c)``; after K steps ``c_i <- c_i - c + (x - y) / (K lr)``; ``c <- c + |S|/N mean_S(change of c_i)``.
+    """Client: ``y <- y - lr (g + correction (c - c_i))``, then ``c_i <- c_i - c + (x - y) / (K lr)``.
 
-    Karimireddy et al.: SCAFFOLD, ICML 2020, Algorithm 1 with option II; x is the broadcast. The correction enters as the loss
-    ``<c - c_i, y>``, less its value, so that the reported loss is the cross-entropy. With momentum rho, K is replaced by
-    ``(K - rho (1 - rho^K) / (1 - rho)) / (1 - rho)``, as the steps then add up to more (as in FedNTD's public code).
+    Server: ``x <- x + server_lr sum_k (n_k / n) (y_k - x)``, ``c <- c + |S|/N mean_S(change of c_i)``.
 
-    Deviations: the mean of models has the weights of ``aggregation`` (the paper's is uniform), that of control variates is uniform.
-    Only parameters that travel have control variates. The equations are those of gradient descent: with another optimizer than SGD they mean nothing.
+    x are the broadcast weights, y the local weights, g the gradient of the cross-entropy and K the number of local steps. c and c_i are the
+    control variates of server and client. S are the clients of the round, N all clients. The correction enters the loss as ``<c - c_i, y>``
+    minus its own value, so the reported loss is the cross-entropy. correction = 0 and server_lr = 1 are FedAvg.
+
+    With momentum rho, K is replaced by ``(K - rho (1 - rho^K) / (1 - rho)) / (1 - rho)``, because each step then has more effect. FedNTD's
+    public code does the same.
+
+    Source:
+        Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic controlled averaging for federated learning, ICML 2020,
+            Algorithm 1 with option II.
 
     Args:
-        correction: >= 0, weight of ``c - c_i``; 1 is the paper's, 0 is FedAvg.
-        server_lr: > 0, by which the mean change of the model is multiplied; 1 is the mean itself.
+        correction: Weight of ``c - c_i``, >= 0. 1 is the paper's value, 0 switches the correction off.
+        server_lr: Factor of the mean change of the model, > 0. 1 takes the mean itself.
+
+    Deviations:
+        - From the paper: the mean of models has the weights of ``aggregation``. The paper weights clients uniformly. The mean of control
+          variates is uniform here too.
+        - Only parameters that are shared have control variates.
+        - The equations hold for SGD alone. With another optimizer they have no meaning, and this is not checked.
     """
 
     client_summary: ClassVar[str] = "control variates"
@@ -46,12 +58,15 @@ class Scaffold(Strategy):
         require(self.server_lr > 0, "server_lr", "must be > 0 (1 takes the mean as it is)", self.server_lr)
 
     def init_server(self, server: Server) -> State:
+        """The model and a server control variate of zeros."""
         return {**super().init_server(server), "control": self.zeros(server)}
 
     def init_client(self, client: Client) -> State:
+        """A client control variate of zeros."""
         return {"control": self.zeros(client)}
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """Cross-entropy with a term whose gradient is ``correction (c - c_i)`` and whose value is 0."""
         value, metrics = super().loss(model, batch, broadcast, client_state)
         ours, theirs = client_state["control"], broadcast["control"]
         term = sum(((theirs[name] - ours[name]) * (w - w.detach())).sum() for name, w in model.parameters().items() if name in theirs)
@@ -60,6 +75,7 @@ class Scaffold(Strategy):
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
     ) -> tuple[State, State]:
+        """Send the model and the change of the control variate. Keep the new control variate."""
         sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         reach = client.lr * effective_steps(client.num_steps, client.momentum)
         change = {name: (broadcast["model"][name] - trained[name]) / reach - c for name, c in broadcast["control"].items()}
@@ -67,6 +83,7 @@ class Scaffold(Strategy):
         return {**sent, "control": change}, {**kept, "control": control}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """Average the models, scale their mean change by ``server_lr``, and update the server control variate."""
         after, metrics = super().aggregate(server, state, updates, server_round)
         if self.server_lr != 1:
             after["model"] = {**after["model"], **{
@@ -77,11 +94,11 @@ class Scaffold(Strategy):
         return {**after, "control": {name: c + share * change[name] for name, c in state["control"].items()}}, metrics
 
     def zeros(self, site: Client | Server) -> Tensors:
-        """A control variate of nothing for every parameter that travels."""
+        """A control variate of zeros for every shared parameter."""
         parameters = {name: torch.zeros_like(site.initial[name]) for name, _ in site.model.named_parameters()}
         return self.shared_parameters(site.model, parameters)
 
 
 def effective_steps(steps: int, momentum: float) -> float:
-    """How many steps of plain gradient descent ``steps`` with ``momentum`` amount to, of one and the same gradient."""
+    """Number of plain gradient steps that ``steps`` with ``momentum`` amount to for a constant gradient."""
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

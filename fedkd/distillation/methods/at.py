@@ -1,4 +1,4 @@
-"""Attention transfer."""
+"""AT: attention transfer matches the normalized attention maps of all stages."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,14 +13,21 @@ from fedkd.types import Metrics
 
 @dataclass(kw_only=True)
 class AT(Distiller):
-    """``ce CE(z_s, y) + weight sum_l mean (a(F_s^l) - a(F_t^l))^2``, ``a(F)`` the normalised map of ``mean_c |F_c|^p``, l every stage.
+    """Loss: ``ce CE(z_s, y) + weight sum_l mean (a(F_s^l) - a(F_t^l))^2``.
 
-    Zagoruyko, Komodakis: Paying more attention to attention, ICLR 2017, with the means and the weight of public recipes: the paper's
-    norm of the difference, halved, is another scale.
+    ``a(F)`` is the map ``mean_c |F_c|^p`` over channels c, scaled to length 1. l runs over all stages.
+
+    Source:
+        Zagoruyko, Komodakis: Paying more attention to attention, ICLR 2017.
+        Public code: HobbitLong/RepDistiller @ b84f547.
 
     Args:
-        weight: >= 0, of the sum over stages.
-        power: >= 1, p.
+        weight: Weight of the sum over stages, >= 0.
+        power: Exponent p, >= 1. 2 is the paper's value.
+
+    Deviations:
+        - From the paper: the mean of squares replaces half the norm of the difference, as in the public recipes. The paper's weights are on
+          another scale.
     """
 
     taught: ClassVar[bool] = True
@@ -35,10 +42,12 @@ class AT(Distiller):
         require(self.power >= 1, "power", "must be >= 1 (2 is the paper's)", self.power)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """Both networks need equally many stages, with feature maps."""
         same_number(pair)
         maps(pair)
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``attention``: the weighted sum over stages."""
         pairs = zip(seen.teacher.stages, seen.student.stages, strict=True)
         apart = torch.stack([attention_transfer(t, s, power=self.power).mean() for t, s in pairs])
         return {"attention": self.weight * apart.sum()}

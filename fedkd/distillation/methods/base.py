@@ -1,4 +1,4 @@
-"""The contract of a distillation method: the two networks, what the student minimizes, and the modules that the method adds."""
+"""Base classes of the distillation methods: the loss of the student, and the networks that a method combines."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,26 +18,27 @@ from fedkd.types import Metrics, Output, Task, Tensors
 
 
 class StudentModule(nn.Module):
-    """All that trains in a distillation: the student, and the method's own modules, which are dropped at the end."""
+    """All modules that are trained: the student and the method's own modules. The latter are dropped after training."""
 
     def __init__(self, student: nn.Module, method: nn.Module | None = None) -> None:
         super().__init__()
         self.student, self.method = student, method or nn.Module()
 
     def forward(self, x: Tensor) -> Output:
+        """The output of the student."""
         return self.student(x)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one epoch, of which a method may draw or schedule something.
+    """The steps of one epoch, for which a method may draw random numbers or set a schedule.
 
     Args:
-        number: S.
-        batch_size: B.
-        epoch: from 0.
-        epochs: of the whole training.
-        seed: this epoch's and method's.
+        number: Number of steps S.
+        batch_size: Images per step B.
+        epoch: Number of the epoch, from 0.
+        epochs: Number of epochs of the whole training.
+        seed: Seed of this epoch and method.
     """
 
     number: int
@@ -49,14 +50,14 @@ class Steps:
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a method's terms may look at.
+    """The tensors that a method's terms may use.
 
     Args:
-        student: what the student says of the batch.
-        teacher: what the teacher says of it, without gradient.
-        y: labels [B]; the teacher's answer where there are none.
-        method: the method's modules, bound.
-        batch: the images, and this step's draws.
+        student: Output of the student for the batch.
+        teacher: Output of the teacher for the batch, without gradient.
+        y: Labels [B]. Without labels, the teacher's predictions.
+        method: The method's modules with the current tensors.
+        batch: The images, and this step's draws.
     """
 
     student: Output
@@ -68,7 +69,7 @@ class StepInput:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a network gives for one image: the shapes of its stages' maps, and the size of its embedding."""
+    """The shapes that a network returns for one image: those of its stages' feature maps, and the size of its embedding."""
 
     name: str
     stages: tuple[torch.Size, ...]
@@ -76,7 +77,7 @@ class Sizes:
 
     @classmethod
     def of(cls, network: nn.Module, task: Task, name: str) -> "Sizes":
-        """As measured on black images."""
+        """The sizes of ``network``, measured on black images."""
         example = next(network.parameters(), torch.empty(0))
         training = network.training
         with torch.no_grad():
@@ -85,10 +86,10 @@ class Sizes:
         return cls(name, tuple(stage.shape[1:] for stage in output.stages), output.embedding.shape[-1])
 
     def stage(self, number: int, key: str) -> torch.Size:
-        """The shape of stage ``number`` (-1: the last).
+        """The shape of stage ``number``, where -1 is the last.
 
         Raises:
-            ConfigError: the network has no such stage.
+            ValueError: The network has no such stage.
         """
         count = len(self.stages)
         require(
@@ -99,14 +100,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class TeacherStudent:
-    """The two networks that a method brings together; no teacher where the method needs none.
+    """The two networks that a method combines. ``teacher`` is None where the method needs none.
 
     Args:
-        task: what is learnt.
-        student: a workspace.
-        teacher: likewise; its modules beside the network are ``teacher_method``.
-        teacher_method: what the teacher was trained with, where that is kept (HSAKD's branches).
-        fresh: another network of the student's kind, freshly initialised, with other arguments if given.
+        task: The classification task.
+        student: The student's module. Its tensors are overwritten before use.
+        teacher: The teacher's module, likewise.
+        teacher_method: Modules that the teacher was trained with, where they are kept (HSAKD's branches).
+        fresh: Makes another network of the student's kind with new weights, with other arguments if given.
     """
 
     task: Task
@@ -117,27 +118,31 @@ class TeacherStudent:
 
     @property
     def sizes(self) -> tuple[Sizes, Sizes]:
-        """Of student and teacher."""
+        """The sizes of student and teacher."""
         assert self.teacher is not None, "the method has a teacher"
         return Sizes.of(self.student, self.task, "student"), Sizes.of(self.teacher, self.task, "teacher")
 
 
 @dataclass(kw_only=True)
 class Distiller:
-    """``ce CE(z, y)``: a student alone; methods add terms of their own.
+    """Loss: ``ce CE(z, y)``.
 
-    On images without labels CE is taken against the teacher's probabilities: ``-sum_c p_c ln softmax(z)_c``.
+    The base class trains a student without a teacher. Methods add terms of their own. On images without labels the cross-entropy is
+    ``-sum_c p_c ln softmax(z)_c`` with the teacher's probabilities p.
+
+    Source:
+        None: this is the baseline of all methods.
 
     Args:
-        ce: >= 0, weight of the cross-entropy.
+        ce: Weight of the cross-entropy, >= 0. 0 leaves the labels out.
     """
 
     taught: ClassVar[bool] = False
-    """A teacher is needed."""
+    """Whether the method needs a teacher."""
     needs_labels: ClassVar[bool] = False
-    """Images without labels will not do."""
+    """Whether every image must have a label."""
     scale: ClassVar[str | None] = None
-    """The parameter that weighs what the method adds, which is tuned first; None where it adds nothing."""
+    """Name of the parameter that weights the method's own terms, which is tuned first. None where there is no such term."""
 
     ce: float
 
@@ -145,42 +150,42 @@ class Distiller:
         require(self.ce >= 0, "ce", "must be >= 0 (0 leaves labels out)", self.ce)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
-        """Refuse networks and batches that the method cannot work with.
+        """Reject networks and batches that the method cannot use.
 
         Raises:
-            ConfigError: naming the key, the rule and the value.
+            ValueError: The message names the key, the rule and the value.
         """
 
     def preparation(self) -> Sequence[str]:
-        """How the teacher is trained beyond its own training with labels: overrides of ``simulations.distill``; none if empty."""
+        """Overrides of ``fedkd distill`` that train the teacher further before the student. Empty for none."""
         return ()
 
     def modules(self, pair: TeacherStudent) -> nn.Module | None:
-        """The method's own modules, freshly initialised."""
+        """The method's own modules with new weights. None if there are none."""
         return None
 
     def learner(self, pair: TeacherStudent) -> StudentModule:
-        """All that trains."""
+        """The student together with the method's modules."""
         return StudentModule(pair.student, self.modules(pair))
 
     def lr_of(self, name: str, epoch: int) -> float:
-        """What the learning rate of a parameter of the learner is multiplied by in an epoch, from 0."""
+        """Factor of the learning rate of one parameter in an epoch, counted from 0."""
         return 1.0
 
     def forgets(self, epoch: int) -> bool:
-        """The optimizer begins this epoch, from 0, without what it remembers."""
+        """Whether the optimizer starts this epoch, counted from 0, with a new state."""
         return False
 
     def draw(self, steps: Steps) -> Tensors:
-        """What is random or scheduled, for all steps at once: tensors [S, ...]."""
+        """Random or scheduled tensors [S, ...] for all steps of an epoch."""
         return {}
 
     def terms(self, seen: StepInput) -> Metrics:
-        """Scalars by name, weighted already, that are added to the cross-entropy."""
+        """Scalars by name that are added to the cross-entropy. Each has its weight already."""
         return {}
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
-        """The sum of all terms, and each of them."""
+        """The sum of all terms, and each term by name."""
         student = model.within("student")(batch.x)
         said = None if teacher is None else teacher.within("student")(batch.x)
         terms = {"ce": self.ce * classification(student, said, batch.y, labelled)}
@@ -190,16 +195,16 @@ class Distiller:
         return torch.stack(list(terms.values())).sum(), terms
 
     def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
-        """The networks that leave the house, without the method's modules: modules and their tensors by name, ``student`` first."""
+        """The networks that are saved, without the method's modules: modules and tensors by name, ``student`` first."""
         return {"student": (learner.student, submodule_tensors(tensors, "student"))}
 
     def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
-        """In what a network that leaves the house differs from the student's configuration."""
+        """Keys in which a saved network differs from the student's configuration."""
         return {}
 
 
 def classification(student: Output, teacher: Output | None, y: Tensor, labelled: bool) -> Tensor:
-    """The mean cross-entropy with labels, or with the teacher's probabilities where there are none."""
+    """The mean cross-entropy with the labels, or with the teacher's probabilities where there are none."""
     if labelled:
         return cross_entropy(student.logits, y).mean()
     assert teacher is not None, "images without labels have a teacher"
@@ -207,17 +212,17 @@ def classification(student: Output, teacher: Output | None, y: Tensor, labelled:
 
 
 def weight(value: float, key: str = "weight") -> None:
-    """Refuse a negative weight."""
+    """Reject a negative weight."""
     require(value >= 0, key, "must be >= 0 (0 switches the term off)", value)
 
 
 def temperature(value: float) -> None:
-    """Refuse a temperature that is not positive."""
+    """Reject a temperature that is not positive."""
     require(value > 0, "temperature", "must be > 0", value)
 
 
 def same_number(pair: TeacherStudent, otherwise: str = "") -> None:
-    """Refuse networks that have not the same number of stages; ``otherwise`` is what else could be done."""
+    """Reject networks with different numbers of stages. ``otherwise`` names an alternative for the message."""
     student, teacher = (len(sizes.stages) for sizes in pair.sizes)
     rule = f"must be a network of as many stages as the teacher, {teacher}, for a method that compares all of them"
     rule += f" ({otherwise})" if otherwise else ""
@@ -225,7 +230,7 @@ def same_number(pair: TeacherStudent, otherwise: str = "") -> None:
 
 
 def maps(pair: TeacherStudent) -> None:
-    """Refuse networks whose stages give no maps."""
+    """Reject networks whose stages do not return feature maps."""
     for sizes in pair.sizes:
         flat = [tuple(stage) for stage in sizes.stages if len(stage) != 3]
         require(not flat, sizes.name, "must be a network whose stages give maps (channels, height, width)", flat)

@@ -1,4 +1,4 @@
-"""Dynamic prior knowledge: the teacher's features are target and, in part, input."""
+"""DPK: dynamic prior knowledge. The teacher's features are the target and, in part, an input."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from fedkd.types import Metrics, Tensors
 
 
 class Tokens(nn.Module):
-    """A map as ``grid x grid`` tokens of ``width``: one patch each, a linear map of it, and its place."""
+    """A feature map as ``grid x grid`` tokens of size ``width``: one patch each, mapped linearly, plus a position embedding."""
 
     def __init__(self, shape: Sequence[int], grid: int, width: int) -> None:
         super().__init__()
@@ -29,11 +29,12 @@ class Tokens(nn.Module):
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, P, width]
+        """The tokens of a feature map."""
         return self.embed(x).flatten(2).mT + self.position
 
 
 class Patches(nn.Module):
-    """Tokens as a map again."""
+    """Tokens mapped back to a feature map."""
 
     def __init__(self, shape: Sequence[int], grid: int, width: int) -> None:
         super().__init__()
@@ -41,13 +42,14 @@ class Patches(nn.Module):
         self.project = nn.Linear(width, shape[0] * (shape[1] // grid) ** 2)
 
     def forward(self, tokens: Tensor) -> Tensor:  # [B, P, width] -> [B, C, H, W]
+        """The feature map of the tokens."""
         patch = self.shape[1] // self.grid
         x = self.project(tokens).unflatten(1, (self.grid, self.grid)).unflatten(-1, (self.shape[0], patch, patch))
         return x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # [B, C, g, p, g, p] -> [B, C, H, W]
 
 
 def transformer(width: int, heads: int, depth: int) -> nn.Module:
-    """Blocks of attention and a hidden layer four times as wide, normalised first, without dropout."""
+    """``depth`` transformer blocks with pre-normalization, a hidden layer four times as wide, and no dropout. Identity at depth 0."""
     if depth == 0:
         return nn.Identity()
     block = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -55,15 +57,16 @@ def transformer(width: int, heads: int, depth: int) -> nn.Module:
 
 
 class Encoder(nn.TransformerEncoder):
-    """PyTorch's, whose attention over so few tokens is plain products on a CPU: there the fused kernel takes several times as long."""
+    """PyTorch's encoder with plain attention on CPUs. There the fused kernel takes several times as long for so few tokens."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, P, width] -> [B, P, width]
+        """The encoded tokens."""
         with nullcontext() if x.is_cuda else sdpa_kernel(SDPBackend.MATH):
             return super().forward(x)
 
 
 class Prior(nn.Module):
-    """One stage: student's and teacher's map to tokens, stitched, integrated, and back to the teacher's map."""
+    """The modules of one stage: both networks' maps to tokens, stitched, integrated, and mapped back to the teacher's map."""
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int], grid: int, distiller: "DPK") -> None:
         super().__init__()
@@ -75,7 +78,7 @@ class Prior(nn.Module):
         self.decoder, self.patches = transformer(width, heads, depth), Patches(teacher, grid, width)
 
     def forward(self, student: Tensor, teacher: Tensor, chosen: Tensor) -> Tensor:
-        """The teacher's map as it is made of the student's, and of the teacher's where ``chosen`` [B, P] is set."""
+        """The reconstructed teacher's map from the student's tokens, and from the teacher's where ``chosen`` [B, P] is true."""
         student, teacher = self.tokens(student, teacher)
         hybrid = torch.where(chosen[..., None], teacher, student)
         if self.stitch_at == "embed":
@@ -83,7 +86,7 @@ class Prior(nn.Module):
         return self.patches(self.decoder(hybrid))
 
     def tokens(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps as they are stitched, [B, P, width]."""
+        """The tokens of both networks as they are stitched, [B, P, width]."""
         student, teacher = self.student(student), self.teacher(teacher)
         if self.stitch_at == "encoded":
             student, teacher = self.encoder(student), self.teacher_encoder(teacher)
@@ -91,7 +94,7 @@ class Prior(nn.Module):
 
 
 class Priors(nn.Module):
-    """All stages, and the share of the teacher's patches in each, which follows the gap between the networks."""
+    """The modules of all stages, and for each stage the share of teacher patches. The share follows the gap between the networks."""
 
     def __init__(self, pair: TeacherStudent, distiller: "DPK") -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class Priors(nn.Module):
         self.register_buffer("share", torch.full((len(sizes),), float(distiller.initial)))
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor], noise: Sequence[Tensor], distiller: "DPK") -> list[tuple]:
-        """For every stage the integrated map and which patches were the teacher's."""
+        """For every stage the reconstructed map, and the mask of the teacher's patches."""
         if distiller.ratio == "dynamic":
             with torch.no_grad():
                 seen = list(zip(students, teachers))
@@ -113,7 +116,10 @@ class Priors(nn.Module):
 
 
 def choose(share: Tensor, noise: Tensor, drawn: str = "exact", least: int = 0) -> Tensor:  # [], [B, P] -> [B, P]
-    """``round(share P)`` patches of each image, at least so many, those whose noise is lowest; ``bernoulli``: each with probability share."""
+    """Mask of the teacher's patches: the ``round(share P)`` patches with the lowest noise in each image, at least ``least``.
+
+    With ``bernoulli`` each patch has probability ``share``.
+    """
     if drawn == "bernoulli":
         return noise < share
     return noise.argsort(-1).argsort(-1) < (share * noise.shape[-1]).round().clamp(min=least)
@@ -121,36 +127,42 @@ def choose(share: Tensor, noise: Tensor, drawn: str = "exact", least: int = 0) -
 
 @dataclass(kw_only=True)
 class DPK(Distiller):
-    """``ce CE + alpha T^2 KL(p_t || p_s) + beta sum_l mean (U_l - F_t^l)^2``, ``U = D(stitch(E_s(F_s), E_t(F_t); pi))``, ``pi = 1 - CKA(F_t, F_s)``.
+    """Loss: ``ce CE(z_s, y) + alpha T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + beta sum_l mean (U_l - F_t^l)^2``.
 
-    A share pi of the student's patches is replaced by the teacher's; encoders E and a decoder D, small transformers, complete the hybrid to
-    the teacher's map F_t. pi is the running mean (``momentum``, beginning at ``initial``) of one minus the unbiased linear CKA of a
-    minibatch's maps, without gradient, clamped to 0..1. Qiu et al.: Better teacher better student, ICLR 2023, from its abstract, its
-    reviews and second-hand accounts: there is no public code, and sizes, weights and the order of stitching are not known.
+    Features: ``U = D(stitch(E_s(F_s), E_t(F_t); pi))``, ``pi = 1 - CKA(F_t, F_s)``.
 
-    Deviations: everything that is not in the first line is our choice, and a parameter. As shipped maps are compared raw by CKA; patches
-    are drawn by image, ``round(pi P)`` of them, none if that is 0; the error is the mean over all positions.
+    A share pi of the student's patches is replaced by the teacher's. Small transformers, the encoders E and a decoder D, map the stitched
+    tokens to the teacher's feature map F_t. pi is a running mean of 1 minus the unbiased linear CKA of a batch's maps, clamped to [0, 1]
+    and without gradient.
+
+    Source:
+        Qiu et al.: Better teacher better student: Dynamic prior knowledge for knowledge distillation, ICLR 2023.
+        No public code. This implementation follows the abstract, the reviews and second-hand accounts.
 
     Args:
-        alpha: >= 0, weight of the divergence of logits.
-        beta: >= 0, weight of the maps.
-        temperature: > 0, T.
-        ratio: ``dynamic``, or pi as a number in 0..1 that stays; 0 is no prior.
-        momentum: 0..1 (1 excluded), of the running mean of pi.
-        initial: 0..1, pi at the beginning where it is dynamic.
-        stages: ``all`` or ``last``.
-        grid: > 0, patches in a row; fewer where that does not divide a stage's maps.
-        width: > 0, of tokens; a multiple of ``heads``.
-        heads: > 0, of attention.
-        depth: >= 0, blocks of each encoder and decoder; 0 leaves them out.
-        stitch_at: ``encoded`` tokens, of which each network has an encoder, or ``embed``: before one encoder for both.
-        positions: the error is over ``all`` patches, or over the ``student``'s alone.
-        mask: patches are drawn per ``image``, or once for the ``batch``.
-        drawn: ``exact``: ``round(pi P)`` patches of each image; ``bernoulli``: each patch with probability pi.
-        least: >= 0, patches of the teacher's in each image where their number is exact.
+        alpha: Weight of the divergence of logits, >= 0.
+        beta: Weight of the feature maps, >= 0.
+        temperature: Temperature T, > 0.
+        ratio: ``dynamic``, or a constant pi in [0, 1]. 0 means no prior.
+        momentum: Momentum of the running mean of pi, in [0, 1).
+        initial: pi at the start where it is dynamic, in [0, 1].
+        stages: Compare ``all`` stages or the ``last``.
+        grid: Patches per row, > 0. Fewer where this number does not divide a stage's maps.
+        width: Size of a token, > 0, a multiple of ``heads``.
+        heads: Attention heads, > 0.
+        depth: Blocks of each encoder and decoder, >= 0. 0 leaves them out.
+        stitch_at: Stitch ``encoded`` tokens, with one encoder per network, or stitch at ``embed``, before one encoder for both.
+        positions: Error over ``all`` patches, or over the ``student``'s patches alone.
+        mask: Draw the patches per ``image``, or once per ``batch``.
+        drawn: ``exact`` takes ``round(pi P)`` patches of each image, ``bernoulli`` takes each patch with probability pi.
+        least: Minimum number of the teacher's patches per image with ``exact``, >= 0.
         gap: CKA compares ``raw`` maps, or the ``tokens`` that are stitched.
-        module_lr: > 0, what the learning rate is multiplied by for encoders, decoders and embeddings: at a student's rate, without a warm-up,
-            wide transformers diverge.
+        module_lr: Factor of the learning rate of encoders, decoders and embeddings, > 0. Wide transformers diverge at the student's rate
+            without a warm-up.
+
+    Deviations:
+        - Unknown, because the paper's sizes, weights and order of stitching were not available. Everything beyond the equations is our
+          choice and a parameter.
     """
 
     taught: ClassVar[bool] = True
@@ -194,6 +206,10 @@ class DPK(Distiller):
             self.initial = float(self.ratio)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """Both networks need square feature maps, and equally many stages unless ``stages=last``.
+
+        Dynamic pi needs batches of four images or more.
+        """
         if self.stages == "all":
             same_number(pair, "distiller.stages=last compares the last alone")
         maps(pair)
@@ -204,22 +220,25 @@ class DPK(Distiller):
             require(not odd, name, "must be a network of square maps, which are divided into patches", odd)
 
     def compared(self, pair: TeacherStudent) -> list[tuple[torch.Size, torch.Size]]:
-        """The shapes of the maps that are compared, student's and teacher's."""
+        """The shapes of the compared maps of student and teacher."""
         which = slice(None) if self.stages == "all" else slice(-1, None)
         return list(zip(*(sizes.stages[which] for sizes in pair.sizes), strict=True))
 
     def patches(self, student: Sequence[int], teacher: Sequence[int]) -> int:
-        """Patches in a row: as many as ``grid``, or the next smaller number that divides both maps."""
+        """Patches per row: ``grid``, or the next smaller number that divides both maps."""
         return next(number for number in range(self.grid, 0, -1) if student[1] % number == 0 == teacher[1] % number)
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
+        """The modules of all compared stages."""
         self.places = [self.patches(*shapes) ** 2 for shapes in self.compared(pair)]
         return Priors(pair, self)
 
     def lr_of(self, name: str, epoch: int) -> float:
+        """``module_lr`` for the method's modules, 1 for the student."""
         return self.module_lr if name.startswith("method.") else 1.0
 
     def draw(self, steps: Steps) -> Tensors:
+        """Noise [S, B, P] for the choice of patches, one tensor per stage."""
         images = steps.batch_size if self.mask == "image" else 1
         draws = {
             f"noise_{number}": torch.rand(steps.number, images, places, generator=(steps.seed / number).torch())
@@ -228,6 +247,7 @@ class DPK(Distiller):
         return {name: noise.expand(-1, steps.batch_size, -1) for name, noise in draws.items()}
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``kd``: the weighted divergence of logits. ``maps``: the weighted error of the feature maps."""
         which = slice(None) if self.stages == "all" else slice(-1, None)
         students, teachers = seen.student.stages[which], seen.teacher.stages[which]
         noise = [getattr(seen.batch, f"noise_{number}") for number in range(len(students))]
@@ -237,7 +257,7 @@ class DPK(Distiller):
         return {"kd": self.alpha * divergence, "maps": self.beta * apart.sum()}
 
     def apart(self, teacher: Tensor, made: Tensor, chosen: Tensor) -> Tensor:
-        """The mean squared error of a map, over the positions that count."""
+        """The mean squared error of one feature map, over the positions that count."""
         if self.positions == "all":
             return hint(teacher, made).mean()
         side = round(chosen.shape[-1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Hints: the student's map of one stage, through a regressor, is to equal the teacher's."""
+"""FitNet: a regressor maps the student's features of one stage to the teacher's (hints)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from fedkd.types import Metrics
 
 
 class Regressor(nn.Module):
-    """Convolution, BatchNorm and, if asked, ReLU, from one map's shape to another's."""
+    """Convolution, BatchNorm and optional ReLU, from the shape of one feature map to that of another."""
 
     def __init__(self, before: tuple[int, ...], after: tuple[int, ...], relu: bool) -> None:
         super().__init__()
@@ -26,20 +26,27 @@ class Regressor(nn.Module):
         self.layers = nn.Sequential(convolution, nn.BatchNorm2d(wanted), *([nn.ReLU()] if relu else []))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The mapped features."""
         return self.layers(x)
 
 
 @dataclass(kw_only=True)
 class FitNet(Distiller):
-    """``ce CE(z_s, y) + weight mean (F_t - r(F_s))^2``, F the maps of one stage, r a regressor that learns along.
+    """Loss: ``ce CE(z_s, y) + weight mean (F_t - r(F_s))^2``.
 
-    Romero et al.: FitNets: Hints for thin deep nets, ICLR 2015, trained jointly as public recipes do (the paper: in two stages). The
-    regressor ends in a ReLU there: negative values of the teacher are then out of its reach (``relu: false`` lets them in).
+    F_s and F_t are feature maps of one stage, and r is a regressor that is trained along with the student.
+
+    Source:
+        Romero, Ballas, Kahou, Chassang, Gatta, Bengio: FitNets: Hints for thin deep nets, ICLR 2015.
+        Public code: HobbitLong/RepDistiller @ b84f547.
 
     Args:
-        weight: >= 0, of the hint.
-        stage: whose map; -1 is the last.
-        relu: at the regressor's end.
+        weight: Weight of the hint, >= 0.
+        stage: Stage whose feature maps are compared. -1 is the last.
+        relu: End the regressor in a ReLU. The regressor then cannot reach negative values of the teacher.
+
+    Deviations:
+        - From the paper: student and regressor are trained together, as in the public recipes. The paper trains in two stages.
     """
 
     taught: ClassVar[bool] = True
@@ -54,15 +61,18 @@ class FitNet(Distiller):
         weight(self.weight)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """Both networks need feature maps, and a convolution must be able to map the student's to the teacher's size."""
         maps(pair)
         student, teacher = (sizes.stage(self.stage, "stage") for sizes in pair.sizes)
         fits = 2 * student[1] == teacher[1] or student[1] == 2 * teacher[1] or student[1] >= teacher[1]
         require(fits, "stage", f"must have a student's map that a convolution can bring to {tuple(teacher)}", tuple(student))
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
+        """The regressor."""
         student, teacher = (sizes.stage(self.stage, "stage") for sizes in pair.sizes)
         return Regressor(student, teacher, self.relu)
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``hint``: the weighted distance of the mapped features."""
         mapped = seen.method(seen.student.stages[self.stage])
         return {"hint": self.weight * hint(seen.teacher.stages[self.stage], mapped).mean()}

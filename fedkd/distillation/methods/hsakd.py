@@ -1,4 +1,4 @@
-"""Hierarchical self-supervised augmented knowledge distillation (Yang et al., IJCAI 2021): offline, joint, online, and its teacher."""
+"""HSAKD: distillation of class and rotation predictions at every stage. Offline student, its teacher, and the online version."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ QUARTERS = 4
 
 
 def rotations(x: Tensor) -> Tensor:  # [B, channels, H, H] -> [4B, channels, H, H]
-    """Every image turned by 0, 90, 180, 270 degrees, counter-clockwise; image b turned k times is at ``4b + k``.
+    """Every image rotated by 0, 90, 180 and 270 degrees, counterclockwise. Image b rotated k times has index ``4b + k``.
 
     Raises:
-        ConfigError: images are not square: a quarter turn would change their shape.
+        ValueError: Images are not square. A rotation would change their shape.
     """
     height, width = x.shape[-2:]
     require(height == width, "rotations", "must be of square images", f"{height}x{width}")
@@ -31,12 +31,12 @@ def rotations(x: Tensor) -> Tensor:  # [B, channels, H, H] -> [4B, channels, H, 
 
 
 def joint_labels(y: Tensor) -> Tensor:  # [B] -> [4B]
-    """``4 y_b + k``, in 0..4C-1, of :func:`rotations`."""
+    """``4 y_b + k``, in 0..4C-1, for the images of :func:`rotations`."""
     return (QUARTERS * y[:, None] + torch.arange(QUARTERS, device=y.device)).flatten()
 
 
 def class_logits(joint: Tensor) -> Tensor:  # [..., 4C] -> [..., C]
-    """The sum of each class's four logits: what a head of the joint task says of classes alone."""
+    """The sum of each class's four logits: class logits from the logits of class and rotation."""
     return joint.unflatten(-1, (-1, QUARTERS)).sum(-1)
 
 
@@ -44,10 +44,11 @@ ROTATIONS = 4
 
 
 class Branches(nn.Module):
-    """A classifier of class and rotation after every stage: the network's remaining stages anew, one more stage after the last.
+    """A classifier of class and rotation after every stage. Each is a copy of the network's remaining stages with new weights. After the
+    last stage one more stage is added.
 
     Args:
-        make: a fresh network, of which each branch takes its parts.
+        make: Makes a network with new weights. Each branch takes its parts from one.
     """
 
     def __init__(self, make: Callable[[], Classifier]) -> None:
@@ -57,17 +58,17 @@ class Branches(nn.Module):
 
     @staticmethod
     def branch(network: Classifier, after: int) -> nn.Module:
-        """What follows stage ``after``."""
+        """The modules that follow stage ``after``."""
         rest = list(network.stages)[after + 1 :] or [network.extra_stage()]
         return nn.Sequential(*rest, network.embed, nn.Linear(network.embedding_size, ROTATIONS * network.task.num_classes))
 
     def forward(self, stages: Sequence[Tensor], detach: bool) -> list[Tensor]:  # -> L times [4B, 4C]
-        """Logits of class and rotation, ``4 class + rotation``, of each stage's map."""
+        """Logits of class and rotation, index ``4 class + rotation``, for each stage's map."""
         return [branch(stage.detach() if detach else stage) for branch, stage in zip(self.branches, stages, strict=True)]
 
 
 def extensible(pair: TeacherStudent) -> None:
-    """Refuse a network that has no stage more to branch to, and images that cannot be turned."""
+    """Reject networks without an additional stage for the last branch, and images that are not square."""
     height, width = pair.task.shape[-2:]
     require(height == width, "data", "must have square images: they are turned by quarters (data.size)", f"{height}x{width}")
     try:
@@ -77,7 +78,7 @@ def extensible(pair: TeacherStudent) -> None:
 
 
 def upright(output: Output) -> Output:
-    """What was said of the images that are not turned: every fourth."""
+    """The outputs for the images that are not rotated: every fourth one."""
     return Output(output.logits[::ROTATIONS], output.embedding[::ROTATIONS])
 
 
@@ -89,20 +90,27 @@ def turned(batch: Batch) -> Tensor:  # [4B, ...]
 
 @dataclass(kw_only=True)
 class HSAKD(Distiller):
-    """``ce CE(z_s, y) + joint sum_l KL_T(q_t^l || q_s^l) + kd KL_T(p_t || p_s)``, q of class and rotation at stage l, all but CE over four rotations.
+    """Loss: ``ce CE(z_s, y) + joint sum_l KL_T(q_t^l || q_s^l) + kd KL_T(z_t || z_s)``.
 
-    ``KL_T(a || b) = T^2 KL(softmax(a / T) || softmax(b / T))``, the mean over images. Yang, An, Cai, Xu: Hierarchical self-supervised
-    augmented knowledge distillation, IJCAI 2021, and its public code, where a student gets no labels of rotation. ``teaching`` says how
-    the teacher's branches are trained: on the frozen network (HSAKD), or with it (HSAKD*, ``hsakd_joint``).
+    q^l are the logits of class and rotation of the branch after stage l. The cross-entropy sees the images that are not rotated, both
+    divergences all four rotations. ``KL_T(a || b) = T^2 KL(softmax(a / T) || softmax(b / T))``, mean over images. The student gets no
+    labels of rotation. ``teaching`` trains the teacher's branches before: on the frozen network (HSAKD), or together with it (HSAKD*,
+    ``distiller=hsakd_joint``).
 
-    Deviations: the accuracy is that of the last epoch, not the best on the test set; Nesterov's momentum is ``+optimizer.nesterov=true``.
+    Source:
+        Yang, An, Cai, Xu: Hierarchical self-supervised augmented knowledge distillation, IJCAI 2021.
+        Public code: winycg/HSAKD @ 28c8dc2.
 
     Args:
-        joint: >= 0, weight of the branches.
-        kd: >= 0, weight of the networks' own answers, over all rotations.
-        temperature: > 0, T.
-        detach: the branches do not train the student's stages (public code: they do).
-        teaching: overrides of the training that gives the teacher its branches.
+        joint: Weight of the branches, >= 0.
+        kd: Weight of the networks' own logits, over all rotations, >= 0.
+        temperature: Temperature T, > 0.
+        detach: Do not train the student's stages through the branches. The public code trains them.
+        teaching: Overrides of the training that gives the teacher its branches.
+
+    Deviations:
+        - From the public code: the accuracy is that of the last epoch. The public code reports the best epoch on the test set.
+        - From the public code: Nesterov's momentum is off as shipped. ``+optimizer.nesterov=true`` switches it on.
     """
 
     taught: ClassVar[bool] = True
@@ -121,20 +129,24 @@ class HSAKD(Distiller):
         temperature(self.temperature)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """Both networks need equally many stages, and the teacher needs branches."""
         same_number(pair)
         if not isinstance(pair.teacher_method, Branches):
             raise ConfigError(
-                f"teaching must give the teacher branches (teaching=[distiller=hsakd_teacher,init=teacher]), got {list(self.teaching)}"
+                f"teaching must give the teacher branches (teaching=[distiller=hsakd_teacher,student_init=teacher]), got {list(self.teaching)}"
             )
         extensible(pair)
 
     def preparation(self) -> Sequence[str]:
+        """The training of the teacher's branches."""
         return self.teaching
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
+        """The student's branches."""
         return Branches(pair.fresh)
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+        """``ce``, ``joint`` and ``kd``, and their sum."""
         assert teacher is not None, "the method has a teacher"
         x = turned(batch)
         student, said = model.within("student")(x), teacher.within("student")(x)
@@ -158,18 +170,26 @@ class Peer(nn.Module):
 
 @dataclass(kw_only=True)
 class HSAKDOnline(Distiller):
-    """``sum_n (ce CE(p_n, y) + self_supervised sum_l CE(q_n^l, 4 y + rotation) + kd KL_T(p_m || p_n) + joint sum_l KL_T(q_m^l || q_n^l))``, m the peer of n.
+    """Loss: ``sum_n (ce CE(z_n, y) + self_supervised sum_l CE(q_n^l, 4 y + rotation) + kd KL_T(z_m || z_n) + joint sum_l KL_T(q_m^l ||
+    q_n^l))``.
 
-    The peer's answers carry no gradient. Yang, An, Cai, Xu, IJCAI 2021: the online version, in which the branches' cross-entropy trains
-    the networks too. Both networks leave the house, as ``student`` and ``peer``.
+    n runs over two networks that train from scratch, and m is the peer of n. The peer's logits carry no gradient. The branches'
+    cross-entropy trains the networks too. Both networks are saved, as ``student`` and ``peer``.
 
-    Deviations: Nesterov's momentum is ``+optimizer.nesterov=true``. Images need labels.
+    Source:
+        Yang, An, Cai, Xu: Hierarchical self-supervised augmented knowledge distillation, IJCAI 2021, the online version.
+        Public code: winycg/HSAKD @ 28c8dc2.
 
     Args:
-        self_supervised: >= 0, weight of the branches' cross-entropy.
-        joint: >= 0, weight of the branches' divergence.
-        kd: >= 0, weight of the networks' divergence, over all rotations.
-        temperature: > 0, T.
+        self_supervised: Weight of the branches' cross-entropy, >= 0.
+        joint: Weight of the branches' divergence, >= 0.
+        kd: Weight of the networks' divergence, over all rotations, >= 0.
+        temperature: Temperature T, > 0.
+
+    Deviations:
+        - From the public code: the accuracy is that of the last epoch, and Nesterov's momentum is off as shipped
+          (``+optimizer.nesterov=true``).
+        - Images need labels.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -187,12 +207,15 @@ class HSAKDOnline(Distiller):
         temperature(self.temperature)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """The network must have an additional stage for the last branch, and images must be square."""
         extensible(pair)
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
+        """The peer, and the branches of both networks."""
         return Peer(pair)
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+        """``ce``, ``self_supervised``, ``kd`` and ``joint``, and their sum."""
         assert labelled, "rotations of classes need labels"
         x, labels, method = turned(batch), joint_labels(batch.y), model.within("method")
         outputs = [model.within("student")(x), method.within("network")(x)]
@@ -211,23 +234,29 @@ class HSAKDOnline(Distiller):
         return torch.stack(list(terms.values())).sum(), terms
 
     def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
+        """``student`` and ``peer``."""
         return {**super().networks(learner, tensors), "peer": (learner.method.network, submodule_tensors(tensors, "method.network"))}
 
 
 @dataclass(kw_only=True)
 class HSAKDTeacher(Distiller):
-    """``ce CE(z, y) + joint sum_l CE(q^l, 4 y + rotation)``, q^l of class and rotation at stage l, over four rotations of each image.
+    """Loss: ``ce CE(z, y) + joint sum_l CE(q^l, 4 y + rotation)``.
 
-    Yang, An, Cai, Xu, IJCAI 2021. With ``frozen`` the network stays as it is, in eval mode, and its branches alone are trained (HSAKD's
-    teacher, which begins from a network trained with labels); without, all of it is (HSAKD*). The branches are kept for the student.
-    On images without labels y is the frozen network's own answer.
+    q^l are the logits of class and rotation of the branch after stage l, for four rotations of each image. With ``frozen`` the network
+    stays in eval mode and its branches alone are trained. Such a teacher starts from a network trained with labels (HSAKD). Otherwise all
+    of it is trained (HSAKD*). The branches are kept for the student. On images without labels y are the frozen network's own predictions.
 
-    Deviations: the student's schedule, not one of 100 epochs for the frozen network's branches (``teaching=[..., epochs=100,
-    'milestones=[0.3,0.6,0.9]']``).
+    Source:
+        Yang, An, Cai, Xu: Hierarchical self-supervised augmented knowledge distillation, IJCAI 2021, training of the teacher.
+        Public code: winycg/HSAKD @ 28c8dc2.
 
     Args:
-        joint: >= 0, weight of the branches.
-        frozen: the network is not trained.
+        joint: Weight of the branches, >= 0.
+        frozen: Train the branches alone.
+
+    Deviations:
+        - From the public code: the branches of a frozen network have the student's schedule. The public code trains them for 100 epochs
+          with decays at 30, 60 and 90.
     """
 
     scale: ClassVar[str | None] = "joint"
@@ -241,16 +270,19 @@ class HSAKDTeacher(Distiller):
 
     @property
     def needs_labels(self) -> bool:
-        """Images without labels will do where the network answers for itself."""
+        """Labels are needed unless the network is frozen and predicts them itself."""
         return not self.frozen
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """The network must have an additional stage for the last branch, and images must be square."""
         extensible(pair)
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
+        """The network's branches."""
         return Branches(pair.fresh)
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+        """``ce`` and ``joint``, and their sum."""
         assert labelled or self.frozen, "rotations of classes need labels"
         network = model.within("student")
         output = network.asleep()(turned(batch)) if self.frozen else network(turned(batch))

@@ -1,4 +1,4 @@
-"""Distillation of a network's information flow: what each layer knows of the others' similarities, the early layers only early on."""
+"""Information flow: matches the pairwise similarities of every layer, with early layers weighted less from epoch to epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,34 @@ from fedkd.types import Metrics, Output, Tensors
 
 @dataclass(kw_only=True)
 class InformationFlow(Distiller):
-    """``ce CE + weight (L(last) + w_k sum_i L(i))``, ``L = sum_K mean_ij (P_ij - Q_ij)(ln P_ij - ln Q_ij)``, ``w_k = initial decay^k``, k the epoch from 0.
+    """Loss: ``ce CE(z_s, y) + weight (L(last) + w_k sum_i L(i))``, ``w_k = initial decay^k`` in epoch k, counted from 0.
 
-    P are the teacher's, Q the student's conditional similarities ``K(x_i, x_j) / sum_k K(x_i, x_k)`` in one layer; the last layer is the
-    embedding, the others the stages' maps, one to one. Passalis, Tzelepi, Tefas: Heterogeneous knowledge distillation using information
-    flow modeling, CVPR 2020, and its public code. ``teaching`` makes the teacher an auxiliary one of the student's form, which learnt the
-    last layer from the real one.
+    Layer: ``L = sum_K mean_ij (P_ij - Q_ij)(ln P_ij - ln Q_ij)``, ``P_ij = K(x_i, x_j) / sum_k K(x_i, x_k)``.
 
-    Deviations: the optimizer goes on from epoch to epoch (the public code makes it anew: ``forgetful``); the public code has no CE
-    (``ce: 0``, the paper's setting without labels).
+    P are the teacher's and Q the student's conditional similarities in one layer, and K runs over the kernels. The last layer is the
+    embedding. The other layers i are the feature maps of the stages, matched one to one. ``teaching`` first trains an auxiliary teacher of
+    the student's form from the real teacher.
+
+    Source:
+        Passalis, Tzelepi, Tefas: Heterogeneous knowledge distillation using information flow modeling, CVPR 2020.
+        Public code: passalis/pkth @ 5766e63.
 
     Args:
-        weight: >= 0, of all layers.
-        kernels: any of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf``, ``cauchy``; their losses are added (the paper's hybrid: the first two,
-            ``combined``).
-        divergence: ``jeffreys``, ``kl``, ``absolute`` or ``squared`` (the public code has two more: exponential, kagan).
-        diagonal: a row's sum has ``K(x_i, x_i)`` in it (public code), or not (paper).
-        layers: ``all``, or the ``last``.
-        initial: >= 0, w_0.
-        decay: 0..1, of w_k.
-        forgetful: the optimizer remembers nothing of earlier epochs (public code).
-        teaching: overrides of the training that makes the teacher, beyond labels; empty: it is taken as it is.
+        weight: Weight of all layers, >= 0.
+        kernels: One or more of ``cosine``, ``student_t``, ``rbf``, ``adaptive_rbf`` and ``cauchy``. Their losses are added. ``combined``
+            stands for the first two, the paper's hybrid.
+        divergence: ``jeffreys`` (the equation above), ``kl``, ``absolute`` or ``squared``.
+        diagonal: Include ``K(x_i, x_i)`` in the sum of a row (public code). The paper excludes it.
+        layers: Compare ``all`` layers or the ``last``.
+        initial: w_0, >= 0.
+        decay: Factor of w_k per epoch, in [0, 1].
+        forgetful: Start every epoch with a new optimizer, as the public code does.
+        teaching: Overrides of the training of an auxiliary teacher. Empty: the teacher is used directly.
+
+    Deviations:
+        - From the public code: the optimizer keeps its state over epochs, unless ``forgetful`` is set.
+        - From the public code: two of its divergences, exponential and kagan, are not implemented.
+        - As in the public code there is no cross-entropy as shipped (``ce=0``). This is the paper's setting without labels.
     """
 
     taught: ClassVar[bool] = True
@@ -62,21 +69,26 @@ class InformationFlow(Distiller):
         )
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """A batch must have pairs of images, and ``layers=all`` needs equally many stages."""
         least = 1 if self.diagonal else 2
         require(batch_size > least, "batch_size", f"must be > {least}, as pairs of images are compared", batch_size)
         if self.layers == "all":
             same_number(pair)
 
     def preparation(self) -> Sequence[str]:
+        """The training of the auxiliary teacher."""
         return self.teaching
 
     def forgets(self, epoch: int) -> bool:
+        """Every epoch where ``forgetful`` is set."""
         return self.forgetful
 
     def draw(self, steps: Steps) -> Tensors:
+        """``critical``: the weight w_k for every step."""
         return {"critical": torch.full((steps.number,), self.initial * self.decay**steps.epoch)}
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``last``: the weighted divergence of the embeddings. ``flow``: that of the other layers."""
         last, *others = [
             self.apart(t, s) for t, s in zip(representations(seen.teacher, self.layers), representations(seen.student, self.layers))
         ]
@@ -86,7 +98,7 @@ class InformationFlow(Distiller):
         return terms
 
     def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """The divergence of one layer's similarities."""
+        """The divergence of one layer's similarities, summed over kernels."""
         values = [
             probabilistic_knowledge_transfer(teacher, student, kernel=kernel, divergence=self.divergence, diagonal=self.diagonal).mean()
             for kernel in self.kernels
@@ -95,6 +107,6 @@ class InformationFlow(Distiller):
 
 
 def representations(output: Output, layers: str) -> list[Tensor]:  # [B, ...]
-    """The embedding, then the stages' maps from the last to the first, flat."""
+    """The embedding, then the flattened feature maps from the last stage to the first."""
     maps = reversed(output.stages) if layers == "all" else ()
     return [output.embedding, *(stage.flatten(1) for stage in maps)]

@@ -1,4 +1,4 @@
-"""Distillation of logits."""
+"""KD: distillation of softened logits."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,13 +10,20 @@ from fedkd.types import Metrics
 
 @dataclass(kw_only=True)
 class KD(Distiller):
-    """``ce CE(z_s, y) + weight T^2 KL(softmax(z_t / T) || softmax(z_s / T))``.
+    """Loss: ``ce CE(z_s, y) + weight T^2 KL(softmax(z_t / T) || softmax(z_s / T))``.
 
-    Hinton, Vinyals, Dean: Distilling the knowledge in a neural network, 2015. Shipped as in the public recipes for CIFAR: T = 4, 0.1, 0.9.
+    z_s and z_t are the logits of student and teacher. The shipped values are those of the public recipes for CIFAR-100.
+
+    Source:
+        Hinton, Vinyals, Dean: Distilling the knowledge in a neural network, 2015.
+        Public code: HobbitLong/RepDistiller @ b84f547, megvii-research/mdistiller @ a08d46f.
 
     Args:
-        weight: >= 0, of the divergence.
-        temperature: > 0, T.
+        weight: Weight of the divergence, >= 0.
+        temperature: Temperature T, > 0.
+
+    Deviations:
+        - None known.
     """
 
     taught: ClassVar[bool] = True
@@ -31,4 +38,5 @@ class KD(Distiller):
         temperature(self.temperature)
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``kd``: the weighted divergence."""
         return {"kd": self.weight * kl_divergence(seen.teacher.logits, seen.student.logits, self.temperature).mean()}

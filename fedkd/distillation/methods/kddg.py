@@ -1,4 +1,4 @@
-"""Distillation for domain generalisation: a teacher of the same kind, and a filter on what its answers pull at."""
+"""KDDG: distillation for domain generalization, with a filter on the gradient of the distillation loss."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -17,22 +17,27 @@ from fedkd.types import Metrics
 
 @dataclass(kw_only=True)
 class KDDG(Distiller):
-    """``ce CE(z_s, y) + weight T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, whose gradient by z_s is multiplied by a mask of zeros and ones.
+    """Loss: ``ce CE(z_s, y) + weight T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, gradient by z_s times a mask in {0, 1}.
 
-    Wang, Li, Chau, Kot: Embracing the dark knowledge: Domain generalization using regularized knowledge distillation, ACM MM 2021, of
-    which only the abstract could be read: the teacher is trained on the pooled source domains, and a gradient filter regularises. What is
-    filtered is not known; ``filter`` has what can be meant, and no result here is the paper's.
+    The teacher has the student's architecture and is trained on the pooled source domains. The filter does not change the value of the
+    loss.
 
-    Deviations: the value of the loss is that without a filter. Everything but the idea is our choice.
+    Source:
+        Wang, Li, Chau, Kot: Embracing the dark knowledge: Domain generalization using regularized knowledge distillation, ACM MM 2021.
+        No public code. Only the abstract of the paper was available.
 
     Args:
-        weight: >= 0, of the divergence; the convex form is ``ce = 1 - weight``.
-        temperature: > 0, T.
-        filter: ``sample_conf`` drops an image where the student is at least as sure of the label as the teacher, ``target_only`` and
-            ``nontarget_only`` only its label's or its other entries; ``sym`` drops entries that differ by ``threshold`` at most, ``wrong_teacher``
-            images where the teacher errs; ``none``.
-        apply_to: what is filtered: ``kd``, ``ce`` or ``both``.
-        threshold: >= 0, of ``sym``.
+        weight: Weight of the divergence, >= 0. The convex form has ``ce = 1 - weight``.
+        temperature: Temperature T, > 0.
+        filter: ``sample_conf`` drops an image if the student is at least as confident of the label as the teacher. ``target_only`` then
+            drops its label's entry alone, ``nontarget_only`` all other entries. ``sym`` drops entries that differ by at most ``threshold``,
+            ``wrong_teacher`` images that the teacher misclassifies. ``none`` drops nothing.
+        apply_to: Filter ``kd``, ``ce`` or ``both``.
+        threshold: Threshold of ``sym``, >= 0.
+
+    Deviations:
+        - Unknown, because it is not known which gradients the paper filters. The filters are readings of its idea, and no result here is
+          the paper's.
     """
 
     taught: ClassVar[bool] = True
@@ -53,6 +58,7 @@ class KDDG(Distiller):
         require(self.threshold >= 0, "threshold", "must be >= 0", self.threshold)
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+        """``ce`` and ``kd``, and their sum."""
         assert teacher is not None, "the method has a teacher"
         student, said = model.within("student")(batch.x), teacher.within("student")(batch.x)
         y = batch.y if labelled else said.logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""An ensemble of networks of falling width, trained in one run: all learn from their mean, the narrow ones from the widest too."""
+"""Online ensemble: networks of decreasing width train together and learn from their mean logits."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -17,13 +17,13 @@ from fedkd.types import Metrics, Output, Tensors
 
 
 class Members(StudentModule):
-    """The widest network, the others on its stem, and maps from their stages to its own. Calling it gives an Output a member.
+    """The widest network, the narrower ones on its stem, and adapters from their stages to its own. A call returns one Output per member.
 
     Args:
-        pair: the student is the widest.
-        members: N, of widths ``floor(width (N - j) / N)`` in the stages that are narrowed.
-        narrowed: how many stages are, from the last.
-        detach: the stem learns from the widest alone.
+        pair: The student is the widest member.
+        members: Number N of members. Member j has width ``floor(width (N - j) / N)`` in the narrowed stages.
+        narrowed: Number of narrowed stages, counted from the last.
+        detach: Train the stem through the widest member alone.
     """
 
     def __init__(self, pair: TeacherStudent, members: int, narrowed: int, detach: bool) -> None:
@@ -33,7 +33,7 @@ class Members(StudentModule):
             [w * (members - j) // members if i >= len(widths) - narrowed else w for i, w in enumerate(widths)] for j in range(1, members)
         ]
         self.stem = self.student.stages[0][0][0].out_channels
-        self.whole = tuple(pair.fresh(stem=self.stem, widths=rule) for rule in rules)  # not registered: forms of what leaves the house
+        self.whole = tuple(pair.fresh(stem=self.stem, widths=rule) for rule in rules)  # not registered: the forms of saved networks
         self.detach = detach
         self.method.members = nn.ModuleList(Member(network) for network in self.whole)
         self.method.adapters = nn.ModuleList(
@@ -41,13 +41,14 @@ class Members(StudentModule):
         )
 
     def forward(self, x: Tensor) -> list[Output]:
+        """One Output per member, widest first."""
         stem = self.student.stages[0][0](x)
         first = Member.run(stem, [self.student.stages[0][1:], *self.student.stages[1:]], self.student.embed, self.student.head)
         return [first, *(member(stem.detach() if self.detach else stem) for member in self.method.members)]
 
 
 class Member(nn.Module):
-    """A network without its stem; what is left is called as it was."""
+    """A network without its stem. Its parameters keep their names."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -55,6 +56,7 @@ class Member(nn.Module):
         self.embed, self.head = network.embed, network.head
 
     def forward(self, stem: Tensor) -> Output:
+        """The output for the stem's features."""
         return self.run(stem, self.stages, self.embed, self.head)
 
     @staticmethod
@@ -70,30 +72,40 @@ class Member(nn.Module):
 
 @dataclass(kw_only=True)
 class OnlineEnsemble(Distiller):
-    """``ce sum_j CE(z_j, y) + maps sum_ij mean (M_i0 - A_ij(M_ij))^2 + kd sum_j T^2 KL(softmax(z_E / T) || softmax(z_j / T))``, ``z_E = mean_j z_j``.
+    """Loss: ``ce sum_j CE(z_j, y) + maps sum_ij mean (M_i0 - A_ij(M_ij))^2 + kd sum_j T^2 KL(softmax(z_E / T) || softmax(z_j / T))``.
 
-    z_E and the widest member's maps M_i0 carry no gradient. Walawalkar, Shen, Savvides: Online ensemble model compression using
-    knowledge distillation, ECCV 2020, and its public code: N networks of widths ``floor(width (N - j) / N)`` on one stem. Each leaves
-    the house: the widest as ``student``, then ``member-1``...
+    Ensemble: ``z_E = mean_j z_j``.
 
-    The ensemble is a plain mean, as in the public code, and teaches its widest member too; the paper may weight it.
+    N members j of widths ``floor(width (N - j) / N)`` share one stem. M_ij is the map of stage i of member j, A_ij a 1x1 convolution. z_E
+    and the maps M_i0 of the widest member carry no gradient. All members are saved: the widest as ``student``, the others as ``member-1``,
+    ``member-2``, ...
 
-    Deviations: with ``narrowed`` below three all stages are compared (there the first so many, while the last are narrowed); every epoch's
-    networks are scored, and the last's leave the house (there the best of the ensemble on the test set). BatchNorm is evaluated with its running statistics (the public code uses the test batch's, and updates them: ``bn_eval:
-    batch`` does the former). Adapters learn from the first step (there: from the second epoch, with an optimizer made anew:
-    ``official_warm``). Networks begin as ResNets do here (there: Xavier's normal).
+    Source:
+        Walawalkar, Shen, Savvides: Online ensemble model compression using knowledge distillation, ECCV 2020.
+        Public code: Devwalkar/BOC-KD @ a19bab4.
 
     Args:
-        maps: >= 0, weight of the stages.
-        kd: >= 0, weight of the ensemble's answer.
-        temperature: > 0, T.
-        members: > 0, N.
-        narrowed: 1..3, stages that are narrowed, from the last.
-        adapters: 1x1 convolutions bring a member's map to the widest's channels; without them the means over channels are compared.
-        adapter_lr: > 0, what the learning rate of the adapters is multiplied by.
-        official_warm: adapters rest in the first epoch, and the optimizer forgets it (public code).
-        detach: the stem learns from the widest member alone.
-        bn_eval: ``running`` statistics in evaluation, or the test ``batch``'s own (public code).
+        maps: Weight of the stages, >= 0.
+        kd: Weight of the divergence from the ensemble, >= 0.
+        temperature: Temperature T, > 0.
+        members: Number N of members, > 0.
+        narrowed: Number of narrowed stages, counted from the last, 1 to 3.
+        adapters: Map each member's channels to the widest's with 1x1 convolutions. Otherwise the means over channels are compared.
+        adapter_lr: Factor of the learning rate of the adapters, > 0.
+        official_warm: Do not train adapters in the first epoch, then reset the optimizer, as the public code does.
+        detach: Train the stem through the widest member alone.
+        bn_eval: BatchNorm in evaluation uses ``running`` statistics, or those of the test ``batch`` as in the public code.
+
+    Deviations:
+        - The ensemble is a plain mean and teaches its widest member too, as in the public code. The paper may weight it.
+        - From the public code: the networks of the last epoch are saved. The public code keeps the best epoch of the ensemble on the test
+          set.
+        - From the public code: BatchNorm is evaluated with running statistics. The public code uses the test batch's, and updates the
+          running ones with them.
+        - From the public code: adapters train from the first step, unless ``official_warm`` is set.
+        - From the public code: with ``narrowed`` < 3 all stages are compared. The public code compares the first stages while it narrows
+          the last.
+        - From the public code: weights have the initialization of this library's ResNets. The public code uses Xavier's normal.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -120,23 +132,28 @@ class OnlineEnsemble(Distiller):
         require(self.bn_eval in ("running", "batch"), "bn_eval", "must be running or batch", self.bn_eval)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """The student must be a ResNet with widths, not narrower than the number of members."""
         widths = getattr(pair.student, "widths", None)
         require(widths is not None, "student", "must be a ResNet, whose members differ in width", type(pair.student).__name__)
         require(1 <= self.narrowed <= len(widths), "narrowed", f"must be in 1..{len(widths)}, the student's stages", self.narrowed)
         require(self.members <= min(widths), "members", f"must be at most the student's smallest width ({min(widths)})", self.members)
 
     def learner(self, pair: TeacherStudent) -> StudentModule:
+        """All members and their adapters."""
         return Members(pair, self.members, self.narrowed, self.detach)
 
     def lr_of(self, name: str, epoch: int) -> float:
+        """``adapter_lr`` for the adapters, or 0 in the first epoch with ``official_warm``."""
         if not name.startswith("method.adapters."):
             return 1.0
         return 0.0 if self.official_warm and epoch == 0 else self.adapter_lr
 
     def forgets(self, epoch: int) -> bool:
+        """After the first epoch with ``official_warm``."""
         return self.official_warm and epoch == 1
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+        """``ce``, ``maps`` and ``kd``, and their sum."""
         assert labelled, "an ensemble without a teacher needs labels"
         outputs = model(batch.x)
         ensemble = torch.stack([output.logits for output in outputs]).mean(0).detach()
@@ -154,6 +171,7 @@ class OnlineEnsemble(Distiller):
         return torch.stack(list(terms.values())).sum(), terms
 
     def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
+        """``student``, then ``member-1`` and so on, each with the shared stem."""
         assert isinstance(learner, Members), "the ensemble trains its members"
         stem = {key: value for key, value in submodule_tensors(tensors, "student").items() if key.startswith("stages.0.0.")}
         return {**super().networks(learner, tensors), **{
@@ -161,6 +179,7 @@ class OnlineEnsemble(Distiller):
         }}  # fmt: skip
 
     def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
+        """Stem and widths of a narrower member."""
         assert isinstance(learner, Members), "the ensemble trains its members"
         return (
             {} if name == "student" else {"stem": learner.stem, "widths": list(learner.whole[int(name.removeprefix("member-")) - 1].widths)}
@@ -168,7 +187,7 @@ class OnlineEnsemble(Distiller):
 
 
 def adapt(model: FunctionalModel, outputs: list[Output]) -> list[list[Tensor]]:
-    """The maps of every member but the widest, as wide as its own."""
+    """The maps of every member but the widest, mapped to the widest's channels."""
     adapters = model.within("method").within("adapters")
     return [
         [adapters.within(str(j)).within(str(i))(stage) for i, stage in enumerate(output.stages)] for j, output in enumerate(outputs[1:])

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer."""
+"""PKT: probabilistic knowledge transfer matches the cosine similarities of embeddings within a batch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +11,20 @@ from fedkd.types import Metrics
 
 @dataclass(kw_only=True)
 class PKT(Distiller):
-    """``ce CE(z_s, y) + weight / B^2 sum_ij P_ij ln(P_ij / Q_ij)``, P and Q the similarities of embeddings by cosine, rows summing to one.
+    """Loss: ``ce CE(z_s, y) + weight / B^2 sum_ij P_ij ln(P_ij / Q_ij)``.
 
-    Passalis, Tefas: Learning deep representations with probabilistic knowledge transfer, ECCV 2018, as public recipes for CIFAR have it:
-    the diagonal is in the rows. The value falls with the batch size: 30000 goes with 64.
+    P and Q are the cosine similarities of a batch's embeddings of teacher and student, scaled to rows of sum 1. The term becomes smaller
+    with larger batches. The shipped weight is meant for batches of 64.
+
+    Source:
+        Passalis, Tefas: Learning deep representations with probabilistic knowledge transfer, ECCV 2018.
+        Public code: HobbitLong/RepDistiller @ b84f547.
 
     Args:
-        weight: >= 0, of the divergence.
+        weight: Weight of the divergence, >= 0.
+
+    Deviations:
+        - As in the public recipes, the similarity of an image with itself is part of its row.
     """
 
     taught: ClassVar[bool] = True
@@ -30,7 +37,9 @@ class PKT(Distiller):
         weight(self.weight)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """A batch must have two images or more."""
         require(batch_size > 1, "batch_size", "must be > 1, as pairs of images are compared", batch_size)
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``pkt``: the weighted divergence."""
         return {"pkt": self.weight * cosine_knowledge_transfer(seen.teacher.embedding, seen.student.embedding).mean()}

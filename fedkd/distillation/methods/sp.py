@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation."""
+"""SP: similarity-preserving distillation matches the Gram matrices of a batch's features."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +11,21 @@ from fedkd.types import Metrics
 
 @dataclass(kw_only=True)
 class SP(Distiller):
-    """``ce CE(z_s, y) + weight / B^2 ||G_t - G_s||_F^2``, G the row-normalised Gram matrix of a batch's maps of one stage.
+    """Loss: ``ce CE(z_s, y) + weight / B^2 ||G_t - G_s||_F^2``.
 
-    Tung, Mori: Similarity-preserving knowledge distillation, ICCV 2019. The value falls with the batch size: 3000 goes with 64.
+    G is the Gram matrix of a batch's feature maps of one stage, with rows scaled to length 1. The term becomes smaller with larger batches.
+    The shipped weight is meant for batches of 64.
+
+    Source:
+        Tung, Mori: Similarity-preserving knowledge distillation, ICCV 2019.
+        Public code: HobbitLong/RepDistiller @ b84f547.
 
     Args:
-        weight: >= 0, of the distance of Gram matrices.
-        stage: whose map; -1 is the last.
+        weight: Weight of the distance of Gram matrices, >= 0.
+        stage: Stage whose feature maps are compared. -1 is the last.
+
+    Deviations:
+        - None known for one pair of stages. The sum over several pairs is not implemented.
     """
 
     taught: ClassVar[bool] = True
@@ -31,10 +39,12 @@ class SP(Distiller):
         weight(self.weight)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """Both networks need the stage, and a batch must have two images or more."""
         for sizes in pair.sizes:
             sizes.stage(self.stage, "stage")
         require(batch_size > 1, "batch_size", "must be > 1, as pairs of images are compared", batch_size)
 
     def terms(self, seen: StepInput) -> Metrics:
+        """``similarity``: the weighted distance of Gram matrices."""
         teacher, student = (output.stages[self.stage] for output in (seen.teacher, seen.student))
         return {"similarity": self.weight * similarity_preserving(teacher, student).mean()}

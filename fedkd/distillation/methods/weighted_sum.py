@@ -1,4 +1,4 @@
-"""Several methods at once."""
+"""Weighted sum: several distillation methods at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,19 @@ from fedkd.types import Metrics, Tensors
 
 @dataclass(kw_only=True)
 class WeightedSum(Distiller):
-    """``ce CE(z_s, y) + sum_m weights_m terms_m``: the terms of several methods, each weighted already as it is by itself.
+    """Loss: ``ce CE(z_s, y) + sum_m weights_m terms_m``.
+
+    terms_m are the terms of method m, with the weights that the method itself gives them.
+
+    Source:
+        None: a combination of other methods.
 
     Args:
-        parts: the methods by name; the sum has the cross-entropy, so theirs is 0.
-        weights: >= 0, one a method.
+        parts: The methods by name. Each must have ``ce=0``, because the sum has the cross-entropy.
+        weights: Weight of each method by name, >= 0.
+
+    Deviations:
+        - Only methods that add terms to the student's loss can be combined. HSAKD, KDDG and the online ensemble cannot.
     """
 
     taught: ClassVar[bool] = True
@@ -41,23 +49,29 @@ class WeightedSum(Distiller):
         require(len(prepared) < 2, "parts", "must have one teacher: at most one of them prepares it (teaching)", prepared)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
+        """The checks of all methods."""
         for one in self.parts.values():
             one.check(pair, batch_size)
 
     def preparation(self) -> Sequence[str]:
+        """The preparation of the one method that has one."""
         return next((one.preparation() for one in self.parts.values() if one.preparation()), ())
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
+        """The modules of all methods by name."""
         return nn.ModuleDict({name: one.modules(pair) or nn.Module() for name, one in self.parts.items()})
 
     def lr_of(self, name: str, epoch: int) -> float:
+        """The factor that the parameter's own method gives it."""
         _, mine, rest = (*name.split(".", 2), "", "")[:3]
         return self.parts[mine].lr_of(f"method.{rest}", epoch) if name.startswith("method.") else 1.0
 
     def forgets(self, epoch: int) -> bool:
+        """Where one of the methods resets the optimizer."""
         return any(one.forgets(epoch) for one in self.parts.values())
 
     def draw(self, steps: Steps) -> Tensors:
+        """The draws of all methods, with the method's name as prefix."""
         return {
             f"{name}/{key}": value
             for name, one in self.parts.items()
@@ -65,6 +79,7 @@ class WeightedSum(Distiller):
         }
 
     def terms(self, seen: StepInput) -> Metrics:
+        """The terms of all methods, weighted, with the method's name as prefix."""
         terms: Metrics = {}
         for name, one in self.parts.items():
             drawn = {key.removeprefix(f"{name}/"): value for key, value in seen.batch.drawn.items() if key.startswith(f"{name}/")}
