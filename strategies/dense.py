@@ -71,7 +71,7 @@ class Dense(ServerDistillation):
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
-    server_summary: ClassVar[str] = "mean of models; distils the ensemble on generated images"
+    server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on generated images"
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory

@@ -51,7 +51,7 @@ class FedDF(ServerDistillation):
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
-    server_summary: ClassVar[str] = "mean of models; distils the ensemble on public images"
+    server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on public images"
     needs_public_data: ClassVar[bool] = True
 
     optimizer: OptimizerFactory

@@ -51,7 +51,7 @@ class FedDistill(Strategy):
     """
 
     client_summary: ClassVar[str] = "divergence from the label's mean logits"
-    server_summary: ClassVar[str] = "mean of logits by label; mean of models where shared"
+    server_summary: ClassVar[str] = "mean of logits by label, and of models where shared"
 
     share_model: bool
     gamma: float

@@ -72,7 +72,7 @@ class FedFTG(ServerDistillation):
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
-    server_summary: ClassVar[str] = "mean of models; distils the ensemble on generated hard images"
+    server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on hard generated images"
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
@@ -144,7 +144,8 @@ class FedFTG(ServerDistillation):
         place = torch.arange(clients, device=server.device).repeat(self.generator_steps)
         module = workspace(self.generator, server.task).to(server.device, server.dtype)
         fitted = fit(
-            module, state["generator"], Batches(y, None, None, server.dtype, {"noise": noise, "distances": distances(noise), "place": place}),
+            module, state["generator"],
+            Batches(y, None, None, server.dtype, {"noise": noise, "distances": distances(noise), "place": place}),
             partial(self.generator_loss, network=server.model), self.generator_optimizer, shared={**fixed, "student": state["model"]},
             optimizer_state=state.get("generator_optimizer"),
         )  # fmt: skip

@@ -79,7 +79,7 @@ class FedGen(Strategy):
     """
 
     client_summary: ClassVar[str] = "generated embeddings, latent divergence"
-    server_summary: ClassVar[str] = "mean of models; trains a generator of embeddings on the heads"
+    server_summary: ClassVar[str] = "mean of models, then training of a generator of embeddings on the heads"
     broadcast_parts: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")
 
     generator: Callable[..., nn.Module]
@@ -228,8 +228,9 @@ class FedGen(Strategy):
         stacked = {key: torch.stack([head[key] for head in heads]) for key in heads[0]}
         optimizer = scaled(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
         fitted = fit(
-            module, state["generator"], Batches(y, drawn={"noise": noise, "distances": distances(noise)}), partial(self.generator_loss, head=server.model.head),
-            optimizer, shared={"heads": stacked, "labels": {"shares": shares}}, optimizer_state=None if self.fresh_optimizer else state.get("generator_optimizer"),
+            module, state["generator"], Batches(y, drawn={"noise": noise, "distances": distances(noise)}),
+            partial(self.generator_loss, head=server.model.head), optimizer, shared={"heads": stacked, "labels": {"shares": shares}},
+            optimizer_state=None if self.fresh_optimizer else state.get("generator_optimizer"),
         )  # fmt: skip
         metric_sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
         return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, metric_sums

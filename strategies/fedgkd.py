@@ -42,8 +42,8 @@ class FedGKD(Strategy):
           networks have no BatchNorm.
     """
 
-    client_summary: ClassVar[str] = "divergence from the mean of the last models"
-    server_summary: ClassVar[str] = "mean of models; mean of the last of these"
+    client_summary: ClassVar[str] = "divergence from the mean of the last global models"
+    server_summary: ClassVar[str] = "mean of models, and of the last global models"
 
     gamma: float
     buffer: int

@@ -44,7 +44,7 @@ class FedMD(Strategy):
         - Both phases use the run's optimizer, each with a new state.
     """
 
-    client_summary: ClassVar[str] = "public images: distance to the mean logits"
+    client_summary: ClassVar[str] = "distance to the mean logits on public images"
     server_summary: ClassVar[str] = "mean of logits of public images"
     broadcast_parts: ClassVar[tuple[str, ...]] = ("asked", "consensus")
     needs_public_data: ClassVar[bool] = True

@@ -35,7 +35,7 @@ class FedNTD(Strategy):
           networks have no BatchNorm.
     """
 
-    client_summary: ClassVar[str] = "divergence from the broadcast on the other classes"
+    client_summary: ClassVar[str] = "divergence from the broadcast over the other classes"
 
     beta: float
     tau: float

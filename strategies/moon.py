@@ -43,7 +43,7 @@ class Moon(Strategy):
         - Where BatchNorm statistics are local, the broadcast model uses the client's statistics at the start of the round.
     """
 
-    client_summary: ClassVar[str] = "contrast with the broadcast and the last own model"
+    client_summary: ClassVar[str] = "contrast with the broadcast and the previous local model"
 
     mu: float
     tau: float

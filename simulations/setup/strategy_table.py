@@ -1,6 +1,6 @@
-"""``python -m simulations.setup.strategy_table``: what every strategy in conf/ is made of, as a table, from its own declarations.
+"""``fedkd describe strategy --table``: the components of every strategy in ``conf/strategy`` as a table, from the strategies' declarations.
 
-Bytes are those of one client and round, measured on FedGen's network for MNIST: of what the server sends, and of what a client answers.
+Bytes are those of one client and round, measured on FedGen's network for MNIST: the broadcast that a client receives, and its update.
 """
 
 from functools import cache, partial
@@ -20,7 +20,10 @@ from simulations.config import CONF, compose
 
 TASK = Task("mnist", (1, 28, 28), 10)
 
-HEADER = ("strategy", "down", "up", "client adds", "server", "public set", "unlike networks", "secure aggregation", "kB down", "kB up")
+HEADER = (
+    "strategy", "downlink", "uplink", "client adds", "server", "public data", "model heterogeneity", "secure aggregation",
+    "downlink kB", "uplink kB",
+)  # fmt: skip
 
 
 def names() -> list[str]:
@@ -35,26 +38,29 @@ def strategy_of(name: str) -> Strategy:
 
 
 def model_heterogeneity(name: str) -> str:
-    """``any``; ``one embedding size``; the same where ``heads alone`` are shared; or ``no``."""
+    """Architectures that clients may have: ``any``, ``same embedding size``, ``head only`` or ``none``.
+
+    ``head only`` is the same embedding size with ``strategy.shared_layers=head``.
+    """
     config: DictConfig = compose([f"strategy={name}"])
-    words = {"any": "any", "same_embedding_size": "one embedding size"}
+    words = {"any": "any", "same_embedding_size": "same embedding size"}
     if (can := strategy_of(name).model_heterogeneity) != "none":
         return words[can]
     config.strategy.shared_layers = "head"
     try:
-        return "no" if build(config, "strategy").model_heterogeneity == "none" else "heads alone"
+        return "none" if build(config, "strategy").model_heterogeneity == "none" else "head only"
     except ValueError:
-        return "no"
+        return "none"
 
 
 def strategies_with_model_heterogeneity() -> tuple[list[str], list[str]]:
-    """Strategies that work with clients of unlike networks as they are, and with ``strategy.shared_layers=head``."""
+    """Strategies that accept different architectures as shipped, and those that do with ``strategy.shared_layers=head``."""
     found = {name: model_heterogeneity(name) for name in names()}
-    return [n for n, can in found.items() if can in ("any", "one embedding size")], [n for n, can in found.items() if can == "heads alone"]
+    return [n for n, can in found.items() if can in ("any", "same embedding size")], [n for n, can in found.items() if can == "head only"]
 
 
 def traffic(name: str) -> tuple[State, State]:
-    """What a client receives in a round, and what it sends."""
+    """The broadcast that a client receives in a round, and the update that it sends."""
     strategy = strategy_of(name)
     with Seed(0).globally():
         model = FedGenCNN(TASK, widths=(6, 16), pool=False, embedding_size=32)
@@ -65,24 +71,25 @@ def traffic(name: str) -> tuple[State, State]:
     shared = {part: tensors for part, tensors in strategy.init_server(server).items() if part in strategy.broadcast_parts}
     client = Client(
         id=0, task=TASK, seed=Seed(0), model=model, initial=snapshot(model), architecture="fedgen_cnn", data=data.subset(torch.arange(64)),
-        num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01, momentum=0.0, dtype=torch.float32, public_data=data,
+        num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01, momentum=0.0, dtype=torch.float32,
+        public_data=data,
     )  # fmt: skip
     update, _ = strategy.train(client, shared, None, 1)
     return shared, update.state
 
 
 def size(state: State) -> int:
-    """Bytes of a state's numbers."""
+    """Size of a state's tensors in bytes."""
     return sum(value.numel() * value.element_size() for tensors in state.values() for value in tensors.values())
 
 
 def words(state: State) -> str:
-    """A state's parts, ``model`` as what it holds of the network."""
+    """The names of a state's parts. ``model`` is called ``head`` where it has the last layer only."""
     return ", ".join("head" if part == "model" and only_head(tensors) else part for part, tensors in state.items())
 
 
 def only_head(tensors: Tensors) -> bool:
-    """Nothing but the last layer."""
+    """Whether all parameters are those of the last layer."""
     return all(key.startswith("head.") for key in tensors)
 
 
@@ -98,7 +105,7 @@ def row(name: str) -> tuple[str, ...]:
 
 def table() -> str:
     """All strategies, in Markdown."""
-    rows = [HEADER, tuple("---:" if title.startswith("kB") else "---" for title in HEADER), *map(row, names())]
+    rows = [HEADER, tuple("---:" if title.endswith("kB") else "---" for title in HEADER), *map(row, names())]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 

@@ -133,7 +133,8 @@ class HSAKD(Distiller):
         same_number(pair)
         if not isinstance(pair.teacher_method, Branches):
             raise ConfigError(
-                f"teaching must give the teacher branches (teaching=[distiller=hsakd_teacher,student_init=teacher]), got {list(self.teaching)}"
+                "teaching must give the teacher branches (teaching=[distiller=hsakd_teacher,student_init=teacher]), "
+                f"got {list(self.teaching)}"
             )
         extensible(pair)
 

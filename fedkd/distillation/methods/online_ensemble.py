@@ -175,7 +175,8 @@ class OnlineEnsemble(Distiller):
         assert isinstance(learner, Members), "the ensemble trains its members"
         stem = {key: value for key, value in submodule_tensors(tensors, "student").items() if key.startswith("stages.0.0.")}
         return {**super().networks(learner, tensors), **{
-            f"member-{j}": (network, stem | submodule_tensors(tensors, f"method.members.{j - 1}")) for j, network in enumerate(learner.whole, 1)
+            f"member-{j}": (network, stem | submodule_tensors(tensors, f"method.members.{j - 1}"))
+            for j, network in enumerate(learner.whole, 1)
         }}  # fmt: skip
 
     def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:

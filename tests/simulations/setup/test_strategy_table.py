@@ -95,26 +95,26 @@ def test_needs_a_public_set_or_not(name):
 @pytest.mark.parametrize("name", names())
 def test_works_with_unlike_networks_or_says_who_does(name):
     can = strategy_table.model_heterogeneity(name)
-    head = ("strategy.shared_layers=head",) if can == "heads alone" else ()
+    head = ("strategy.shared_layers=head",) if can == "head only" else ()
     given = (f"strategy={name}", *options(name), "model=heterogeneous", "rounds=2")
-    if can in ("no", "heads alone"):
+    if can in ("none", "head only"):
         with pytest.raises(
             ValueError,
             match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*feddistill_logits, fedgen_head, fedmd, fedproto",
         ):
             settle(*given)
-    if can != "no":
+    if can != "none":
         ran = run(*given, *head, "clients_per_vmap=2")
         assert len({network.name for network in ran.home.networks}) == 3
         assert ran.home.strategy.global_model(ran.home.federation().server, ran.state) is None
-    if can in ("one embedding size", "heads alone"):
+    if can in ("same embedding size", "head only"):
         with pytest.raises(ValueError, match=r"^model\.networks must have embeddings of one size.*cnn_small 32, cnn_wide 16, mlp 32"):
             settle(*given, *head, "model.networks.cnn_wide.embedding_size=16")
     if can == "any":
         settle(*given, "model.networks.cnn_wide.embedding_size=16")
 
 
-@pytest.mark.parametrize("name", [name for name in names() if strategy_table.model_heterogeneity(name) == "heads alone"])
+@pytest.mark.parametrize("name", [name for name in names() if strategy_table.model_heterogeneity(name) == "head only"])
 def test_with_heads_alone_nothing_else_travels(name):
     ran = run(f"strategy={name}", *options(name), "strategy.shared_layers=head", "rounds=2")
     assert all(key.startswith("head.") for key in ran.state["model"])
