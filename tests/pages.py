@@ -231,6 +231,13 @@ def costs(page: Path) -> str:
     return table(("method", "time of a step", "peak memory"), rows, (1, 2))
 
 
+def options(page: Path) -> str:
+    """All groups and options, as ``fedkd describe --markdown`` prints them."""
+    from simulations.cli.description import render
+
+    return render(None, None, "markdown")
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "entry": entry,
     "parameters": parameters,
@@ -238,6 +245,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "protocol": protocol,
     "components": components,
     "costs": costs,
+    "options": options,
 }
 """The kinds of blocks. Each function takes the page and the arguments of the block, and returns Markdown."""
 

@@ -25,7 +25,7 @@ def read_commit(folder: Path) -> str | None:
 
 def current_commit() -> tuple[str | None, bool]:
     """The checkout's commit and whether it has uncommitted changes; (None, False) outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None, False
     ask = ["git", "-C", str(root)]

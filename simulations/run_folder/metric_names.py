@@ -43,7 +43,7 @@ DISTILLATION_COLUMNS = (
 )
 """Columns of ``metrics.csv`` of a distillation; terms of its loss follow."""
 
-DISTILLED_COLUMNS = ("round", "distiller", "global_model_accuracy", "student_accuracy", "run")
+DISTILLED_COLUMNS = ("round", "distiller", "initial_accuracy", "student_accuracy", "run")
 """Columns of ``distilled.csv``."""
 
 ACCURACIES = ("global_test_accuracy", "local_test_accuracy", "local_test_accuracy_bottom10")
