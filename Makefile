@@ -1,19 +1,27 @@
 # make run: from nothing to figures and a table. make test: from nothing to a tested checkout. Both make .venv first.
-# make mnist DATA=<folder>: FedGen's MNIST experiment; DATA holds MNIST/raw and the partitions partition_fedgen_alpha*.npz.
+# make lint: style, types and docstrings. make mnist DATA=<folder>: FedGen's MNIST experiment. DATA holds MNIST/raw and the
+# partitions partition_fedgen_alpha*.npz.
 PYTHON ?= python3
 BIN := .venv/bin
 
 MNIST = experiment=fedgen_mnist data.root=$(DATA) partition=from_file
 PARTITIONS = $(DATA)/partition_fedgen_alpha0.1.npz,$(DATA)/partition_fedgen_alpha1.0.npz
 
-.PHONY: run test mnist clean
+.PHONY: run test lint mnist clean
 
 run: .venv/ready
-	$(BIN)/python -m simulations.run -m rounds=40 clients_per_vmap=5 strategy=fedavg,fedgen seed=0,1,2
-	$(BIN)/python -m simulations.report outputs/digits
+	$(BIN)/fedkd sweep rounds=40 clients_per_vmap=5 strategy=fedavg,fedgen seed=0,1,2
+	$(BIN)/fedkd report outputs/digits
+	@echo "Next: open outputs/digits/report/report.html, or try another strategy: $(BIN)/fedkd run strategy=feddf public_data=held_out"
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/interrogate fedkd strategies simulations
 
 .venv/ready: pins.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,11 +30,11 @@ test: .venv/ready
 	touch .venv/ready
 
 mnist: .venv/ready
-	$(BIN)/python -m simulations.run -m $(MNIST) partition.path=$(PARTITIONS) strategy=fedavg,fedgen seed=0,1,2
-	$(BIN)/python -m simulations.run -m $(MNIST) partition.path=$(DATA)/partition_fedgen_alpha0.1.npz rounds=100 \
+	$(BIN)/fedkd sweep $(MNIST) partition.path=$(PARTITIONS) strategy=fedavg,fedgen seed=0,1,2
+	$(BIN)/fedkd sweep $(MNIST) partition.path=$(DATA)/partition_fedgen_alpha0.1.npz rounds=100 \
 		strategy=fedprox,feddistill,fedensemble seed=0,1,2
-	$(BIN)/python -m simulations.report outputs/fedgen_mnist --until 100 --output outputs/fedgen_mnist/report100
-	$(BIN)/python -m simulations.report outputs/fedgen_mnist --until 200
+	$(BIN)/fedkd report outputs/fedgen_mnist --until 100 --output outputs/fedgen_mnist/report100
+	$(BIN)/fedkd report outputs/fedgen_mnist --until 200
 
 clean:
 	rm -rf .venv
