@@ -1,12 +1,10 @@
-"""What all commands have in common: configurations composed from conf/, paths made absolute, errors in a line."""
+"""Configurations composed from conf/ and the user's folder, tuned values, absolute paths."""
 
 import csv
 import hashlib
 import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -17,35 +15,62 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedkd.config.schema import Composed, Distillation
-from fedkd.errors import ClientFailure, ConfigError, require
+from fedkd.errors import ConfigError, require
+from simulations.overrides import CONF, check_optional, explain, with_search_path
 
 ConfigStore.instance().store(name="schema", node=Composed)
 ConfigStore.instance().store(name="distillation", node=Distillation)
 
-FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
+    """The configuration that ``overrides`` describe, with the names of the chosen options in ``choices``.
 
+    Args:
+        overrides: words ``KEY=VALUE`` of the command line.
+        name: the file in conf/ with the defaults: ``config`` of a federated run, ``distill`` of a distillation.
 
-def compose(overrides: list[str], name: str = "config") -> DictConfig:
-    """The configuration that the command line ``overrides`` describe, of a run or of what else ``name`` is the root of."""
+    Raises:
+        ConfigError: a word is wrong; the message names the key, and the nearest one that exists.
+    """
     config = compose_with_hydra(overrides, name)
-    choices = dict(config.hydra.runtime.choices)
+    choices, words = dict(config.hydra.runtime.choices), list(config.hydra.overrides.task)
     with open_dict(config):
         del config["hydra"]
-    return with_choices(config, choices)
+    return with_choices(config, choices, words)
 
 
-def compose_with_hydra(overrides: list[str], name: str = "config") -> DictConfig:
-    """The same with Hydra's own node, and the sweep that an experiment describes."""
+def compose_with_hydra(overrides: Sequence[str], name: str = "config") -> DictConfig:
+    """The same with Hydra's own node, and with the sweep that an experiment describes.
+
+    Raises:
+        ConfigError: see :func:`compose`.
+    """
+    words = with_search_path(overrides)
     ready = GlobalHydra.instance().is_initialized()  # within the command
-    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(name, overrides, return_hydra_config=True)
+    try:
+        with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose(name, words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
 
 
-def with_choices(config: DictConfig, choices: dict[str, str]) -> DictConfig:
-    """``config`` with the names of the files it was composed from, and without the sweep that it belongs to."""
-    config.choices = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
+def with_choices(config: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str] = ()) -> DictConfig:
+    """``config`` with the names of the chosen options, and without the sweep that an experiment describes.
+
+    Args:
+        config: composed.
+        choices: as Hydra's ``runtime.choices`` has them.
+        overrides: the words behind them. A part whose ``_target_`` they replace is named by its class instead of the option it began as.
+
+    Raises:
+        ConfigError: ``overrides`` choose an experiment or a recipe that does not exist.
+    """
+    check_optional(choices, overrides)
+    named = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
+    for key, _, value in (word.lstrip("+").partition("=") for word in overrides):
+        if key.endswith("._target_") and (part := key.removesuffix("._target_")) in named:
+            named[part] = value.strip("'\"").rpartition(".")[2].lower()
+    config.choices = named
     with open_dict(config):
         config.pop("reproduce", None)
     return config
@@ -69,11 +94,9 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
         taken = {row["key"]: row for row in rows if row["selected"] == "1"}
         chosen = {key: float(row["value"]) for key, row in taken.items()}
     except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(
-            f"tuned_params must be a file that simulations.experiments.tuning has written, got {config.tuned_params!r}: {error}"
-        ) from error
-    command = {"strategy": "tune", "distiller": "tune_distill"}[part]
-    rule = f"must hold a choice for {part} {name} (python -m simulations.{command} {part}={name})"
+        raise ConfigError(f"tuned_params must be a file that fedkd tune has written, got {config.tuned_params!r}: {error}") from error
+    command = {"strategy": "fedkd tune", "distiller": "fedkd tune --distiller"}[part]
+    rule = f"must hold a choice for {part} {name} ({command} {part}={name})"
     require(bool(chosen), "tuned_params", rule, config.tuned_params)
     shipped = all(OmegaConf.select(config, key) == value for key, value in chosen.items())
     for key, value in chosen.items():
@@ -95,32 +118,3 @@ def make_absolute(node: DictConfig) -> None:
             make_absolute(value)
         elif key in ("root", "cache", "path", "trace") and isinstance(value, str):
             node[key] = str(Path(value).expanduser().absolute())
-
-
-def error_line(error: Exception) -> str:
-    """Hydra's errors in one line: what was given and what is wrong with it, without advice that does not apply here."""
-    lines = [line.strip() for part in (error, error.__cause__) if part is not None for line in str(part).splitlines()]
-    noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
-    return "; ".join(line for line in lines if line and not line.startswith(noise))
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """One line and exit code 1 for what the user can mend; a traceback for what is ours, and for all if HYDRA_FULL_ERROR asked for it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except ClientFailure as error:
-        sys.exit(f"error: {error}\nEverything up to the last round is on disk; run the same command to go on from there.")
-    except FloatingPointError as error:
-        sys.exit(f"error: {error}\nThe last checkpoint, if there was one by then, is on disk.")
-    except (ValueError, HydraException, OmegaConfBaseException, FileExistsError, NotADirectoryError, PermissionError) as error:
-        if FULL_ERROR:
-            raise
-        if isinstance(error, (HydraException, OmegaConfBaseException)):
-            sys.exit(f"error: {error_line(error)}")
-        if isinstance(error, OSError):
-            sys.exit(f"error: output must be a folder that can be written, got {error.filename!r}: {error}")
-        sys.exit(f"error: {error}")

@@ -1,30 +1,14 @@
 """``python -m simulations.distill KEY=VALUE ...``: the same as ``fedkd distill``, one student or, with ``-m``, a serial sweep."""
 
-import os
 import sys
+from collections.abc import Sequence
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from simulations.config import CONF, one_line_errors
-from simulations.distillation.runner import longhand, run_distillation, with_distillation_choices
+from simulations.cli.hydra_command import run_hydra
 
 
-@hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
-def command(config: DictConfig) -> None:
-    """One distillation, as Hydra calls it: once, or for every combination of a sweep."""
-    with one_line_errors():
-        run = HydraConfig.get()
-        run_distillation(with_distillation_choices(config, dict(run.runtime.choices), list(run.overrides.task)))
-
-
-def main() -> None:
-    """The command."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [longhand(one) for one in sys.argv[1:]]
-    with one_line_errors():
-        command()
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command with ``words``; None takes those of the process."""
+    run_hydra("distill", sys.argv[1:] if words is None else words, "distill")
 
 
 if __name__ == "__main__":

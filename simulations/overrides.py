@@ -106,6 +106,12 @@ def explain(error: Exception) -> str:
         return f"a word must be KEY=VALUE by Hydra's grammar, got {word!r}: {str(error).splitlines()[0]}"
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key and getattr(cause, "parent_node", None) is not None:
         return f"{key} must be a key of the configuration{_value(error, key)}{_nearest_key(key, cause.parent_node)}"
+    if type(cause).__name__ == "ValidationError" and key and str(error).startswith("Error merging override"):
+        line, value = str(cause).splitlines()[0], str(error).splitlines()[0].partition("=")[2]
+        kind = line.rpartition("could not be converted to ")[2] if "could not be converted to" in line else ""
+        if kind:
+            return f"{key} must be of the type {kind}, got {value!r}"
+        return f"{key} must not be null" if "is not Optional" in line else f"{key} must be valid, got {value!r}: {line}"
     if str(error).startswith("Ambiguous value for argument "):
         name, _, value = str(error).splitlines()[0].split("'")[1].partition("=")
         return f"{name} must be one value, got {value!r}; 'fedkd sweep' runs all of them, {name}=[{value}] is a list"

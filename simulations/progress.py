@@ -49,6 +49,7 @@ class ProgressTable:
         )
         self._lines = Rich(*columns, console=console, disable=not self._live)
         self._tasks: dict[str, tuple[TaskID, int, int, float]] = {}
+        self._overall: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._lines.start()
@@ -61,6 +62,12 @@ class ProgressTable:
         """A line for ``label``, of which ``done`` of ``total`` are done already."""
         task = self._lines.add_task(escape(label), total=total, completed=done, score="")
         self._tasks[label] = task, total, done, time.monotonic()
+
+    def overall(self, done: int, total: int) -> None:
+        """On a terminal, a line for all together: so many of ``total`` are done, and the time left for all."""
+        if self._overall is None:
+            self._overall = self._lines.add_task("all", total=total, score="")
+        self._lines.update(self._overall, completed=done, total=total)
 
     def advance(self, label: str, row: Mapping[str, float]) -> None:
         """Show one that is finished, with its accuracies where ``row`` has them."""

@@ -15,11 +15,11 @@ from fedkd.errors import ConfigError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
-WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "choices", "distill",
+RUN_KEYS_WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath", "choices", "distill",
     "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard",
 )  # fmt: skip
 
-PLACES = ("root", "path", "cache", "download", "trace")
+PATH_KEYS = ("root", "path", "cache", "download", "trace")
 
 
 def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +37,7 @@ def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError(f"{where.group(1) if where else part}.{error.__cause__}") from error.__cause__
 
 
-def make(part: str, maker: Callable[..., Any], *args: Any) -> Any:
+def call_part(part: str, maker: Callable[..., Any], *args: Any) -> Any:
     """``maker(*args)``; a ``ValueError`` of it is raised again with the path to the part in front."""
     try:
         return maker(*args)
@@ -45,27 +45,27 @@ def make(part: str, maker: Callable[..., Any], *args: Any) -> Any:
         raise ConfigError(f"{part}.{error}") from error
 
 
-def identity(config: DictConfig, digests: Mapping[str, str]) -> str:
+def config_hash(config: DictConfig, digests: Mapping[str, str]) -> str:
     """Twelve hexadecimal digits that stand for everything that can change the result.
 
     Left out: engine, output, progress and paths. Data and a trace count by the content of ``digests``, the failure policy only where it
     may drop clients.
     """
     node = OmegaConf.to_container(config, resolve=True)
-    kept = {key: value for key, value in node.items() if key not in WITHOUT_EFFECT}
+    kept = {key: value for key, value in node.items() if key not in RUN_KEYS_WITHOUT_EFFECT}
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
-    kept |= {part: placeless(kept[part]) for part in ("data", "partition", "systems", "public_data")}
-    kept = by_class_name(kept)
+    kept |= {part: without_paths(kept[part]) for part in ("data", "partition", "systems", "public_data")}
+    kept = with_class_names(kept)
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def placeless(node: Any) -> Any:
+def without_paths(node: Any) -> Any:
     """A part without the keys that say where its files are."""
-    return {key: placeless(value) for key, value in node.items() if key not in PLACES} if isinstance(node, Mapping) else node
+    return {key: without_paths(value) for key, value in node.items() if key not in PATH_KEYS} if isinstance(node, Mapping) else node
 
 
-DISTILLATION_WITHOUT_EFFECT = (
+DISTILLATION_KEYS_WITHOUT_EFFECT = (
     "name",
     "checkpoint_every",
     "teacher_run",
@@ -76,15 +76,16 @@ DISTILLATION_WITHOUT_EFFECT = (
     "export",
     "retrieval",
     "tuned_params",
+    "searchpath",
     "choices",
 )
 
 
-def by_class_name(node: Any) -> Any:
+def with_class_names(node: Any) -> Any:
     """A configuration whose ``_target_``s of fedkd are class names alone, so that moving a class to another module changes no hash."""
     if isinstance(node, Mapping):
-        return {key: class_name(value) if key == "_target_" else by_class_name(value) for key, value in node.items()}
-    return [by_class_name(one) for one in node] if isinstance(node, list) else node
+        return {key: class_name(value) if key == "_target_" else with_class_names(value) for key, value in node.items()}
+    return [with_class_names(one) for one in node] if isinstance(node, list) else node
 
 
 def class_name(target: str) -> str:

@@ -55,6 +55,7 @@ class Run:
             null: none.
         tensorboard: write every round's figures as TensorBoard events too, into the run folder's ``tensorboard``.
         tuned_params: the file in which ``simulations.experiments.tuning`` has noted its choices: the strategy's own is taken from there; null: none is.
+        searchpath: the user's folders, absolute: each holds ``conf/<group>/<option>.yaml`` and modules. They are appended to ``sys.path``.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
 
@@ -83,6 +84,7 @@ class Run:
     generator_diagnostics_every: int | None
     tensorboard: bool
     tuned_params: str | None
+    searchpath: list[str]
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +140,7 @@ class Distillation:
         layer_information_images: so many training images on which every layer's information is measured after each evaluation; 0: none.
         compile, precision, device, output, progress: as of a federated run.
         tuned_params: the file in which ``simulations.experiments.tuning`` has noted its choices: the distiller's own is taken from there; null: none is.
+        searchpath: as of a federated run.
         choices: names of the yaml files that were chosen, filled in by the command.
     """
 
@@ -169,6 +172,7 @@ class Distillation:
     output: str
     progress: bool
     tuned_params: str | None
+    searchpath: list[str]
     data: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None

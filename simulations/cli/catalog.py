@@ -14,7 +14,7 @@ import yaml
 
 from fedkd.errors import ConfigError
 from simulations.cli.signatures import Signature, arguments, signature
-from simulations.overrides import CONF, config_folders, groups, nearest, options, search_path, unknown_option
+from simulations.overrides import CONF, groups, nearest, options, search_path, unknown_option
 
 GROUPS = {
     "augmentation": "how training images of a distillation are changed in every epoch",
@@ -254,6 +254,3 @@ def all_groups(words: Sequence[str] = ()) -> Iterator[tuple[str, list[Row]]]:
     """Every group with the rows of its options."""
     for group in groups(words):
         yield group, describe(group, None, words)
-
-
-__all__ = ["GROUPS", "all_groups", "config_folders", "describe", "file_of", "flat", "overridden", "sentence", "source_of", "values"]

@@ -1,11 +1,12 @@
 """Exit codes of the command, and the one place where exceptions become a line on standard error."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedkd.errors import ClientFailure, DivergedError, StopRun
+from fedkd.errors import ClientFailure, StopRun
 from simulations.overrides import explain
 
 OK = 0
@@ -29,21 +30,20 @@ RESUME = "All rounds up to the last checkpoint are on disk; run the same command
 
 def exit_code(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the text of an error of a run or of its user; None for an error in fedkd's own code."""
-    library = {type(error).__module__.partition(".")[0], *(one.__module__.partition(".")[0] for one in type(error).__mro__)}
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; run the same command to continue from the last checkpoint"
     if isinstance(error, StopRun):
-        return OK, f"stopped: {error}"
-    if isinstance(error, (ClientFailure, DivergedError, FloatingPointError)):
+        return OK, f"stopped: {_line(error)}"
+    if isinstance(error, (ClientFailure, FloatingPointError)):  # DivergedError is of this kind too
         return FAILED, f"error: {_line(error)}\n{RESUME}"
-    if library & {"hydra", "omegaconf"}:
-        return WRONG, f"error: {_line(explain(error) if isinstance(error, Exception) else error)}"
-    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError)):
-        return WRONG, f"error: a path must be right for its use, got {error.filename!r}: {error.strerror or error}"
-    if isinstance(error, OSError) and not isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError)):
-        return FAILED, f"error: {_line(error)}; free space, or choose another folder with output=<folder>"
+    if any(one.__module__.partition(".")[0] in ("hydra", "omegaconf") for one in type(error).__mro__) and isinstance(error, Exception):
+        return WRONG, f"error: {_line(explain(error))}"
     if isinstance(error, ValueError):  # ConfigError and RunFolderError are of this kind too
         return WRONG, f"error: {_line(error)}"
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, FileNotFoundError):
+        return FAILED, f"error: output must be a folder that can be written, got {str(error.filename)!r}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return FAILED, f"error: output must be a folder that can be written: {error.strerror}"
     return None
 
 

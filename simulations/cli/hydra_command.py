@@ -44,7 +44,7 @@ def check_flags(words: Sequence[str]) -> None:
     for word in words:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in FLAGS:
-            raise ConfigError(f"an option must be one of Hydra's, got {name!r}{nearest(name, FLAGS)}; values are given as KEY=VALUE")
+            raise ConfigError(f"an option must be one of Hydra's ({', '.join(FLAGS)}), got {name!r}{nearest(name, FLAGS)}")
 
 
 def _federated():

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from simulations.cli import completion
-from simulations.cli.exit_codes import OK, WRONG
+from simulations.cli.exit_codes import OK
 
 STATES = ("finished", "interrupted", "running")
 
@@ -123,6 +123,3 @@ def completion_command(ctx: click.Context, shell: str) -> int:
     root: Any = ctx.find_root().command
     click.echo(completion.script(shell, root), nl=False)
     return OK
-
-
-__all__ = ["WRONG", "completion_command", "describe_command", "list_command", "new_command"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from simulations.cli.exit_codes import OK, WRONG, one_line_errors
+from simulations.cli.exit_codes import OK, one_line_errors
+from simulations.cli.usage import run_command
 from simulations.overrides import nearest
 
 COMMANDS = {
@@ -66,21 +67,7 @@ class Command(click.Group):
         extra.pop("standalone_mode", None)
         if "_FEDKD_COMPLETE" in os.environ:
             import_module("simulations.cli.completion")  # tells click how bash is completed
-        try:
-            code = super().main(args, prog_name or "fedkd", standalone_mode=False, **extra)
-        except click.ClickException as error:
-            click.echo(f"error: {' '.join(error.format_message().split())}{_where_help_is(error)}", err=True)
-            sys.exit(error.exit_code if error.exit_code != 1 else WRONG)
-        except BrokenPipeError:  # the reader of a pipe has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(OK)
-        sys.exit(code if isinstance(code, int) else OK)
-
-
-def _where_help_is(error: click.ClickException) -> str:
-    """``; see 'fedkd run --help'``, where the error knows its command."""
-    ctx = getattr(error, "ctx", None)
-    return "" if ctx is None else f"; see '{ctx.command_path} --help'"
+        sys.exit(run_command(super().main, args, prog_name or "fedkd", **extra))
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

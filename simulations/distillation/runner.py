@@ -174,7 +174,7 @@ def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], ov
     Raises:
         ConfigError: a run brings its own data and teacher, and another was asked for.
     """
-    config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()})
+    config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()}, overrides)
     OmegaConf.set_struct(config, False)
     named = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
     named = [one for one in named if not one.startswith(("data.root=", "data.cache="))]

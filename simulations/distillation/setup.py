@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.checkpoint import read_checkpoint, read_header
-from fedkd.config.build import DISTILLATION_WITHOUT_EFFECT, build, by_class_name, make, placeless
+from fedkd.config.build import DISTILLATION_KEYS_WITHOUT_EFFECT, build, with_class_names, call_part, without_paths
 from fedkd.distillation.image_sources import ImageSource
 from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent
 from fedkd.distillation.student_training import Training
@@ -80,7 +80,7 @@ class Setup:
     def hash(self, taught: Tensors, start: Tensors) -> str:
         """Twelve hexadecimal digits that stand for everything that can change the result: the teacher counts by its numbers."""
         node = OmegaConf.to_container(self.config, resolve=True)
-        kept = by_class_name({key: placeless(value) for key, value in node.items() if key not in DISTILLATION_WITHOUT_EFFECT})
+        kept = with_class_names({key: without_paths(value) for key, value in node.items() if key not in DISTILLATION_KEYS_WITHOUT_EFFECT})
         digests = {"train": self.train.digest, "test": self.test.digest, "teacher": digest(taught)}
         digests |= {"run": self.config.teacher_run is not None, "start": digest(start) if self.config.student_init else ""}
         return hashlib.sha256(json.dumps([kept, digests], sort_keys=True).encode()).hexdigest()[:12]
@@ -114,13 +114,13 @@ def make_setup(config: DictConfig, given: "Origin | None" = None) -> Setup:
         rule,
         f"alone with image_source {config.choices.get('image_source')}",
     )
-    task, train, test = reduced(config, *(make("data", build(config, "data")) if given is None else given.images))
+    task, train, test = reduced(config, *(call_part("data", build(config, "data")) if given is None else given.images))
     teacher, before, taught = make_teacher(config, distiller, source, given)
     fresh = maker(config, "student", task)
     seed = Seed(config.seed)
     with (seed / "student").globally():
         pair = TeacherStudent(task, fresh(), fresh, *((None, None) if teacher is None else (teacher.student, teacher.method)))
-    pool = make("image_source", source.open, task, train, seed / "source")
+    pool = call_part("image_source", source.open, task, train, seed / "source")
     try:
         distiller.check(pair, min(config.batch_size, source.fewest(pool)))
     except ValueError as error:
@@ -179,7 +179,7 @@ def prepared_by(before: DictConfig, given: "Origin | None") -> Setup:
 def maker(config: DictConfig, part: str, task: Task) -> Callable[..., Classifier]:
     """``(**changes) -> network`` of a part."""
     network = build(config, part)
-    return lambda **changes: make(part, partial(network, **changes), task)
+    return lambda **changes: call_part(part, partial(network, **changes), task)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def origin(folder: Path, config: DictConfig) -> Origin:
     asked = OmegaConf.to_container(config.data, resolve=True)
     config.data = theirs.data
     config.choices.data = theirs.choices.get("data", "data")
-    named = placeless(asked) == placeless(OmegaConf.to_container(theirs.data, resolve=True)) or chosen in (None, "digits")
+    named = without_paths(asked) == without_paths(OmegaConf.to_container(theirs.data, resolve=True)) or chosen in (None, "digits")
     require(named, "data", f"must be left to the run ({theirs.choices.get('data')}), on whose images its model is distilled", chosen)
     if is_federated(theirs):
         name = f"{theirs.choices.get('strategy', 'run')}'s {theirs.choices.get('model', 'model')}"
@@ -224,7 +224,7 @@ def reduced(config: DictConfig, task: Task, train: Examples, test: Examples) -> 
         require(
             config.num_classes <= task.num_classes, "num_classes", f"must be at most the task's, {task.num_classes}", config.num_classes
         )
-        task = Task(task.name, task.shape, config.num_classes, task.class_names[: config.num_classes], task.mean, task.std, task.brightest)
+        task = Task(task.name, task.shape, config.num_classes, task.class_names[: config.num_classes], task.mean, task.std, task.max_pixel)
         train, test = (one.subset(torch.nonzero(one.y < config.num_classes).flatten()) for one in (train, test))
     if config.num_train_images is not None:
         each = config.num_train_images // task.num_classes
@@ -269,7 +269,7 @@ def teacher_config(config: DictConfig, distiller: Distiller, given: tuple[DictCo
     for part in ("distiller", "image_source") if given is None else ("distiller",):
         mine[part], mine.choices[part] = labels[part], labels.choices[part]
     if overrides := list(distiller.preparation()):
-        composed = compose(overrides, "distill")
+        composed = compose([*overrides, f"searchpath=[{','.join(config.searchpath)}]"], "distill")
         for key in {one.partition("=")[0].partition(".")[0].rpartition("@")[2] for one in overrides}:
             mine[key] = composed[key]
             if key in composed.choices or f"model@{key}" in composed.choices:

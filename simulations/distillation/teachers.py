@@ -16,6 +16,7 @@ from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, State, Task, Tensors
+from simulations.overrides import extend_sys_path
 from simulations.setup.simulation import Simulation, build_simulation
 
 
@@ -42,8 +43,9 @@ def config_of(folder: Path, server_round: int | None = None) -> DictConfig:
     else:
         done = header is not None and bool(header["finished"])
         require(done, "teacher_run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    return OmegaConf.create(config)
+    config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    extend_sys_path(config.searchpath)
+    return config
 
 
 def is_federated(config: DictConfig) -> bool:

@@ -1,10 +1,9 @@
-"""``python -m simulations.experiments.heterogeneity data=mnist data.root=<folder> num_clients=20 seed=0 output=<folder>``: kinds of heterogeneity on a page.
+"""``fedkd heterogeneity``: which labels clients hold under each partition, and how they see images under each shift. Trains nothing.
 
-Who holds which labels under each split, and how clients see one image under each shift, of the data, seed and number of clients that
-the overrides name; those of ``partition`` and ``shift`` make a panel and a strip more. Writes heterogeneity.pdf and .png; trains nothing.
+The data, the seed and the number of clients are those of the overrides. A partition and a shift that they choose make one more panel and
+strip. Writes heterogeneity.pdf and heterogeneity.png.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from fedkd.config.build import build, make
+from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
 from fedkd.data.client_shift import ClientView, full_scale
 from fedkd.metrics.label_skew import effective_classes, label_distance
-from fedkd.partition.common import counts
+from fedkd.partition.common import label_counts
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, Task
-from simulations.config import compose, one_line_errors
+from simulations.config import compose
 from simulations.reports.figures.heterogeneity import SHOWN, Panel, Strip, page
 
 SPLITS = {
@@ -58,7 +57,7 @@ class Scene:
         config = compose([*self.overrides, *setting])
         check_run(config)
         labels, rng = (self.train.y.numpy(), self.test.y.numpy()), (self.seed / "partition").numpy()
-        return make("partition", build(config, "partition"), *labels, config.num_clients, rng)
+        return call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
 
     def shifted(self, setting: Sequence[str], train: Sequence[np.ndarray]) -> tuple[DictConfig, list[ClientView], list[Examples]]:
         """The shift's parameters, the clients' levels, and their training examples ``train`` as they see them."""
@@ -75,12 +74,12 @@ def scene(overrides: Sequence[str]) -> Scene:
     overrides = ["clients_per_round=1", *overrides]  # nobody trains: any number of clients will do
     config = compose(overrides)
     check_run(config)
-    return Scene(overrides, config, *make("data", build(config, "data")))
+    return Scene(overrides, config, *call_part("data", build(config, "data")))
 
 
 def panel(of: Scene, title: str, setting: Sequence[str]) -> Panel:
     """One split."""
-    held = counts(of.split(setting).train, of.train.y.numpy(), of.task.num_classes)
+    held = label_counts(of.split(setting).train, of.train.y.numpy(), of.task.num_classes)
     return Panel(title, f"d {label_distance(held):.2f}   c {effective_classes(held):.1f}", held)
 
 
@@ -143,14 +142,3 @@ def compare(overrides: Sequence[str]) -> tuple[Path, Path]:
     folder = Path(of.config.output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return page(panels, strips, folder / "heterogeneity")
-
-
-def main() -> None:
-    """The command."""
-    with one_line_errors():
-        for path in compare(sys.argv[1:]):
-            print(path)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
-from fedkd.config.build import identity
+from fedkd.config.build import config_hash
 from fedkd.config.validation import check_run
 from fedkd.errors import ConfigError, require
-from simulations.config import CONF, apply_tuned_params, compose, compose_with_hydra, make_absolute
+from simulations.config import apply_tuned_params, compose, compose_with_hydra, make_absolute
 from simulations.experiments.definition import Experiment
+from simulations.overrides import CONF, nearest, options
 
 States = dict[str, tuple[str, Path]]
 """By key: ``finished`` or ``interrupted``, and the run folder."""
@@ -52,15 +53,19 @@ class PlannedRun:
         return f"{self.setting}, {self.strategy}, seed {self.seed}"
 
 
-def read_experiment(name: str) -> Experiment:
+def read_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """What conf/experiment/``name``.yaml says under ``reproduce``.
 
     Raises:
         ConfigError: it says nothing, or what it says cannot be understood.
     """
-    node = OmegaConf.to_container(compose_with_hydra([f"experiment={name}"]).reproduce, resolve=False)
-    able = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nreproduce:" in path.read_text(encoding="utf-8"))
-    require(bool(node), "experiment", f"must be one that describes a sweep under reproduce ({', '.join(able)})", name)
+    places = [word for word in overrides if word.startswith("searchpath=")]
+    known = options("experiment", places)
+    able = [one for one, path in known.items() if "\nreproduce:" in path.read_text(encoding="utf-8")]
+    composed = compose_with_hydra([f"experiment={name}", *places]).reproduce if name in known else {}
+    node = OmegaConf.to_container(composed, resolve=False) if composed else {}
+    if not node:
+        raise ConfigError(f"experiment must be one that describes a sweep ({', '.join(able)}), got {name!r}{nearest(name, able)}")
     try:
         experiment = TypeAdapter(Experiment).validate_python(node)
     except ValidationError as error:
@@ -132,7 +137,7 @@ def run_key(config: DictConfig) -> str:
     config = deepcopy(config)
     for part in ("data", "partition", "public_data", "systems"):
         make_absolute(config[part])
-    return identity(config, dict(files(OmegaConf.to_container(config, resolve=True))))
+    return config_hash(config, dict(files(OmegaConf.to_container(config, resolve=True))))
 
 
 def files(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,10 +1,9 @@
 """``fedkd reproduce``: run what is missing of an experiment, and print its table beside the published one.
 
-The table goes to ``<output>/<name>/reproduce/<experiment>/`` as ``table.md``, ``table.csv`` and ``table.tex``, beside ``runs.csv`` with one row per run.
-An interrupted reproduction resumes when the same command is given again.
+The table goes to ``<output>/<name>/reproduce/<experiment>/`` as ``table.md``, ``table.csv`` and ``table.tex``. Beside them stands ``runs.csv``,
+with one row per run. An interrupted reproduction resumes when the same command is given again.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,19 +13,20 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
 
-from fedkd.config.build import build, make
 from fedkd.errors import ConfigError, require
-from simulations.config import apply_tuned_params, compose, make_absolute, one_line_errors
+from simulations.config import apply_tuned_params, compose
 from simulations.experiments import published_table, tuning
 from simulations.experiments.definition import Experiment
+from simulations.experiments.grid import read_data_once, with_engine_for
 from simulations.experiments.plan import PlannedRun, count_states, plan, read_experiment, refresh, runs_folder, unfinished
 from simulations.experiments.sweep import log_of, ready, sweep
 from simulations.experiments.tuning import DIVERGED
+from simulations.overrides import nearest
 from simulations.process import cores
 from simulations.progress import ProgressTable, configure_logging
 from simulations.reports.figures import convergence
@@ -70,37 +70,73 @@ class Reproduction:
         return plan(self.name, self.experiment, self.overrides, self.seeds)
 
 
-def parse_arguments(argv: Sequence[str]) -> Reproduction:
-    """What is asked for.
+def plan_reproduction(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] | None = None,
+    settings: Sequence[str] | None = None,
+    strategies: Sequence[str] | None = None,
+    jobs: int | None = None,
+    quiet: bool = False,
+    only: Literal["plan", "table"] | None = None,
+) -> Reproduction:
+    """Which runs of an experiment are made, and how.
+
+    Args:
+        name: of the experiment, a yaml in conf/experiment/ or in the user's folder that describes a sweep.
+        overrides: words ``KEY=VALUE`` for every run; ``searchpath=`` among them.
+        seeds: None for the experiment's own.
+        settings: names of its settings; None for all.
+        strategies: names of its strategies; None for all.
+        jobs: >= 1, runs at a time; None for one per core. A serial experiment always takes one.
+        quiet: show progress as plain lines.
+        only: ``plan`` shows which runs are finished, ``table`` prints the table of these; nothing is run. None runs what is missing.
 
     Raises:
-        ConfigError: it cannot be understood.
+        ConfigError: naming the argument, the rule and the value.
+    """
+    experiment = read_experiment(name, overrides)
+    require(all(word.partition("=")[0] != "seed" for word in overrides), "seeds", "must be given in place of seed", "seed=")
+    rows, columns = chosen("settings", experiment.settings, settings), chosen("strategies", experiment.strategies, strategies)
+    base, baseline = experiment.ratio_to, experiment.baseline
+    require(base in (None, *columns), "strategies", f"must have {base} among them, to which all metrics are ratios", list(columns))
+    experiment = replace(experiment, settings=rows, strategies=columns)
+    require(bool(experiment.cells()), "strategies", "must be run in one of the settings at least", list(columns))
+    lacks = baseline is not None and baseline not in columns
+    if lacks:
+        experiment = replace(experiment, baseline=None, figures=[one for one in experiment.figures if one != "differences"])
+    require(only in (None, "plan", "table"), "only", "must be plan or table", only)
+    require(jobs is None or jobs >= 1, "jobs", "must be >= 1", jobs)
+    odd = [word for word in overrides if not word.startswith(PLACES)]
+    notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
+    notes.append(f"{baseline}, from which differences are, is not among the strategies." if lacks else "")
+    experiment = replace(experiment, note=" ".join(filter(None, notes)))
+    number = 1 if experiment.serial else jobs or cores()
+    return Reproduction(name, experiment, list(experiment.seeds if seeds is None else seeds), number, quiet, only, list(overrides))
+
+
+def parse_arguments(argv: Sequence[str]) -> Reproduction:
+    """The words of ``python -m simulations.reproduce``: ``experiment=``, ``seeds=0,1`` and the like, and overrides.
+
+    Raises:
+        ConfigError: a word cannot be understood.
     """
     pairs = [word.partition("=") for word in argv]
     given = {name: value for name, _, value in pairs if name in KEYS}
     require("experiment" in given, "experiment", "must be named: experiment=fedgen_table1_mnist", None)
-    require("seed" not in [name for name, _, _ in pairs], "seeds", "must be given in place of seed", "seed=")
-    experiment = read_experiment(given["experiment"])
-    rows, columns = (chosen(part, getattr(experiment, part), given.get(part)) for part in ("settings", "strategies"))
-    base, reference = experiment.ratio_to, experiment.baseline
-    require(base in (None, *columns), "strategies", f"must have {base} among them, to which all figures are ratios", list(columns))
-    experiment = replace(experiment, settings=rows, strategies=columns)
-    require(bool(experiment.cells()), "strategies", "must be there in one of the rows at least", list(columns))
-    lacks = reference is not None and reference not in columns
-    if lacks:
-        experiment = replace(experiment, baseline=None, figures=[name for name in experiment.figures if name != "differences"])
-    only, quiet = given.get("only"), given.get("quiet", "false")
-    require(only in (None, "plan", "table"), "only", "must be plan or table", only)
+    quiet = given.get("quiet", "false")
     require(quiet in ("true", "false"), "quiet", "must be true or false", quiet)
-    jobs = 1 if experiment.serial else number(given.get("jobs", str(cores())), "jobs")
-    require(jobs >= 1, "jobs", "must be >= 1", jobs)
-    seeds = [number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else experiment.seeds
-    overrides = [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS]
-    odd = [word for word in overrides if not word.startswith(PLACES)]
-    notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
-    notes.append(f"{reference}, from which differences are, is not among the strategies." if lacks else "")
-    note = " ".join(filter(None, notes))
-    return Reproduction(given["experiment"], replace(experiment, note=note), seeds, jobs, quiet == "true", only, overrides)
+    return plan_reproduction(
+        given["experiment"],
+        [word for word, (name, _, _) in zip(argv, pairs) if name not in KEYS],
+        seeds=[number(seed, "seeds") for seed in given["seeds"].split(",")] if "seeds" in given else None,
+        settings=given["settings"].split(",") if "settings" in given else None,
+        strategies=given["strategies"].split(",") if "strategies" in given else None,
+        jobs=number(given["jobs"], "jobs") if "jobs" in given else None,
+        quiet=quiet == "true",
+        only=given.get("only"),
+    )
 
 
 def number(text: str, name: str) -> int:
@@ -109,13 +145,19 @@ def number(text: str, name: str) -> int:
     return int(text)
 
 
-def chosen(part: str, all_of_it: dict[str, list[str]], names: str | None) -> dict[str, list[str]]:
-    """The rows or columns that are asked for, by their names with commas between; all where none are."""
+def chosen(part: str, known: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
+    """The settings or strategies of these names, in the experiment's order; all where ``names`` is None.
+
+    Raises:
+        ConfigError: there is none of a name; the message names the nearest.
+    """
     if names is None:
-        return all_of_it
-    asked = [name.strip() for name in names.split(",")]
-    require(set(asked) <= set(all_of_it), part, f"must be of {', '.join(all_of_it)}", names)
-    return {name: value for name, value in all_of_it.items() if name in asked}
+        return known
+    asked = [name.strip() for name in names]
+    wrong = [name for name in asked if name not in known]
+    if wrong:
+        raise ConfigError(f"{part} must be of {', '.join(known)}, got {', '.join(asked)!r}{nearest(wrong[0], known)}")
+    return {name: value for name, value in known.items() if name in asked}
 
 
 LOGS = Path("reproduce", "log")
@@ -126,7 +168,11 @@ TIMES = "times.csv"
 
 
 def reproduce(asked: Reproduction) -> int:
-    """Run what is missing, and print the table. Returns the exit code."""
+    """Run what is missing, and print the table.
+
+    Returns:
+        The exit code: 0 where nothing is left to do, 3 where ``only`` is ``plan`` and runs are missing, otherwise 1.
+    """
     failed: dict[str, str] = {}
     if asked.only is None:
         ready()
@@ -146,8 +192,10 @@ def reproduce(asked: Reproduction) -> int:
         notes += print_table(asked, runs)
     notes += [f"failed: {label}: {why}" for label, why in failed.items()]
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
-    left = notes or any(run.state != "finished" for run in runs)
-    return 1 if left else 0
+    missing = any(run.state != "finished" for run in runs)
+    if asked.only == "plan" and missing:
+        return 3
+    return 1 if notes or missing else 0
 
 
 def run_all(asked: Reproduction, runs: Sequence[PlannedRun]) -> dict[str, str]:
@@ -157,10 +205,10 @@ def run_all(asked: Reproduction, runs: Sequence[PlannedRun]) -> dict[str, str]:
     if not left:
         return {}
     configure_logging()
-    foresee([run.config for run in left])
+    read_data_once([run.config for run in left])
     began = time.monotonic()
     failed = sweep(
-        [replace(run, config=engaged(run.config, asked)) for run in left],
+        [replace(run, config=with_engine_for(run.config, asked.jobs)) for run in left],
         asked.jobs,
         asked.home / LOGS,
         ProgressTable(quiet=asked.quiet),
@@ -181,35 +229,6 @@ def note_choices(runs: Sequence[PlannedRun]) -> None:
     for run in (one for one in runs if one.state == "finished" and not (one.folder / "tuned.json").is_file()):
         if (choice := apply_tuned_params(deepcopy(run.config), "strategy")) is not None:
             note_choice(run.folder, choice)
-
-
-def foresee(configs: Sequence[DictConfig]) -> None:
-    """Read every data set that runs ask for once, before many do, and see that partitions that are files are there.
-
-    Raises:
-        ConfigError: one is not where ``data.root`` or ``partition.path`` says.
-    """
-    sets = []
-    for config in configs:
-        make_absolute(config.data)
-        path = config.partition.get("path")
-        require(
-            path is None or Path(path).expanduser().is_file(), "partition.path", "must be an npz file with train_00, test_00, ...", path
-        )
-        if config.data not in sets:
-            sets.append(config.data)
-            make("data", build(config, "data"))
-
-
-def engaged(config: DictConfig, asked: Reproduction) -> DictConfig:
-    """The run with as many actors as there are cores for it, in one process where that is one; an engine that was chosen stays."""
-    share = cores() // asked.jobs
-    if config.choices.engine == "ray" and config.engine.get("workers") is None and config.engine.get("address") is None:
-        if share > 1:
-            config.engine.workers = share
-        else:
-            config.engine, config.choices.engine = compose(["engine=local"]).engine, "local"
-    return config
 
 
 @contextmanager
@@ -296,10 +315,3 @@ def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
             mine = table[table["setting"] == row]
             paths += forest(mine, experiment.shown[0], experiment.baseline, f"{stem}_differences")
     return paths
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    with one_line_errors():
-        sys.exit(reproduce(parse_arguments(sys.argv[1:] if argv is None else argv)))

@@ -23,9 +23,9 @@ from typing import Self
 
 from omegaconf import DictConfig
 
-from simulations.config import error_line
 from simulations.experiments.plan import PlannedRun
 from simulations.federation.runner import run_federation
+from simulations.overrides import explain
 from simulations.progress import ProgressTable
 
 
@@ -75,7 +75,7 @@ def work(config: DictConfig, connection: Connection, log: Path) -> None:
 
 def one_line(error: BaseException) -> str:
     """What is wrong, without line breaks, and of a traceback its end alone: the log has the rest."""
-    text = " ".join((error_line(error) if isinstance(error, Exception) else str(error)).split())
+    text = " ".join((explain(error) if isinstance(error, Exception) else str(error)).split())
     return TRACEBACK.sub("", text) or type(error).__name__
 
 
@@ -114,6 +114,7 @@ class Process:
     planned: PlannedRun
     process: BaseProcess
     shown: bool = False
+    done: int = 0
     error: str | None = "its process ended before the run did"
     began: float = field(default_factory=time.monotonic)
 
@@ -144,15 +145,17 @@ def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressT
     """
     context, waiting, failed, ended, began = starter(), deque(runs), {}, 0, time.monotonic()
     running: dict[Connection, Process] = {}
+    rounds, ended_rounds = sum(run.config.rounds for run in runs), 0
     logs.mkdir(parents=True, exist_ok=True)
     try:
         with board:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     begin(context, waiting.popleft(), logs, running)
+                board.overall(ended_rounds + sum(one.done for one in running.values()), rounds)
                 for connection in wait(list(running)):
                     if (one := hear(connection, running, board)) is not None:
-                        ended += 1
+                        ended, ended_rounds = ended + 1, ended_rounds + one.planned.config.rounds
                         left = timedelta(seconds=round((time.monotonic() - began) / ended * (len(runs) - ended)))
                         if why := conclude(one, board, f"{ended} of {len(runs)}, {left} left"):
                             failed[one.planned.label] = why
@@ -181,9 +184,10 @@ def hear(connection: Connection, running: dict[Connection, Process], board: Prog
         return running.pop(connection)
     if kind == "begin":
         board.begin(label, *content)
-        one.shown = True
+        one.shown, one.done = True, content[1]
     elif kind == "row":
         board.advance(label, content)
+        one.done = int(content["round"])
     else:
         one.error = content
     return None

@@ -4,7 +4,6 @@ Each client holds out a share of its training examples. A value is scored by the
 ten evaluated rounds. No test example is used. The choice is appended to a CSV file, which a run reads with ``tuned_params=<file>``.
 """
 
-import argparse
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_run
 from fedkd.errors import ClientFailure, require
-from simulations.config import compose, one_line_errors, tuned_rows
+from simulations.config import compose, tuned_rows
 from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.definition import Experiment, Tuning
@@ -224,44 +223,6 @@ def judged(folder: Path) -> float:
     return sum(values) / len(values)
 
 
-def parser(prog: str, part: str, about: str, share: str) -> argparse.ArgumentParser:
-    """What the commands that tune have in common."""
-    made = argparse.ArgumentParser(prog=prog, description=about.partition("\n\n")[0])
-    made.add_argument("overrides", nargs="*", help=f"of the configuration; {part} may name several, separated by commas")
-    made.add_argument("--validation", type=float, default=0.2, help=f"share of {share} that is held out (0.2)")
-    made.add_argument("--table", type=Path, help="the file of choices (<output>/<name>/tuned.csv)")
-    return made
-
-
-def each(
-    arguments: argparse.Namespace, part: str, composing: Callable[[list[str]], DictConfig], work: Callable[[list[str], Path], object]
-) -> None:
-    """Do the work for every option of ``part`` that is named, or the one that is shipped, and say where the table is."""
-    with one_line_errors():
-        named = [one for one in arguments.overrides if one.startswith(f"{part}=")]
-        others = [one for one in arguments.overrides if one not in named]
-        options = named[-1].partition("=")[2].split(",") if named else [composing(others).choices[part]]
-        config = composing([*others, f"{part}={options[0]}"])
-        table = arguments.table or Path(config.output) / config.name / "tuned.csv"
-        for option in options:
-            work([*others, f"{part}={option}"], table)
-        print(f"table: {table}")
-
-
-def tune_strategy_main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    asked = parser("python -m simulations.experiments.tuning", "strategy", __doc__, "each client's training examples")
-    asked.add_argument("--key", default="optimizer.lr", help="what is chosen (optimizer.lr)")
-    asked.add_argument("--grid", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="from these values (0.01 0.03 0.1)")
-    arguments = asked.parse_args(argv)
-    each(
-        arguments,
-        "strategy",
-        compose,
-        lambda overrides, table: tune_strategy(arguments.key, arguments.grid, arguments.validation, overrides, table),
-    )
-
-
 def tune_distiller(factors: Sequence[float], share: float, overrides: Sequence[str], table: Path) -> float:
     """Try every multiple of the method's weight, append a row for each to ``table``, and return the best value; of equals the first.
 
@@ -298,14 +259,49 @@ def tune_distiller(factors: Sequence[float], share: float, overrides: Sequence[s
     return best["value"]
 
 
-def tune_distiller_main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    asked = parser("python -m simulations.experiments.tuning", "distiller", __doc__, "the training images")
-    asked.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3], help="multiples of the shipped weight (0.3 1 3)")
-    arguments = asked.parse_args(argv)
-    each(
-        arguments,
-        "distiller",
-        compose_distillation,
-        lambda overrides, table: tune_distiller(arguments.factors, arguments.validation, overrides, table),
-    )
+GRID, FACTORS = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
+"""The values that are tried for a strategy's key, and the multiples of a distillation method's shipped weight."""
+
+
+def tune(
+    overrides: Sequence[str] = (),
+    *,
+    key: str = "optimizer.lr",
+    grid: Sequence[float] | None = None,
+    validation_fraction: float = 0.2,
+    table: Path | None = None,
+    distiller: bool = False,
+) -> Path:
+    """Choose a hyperparameter for each strategy or distillation method that the overrides name, from the same grid.
+
+    Args:
+        overrides: words ``KEY=VALUE``; ``strategy=a,b`` (or ``distiller=a,b``) names several.
+        key: that is chosen. A distillation method is tuned in the weight that it declares, and ``key`` is not read.
+        grid: values of ``key``, default 0.01, 0.03, 0.1; or multiples of the method's shipped weight, default 0.3, 1, 3.
+        validation_fraction: in (0, 1), fraction of each client's training examples (or of the training images) that is held out.
+        table: the CSV file to which one row per value is appended; None for ``<output>/<name>/tuned.csv``.
+        distiller: tune distillation methods instead of strategies.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        ConfigError: the configuration is wrong, or training diverges with every value.
+    """
+    part, composing = ("distiller", compose_distillation) if distiller else ("strategy", compose)
+    require(0 < validation_fraction < 1, "validation", "must be a fraction in (0, 1)", validation_fraction)
+    values = list((FACTORS if distiller else GRID) if grid is None else grid)
+    require(len(values) > 0, "grid", "must hold one value at least", values)
+    named = [word for word in overrides if word.startswith(f"{part}=")]
+    others = [word for word in overrides if word not in named]
+    names = named[-1].partition("=")[2].split(",") if named else [composing(others).choices[part]]
+    configs = [composing([*others, f"{part}={name}"]) for name in names]  # every name is known before the first run
+    path = Path(configs[0].output) / configs[0].name / "tuned.csv" if table is None else table
+    for name in names:
+        words = [*others, f"{part}={name}"]
+        if distiller:
+            tune_distiller(values, validation_fraction, words, path)
+        else:
+            tune_strategy(key, values, validation_fraction, words, path)
+    print(f"table: {path}")
+    return path

@@ -29,6 +29,7 @@ def distillation_config(config: DictConfig, folder: str, server_round: int | Non
         require(not isinstance(value, DictConfig), f"distill_overrides.{key}", rule, str(value))
     asked = [f"{key}={'null' if value is None else value}" for key, value in config.distill_overrides.items()]
     own = [f"{key}={config[key]}" for key in ("output", "device", "progress")]
+    own += [f"searchpath=[{','.join(config.searchpath)}]"] if config.searchpath else []
     own += ["precision=float64"] if config.precision == "float64" else []
     at = [] if server_round is None else [f"round={server_round}"]
     return compose_distillation([*own, f"distiller={config.distill}", *asked, f"teacher_run={folder}", *at])
@@ -75,7 +76,7 @@ def distill_global_model(home: Simulation, folder: Path, server_round: int) -> N
     row = {
         "round": server_round,
         "distiller": home.config.distill,
-        "global_model_accuracy": scored[0]["test_accuracy"],
+        "initial_accuracy": scored[0]["test_accuracy"],
         "student_accuracy": scored[-1]["test_accuracy"],
     }
     append(folder / "distilled.csv", DISTILLED_COLUMNS, [{**row, "run": student.name}])

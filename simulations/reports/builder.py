@@ -3,7 +3,6 @@
 Headlines are the last round and the mean of the last ten evaluated rounds. The best round is never used: it would select on the test set.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from simulations.reports import builder, html
+from fedkd.errors import ConfigError, RunFolderError, require
+from simulations.overrides import nearest
+from simulations.reports import html
 from simulations.reports.distillation_groups import DistillationRun, distinct, groups, read_distillation, students, task
 from simulations.reports.figures import distillation, generator, selection
 from simulations.reports.figures.selection import LINES, Drawing
@@ -110,59 +111,58 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns 0, or 2 where there is nothing to report or the output cannot be written."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.report", description="Figures and tables from the folders of runs.")
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or parents of them")
-    parser.add_argument("--output", type=Path, help="default: the folder 'report' beside the runs")
-    parser.add_argument("--until", type=int, metavar="ROUND", help="report the runs as they stood after this round")
-    parser.add_argument("--target", type=float, metavar="ACCURACY", help="and when they first reach this accuracy, in 0..1")
-    parser.add_argument(
-        "--interval", choices=INTERVALS, default="t", help="95 %% interval over seeds: Student's t (default) or BCa bootstrap"
-    )
-    parser.add_argument("--baseline", metavar="STRATEGY", help="compared with all others: a strategy, or a row of the table (fedavg)")
-    parser.add_argument("--no-figures", dest="figures", action="store_false", help="tables alone")
-    arguments = parser.parse_args(argv)
-    if arguments.target is not None and not 0 < arguments.target <= 1:
-        return _fail(f"--target must be an accuracy in 0..1 (0.9 is 90 %), got {arguments.target:g}")
-    try:
-        found = find_run_folders(arguments.folders)
-    except ValueError as error:
-        return _fail(str(error))
-    distilled = [folder for folder in found if is_distillation(folder)]
-    groups, notes = collect([folder for folder in found if folder not in distilled], arguments.until)
-    if arguments.baseline is not None and groups and not any(is_baseline(one, arguments.baseline) for one in groups):
-        lines = ", ".join(dict.fromkeys(repr(one.line) for one in groups))
-        return _fail(f"--baseline must be a strategy of the runs, or one of {lines}; got {arguments.baseline!r}")
-    output = arguments.output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
-    if any((output / name).exists() for name in RUN_FILES):
-        return _fail(f"--output must not be the folder of a run, whose files a report would overwrite, got {str(output)!r}")
-    try:
-        distillations, more = builder.part(distilled, output)
-        for note in [*notes, *more]:
-            print(f"left out: {note}", file=sys.stderr)
-        if not groups and distillations is None:
-            return _fail("no finished run is left to report; finish one, or give another folder")
-        options = Options(arguments.baseline or "fedavg", arguments.target, arguments.interval, arguments.until, arguments.figures)
-        report(groups, distillations, [tuple(note.split(": ", 1)) for note in [*notes, *more]], made(output), options)
-        return 0
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        return _fail(f"--output must be a folder that can be written, got {str(output)!r} ({error}); choose another")
-
-
 @dataclass(frozen=True)
 class Options:
     """How it is reported: the strategy with which others are compared, the accuracy to reach (in 0..1), the kind of interval, the round after
     which runs count as ended, and whether figures are drawn."""
 
-    baseline: str = "fedavg"
+    baseline: str | None = None
     target: float | None = None
     kind: str = "t"
     until: int | None = None
     figures: bool = True
+
+
+def build_report(folders: Sequence[Path], output: Path | None = None, options: Options | None = None) -> Path:
+    """Write the report of the runs in ``folders``, and print its tables and the paths of its files.
+
+    Args:
+        folders: run folders, or parents of run folders.
+        output: the folder of the report; None for ``report`` beside the runs.
+        options: how the runs are reported; None for the defaults.
+
+    Returns:
+        The folder of the report.
+
+    Raises:
+        RunFolderError: a folder does not exist, or no finished run is in ``folders``.
+        ConfigError: an option is wrong, or ``output`` cannot be written.
+    """
+    options = Options() if options is None else options
+    require(options.target is None or 0 < options.target <= 1, "--target", "must be an accuracy in 0..1 (0.9 is 90 %)", options.target)
+    found = find_run_folders(folders)
+    distilled = [folder for folder in found if is_distillation(folder)]
+    groups, notes = collect([folder for folder in found if folder not in distilled], options.until)
+    if options.baseline is not None and groups and not any(is_baseline(one, options.baseline) for one in groups):
+        lines = list(dict.fromkeys(one.line for one in groups))
+        rule = f"must be a strategy of the runs, or one of {', '.join(map(repr, lines))}"
+        raise ConfigError(f"--baseline {rule}; got {options.baseline!r}{nearest(options.baseline, lines)}")
+    options = replace(options, baseline=options.baseline or "fedavg")
+    target = output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
+    rule = "must not be the folder of a run, whose files a report would overwrite"
+    require(not any((target / name).exists() for name in RUN_FILES), "--output", rule, str(target))
+    try:
+        distillations, more = part(distilled, target)
+        for note in [*notes, *more]:
+            print(f"excluded: {note}", file=sys.stderr)
+        if not groups and distillations is None:
+            raise RunFolderError("no finished run is left to report; finish one, or give another folder")
+        report(groups, distillations, [tuple(note.split(": ", 1)) for note in [*notes, *more]], made(target), options)
+    except BrokenPipeError:  # the reader of a pipe has closed it
+        raise
+    except OSError as error:
+        raise ConfigError(f"--output must be a folder that can be written, got {str(target)!r} ({error}); choose another") from error
+    return target
 
 
 def report(groups: Sequence[Group], distillations: ReportSection | None, left_out: Sequence[Note], output: Path, options: Options) -> None:
@@ -216,8 +216,3 @@ def facts(groups: Sequence[Group], left_out: Sequence[Note], options: Options) -
     said |= {"Compared with": options.baseline} if groups else {}
     said |= {} if options.target is None else {"Target": f"{100 * options.target:g} %"}
     return said | ({} if options.until is None else {"Until round": str(options.until)})
-
-
-def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2

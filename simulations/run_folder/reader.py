@@ -53,7 +53,7 @@ RUN_FILES = ("config.yaml", "metrics.csv", "checkpoint.json")
 """Files by which the folder of a run is known, even where it lacks the others."""
 
 NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
-    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned_params|distill\w*|generator_diagnostics_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned_params|searchpath|distill\w*|generator_diagnostics_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
 )
 
 SETTING = re.compile(

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.config.build import build, identity, make
+from fedkd.config.build import build, config_hash, call_part
 from fedkd.config.validation import check_run
 from fedkd.errors import require
 from fedkd.federation.client import Client
@@ -27,6 +27,7 @@ from fedkd.training.loop import Execution
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
+from simulations.overrides import extend_sys_path
 from simulations.setup.clients import ClientData, Network, make_client_data, make_networks
 from simulations.setup.compatibility import check_compatibility, make_run_devices
 
@@ -106,7 +107,7 @@ class Simulation:
         digests = {"train": self.train.digest, "test": self.test.digest, "partition": parts.hexdigest()}
         digests |= {"public_data": self.held.public_data.digest} if self.held.public_data is not None else {}
         trace = hashlib.sha256(json.dumps(self.devices.trace).encode()).hexdigest()
-        return identity(self.config, digests | ({"trace": trace} if self.devices.trace else {}))
+        return config_hash(self.config, digests | ({"trace": trace} if self.devices.trace else {}))
 
     def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
         """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
@@ -183,11 +184,12 @@ def build_simulation(text: str) -> Simulation:
         ConfigError: naming the key that is wrong, its rule and its value.
     """
     config = OmegaConf.create(text)
+    extend_sys_path(config.searchpath)  # of the driver, an actor, or a node
     check_run(config)
     device = config.device
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be one that this machine has (no GPU is visible here)", device)
     torch.set_num_threads(1)  # another number is another rounding
-    task, train, test = make("data", build(config, "data"))
+    task, train, test = call_part("data", build(config, "data"))
     seed = Seed(config.seed)
     strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
     known = isinstance(strategy, FlowerStrategy)

@@ -519,7 +519,7 @@ def test_a_distillation_between_rounds_that_was_interrupted_is_made_up_for(tmp_p
 
 
 def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
-    from simulations.reports.builder import main
+    from simulations.report import main
 
     folders = [
         run_distillation(small(name, house, f"seed={seed}")) for name, seed in (("none", 0), ("none", 1), ("kd", 0), ("kd", 1), ("none", 2))
@@ -548,7 +548,7 @@ def test_the_report_s_figures_are_the_folders_own(house, tmp_path, capsys):
 
 
 def test_students_of_unlike_runs_are_not_averaged_and_those_of_runs_that_differ_in_the_seed_are(house, tmp_path, capsys):
-    from simulations.reports.builder import main
+    from simulations.report import main
 
     def taught(run: Path, seed: int, method: str = "kd") -> Path:
         return run_distillation(compose_distillation([f"teacher_run={runner}", "student=mlp", "student.widths=[8]", f"distiller={method}", f"seed={seed}", "epochs=1", "steps_per_epoch=2",
@@ -598,7 +598,7 @@ def test_a_baseline_has_the_same_student_and_the_same_teacher():
 
 
 def test_domains_left_out_are_set_side_by_side_with_their_mean(house, tmp_path, capsys):
-    from simulations.reports.builder import main
+    from simulations.report import main
 
     data = ("data=rotated_mnist", "data@data.data=digits", "data.angles=[0,30,60]", "data.examples=40", "num_train_images=null")
     folders = {
@@ -657,7 +657,7 @@ def test_an_error_is_a_line(tmp_path):
 def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path, capsys):
     from scipy.stats import spearmanr
 
-    from simulations.reports.builder import main
+    from simulations.report import main
 
     teachers = (["teacher=resnet8"], ["teacher=resnet14"], ["teacher=resnet14", "teacher.widths=[5,6,7]"])
     folders = [run_distillation(small("kd", house, *teacher)) for teacher in teachers]

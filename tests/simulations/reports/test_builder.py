@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from scipy.stats import t as student
 
-from simulations.reports.builder import main
+from simulations.report import main
 from simulations.reports.figures import convergence
 from simulations.reports.groups import group
 from simulations.run_folder.reader import find_run_folders, read_run

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from simulations.distillation.runner import run_distillation
-from simulations.reports.builder import main, together
+from simulations.report import main
+from simulations.reports.builder import together
 from simulations.reports.distillation_groups import groups, read_distillation, students
 from simulations.reports.tables.distillation import members
 from tests.simulations.distillation.test_distillation import small

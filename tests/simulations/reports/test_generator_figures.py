@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from simulations.reports.builder import main
+from simulations.report import main
 from simulations.reports.figures import generator
 from simulations.reports.figures.style import DPI, WIDTH
 from simulations.reports.groups import gather, group

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from simulations.reports.builder import main
+from simulations.report import main
 from tests.simulations.reports.test_builder import write
 from tests.simulations.reports.test_generator_figures import generated
 from tests.simulations.reports.test_tables import whole
