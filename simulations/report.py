@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from simulations.cli.report_command import run
+from simulations.cli.reporting import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fedkd.errors import ConfigError
-from simulations.cli.signatures import Signature, arguments, signature
+from simulations.cli.signatures import Signature, arguments, defines_main, first_line, signature
 from simulations.overrides import CONF, groups, nearest, options, search_path, unknown_option
 
 GROUPS = {
@@ -39,6 +39,9 @@ GROUPS = {
 
 ROOTS = {"run": ("config", "Run"), "distill": ("distill", "Distillation")}
 """Commands whose keys can be described: the yaml file of the keys, and the class whose docstring explains them."""
+
+INTERNAL_BENCHMARKS = ("flower_runtime", "reference_process")
+"""Processes that benchmarks start for themselves."""
 
 Row = dict[str, Any]
 
@@ -254,3 +257,9 @@ def all_groups(words: Sequence[str] = ()) -> Iterator[tuple[str, list[Row]]]:
     """Every group with the rows of its options."""
     for group in groups(words):
         yield group, describe(group, None, words)
+
+
+def benchmarks() -> dict[str, str]:
+    """The benchmarks, modules of ``simulations.benchmarks`` that are commands, with the first line of each docstring."""
+    paths = [path for path in sorted((CONF.parent / "simulations" / "benchmarks").glob("*.py")) if path.stem not in INTERNAL_BENCHMARKS]
+    return {path.stem: first_line(path) for path in paths if defines_main(path)}

@@ -76,7 +76,7 @@ def sweep_command(jobs: int | None, quiet: bool, words: Sequence[str]) -> int:
     Example, half a minute on two cores:
       fedkd sweep --jobs 2 strategy=fedavg,fedgen seed=0,1,2 rounds=10
     """
-    from simulations.cli.words import check_words
+    from simulations.cli.usage import check_words
     from simulations.experiments.grid import run_grid
 
     check_words(words, ("--jobs", "--quiet"))
@@ -105,7 +105,7 @@ def tune_command(distiller: bool, key: str, grid: list[float] | None, validation
     Example, half a minute:
       fedkd tune --key optimizer.lr --grid 0.01,0.03,0.1 strategy=fedavg rounds=10 engine=local
     """
-    from simulations.cli.words import check_words
+    from simulations.cli.usage import check_words
     from simulations.experiments.tuning import tune
 
     check_words(words, ("--distiller", "--key", "--grid", "--validation", "--table"))
@@ -146,7 +146,7 @@ def heterogeneity_command(words: Sequence[str]) -> int:
     Example:
       fedkd heterogeneity data=digits num_clients=10 output=outputs
     """
-    from simulations.cli.words import check_words
+    from simulations.cli.usage import check_words
     from simulations.experiments.heterogeneity import compare
 
     check_words(words, ())
@@ -167,10 +167,20 @@ def bench_command(name: str | None, words: Sequence[str]) -> int:
     Example, five minutes:
       fedkd bench distillation kd teacher=resnet20 student=resnet8
     """
-    from simulations.cli import benchmarks
+    import runpy
+    import sys
 
+    from fedkd.errors import ConfigError
+    from simulations.cli.catalog import benchmarks
+    from simulations.cli.rendering import columns
+    from simulations.overrides import nearest
+
+    known = benchmarks()
     if name is None:
-        click.echo(benchmarks.listed())
-    else:
-        benchmarks.run(name, words)
+        click.echo(columns([{"name": one, "line": line} for one, line in known.items()], ("name", "line"), header=False))
+        return OK
+    if name not in known:
+        raise ConfigError(f"benchmark must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    sys.argv = [f"fedkd bench {name}", *words]
+    runpy.run_module(f"simulations.benchmarks.{name}", run_name="__main__", alter_sys=True)
     return OK

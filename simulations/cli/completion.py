@@ -120,9 +120,7 @@ def experiments(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
 def benchmarks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """A benchmark."""
-    from simulations.cli.benchmarks import names
-
-    return _items(name for name in names() if name.startswith(incomplete))
+    return _items(name for name in catalog.benchmarks() if name.startswith(incomplete))
 
 
 def words(root: str, typed: Sequence[str], incomplete: str) -> list[str]:

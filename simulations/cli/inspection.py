@@ -1,20 +1,21 @@
 """The subcommands that compute nothing: ``list``, ``describe``, ``new``, ``completion``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from simulations.cli import completion
-from simulations.cli.exit_codes import OK
-
-STATES = ("finished", "interrupted", "running")
+from fedkd.errors import ConfigError
+from simulations.cli import completion, rendering
+from simulations.cli.exit_codes import OK, WRONG
+from simulations.overrides import nearest
+from simulations.run_folder import listing
 
 
 @click.command(name="list")
 @click.argument("words", nargs=-1, metavar="[FOLDER]... [KEY=VALUE]...", shell_complete=completion.list_words)
-@click.option("--status", type=click.Choice(STATES), help="Runs of this state alone.")
+@click.option("--status", type=click.Choice(listing.STATES), help="Runs of this state alone.")
 @click.option("--strategy", metavar="NAME", help="Runs of this strategy (or distillation method) alone; several with commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: accuracies in 0..1, ages in seconds.")
 @click.option("--remove", is_flag=True, help="Remove the run folders that are listed. Without --yes they are printed and stay.")
@@ -29,21 +30,20 @@ def list_command(words: Sequence[str], status: str | None, strategy: str | None,
     Example:
       fedkd list outputs --status finished partition.alpha=0.1 seed=0,1
     """
-    from simulations.cli import listing, rendering
-
     if yes and not remove:
         raise click.UsageError("--yes needs --remove")
     given = [Path(word) for word in words if "=" not in word]
-    filters = [word for word in words if "=" in word] + ([f"strategy={strategy}"] if strategy else [])
-    if remove and not (given or filters or status):
+    filters = [word for word in words if "=" in word]
+    if remove and not (given or filters or status or strategy):
         raise click.UsageError("--remove needs a folder, a filter or --status; all runs would go")
-    rows = listing.rows(given or [Path("outputs")], status, filters)
+    rows = find_rows(given or [Path("outputs")], status, filters)
+    rows = [row for row in rows if strategy is None or row["strategy"] in strategy.split(",")]
     if remove:
-        return listing.remove(rows, yes)
+        return remove_runs(rows, yes)
     if as_json:
         click.echo(rendering.as_json(rows))
     elif rows:
-        click.echo(listing.table(rows))
+        click.echo(run_table(rows))
     if not rows:
         click.echo("no run matches", err=True)
     return OK
@@ -123,3 +123,106 @@ def completion_command(ctx: click.Context, shell: str) -> int:
     root: Any = ctx.find_root().command
     click.echo(completion.script(shell, root), nl=False)
     return OK
+
+
+COLUMNS = ("hash", "strategy", "data", "setting", "seed", "round", "status", "global acc.", "local acc.", "age")
+RIGHT = ("seed", "round", "global acc.", "local acc.", "age")
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def find_rows(folders: Sequence[Path], status: str | None, filters: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs below ``folders``, each once, the oldest first.
+
+    Args:
+        folders: run folders or their parents.
+        status: None for all.
+        filters: words ``KEY=VALUE`` or ``KEY=A,B``.
+
+    Raises:
+        RunFolderError: a folder does not exist.
+        ConfigError: a filter names a key that no run has.
+    """
+    where = {key: filter_values(text) for key, _, text in (word.partition("=") for word in filters)}
+    if where:
+        check_keys(folders, list(where))
+    found = {row["path"]: row for folder in folders for row in listing.list_folder(folder, status=status, where=where)}
+    return sorted(found.values(), key=lambda row: -row["age_seconds"])
+
+
+def filter_values(text: str) -> list[Any]:
+    """``0,1`` as the values 0 and 1; ``[8, 16]`` as one list."""
+    import yaml
+
+    parts = [text] if text.startswith("[") else text.split(",")
+    return [yaml.safe_load(part) for part in parts]
+
+
+def check_keys(folders: Sequence[Path], keys: Sequence[str]) -> None:
+    """Refuse a key that no run has.
+
+    Raises:
+        ConfigError: naming the nearest key.
+    """
+    known: set[str] = set()
+    for path in (path for folder in folders for path in listing.find_runs(folder)):
+        config = listing.read_config(path)
+        known |= {*_keys(config), *(config.get("choices") or {})}
+    for key in keys:
+        if known and key not in known:
+            raise ConfigError(f"a filter must be a key of a run's configuration, got {key!r}{nearest(key, sorted(known))}")
+
+
+def run_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Rows in columns; accuracies in %."""
+    shown = [
+        {
+            **row,
+            "seed": "" if row["seed"] is None else row["seed"],
+            "round": f"{row['round']}/{row['rounds']}",
+            "global acc.": percent(row["global_test_accuracy"]),
+            "local acc.": percent(row["local_test_accuracy"]),
+            "age": age_of(row["age_seconds"]),
+        }
+        for row in found
+    ]
+    return rendering.columns(shown, COLUMNS, right=RIGHT)
+
+
+def percent(value: float | None) -> str:
+    """An accuracy in %, with two decimals."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def age_of(seconds: float) -> str:
+    """In the largest unit that fits: ``3 h``."""
+    name, size = next((one for one in UNITS if seconds >= one[1]), UNITS[-1])
+    return f"{int(seconds / size)} {name}"
+
+
+def remove_runs(found: Sequence[Mapping[str, Any]], yes: bool) -> int:
+    """Remove run folders, or print them where ``yes`` is missing. Returns the exit code: 2 where one was kept."""
+    code = OK
+    for row in found:
+        folder = Path(row["path"])
+        if row["status"] == "running":
+            click.echo(f"kept: {folder}: a process writes this run now", err=True)
+            code = WRONG
+        elif not yes:
+            click.echo(f"would remove {folder}")
+        elif (why := listing.remove(folder)) is not None:
+            click.echo(f"kept: {folder}: {why}", err=True)
+            code = WRONG
+        else:
+            click.echo(f"removed {folder}")
+    if not yes:
+        click.echo(f"{len(found)} run folders; nothing was removed, add --yes to remove them", err=True)
+    return code
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """All dotted keys."""
+    found = []
+    for key, value in node.items() if isinstance(node, dict) else ():
+        found.append(f"{prefix}{key}")
+        found += _keys(value, f"{prefix}{key}.")
+    return found

@@ -94,6 +94,11 @@ def first_line(path: Path) -> str:
     return (ast.get_docstring(_tree(path)) or "").partition("\n")[0]
 
 
+def defines_main(path: Path) -> bool:
+    """A module has a function ``main``."""
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in _tree(path).body)
+
+
 @cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))

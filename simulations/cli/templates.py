@@ -70,18 +70,15 @@ SMALL = ({small})
 
 
 def losses(output: Path, *overrides: str) -> list[float]:
-    """The test loss of the global model after each round."""
     (run,) = fedkd.run(*SMALL, *overrides, searchpath=str(Path(__file__).parent), output=str(output))
     return run.metrics["global_test_loss"].tolist()
 
 
 def test_a_weight_of_zero_is_fedavg(tmp_path: Path) -> None:
-    """Both runs are equal bit for bit."""
     assert losses(tmp_path, "strategy={name}", "strategy.weight=0.0") == losses(tmp_path, "strategy=fedavg")
 
 
 def test_a_weight_changes_the_result(tmp_path: Path) -> None:
-    """The term reaches the gradient."""
     assert losses(tmp_path, "strategy={name}", "strategy.weight=1.0") != losses(tmp_path, "strategy=fedavg")
 '''
 
@@ -135,17 +132,13 @@ SMALL = ({small})
 
 
 def test_shapes() -> None:
-    """Logits for every class, an embedding of the last width, a map for every stage."""
     output = {title}(Task("images", (3, 16, 16), 10), widths=(4, 8))(torch.zeros(2, 3, 16, 16))
-    assert output.logits.shape == (2, 10)
-    assert output.embedding.shape == (2, 8)
+    assert output.logits.shape == (2, 10) and output.embedding.shape == (2, 8)
     assert [stage.shape[1] for stage in output.stages] == [4, 8]
 
 
 def test_it_trains(tmp_path: Path) -> None:
-    """One round of FedAvg on the digits; the model of the run is of this class."""
-    here = str(Path(__file__).parent)
-    (run,) = fedkd.run(*SMALL, "strategy=fedavg", "model={name}", searchpath=here, output=str(tmp_path))
+    (run,) = fedkd.run(*SMALL, "strategy=fedavg", "model={name}", searchpath=str(Path(__file__).parent), output=str(tmp_path))
     assert run.finished
     assert type(run.model()).__name__ == "{title}"
 '''
@@ -180,8 +173,7 @@ class {title}:
         check(train_labels, test_labels, num_clients)
         order = rng.permutation(len(train_labels))
         cut = round(self.mixed * len(order))
-        dealt, rest = order[:cut], order[cut:]
-        rest = rest[np.argsort(train_labels[rest], kind="stable")]
+        dealt, rest = order[:cut], order[cut:][np.argsort(train_labels[order[cut:]], kind="stable")]
         pieces = zip(np.array_split(dealt, num_clients), np.array_split(rest[::-1], num_clients))
         train = [np.sort(np.concatenate(piece)).astype(np.int64) for piece in pieces]
         return Partition(train, owned(train, train_labels, test_labels))
@@ -199,7 +191,6 @@ PARTITION_TEST = '''\
 from pathlib import Path
 
 import numpy as np
-import pytest
 from {name} import {title}
 
 import fedkd
@@ -208,25 +199,20 @@ LABELS = np.repeat(np.arange(10), 60)
 
 
 def split(mixed: float) -> list[np.ndarray]:
-    """The training examples of ten clients."""
     return {title}(mixed=mixed)(LABELS, LABELS, 10, np.random.default_rng(0)).train
 
 
-@pytest.mark.parametrize("mixed", [0.0, 0.5, 1.0])
-def test_every_example_has_one_client(mixed: float) -> None:
-    """No example is lost or held twice."""
-    assert sorted(np.concatenate(split(mixed))) == list(range(len(LABELS)))
+def test_every_example_has_one_client() -> None:
+    assert all(sorted(np.concatenate(split(mixed))) == list(range(len(LABELS))) for mixed in (0.0, 0.5, 1.0))
 
 
 def test_blocks_hold_few_classes() -> None:
-    """Without mixing a client holds one class; mixed, nearly all."""
     assert all(len(np.unique(LABELS[one])) == 1 for one in split(0.0))
     assert all(len(np.unique(LABELS[one])) > 5 for one in split(1.0))
 
 
-def test_it_is_an_option(tmp_path: Path) -> None:
-    """The configuration finds it by name."""
-    config = fedkd.compose("partition={name}", searchpath=str(Path(__file__).parent), output=str(tmp_path))
+def test_it_is_an_option() -> None:
+    config = fedkd.compose("partition={name}", searchpath=str(Path(__file__).parent))
     assert config.partition._target_ == "{name}.{title}"
 '''
 
@@ -262,7 +248,6 @@ class {title}:
     def __post_init__(self) -> None:
         require(self.num_classes >= 2, "num_classes", "must be >= 2", self.num_classes)
         require(self.per_class >= 4, "per_class", "must be >= 4", self.per_class)
-        require(self.noise >= 0, "noise", "must be >= 0", self.noise)
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
         """Task, training and test examples: images are bytes [N, channels, height, width], labels integers [N]."""
@@ -275,8 +260,7 @@ class {title}:
             parts.append((x, y))
         digest = content_digest({{f"{{key}}{{i}}": value for i, part in enumerate(parts) for key, value in zip("xy", part)}})
         train, test = (Examples(torch.from_numpy(x), torch.from_numpy(y), 255.0, (0.5,), (0.5,), digest) for x, y in parts)
-        names = tuple(str(label) for label in range(self.num_classes))
-        return Task("{name}", (1, self.size, self.size), self.num_classes, names, train.mean, train.std), train, test
+        return Task("{name}", (1, self.size, self.size), self.num_classes, (), train.mean, train.std), train, test
 '''
 
 DATA_YAML = """\
@@ -302,7 +286,6 @@ SMALL = ({small})
 
 
 def test_shapes_and_labels() -> None:
-    """All classes are there, in both parts, and a second call gives the same images."""
     task, train, test = {title}(num_classes=3, per_class=8, size=6, noise=1.0)()
     again = {title}(num_classes=3, per_class=8, size=6, noise=1.0)()[1]
     assert train.x.shape == (24, 1, 6, 6) and test.x.shape == (6, 1, 6, 6) and task.num_classes == 3
@@ -311,9 +294,7 @@ def test_shapes_and_labels() -> None:
 
 
 def test_it_trains(tmp_path: Path) -> None:
-    """One round of FedAvg."""
-    here = str(Path(__file__).parent)
-    (run,) = fedkd.run(*SMALL, "strategy=fedavg", "data={name}", searchpath=here, output=str(tmp_path))
+    (run,) = fedkd.run(*SMALL, "strategy=fedavg", "data={name}", searchpath=str(Path(__file__).parent), output=str(tmp_path))
     assert run.finished
 '''
 
@@ -367,24 +348,20 @@ import fedkd
 SMALL = ("teacher=mlp", "student=mlp", "student.widths=[16]", "epochs=1", "num_train_images=100", "export=false", "progress=false")
 
 
-def accuracies(output: Path, *overrides: str) -> list[float]:
-    """The student's test loss after each epoch."""
+def losses(output: Path, *overrides: str) -> list[float]:
     (run,) = fedkd.distill(None, *SMALL, "distiller={name}", *overrides, searchpath=str(Path(__file__).parent), output=str(output))
     return run.metrics["test_loss"].tolist()
 
 
 def test_the_weight_changes_the_student(tmp_path: Path) -> None:
-    """The term reaches the gradient."""
-    assert accuracies(tmp_path, "distiller.weight=0.0") != accuracies(tmp_path, "distiller.weight=1.0")
+    assert losses(tmp_path, "distiller.weight=0.0") != losses(tmp_path, "distiller.weight=1.0")
 '''
 
 TEMPLATES = {
-    "strategy": (STRATEGY, STRATEGY_YAML, STRATEGY_TEST),
-    "model": (MODEL, MODEL_YAML, MODEL_TEST),
-    "partition": (PARTITION, PARTITION_YAML, PARTITION_TEST),
-    "data": (DATA, DATA_YAML, DATA_TEST),
+    "strategy": (STRATEGY, STRATEGY_YAML, STRATEGY_TEST), "model": (MODEL, MODEL_YAML, MODEL_TEST),
+    "partition": (PARTITION, PARTITION_YAML, PARTITION_TEST), "data": (DATA, DATA_YAML, DATA_TEST),
     "distiller": (DISTILLER, DISTILLER_YAML, DISTILLER_TEST),
-}
+}  # fmt: skip
 """By kind: the module, the yaml, the test."""
 
 
@@ -412,9 +389,10 @@ def write(kind: str, path: Path) -> list[Path]:
 
 def _check_name(kind: str, name: str, folder: Path) -> None:
     """Refuse names that Python or Hydra would resolve to something else."""
-    rule = "must be <folder>/<name>, the name of small letters, digits and underscores"
     if folder == Path() or not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith("_"):
-        raise ConfigError(f"name {rule}, got {str(folder / name)!r}; for example mylab/fedmax")
+        raise ConfigError(
+            f"name must be <folder>/<name> in small letters, digits and underscores, got {str(folder / name)!r}; try mylab/fedmax"
+        )
     if (CONF / kind / f"{name}.yaml").exists():
         raise ConfigError(f"name must not be that of an option of fedkd's, got {name!r}; 'fedkd describe {kind}' lists them")
     if (found := importlib.util.find_spec(name)) is not None and found.origin != str((folder / f"{name}.py").absolute()):

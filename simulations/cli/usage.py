@@ -1,13 +1,15 @@
-"""Click commands as processes: usage errors in one line, exit codes, and readers that go away."""
+"""Usage errors in one line: of click, and of words that click leaves to Hydra."""
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
 
+from fedkd.errors import ConfigError
 from simulations.cli.exit_codes import OK, WRONG
+from simulations.overrides import nearest
 
 
 def run_command(main: Callable[..., Any], arguments: Sequence[str] | None, program: str, **extra: Any) -> int:
@@ -33,3 +35,21 @@ def run_command(main: Callable[..., Any], arguments: Sequence[str] | None, progr
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     return code if isinstance(code, int) else OK
+
+
+def check_words(words: Sequence[str], flags: Iterable[str]) -> None:
+    """Refuse words that are neither KEY=VALUE nor one of Hydra's ``~group``.
+
+    Args:
+        words: those that click has left.
+        flags: the options of the command, for the nearest name.
+
+    Raises:
+        ConfigError: naming the word.
+    """
+    for word in words:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            raise ConfigError(f"an option must be one of the command's, got {name!r}{nearest(name, flags)}")
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"a word must be KEY=VALUE, got {word!r}")
