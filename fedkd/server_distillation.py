@@ -32,7 +32,7 @@ class ServerDistillation(Strategy):
             else {}
         )
 
-    def need_images(self, generator: Callable[..., Any]) -> None:
+    def require_image_generator(self, generator: Callable[..., Any]) -> None:
         """Refuse a generator that makes anything else."""
         makes = getattr(getattr(generator, "func", generator), "makes", "images")
         require(makes == "images", "generator", "must make images (image_conv)", makes)

@@ -22,7 +22,7 @@ from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, load
-from fedkd.training.loop import Fitted, LossFunction, fit
+from fedkd.training.loop import FitResult, LossFunction, fit
 from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
 
@@ -222,7 +222,7 @@ class Strategy(ServerLoop):
         )
 
     def _conclude(
-        self, client: Client, num_steps: int, fitted: Fitted, broadcast: State, client_state: State, server_round: int
+        self, client: Client, num_steps: int, fitted: FitResult, broadcast: State, client_state: State, server_round: int
     ) -> tuple[Update, State]:
         """After the loop: what the client sends, and the memory it keeps."""
         sent, kept = self.client_update(client, fitted.tensors, fitted.sums, broadcast, client_state)

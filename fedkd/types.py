@@ -27,7 +27,7 @@ Metrics = dict[str, Tensor]
 class Task:
     """What is to be learnt: images of one ``shape`` (channels, height, width) into ``num_classes`` classes.
 
-    Networks see ``(pixel - mean) / std`` of pixels 0..brightest; mean and std are per channel, or one for all.
+    Networks see ``(pixel - mean) / std`` of pixels 0..max_pixel; mean and std are per channel, or one for all.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Task:
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    brightest: float = 1.0
+    max_pixel: float = 1.0
     """The pixel of full brightness: 1, but 255 where bytes are kept as they are (``scale`` 1)."""
 
 
@@ -89,7 +89,7 @@ class Examples:
 
     def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The images at ``index`` (any shape) as floats."""
-        return self.normalise(self.gather(self.where(index)), dtype)
+        return self.normalize(self.gather(self.where(index)), dtype)
 
     def gather(self, places: Tensor) -> Tensor:
         """The images as they are stored at ``places`` in ``x`` (any shape): whole images are copied, several times faster than ``x[places]``."""
@@ -99,14 +99,14 @@ class Examples:
         """The places in ``x`` of the examples at ``index`` (any shape)."""
         return index if self.rows is None else self.rows[index]
 
-    def normalise(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
+    def normalize(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Images as they are stored, [..., channels, height, width], as floats: ``(x / scale - mean) / std``."""
         x = stored.to(dtype, copy=True)
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
 
-    def unlabelled(self) -> "Examples":
+    def without_labels(self) -> "Examples":
         """The same images, whose labels are all 0."""
         return replace(self, y=torch.zeros_like(self.y))
 

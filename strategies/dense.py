@@ -95,7 +95,7 @@ class Dense(ServerDistillation):
         require(
             self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps
         )
-        self.need_images(self.generator)
+        self.require_image_generator(self.generator)
         self.synthesis = Synthesis(
             self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv
         )  # fmt: skip

@@ -13,14 +13,14 @@ from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import distances, diversity
+from fedkd.losses.diversity import noise_distances, diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
 from fedkd.server_distillation import ServerDistillation
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.training.loop import fit
-from fedkd.training.optimizers import OptimizerFactory, scaled
+from fedkd.training.optimizers import OptimizerFactory, scale_lr
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 
@@ -95,7 +95,7 @@ class FedFTG(ServerDistillation):
         for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 < self.student_lr_decay <= 1, "student_lr_decay", "must be in (0, 1] (1 is no decay)", self.student_lr_decay)
-        self.need_images(self.generator)
+        self.require_image_generator(self.generator)
 
     # ------------------------------------------------------------------------------------------- client side
     def client_update(
@@ -145,7 +145,7 @@ class FedFTG(ServerDistillation):
         module = workspace(self.generator, server.task).to(server.device, server.dtype)
         fitted = fit(
             module, state["generator"],
-            Batches(y, None, None, server.dtype, {"noise": noise, "distances": distances(noise), "place": place}),
+            Batches(y, None, None, server.dtype, {"noise": noise, "distances": noise_distances(noise), "place": place}),
             partial(self.generator_loss, network=server.model), self.generator_optimizer, shared={**fixed, "student": state["model"]},
             optimizer_state=state.get("generator_optimizer"),
         )  # fmt: skip
@@ -184,7 +184,7 @@ class FedFTG(ServerDistillation):
         factor = self.student_lr_decay ** (server_round - 1)
         fitted = fit(
             server.model, state["model"], Batches(y, None, None, server.dtype, {"image": x, "target": target}), self.distillation,
-            scaled(self.student_optimizer, factor), optimizer_state=optimizer,
+            scale_lr(self.student_optimizer, factor), optimizer_state=optimizer,
         )  # fmt: skip
         return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.sums["loss"] / self.student_steps
 

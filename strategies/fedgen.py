@@ -13,16 +13,16 @@ from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import distances, diversity
+from fedkd.losses.diversity import noise_distances, diversity
 from fedkd.losses.kl import kl_divergence
-from fedkd.models.ensemble import logits_of
+from fedkd.models.ensemble import stacked_head_logits
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, snapshot, submodule_tensors
 from fedkd.training.loop import fit
-from fedkd.training.optimizers import OptimizerFactory, scaled
+from fedkd.training.optimizers import OptimizerFactory, scale_lr
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 
@@ -226,9 +226,9 @@ class FedGen(Strategy):
             examples = torch.tensor(sizes, dtype=server.dtype, device=server.device)
             shares = (examples / examples.sum())[:, None].expand_as(shares)
         stacked = {key: torch.stack([head[key] for head in heads]) for key in heads[0]}
-        optimizer = scaled(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
+        optimizer = scale_lr(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
         fitted = fit(
-            module, state["generator"], Batches(y, drawn={"noise": noise, "distances": distances(noise)}),
+            module, state["generator"], Batches(y, drawn={"noise": noise, "distances": noise_distances(noise)}),
             partial(self.generator_loss, head=server.model.head), optimizer, shared={"heads": stacked, "labels": {"shares": shares}},
             optimizer_state=None if self.fresh_optimizer else state.get("generator_optimizer"),
         )  # fmt: skip
@@ -240,7 +240,7 @@ class FedGen(Strategy):
     ) -> tuple[Tensor, Metrics]:
         """The generator's equation. With ``loss_of_mean`` the first term is ``CE(sum_k W_k h_k(G(y)), y)``."""
         z = model(batch.noise, batch.y)
-        logits = logits_of(head, broadcast["heads"], z)  # [K, B, C]
+        logits = stacked_head_logits(head, broadcast["heads"], z)  # [K, B, C]
         weights = self.head_weights(broadcast["labels"]["shares"][:, batch.y])  # [K, B]
         if self.ensemble_loss == "sum_of_losses":
             teacher = (weights * cross_entropy(logits, batch.y.expand(len(logits), -1))).sum(0).mean()

@@ -51,6 +51,6 @@ class Augmentation:
         return torch.where(inside[:, None], moved, black[:, None, None])
 
 
-def black(data: Examples, dtype: torch.dtype) -> Tensor:  # [C]
+def black_pixel(data: Examples, dtype: torch.dtype) -> Tensor:  # [C]
     """The value that a black pixel has for networks."""
     return torch.tensor([-mean / std for mean, std in zip(data.mean, data.std)], dtype=dtype, device=data.y.device)

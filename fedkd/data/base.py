@@ -46,26 +46,26 @@ DECODER_ERRORS = (
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
+def decoder_errors(where: str) -> Iterator[None]:
     """Turn whatever a decoder says of a broken file into a ``ValueError`` that names it."""
     try:
         yield
     except DECODER_ERRORS as error:
-        raise damaged(where, f"{type(error).__name__}: {error}") from error
+        raise damaged_file(where, f"{type(error).__name__}: {error}") from error
 
 
-def damaged(where: str, why: str) -> ValueError:
+def damaged_file(where: str, why: str) -> ValueError:
     """The error for a file that is there but cannot be read."""
     return ValueError(f"root must hold intact files, got a damaged one: {where} ({why}); replace it by an intact copy")
 
 
-def pixels(image: Image.Image, channels: int, size: Sequence[int] | None, where: str) -> np.ndarray:  # [channels, height, width]
+def to_array(image: Image.Image, channels: int, size: Sequence[int] | None, where: str) -> np.ndarray:  # [channels, height, width]
     """An image as bytes, converted to ``channels`` and resized (bicubic, without keeping proportions) to ``size`` (height, width).
 
     Raises:
         ConfigError: naming ``where``, when the image is damaged or holds more than 8 bits a channel.
     """
-    with reading(where):
+    with decoder_errors(where):
         image.load()
     require(image.mode not in DEEP_MODES, where, "must hold 8 bits a channel", image.mode)
     image = image if image.mode == MODES[channels] else image.convert(MODES[channels])
@@ -75,7 +75,7 @@ def pixels(image: Image.Image, channels: int, size: Sequence[int] | None, where:
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def fill(
+def fill_arrays(
     new: Allocate, part: str, num_examples: int, examples: Iterable[tuple[np.ndarray, int]], num_classes: int | None, where: str
 ) -> np.ndarray:  # [N]
     """Allocate and fill ``<part>_x`` [N, channels, height, width] and ``<part>_y`` [N]; gives the labels.
@@ -100,7 +100,7 @@ def fill(
         if image.shape != x.shape[1:]:
             raise ConfigError(f"{where}: images must have one shape, {x.shape[1:]} as the first, got {image.shape} at {i}; set data.size")
         if not 0 <= label < limit:
-            raise damaged(where, f"labels must be in 0..{limit - 1}, got {label} at position {i}")
+            raise damaged_file(where, f"labels must be in 0..{limit - 1}, got {label} at position {i}")
         x[i], y[i] = image, label
     return y
 
@@ -167,7 +167,7 @@ class DataSource(ABC):
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
         """Task, training and test examples; decoded on the first call on a machine, memory-mapped on every later one."""
-        content = cache.load(self.cache, self.name, self._key(), self.decode)
+        content = cache.load_content(self.cache, self.name, self._key(), self.decode)
         train, test = self._examples(content, "train"), self._examples(content, "test")
         require(
             train.x.shape[1:] == test.x.shape[1:],
@@ -202,7 +202,7 @@ class DataSource(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resized(DataSource):
+class ResizedSource(DataSource):
     """A source whose images may be of any size and colour until they are decoded.
 
     Args:

@@ -69,7 +69,7 @@ class _Damaged(Exception):
     """Why an entry cannot be trusted."""
 
 
-def directory(cache: str | None) -> Path:
+def cache_directory(cache: str | None) -> Path:
     """Where entries stand: ``cache``, or ``$XDG_CACHE_HOME/fedkd``, or ``~/.cache/fedkd``. Created if it is missing.
 
     Raises:
@@ -77,13 +77,13 @@ def directory(cache: str | None) -> Path:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
     path = Path(cache).expanduser().absolute() if cache else home
-    with writing(path):
+    with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn a failure to write at ``path`` into the error of a user who chose the wrong directory."""
     try:
         yield
@@ -94,10 +94,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock(directory: Path, name: str) -> Iterator[None]:
+def process_lock(directory: Path, name: str) -> Iterator[None]:
     """Let one process of this machine into the block at a time."""
     guard = FileLock(directory / f"{name}.lock")
-    with writing(directory):
+    with write_errors(directory):
         try:
             guard.acquire(timeout=0)
         except Timeout:
@@ -109,7 +109,7 @@ def lock(directory: Path, name: str) -> Iterator[None]:
         guard.release()
 
 
-def load(cache: str | None, name: str, key: Mapping[str, object], decode: Decode) -> Content:
+def load_content(cache: str | None, name: str, key: Mapping[str, object], decode: Decode) -> Content:
     """The content that ``key`` stands for: read from the cache, decoded into it first if need be.
 
     Args:
@@ -121,11 +121,11 @@ def load(cache: str | None, name: str, key: Mapping[str, object], decode: Decode
     Raises:
         ConfigError: naming ``cache`` when it cannot be written; and what ``decode`` raises.
     """
-    root = directory(cache)
+    root = cache_directory(cache)
     entry = root / f"{name}-{json_digest({'format': FORMAT, **key})}"
     content = _attempt(entry)
     if content is None:
-        with lock(root, entry.name):
+        with process_lock(root, entry.name):
             content = _attempt(entry)  # another process may have built it while this one waited
             if content is None:
                 _build(entry, decode)
@@ -178,11 +178,11 @@ def _build(entry: Path, decode: Decode) -> None:
         shutil.rmtree(orphan, ignore_errors=True)
     temporary = entry.parent / f".{entry.name}.{os.getpid()}"
     try:
-        with writing(entry.parent):
+        with write_errors(entry.parent):
             temporary.mkdir()
         arrays: dict[str, np.ndarray] = {}
         class_names = decode(lambda name, shape, dtype: arrays.setdefault(name, _allocate(temporary / f"{name}.npy", shape, dtype)))
-        with writing(entry.parent):
+        with write_errors(entry.parent):
             _finish(temporary, arrays, class_names)
             shutil.rmtree(entry, ignore_errors=True)  # a damaged one; whoever has it open keeps its pages
             temporary.rename(entry)
@@ -192,7 +192,7 @@ def _build(entry: Path, decode: Decode) -> None:
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """A new array on disk whose blocks are reserved: a full disk is an error here instead of a crash on writing."""
-    with writing(path.parent):
+    with write_errors(path.parent):
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):
             with path.open("r+b") as file:

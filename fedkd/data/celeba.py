@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torchvision.datasets
 from torchvision.datasets import VisionDataset
 
-from fedkd.data.torchvision_base import Vision
+from fedkd.data.torchvision_base import TorchvisionSource
 from fedkd.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class CelebA(Vision):
+class CelebA(TorchvisionSource):
     """Faces: 162,770 and 19,962 colour images; two classes, without the attribute (0) and with it (1).
 
     FedGen resizes to 84x84, keeps the values 0..255 as they are (scale 1) and asks for ``Smiling``. It deals out the celebrities

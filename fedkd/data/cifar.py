@@ -7,11 +7,11 @@ from typing import ClassVar
 import torchvision.datasets
 from torchvision.datasets import VisionDataset
 
-from fedkd.data.torchvision_base import Vision
+from fedkd.data.torchvision_base import TorchvisionSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(Vision):
+class CIFAR10(TorchvisionSource):
     """50,000 and 10,000 colour images of 32x32 pixels, 10 classes."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.CIFAR10

@@ -14,7 +14,7 @@ from fedkd.errors import require
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition
 
-CHUNK = 4096
+CHUNK_SIZE = 4096
 """Images that are computed at once, as floats."""
 
 
@@ -56,10 +56,10 @@ def apply_views(shards: Sequence[Examples], views: Sequence[ClientView], full: f
     device, shape = shards[0].x.device, shards[0].x.shape[1:]
     storage = torch.empty((sum(map(len, shards)), *shape), dtype=torch.uint8)
     places = torch.arange(len(storage)).split([len(shard) for shard in shards])
-    with one_thread():
+    with single_thread():
         for client, (shard, view, place) in enumerate(zip(shards, views, places)):
             random = (seed / client / name).torch()
-            for part in torch.arange(len(shard)).split(CHUNK):
+            for part in torch.arange(len(shard)).split(CHUNK_SIZE):
                 storage[place[part]] = apply_view(view, shard.gather(shard.where(part.to(device))).cpu(), full, random)
     storage = storage.to(device)
     return [replace(shard, x=storage, rows=place.to(device)) for shard, place in zip(shards, places)]
@@ -82,7 +82,7 @@ def apply_view(view: ClientView, stored: Tensor, full: float, random: torch.Gene
     if angle := view.rotation + view.domain:
         x = functional.rotate(x, angle, InterpolationMode.BILINEAR)
     if view.blur:
-        rows, columns = (blurring(side, view.blur) for side in x.shape[-2:])
+        rows, columns = (blur_matrix(side, view.blur) for side in x.shape[-2:])
         x = rows @ x @ columns.T
     if view.brightness != 1:
         x = functional.adjust_brightness(x, view.brightness)
@@ -95,7 +95,7 @@ def apply_view(view: ClientView, stored: Tensor, full: float, random: torch.Gene
     return (x * full).round_().clamp_(0, full).to(torch.uint8)
 
 
-def blurring(side: int, deviation: float) -> Tensor:  # [side, side]
+def blur_matrix(side: int, deviation: float) -> Tensor:  # [side, side]
     """A Gaussian blur along one axis of ``side`` pixels, three standard deviations wide to each hand, as a matrix: far faster than a convolution."""
     from torchvision.transforms.v2 import functional
 
@@ -109,7 +109,7 @@ def full_scale(examples: Examples) -> float:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """One thread within the block: on their number hangs which algorithm torch takes for a product, and so the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

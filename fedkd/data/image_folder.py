@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedkd.data.base import Resized, fill, pixels, reading
+from fedkd.data.base import ResizedSource, fill_arrays, to_array, decoder_errors
 from fedkd.data.cache import Allocate
 from fedkd.errors import require
 
@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(Resized):
+class ImageFolder(ResizedSource):
     """Classes are the folders in ``root/train``, in alphabetical order; files of other kinds and hidden ones are passed over."""
 
     @property
@@ -30,7 +30,7 @@ class ImageFolder(Resized):
         for part in ("train", "test"):
             by_class = self._by_class(part)
             num_examples = sum(map(len, by_class.values()))
-            fill(new, part, num_examples, self._examples_of(by_class, class_names), len(class_names), str(self.folder / part))
+            fill_arrays(new, part, num_examples, self._examples_of(by_class, class_names), len(class_names), str(self.folder / part))
         return class_names
 
     def _by_class(self, part: str) -> dict[str, list[Path]]:
@@ -52,6 +52,6 @@ class ImageFolder(Resized):
     def _examples_of(self, by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
         for name, paths in by_class.items():
             for path in paths:
-                with reading(str(path)), Image.open(path) as image:
+                with decoder_errors(str(path)), Image.open(path) as image:
                     image.load()
-                yield pixels(image, self.channels, self.size, str(path)), class_names.index(name)
+                yield to_array(image, self.channels, self.size, str(path)), class_names.index(name)

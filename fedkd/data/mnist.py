@@ -9,23 +9,23 @@ import torchvision.datasets
 from PIL import Image
 from torchvision.datasets import VisionDataset
 
-from fedkd.data.base import damaged, reading
-from fedkd.data.torchvision_base import Vision
+from fedkd.data.base import damaged_file, decoder_errors
+from fedkd.data.torchvision_base import TorchvisionSource
 from fedkd.errors import require
 
 
 def check_idx(path: Path) -> None:
     """An IDX file of bytes is as long as its header promises; else a ``ValueError`` names it."""
-    with reading(str(path)), path.open("rb") as file:
+    with decoder_errors(str(path)), path.open("rb") as file:
         head = file.read(16)
     num_dimensions = head[3] if len(head) >= 8 and head[:3] == b"\x00\x00\x08" else 0
     sizes = [int.from_bytes(head[4 * d + 4 : 4 * d + 8], "big") for d in range(num_dimensions)]
     if not 1 <= num_dimensions <= 3 or path.stat().st_size != 4 + 4 * num_dimensions + int(np.prod(sizes)):
-        raise damaged(str(path), f"it holds {path.stat().st_size} bytes, and its header promises images or labels of sizes {sizes}")
+        raise damaged_file(str(path), f"it holds {path.stat().st_size} bytes, and its header promises images or labels of sizes {sizes}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNIST(Vision):
+class MNIST(TorchvisionSource):
     """Handwritten digits: 60,000 and 10,000 grey images of 28x28 pixels, 10 classes."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.MNIST
@@ -47,7 +47,7 @@ class FashionMNIST(MNIST):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMNIST(Vision):
+class EMNIST(TorchvisionSource):
     """Handwritten letters and digits, grey, 28x28 pixels, turned upright (the files hold them transposed).
 
     Args:

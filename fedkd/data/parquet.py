@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fedkd.data.base import Resized, damaged, fill, pixels, reading
+from fedkd.data.base import ResizedSource, damaged_file, fill_arrays, to_array, decoder_errors
 from fedkd.data.cache import Allocate
 from fedkd.errors import require
 
@@ -19,7 +19,7 @@ BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(Resized):
+class Parquet(ResizedSource):
     """A column of encoded images (PNG, JPEG, ...) and a column of whole-numbered labels.
 
     Args:
@@ -51,14 +51,14 @@ class Parquet(Resized):
         train, test = self.files()
         with self._open(train) as file:
             names = self._class_names(file.schema_arrow)
-            labels = fill(new, "train", file.metadata.num_rows, self._rows(file, train), len(names) or None, str(train))
+            labels = fill_arrays(new, "train", file.metadata.num_rows, self._rows(file, train), len(names) or None, str(train))
         with self._open(test) as file:
-            fill(new, "test", file.metadata.num_rows, self._rows(file, test), len(names) or int(labels.max()) + 1, str(test))
+            fill_arrays(new, "test", file.metadata.num_rows, self._rows(file, test), len(names) or int(labels.max()) + 1, str(test))
         return names
 
     def _open(self, path: Path) -> pq.ParquetFile:
         """A file of which the schema has the columns that are asked for."""
-        with reading(str(path)):
+        with decoder_errors(str(path)):
             file = pq.ParquetFile(path)
         schema = file.schema_arrow
         for parameter, column in (("image_column", self.image_column), ("label_column", self.label_column)):
@@ -75,10 +75,10 @@ class Parquet(Resized):
 
     def _rows(self, file: pq.ParquetFile, path: Path) -> Iterator[tuple[np.ndarray, int]]:
         row = 0
-        with reading(str(path)):
+        with decoder_errors(str(path)):
             batches = file.iter_batches(BATCH_ROWS, columns=[self.image_column, self.label_column])
         while True:
-            with reading(str(path)):
+            with decoder_errors(str(path)):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -87,14 +87,14 @@ class Parquet(Resized):
             for encoded, label in zip(images, labels):
                 where = f"{path}, row {row}"
                 if not encoded.is_valid or not label.is_valid:
-                    raise damaged(where, "the image or the label is null")
+                    raise damaged_file(where, "the image or the label is null")
                 yield self._decode(encoded.as_py(), where), label.as_py()
                 row += 1
 
     def _decode(self, encoded: bytes, where: str) -> np.ndarray:
-        with reading(where):
+        with decoder_errors(where):
             image = Image.open(io.BytesIO(encoded))
-        return pixels(image, self.channels, self.size, where)
+        return to_array(image, self.channels, self.size, where)
 
 
 def _bytes_type(kind: pa.DataType) -> pa.DataType:

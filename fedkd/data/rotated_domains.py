@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedkd.data.cache import content_digest
-from fedkd.data.client_shift import ClientView, apply_view, full_scale, one_thread
+from fedkd.data.client_shift import ClientView, apply_view, full_scale, single_thread
 from fedkd.errors import ConfigError, require
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
@@ -57,7 +57,7 @@ class RotatedDomains:
         full, x, y = full_scale(images), [], []
         for place, domain in enumerate(domains):
             index = order[(place if parts == len(domains) else domain) * size :][:size].sort().values
-            with one_thread():
+            with single_thread():
                 x.append(
                     apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.where(index)), full, torch.Generator())
                 )

@@ -6,13 +6,13 @@ from typing import ClassVar
 import torchvision.datasets
 from torchvision.datasets import VisionDataset
 
-from fedkd.data.torchvision_base import Vision
+from fedkd.data.torchvision_base import TorchvisionSource
 
 PARTS = {True: "train", False: "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SVHN(Vision):
+class SVHN(TorchvisionSource):
     """House numbers: 73,257 and 26,032 colour images of 32x32 pixels, 10 digits (the files' label 10 is digit 0)."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.SVHN

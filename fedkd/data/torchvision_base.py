@@ -12,13 +12,13 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.utils import check_integrity
 
 from fedkd.data import cache
-from fedkd.data.base import DataSource, check_size, damaged, fill, pixels, reading
+from fedkd.data.base import DataSource, check_size, damaged_file, fill_arrays, to_array, decoder_errors
 from fedkd.data.cache import Allocate
 from fedkd.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vision(DataSource):
+class TorchvisionSource(DataSource):
     """A data set of torchvision under ``root``, in torchvision's own layout.
 
     Args:
@@ -83,23 +83,23 @@ class Vision(DataSource):
     def decode(self, new: Allocate) -> tuple[str, ...]:
         sources = {train: self._intact(train) for train in (True, False)}  # before the hard work
         for train, where in sources.items():
-            with reading(where):
+            with decoder_errors(where):
                 dataset = self.open(train, download=False)
             names = self.class_names(dataset)
-            fill(new, "train" if train else "test", len(dataset), self._examples_of(dataset, where), len(names), where)
+            fill_arrays(new, "train" if train else "test", len(dataset), self._examples_of(dataset, where), len(names), where)
         return names
 
     def _examples_of(self, dataset: VisionDataset, where: str) -> Iterator[tuple[np.ndarray, int]]:
         for i in range(len(dataset)):
             origin = self.origin(dataset, i) or where
-            with reading(origin):
+            with decoder_errors(origin):
                 image, target = dataset[i]
-            yield pixels(self.upright(image), self.channels, self.size, origin), self.label(dataset, target)
+            yield to_array(self.upright(image), self.channels, self.size, origin), self.label(dataset, target)
 
     def _fetch(self) -> None:
         """Let torchvision download both parts, one process at a time."""
-        directory = cache.directory(self.cache)
-        with cache.lock(directory, f"download-{self.name}"):
+        directory = cache.cache_directory(self.cache)
+        with cache.process_lock(directory, f"download-{self.name}"):
             for train in (True, False):
                 try:
                     self.open(train, download=True)
@@ -114,9 +114,9 @@ class Vision(DataSource):
         required = self.required(train)
         for name, md5 in required.items():
             path = self.folder / name
-            with reading(str(path)):
+            with decoder_errors(str(path)):
                 intact = path.is_dir() or check_integrity(path, md5)
             if not intact:
-                raise damaged(str(path), "its MD5 is not the published one")
+                raise damaged_file(str(path), "its MD5 is not the published one")
             self.inspect(path)
         return ", ".join(str(self.folder / name) for name in required)

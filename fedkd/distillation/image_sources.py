@@ -107,7 +107,7 @@ class Public(ImageSource):
     def open(self, task: Task, train: Examples, seed: Seed) -> Examples:
         images = images_of(self.data, task)
         drawn = torch.randperm(len(images), generator=seed.torch())[: self.number].sort().values
-        return replace(images.subset(drawn).unlabelled().to(train.y.device), mean=train.mean, std=train.std)
+        return replace(images.subset(drawn).without_labels().to(train.y.device), mean=train.mean, std=train.std)
 
 
 @dataclass(frozen=True, kw_only=True)

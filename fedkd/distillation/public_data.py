@@ -127,7 +127,7 @@ class Noise:
 
     def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
         """The images; each is stretched over all bytes from black to full brightness."""
-        rng, brightest = (seed / "noise").numpy(), task.brightest * held.scale
+        rng, brightest = (seed / "noise").numpy(), task.max_pixel * held.scale
         sizes = [min(BLOCK, self.size - begin) for begin in range(0, self.size, BLOCK)]  # as doubles they would not all fit into memory
         x = np.concatenate([np.round(brightest * self.noise((size, *task.shape), rng)).astype(np.uint8) for size in sizes])
         y = torch.zeros(self.size, dtype=torch.int64)

@@ -8,14 +8,14 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from fedkd.data.augmentation import Augmentation, black
+from fedkd.data.augmentation import Augmentation, black_pixel
 from fedkd.distillation.image_sources import ImageSource, Teachers
 from fedkd.distillation.methods.base import Distiller, Steps, StudentModule
 from fedkd.errors import DivergedError
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
-from fedkd.training.loop import Execution, Fitted, fit
+from fedkd.training.loop import Execution, FitResult, fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, State, Task, Tensors
 
@@ -80,7 +80,7 @@ class Training:
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        self.black = black(self.scaling, self.dtype).to(next(self.learner.parameters()).device)
+        self.black = black_pixel(self.scaling, self.dtype).to(next(self.learner.parameters()).device)
 
     def epoch(self, progress: Progress) -> tuple[Progress, Metrics]:
         """One epoch more, and the mean of every term over its steps.
@@ -122,7 +122,7 @@ class Training:
         drawn = {name: value.to(index.device, self.dtype if value.is_floating_point() else value.dtype) for name, value in drawn.items()}
         return Batches(pool.y[index], index, pool, self.dtype, drawn)
 
-    def fit(self, progress: Progress, batches: Batches) -> Fitted:
+    def fit(self, progress: Progress, batches: Batches) -> FitResult:
         """Train from ``progress`` on these steps."""
         rates = [self.schedule[progress.epoch]] * len(batches)
         shared: State = {"teacher": self.taught, "images": {"black": self.black}}
@@ -186,4 +186,4 @@ def order(pool: Examples, random: torch.Generator) -> Tensor:  # [N]
 def members(network: nn.Module, taught: Tensors) -> tuple[nn.Module, list[Tensors]]:
     """The form and the tensors of each of the networks that a teacher is made of."""
     own = submodule_tensors(taught, "student")
-    return (network, [own]) if not hasattr(network, "parted") else network.parted(own)
+    return (network, [own]) if not hasattr(network, "parted") else network.split_members(own)

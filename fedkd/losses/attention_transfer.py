@@ -4,12 +4,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.errors import require
-from fedkd.tensor_ops import unit, wide
+from fedkd.tensor_ops import unit_rows, at_least_float32
 
 
-def attention(features: Tensor, power: float = 2.0) -> Tensor:  # [B, channels, H, W] -> [B, H * W]
+def attention_map(features: Tensor, power: float = 2.0) -> Tensor:  # [B, channels, H, W] -> [B, H * W]
     """``normalise_2(flatten(mean_c |F_c|^p))``: one map an example, of length one; a map of zeros stays one."""
-    return unit(wide(features).abs().pow(power).mean(1).flatten(1))
+    return unit_rows(at_least_float32(features).abs().pow(power).mean(1).flatten(1))
 
 
 def attention_transfer(teacher: Tensor, student: Tensor, power: float = 2.0) -> Tensor:  # [B, channels, H, W] x 2 -> [B]
@@ -28,10 +28,10 @@ def attention_transfer(teacher: Tensor, student: Tensor, power: float = 2.0) -> 
     """
     require(power >= 1, "power", "must be >= 1 (2 is the paper's)", power)
     size = tuple(map(min, teacher.shape[-2:], student.shape[-2:]))
-    one, other = (attention(pooled(features, size), power) for features in (teacher, student))
+    one, other = (attention_map(pool_to(features, size), power) for features in (teacher, student))
     return (one - other).square().mean(-1)
 
 
-def pooled(features: Tensor, size: tuple[int, int]) -> Tensor:  # [B, channels, H, W] -> [B, channels, h, w]
+def pool_to(features: Tensor, size: tuple[int, int]) -> Tensor:  # [B, channels, H, W] -> [B, channels, h, w]
     """Averages over patches, or the features themselves where they have that size."""
-    return features if features.shape[-2:] == size else F.adaptive_avg_pool2d(wide(features), size)
+    return features if features.shape[-2:] == size else F.adaptive_avg_pool2d(at_least_float32(features), size)

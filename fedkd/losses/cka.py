@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.tensor_ops import flat, gram
+from fedkd.tensor_ops import flatten_examples, gram_matrix
 
 
-def off_diagonal_centred(k: Tensor) -> Tensor:  # [n, n] -> [n, n]
+def center_off_diagonal(k: Tensor) -> Tensor:  # [n, n] -> [n, n]
     """The symmetric ``k`` without its diagonal, less what rows and columns have in common: every row's sum is zero."""
     n = k.shape[-1]
     require(n > 3, "batch_size", "must be > 3 for the unbiased HSIC, which divides by n - 3", n)
@@ -21,7 +21,7 @@ def off_diagonal_centred(k: Tensor) -> Tensor:  # [n, n] -> [n, n]
     return torch.where(itself, 0.0, k - rows[:, None] - rows + rows.sum() / (n - 1))
 
 
-def hsic1(k: Tensor, l: Tensor) -> Tensor:  # [n, n], [n, n] -> []
+def unbiased_hsic(k: Tensor, l: Tensor) -> Tensor:  # [n, n], [n, n] -> []
     """``1/(n(n-3)) (tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1)`` of Gram matrices whose diagonals are set to zero.
 
     The unbiased estimate of the Hilbert-Schmidt independence criterion (Song et al., JMLR 2012; in minibatches Nguyen, Raghu and
@@ -31,13 +31,13 @@ def hsic1(k: Tensor, l: Tensor) -> Tensor:  # [n, n], [n, n] -> []
         ConfigError: n <= 3.
     """
     n = k.shape[-1]
-    return (off_diagonal_centred(k) * off_diagonal_centred(l)).sum() / (n * (n - 3))
+    return (center_off_diagonal(k) * center_off_diagonal(l)).sum() / (n * (n - 3))
 
 
 def hsic_values(x: Tensor, y: Tensor) -> Tensor:  # [n, ...], [n, ...] -> [3]
     """``HSIC1(K, L), HSIC1(K, K), HSIC1(L, L)`` of linear kernels K, L of one minibatch: mean over minibatches, then :func:`cka`."""
-    k, l = (centred_gram(features) for features in (x, y))
-    return torch.stack([hsic1(k, l), hsic1(k, k), hsic1(l, l)])
+    k, l = (centered_gram(features) for features in (x, y))
+    return torch.stack([unbiased_hsic(k, l), unbiased_hsic(k, k), unbiased_hsic(l, l)])
 
 
 def cka(values: Tensor) -> Tensor:  # [..., 3] -> [...]
@@ -60,11 +60,11 @@ def unbiased_cka(x: Tensor, y: Tensor) -> Tensor:  # [n, ...], [n, ...] -> []
 def biased_cka(x: Tensor, y: Tensor) -> Tensor:  # [n, ...], [n, ...] -> []
     """``sum KcLc / (||Kc||_F ||Lc||_F)`` of centred Gram matrices (Kornblith et al., ICML 2019): towards 1 for features wider than
     the batch, related or not."""
-    k, l = (centred_gram(features) for features in (x, y))
+    k, l = (centered_gram(features) for features in (x, y))
     return cka(torch.stack([(k * l).sum(), k.square().sum(), l.square().sum()]))
 
 
-def centred_gram(x: Tensor) -> Tensor:  # [n, ...] -> [n, n]
+def centered_gram(x: Tensor) -> Tensor:  # [n, ...] -> [n, n]
     """Products of features less their mean; no measure here sees the mean, and rounding does."""
-    x = flat(x)
-    return gram(x - x.mean(0))
+    x = flatten_examples(x)
+    return gram_matrix(x - x.mean(0))

@@ -3,12 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd.tensor_ops import wide
+from fedkd.tensor_ops import at_least_float32
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:  # [..., C], [...] -> [...]
     """``-ln softmax(logits)[y]`` per example, any leading shape, in float32 at least."""
-    logits = wide(logits)
+    logits = at_least_float32(logits)
     if logits.dim() == 3:  # many heads: the kernel is fast where classes are not the last dimension
         return F.cross_entropy(logits.mT, y, reduction="none")
     return -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from fedkd.losses.kl import kl_divergence
-from fedkd.tensor_ops import wide
+from fedkd.tensor_ops import at_least_float32
 
 
-def two_sided(logits: Tensor, y: Tensor) -> Tensor:  # [B, C], [B] -> [B, 2]
+def binary_logits(logits: Tensor, y: Tensor) -> Tensor:  # [B, C], [B] -> [B, 2]
     """Logits of "the label" and "any other class": ``z_y`` and ``ln sum_{c != y} e^z_c``, whose softmax is ``(p_y, 1 - p_y)``."""
-    return torch.cat([logits.gather(-1, y[:, None]), not_true(logits, y).logsumexp(-1, keepdim=True)], -1)
+    return torch.cat([logits.gather(-1, y[:, None]), non_target_logits(logits, y).logsumexp(-1, keepdim=True)], -1)
 
 
 def target_class(teacher: Tensor, student: Tensor, y: Tensor, temperature: float = 1.0) -> Tensor:  # [B, C] x 2, [B] -> [B]
@@ -21,7 +21,7 @@ def target_class(teacher: Tensor, student: Tensor, y: Tensor, temperature: float
         y: labels.
         temperature: T > 0.
     """
-    one, other = (two_sided(wide(logits) / temperature, y) for logits in (teacher, student))
+    one, other = (binary_logits(at_least_float32(logits) / temperature, y) for logits in (teacher, student))
     return temperature**2 * kl_divergence(one, other)
 
 
@@ -31,7 +31,7 @@ def non_target_class(teacher: Tensor, student: Tensor, y: Tensor, temperature: f
     It is FedNTD's divergence. Plain distillation has it times ``1 - p_y``, next to nothing where the teacher is sure:
     ``T^2 KL(p || q) = TCKD + (1 - p_y) NCKD``, p_y at T.
     """
-    return not_true_divergence(wide(teacher), wide(student), y, temperature)
+    return not_true_divergence(at_least_float32(teacher), at_least_float32(student), y, temperature)
 
 
 def decoupled(
@@ -45,7 +45,7 @@ def decoupled(
     return target + beta * non_target_class(teacher, student, y, temperature)
 
 
-def not_true(logits: Tensor, y: Tensor) -> Tensor:  # [B, C], [B] -> [B, C-1]
+def non_target_logits(logits: Tensor, y: Tensor) -> Tensor:  # [B, C], [B] -> [B, C-1]
     """The logits of all classes but the label, in the order of classes."""
     others = torch.arange(logits.shape[-1] - 1, device=logits.device)
     return logits.gather(-1, others + (others >= y[:, None]))
@@ -63,4 +63,4 @@ def not_true_divergence(teacher: Tensor, student: Tensor, y: Tensor, temperature
         y: labels.
         temperature: T > 0.
     """
-    return kl_divergence(not_true(teacher, y), not_true(student, y), temperature)
+    return kl_divergence(non_target_logits(teacher, y), non_target_logits(student, y), temperature)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def distances(noise: Tensor) -> Tensor:  # [..., B, Z] -> [..., B, B]
+def noise_distances(noise: Tensor) -> Tensor:  # [..., B, Z] -> [..., B, B]
     """``mean (n_i - n_j)^2`` over the entries of noise, for all pairs of a batch: nothing that is trained, so it can be made ahead."""
     return (noise[..., :, None, :] - noise[..., None, :, :]).square().mean(-1)
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.tensor_ops import one_hot, wide
+from fedkd.tensor_ops import one_hot, at_least_float32
 
 
-def filtered(logits: Tensor, mask: Tensor) -> Tensor:  # [B, C], [B, C] bool -> [B, C]
+def filter_gradient(logits: Tensor, mask: Tensor) -> Tensor:  # [B, C], [B, C] bool -> [B, C]
     """``logits``, bit for bit, whose gradient is zero where ``mask`` is false."""
     return torch.where(mask, logits, logits.detach())
 
 
-def mask(
+def gradient_mask(
     name: str, teacher: Tensor, student: Tensor, y: Tensor, temperature: float = 1.0, threshold: float = 0.0
 ) -> Tensor:  # [B, C] x 2, [B] -> [B, C] bool
     """Which entries of a loss's gradient by the student's logits are kept.
@@ -39,7 +39,7 @@ def mask(
         threshold: of ``sym``.
     """
     require(name in FILTERS, "filter", f"must be one of {', '.join(FILTERS)}", name)
-    p, q = ((wide(logits) / temperature).softmax(-1) for logits in (teacher, student))
+    p, q = ((at_least_float32(logits) / temperature).softmax(-1) for logits in (teacher, student))
     label = one_hot(y, p.shape[-1]).bool()
     behind = q.gather(-1, y[:, None]) < p.gather(-1, y[:, None])  # [B, 1]
     right = teacher.argmax(-1, keepdim=True) == y[:, None]

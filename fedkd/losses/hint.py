@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.tensor_ops import flat
+from fedkd.tensor_ops import flatten_examples
 
 
 def hint(teacher: Tensor, student: Tensor) -> Tensor:  # [B, ...], [B, ...] -> [B]
@@ -17,4 +17,4 @@ def hint(teacher: Tensor, student: Tensor) -> Tensor:  # [B, ...], [B, ...] -> [
         student: features of the same shape.
     """
     require(teacher.shape == student.shape, "hint", f"must compare features of one shape, {tuple(teacher.shape)}", tuple(student.shape))
-    return (flat(teacher) - flat(student)).square().mean(-1)
+    return (flatten_examples(teacher) - flatten_examples(student)).square().mean(-1)

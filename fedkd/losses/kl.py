@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedkd.tensor_ops import wide
+from fedkd.tensor_ops import at_least_float32
 
 
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:  # [B, C], [B, C] -> [B]
@@ -13,7 +13,7 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) ->
         student: logits of the distribution that is to follow.
         temperature: T > 0; the factor T^2 keeps the gradient's scale.
     """
-    teacher, student = wide(teacher), wide(student)
+    teacher, student = at_least_float32(teacher), at_least_float32(student)
     if temperature != 1:
         return temperature**2 * kl_divergence(teacher / temperature, student / temperature)
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)

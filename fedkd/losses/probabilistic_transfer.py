@@ -8,33 +8,33 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.tensor_ops import flat, gram, unit
+from fedkd.tensor_ops import flatten_examples, gram_matrix, unit_rows
 
 
 def cosine(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``ln K, K = (cos(x_i, x_j) + 1) / 2``, 1e-6 added to lengths; with a row of zeros K is a half."""
-    return similar(x, 1e-6).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return shifted_cosine(x, 1e-6).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def student_t(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``ln K, K = 1 / (1 + d)``: of the distance, not of its square. K(x, x) is 1 / 1.001, see :func:`distances`."""
-    return -distances(x).log1p()
+    return -euclidean_distances(x).log1p()
 
 
 def rbf(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``ln K, K = exp(-d)``: of the distance, not of its square, at a width of one."""
-    return -distances(x)
+    return -euclidean_distances(x)
 
 
 def adaptive_rbf(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``ln K, K = exp(-d / s)``, s the mean of all B^2 distances, taken as a constant."""
-    d = distances(x)
+    d = euclidean_distances(x)
     return -d / d.detach().mean()
 
 
 def cauchy(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``ln K, K = 1 / (1 + d^2)``, at a width of one."""
-    return -distances(x).square().log1p()
+    return -euclidean_distances(x).square().log1p()
 
 
 KERNELS = {"cosine": cosine, "student_t": student_t, "rbf": rbf, "adaptive_rbf": adaptive_rbf, "cauchy": cauchy}
@@ -42,24 +42,24 @@ KERNELS = {"cosine": cosine, "student_t": student_t, "rbf": rbf, "adaptive_rbf":
 MIXTURES = {"combined": ("cosine", "student_t")}
 
 
-def similar(x: Tensor, eps: float) -> Tensor:  # [B, ...] -> [B, B]
+def shifted_cosine(x: Tensor, eps: float) -> Tensor:  # [B, ...] -> [B, B]
     """``(cos(x_i, x_j) + 1) / 2``, ``eps`` added to lengths."""
-    return (gram(unit(flat(x), eps)) + 1) / 2
+    return (gram_matrix(unit_rows(flatten_examples(x), eps)) + 1) / 2
 
 
-def distances(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
+def euclidean_distances(x: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``sqrt(||x_i - x_j||^2 + 1e-6)``, not divided by the number of features; the small number keeps the gradient finite at equality.
 
     From products of features less their mean, which a distance does not see and rounding does.
     """
-    x = flat(x)
-    products = gram(x - x.mean(0))
+    x = flatten_examples(x)
+    products = gram_matrix(x - x.mean(0))
     squares = products.diagonal(dim1=-2, dim2=-1)
     apart = (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0)
-    return (torch.where(same(apart), 0.0, apart) + 1e-6).sqrt()
+    return (torch.where(diagonal_mask(apart), 0.0, apart) + 1e-6).sqrt()
 
 
-def same(pairs: Tensor) -> Tensor:  # [B, B] -> [B, B]
+def diagonal_mask(pairs: Tensor) -> Tensor:  # [B, B] -> [B, B]
     """Which pairs are an example and itself."""
     index = torch.arange(pairs.shape[-1], device=pairs.device)
     return index[:, None] == index
@@ -70,7 +70,7 @@ def log_conditional(x: Tensor, kernel: str, diagonal: bool) -> Tensor:  # [B, ..
     require(kernel in KERNELS, "kernel", f"must be one of {', '.join(KERNELS)}", kernel)
     log_k = KERNELS[kernel](x)
     if not diagonal:
-        log_k = log_k.masked_fill(same(log_k), torch.finfo(log_k.dtype).min / 2)  # finite: 0 times their difference is 0
+        log_k = log_k.masked_fill(diagonal_mask(log_k), torch.finfo(log_k.dtype).min / 2)  # finite: 0 times their difference is 0
     return log_k.log_softmax(-1)
 
 
@@ -143,5 +143,5 @@ def cosine_knowledge_transfer(teacher: Tensor, student: Tensor) -> Tensor:  # [B
         teacher: embeddings; detach them where the teacher is not to learn.
         student: embeddings, of any width.
     """
-    p, q = (k / k.sum(-1, keepdim=True) for k in (similar(teacher, 1e-7), similar(student, 1e-7)))
+    p, q = (k / k.sum(-1, keepdim=True) for k in (shifted_cosine(teacher, 1e-7), shifted_cosine(student, 1e-7)))
     return (p * ((p + 1e-7).log() - (q + 1e-7).log())).mean(-1)

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from fedkd.tensor_ops import flat, gram, unit
+from fedkd.tensor_ops import flatten_examples, gram_matrix, unit_rows
 
 
-def similarities(features: Tensor) -> Tensor:  # [B, ...] -> [B, B]
+def normalized_similarities(features: Tensor) -> Tensor:  # [B, ...] -> [B, B]
     """``G_i = (Q Q^T)_i / ||(Q Q^T)_i||_2``, Q one row an example; an example whose features are zero has a row of zeros."""
-    return unit(gram(flat(features)))
+    return unit_rows(gram_matrix(flatten_examples(features)))
 
 
 def similarity_preserving(teacher: Tensor, student: Tensor) -> Tensor:  # [B, ...], [B, ...] -> [B]
@@ -23,4 +23,4 @@ def similarity_preserving(teacher: Tensor, student: Tensor) -> Tensor:  # [B, ..
         teacher: features, before any rectifier or after; detach them where the teacher is not to learn.
         student: features.
     """
-    return (similarities(teacher) - similarities(student)).square().mean(-1)
+    return (normalized_similarities(teacher) - normalized_similarities(student)).square().mean(-1)

@@ -48,7 +48,7 @@ def evaluate(
     for begin in range(0, len(examples), batch_size):
         part = slice(begin, begin + batch_size)
         y, stored = examples.y[part], examples.x[part] if examples.rows is None else examples.gather(examples.rows[part])
-        logits = model(examples.normalise(stored, dtype).contiguous(memory_format=torch.channels_last)).logits
+        logits = model(examples.normalize(stored, dtype).contiguous(memory_format=torch.channels_last)).logits
         total += torch.bincount(y, minlength=num_classes)
         correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
         losses.append(cross_entropy(logits, y).sum())

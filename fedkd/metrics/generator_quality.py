@@ -6,12 +6,12 @@ Everything is computed from the state and the updates of a finished round, with 
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
-NEIGHBOURS = 5
+NUM_NEIGHBORS = 5
 """k of the coverage, as in its paper."""
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
-def fidelity(said: np.ndarray, overall: np.ndarray | None, y: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
+def label_accuracy(said: np.ndarray, overall: np.ndarray | None, y: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
     """The share of generated examples whose label is read back, by class: each [C], NaN where nobody can say.
 
     Args:
@@ -48,7 +48,7 @@ def mean_where(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:  # [K, C],
     return np.where(number > 0, np.where(chosen, values, 0).sum(0) / np.maximum(number, 1), np.nan)
 
 
-def spreads(generated: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray], classes: int) -> dict[str, np.ndarray]:
+def diversity_and_coverage(generated: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray], classes: int) -> dict[str, np.ndarray]:
     """Diversity of generated and of real latents, and coverage, by class [C]; each argument is latents [N, D] with labels [N]."""
     pairs = [(generated[0][generated[1] == c], real[0][real[1] == c]) for c in range(classes)]
     return {
@@ -70,7 +70,7 @@ def coverage(real: np.ndarray, generated: np.ndarray) -> float:  # [N, D], [M, D
     class is met, a generator that has collapsed onto few of them meets few; as many points of the same distribution give
     1 - 2^-k = 0.97 on average. Here k = 5.
     """
-    if len(real) <= NEIGHBOURS or not len(generated):
+    if len(real) <= NUM_NEIGHBORS or not len(generated):
         return np.nan
-    radius = np.sort(cdist(real, real), axis=1)[:, NEIGHBOURS]  # the nearest is the point itself
+    radius = np.sort(cdist(real, real), axis=1)[:, NUM_NEIGHBORS]  # the nearest is the point itself
     return float((cdist(real, generated).min(1) <= radius).mean())

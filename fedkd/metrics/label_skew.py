@@ -13,7 +13,7 @@ def label_distance(counts: np.ndarray) -> float:  # [K, C]
     Args:
         counts: examples by client and class, >= 0.
     """
-    shares = np.sort(distributions(counts), axis=0)  # class by class: a sum over pairs is one over ranks
+    shares = np.sort(label_distributions(counts), axis=0)  # class by class: a sum over pairs is one over ranks
     number = len(shares)
     weights = 2 * np.arange(number) - (number - 1)
     pairs = max(number * (number - 1) / 2, 1)
@@ -26,12 +26,12 @@ def effective_classes(counts: np.ndarray) -> float:  # [K, C]
     Args:
         counts: examples by client and class, >= 0; clients without examples are left out.
     """
-    shares = distributions(counts)
+    shares = label_distributions(counts)
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     return float(np.exp(-(shares * logs).sum(axis=1)).mean())
 
 
-def distributions(counts: np.ndarray) -> np.ndarray:  # [K, C] -> [K', C]
+def label_distributions(counts: np.ndarray) -> np.ndarray:  # [K, C] -> [K', C]
     """The label distribution of every client that has examples.
 
     Raises:
@@ -43,7 +43,7 @@ def distributions(counts: np.ndarray) -> np.ndarray:  # [K, C] -> [K', C]
     return counts[sizes[:, 0] > 0] / sizes[sizes > 0][:, None]
 
 
-def description(counts: np.ndarray) -> str:  # [K, C]
+def describe_skew(counts: np.ndarray) -> str:  # [K, C]
     """``label distance 0.71, 2.3 effective classes, 12 to 310 examples``."""
     sizes = np.asarray(counts).sum(axis=1)
     extent = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"

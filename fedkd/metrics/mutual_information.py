@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fedkd.errors import require
 from fedkd.losses.probabilistic_transfer import KERNELS
-from fedkd.tensor_ops import flat, gram, one_hot
+from fedkd.tensor_ops import flatten_examples, gram_matrix, one_hot
 
 Estimator = Callable[[Tensor, Tensor, int], Tensor]
 
 
-NOISE = 1e-10
+MIN_COMPONENT_SHARE = 1e-10
 """Principal components with less than this share of a representation's sum of squares are rounding, not features."""
 
 
@@ -41,7 +41,7 @@ def quadratic_mutual_information(x: Tensor, y: Tensor, num_classes: int, *, kern
     k = KERNELS[kernel](x).exp()
     label = one_hot(y, num_classes).to(k.dtype)
     share = label.mean(0)  # [C]
-    weight = gram(label) + share.square().sum() - 2 * (label * share).sum(-1, keepdim=True)
+    weight = gram_matrix(label) + share.square().sum() - 2 * (label * share).sum(-1, keepdim=True)
     return (weight * k).mean()
 
 
@@ -77,14 +77,14 @@ def binned_mutual_information(
 
 def principal_components(x: Tensor, num_components: int) -> Tensor:  # [N, ...] -> [N, d]
     """The projections of most variance, d at most ``num_components``; those that are but rounding are zero."""
-    x = flat(x)
+    x = flatten_examples(x)
     total, x = x.square().sum(), x - x.mean(0)
     if x.shape[1] <= x.shape[0]:
-        scores = x @ torch.linalg.eigh(gram(x.mT)).eigenvectors.flip(-1)[:, :num_components]
+        scores = x @ torch.linalg.eigh(gram_matrix(x.mT)).eigenvectors.flip(-1)[:, :num_components]
     else:
-        values, vectors = torch.linalg.eigh(gram(x))
+        values, vectors = torch.linalg.eigh(gram_matrix(x))
         scores = (vectors * values.clamp_min(0).sqrt()).flip(-1)[:, :num_components]
-    return torch.where(scores.square().sum(0) > NOISE * total, scores, 0.0)
+    return torch.where(scores.square().sum(0) > MIN_COMPONENT_SHARE * total, scores, 0.0)
 
 
 def quantile_bins(scores: Tensor, num_bins: int) -> Tensor:  # [N, d] -> [N, d] int64

@@ -7,12 +7,12 @@ from fedkd.errors import require
 from fedkd.types import Tensors
 
 
-def norm(tensors: Tensors) -> Tensor:  # -> []
+def parameter_norm(tensors: Tensors) -> Tensor:  # -> []
     """``||w||_2`` of all entries together, in float64."""
     return torch.stack([value.detach().double().square().sum() for value in tensors.values()]).sum().sqrt()
 
 
-def distance(before: Tensors, after: Tensors) -> Tensor:  # -> []
+def parameter_distance(before: Tensors, after: Tensors) -> Tensor:  # -> []
     """``||after - before||_2`` over all parameters, in float64.
 
     Raises:
@@ -20,7 +20,7 @@ def distance(before: Tensors, after: Tensors) -> Tensor:  # -> []
     """
     unlike = sorted(before.keys() ^ after.keys()) or [key for key in before if before[key].shape != after[key].shape]
     require(not unlike, "distance", "must be between parameters of the same names and shapes", unlike)
-    return norm({key: after[key].double() - value.double() for key, value in before.items()})
+    return parameter_norm({key: after[key].double() - value.double() for key, value in before.items()})
 
 
 def parameter_path_length(length: float, before: Tensors, after: Tensors, first: Tensors) -> float:
@@ -34,6 +34,6 @@ def parameter_path_length(length: float, before: Tensors, after: Tensors, first:
         after: w_k.
         first: w_0, not all zero.
     """
-    whole = norm(first).item()
+    whole = parameter_norm(first).item()
     require(whole > 0, "travel", "must begin at parameters that are not all zero", whole)
-    return length + distance(before, after).item() / whole
+    return length + parameter_distance(before, after).item() / whole

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.tensor_ops import flat, unit
+from fedkd.tensor_ops import flatten_examples, unit_rows
 
 SIMILARITIES = ("cosine", "euclidean")
 
@@ -55,20 +55,20 @@ def retrieval(
     require(first >= 1, "first", "must be >= 1", first)
     require(batch_size >= 1, "batch_size", "must be >= 1", batch_size)
     require(len(labels) > 0 and len(query_labels) > 0, "retrieval", "must have a database and queries", (len(labels), len(query_labels)))
-    known, asked, every = prepared(database, similarity), prepared(queries, similarity), []
+    known, asked, every = prepare(database, similarity), prepare(queries, similarity), []
     for rows in torch.arange(len(asked), device=asked.device).split(batch_size):
-        relevant = labels[ranking(known, asked[rows], similarity)] == query_labels[rows, None]
-        every.append(scores(relevant, interp, first))
+        relevant = labels[rank_database(known, asked[rows], similarity)] == query_labels[rows, None]
+        every.append(query_scores(relevant, interp, first))
     return Retrieval(*torch.cat(every).mean(0).tolist())
 
 
-def prepared(x: Tensor, similarity: str) -> Tensor:  # [N, ...] -> [N, D]
+def prepare(x: Tensor, similarity: str) -> Tensor:  # [N, ...] -> [N, D]
     """In float64, so that near ones keep their order; of length one for ``cosine``."""
-    x = flat(x).double()
-    return unit(x) if similarity == "cosine" else x
+    x = flatten_examples(x).double()
+    return unit_rows(x) if similarity == "cosine" else x
 
 
-def ranking(known: Tensor, asked: Tensor, similarity: str) -> Tensor:  # [N, D], [b, D] -> [b, N]
+def rank_database(known: Tensor, asked: Tensor, similarity: str) -> Tensor:  # [N, D], [b, D] -> [b, N]
     """Places in the database, the most similar first, equals in the order of the database."""
     near = asked @ known.T
     if similarity == "euclidean":
@@ -76,7 +76,7 @@ def ranking(known: Tensor, asked: Tensor, similarity: str) -> Tensor:  # [N, D],
     return near.sort(dim=-1, descending=True, stable=True).indices
 
 
-def scores(relevant: Tensor, interp: str, first: int) -> Tensor:  # [b, N] bool -> [b, 3]
+def query_scores(relevant: Tensor, interp: str, first: int) -> Tensor:  # [b, N] bool -> [b, 3]
     """Average precision, precision among the ``first``, and that of the nearest, of each query of a batch."""
     found = relevant.double().cumsum(-1)
     plain = found / torch.arange(1, relevant.shape[-1] + 1, device=found.device)

@@ -43,14 +43,14 @@ class EnsembleModel(nn.Module):
     def forward(self, x: Tensor) -> Output:
         return Ensemble(list(self.members))(x)
 
-    def parted(self, tensors: Tensors) -> tuple[nn.Module, list[Tensors]]:
+    def split_members(self, tensors: Tensors) -> tuple[nn.Module, list[Tensors]]:
         """The members' form, and each one's share of ``tensors``."""
         each = [f"members.{number}." for number in range(len(self.members))]
         parts = [{key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)} for prefix in each]
         return self.members[0], parts
 
 
-def logits_of(head: nn.Module, heads: Tensors, z: Tensor) -> Tensor:  # [K, ...], [B, D] -> [K, B, C]
+def stacked_head_logits(head: nn.Module, heads: Tensors, z: Tensor) -> Tensor:  # [K, ...], [B, D] -> [K, B, C]
     """What K heads, stacked, say of the same embeddings; linear heads as one product."""
     if type(head) is nn.Linear and head.bias is not None:
         products = heads["weight"].flatten(0, 1) @ z.mT + heads["bias"].flatten()[:, None]  # [K*C, B]

@@ -41,7 +41,7 @@ class ImageConv(nn.Module):
     """``G(noise [B, noise_size], y [B]) -> images [B, channels, height, width]`` as networks see them.
 
     A linear layer to maps of a quarter of height and width, then twice: enlarge to twice the size, 3x3 convolution, BatchNorm, leaky ReLU; a last
-    convolution and a sigmoid give pixels 0..brightest, which are scaled as the task's images are. Sizes are rounded up, so images may be of any.
+    convolution and a sigmoid give pixels 0..max_pixel, which are scaled as the task's images are. Sizes are rounded up, so images may be of any.
 
     Args:
         task: gives the images' shape and scaling, and the number of classes.
@@ -57,7 +57,7 @@ class ImageConv(nn.Module):
         require(noise_size > 0, "noise_size", "must be > 0", noise_size)
         super().__init__()
         channels, height, width_of = task.shape
-        self.num_classes, self.noise_size, self.conditional, self.brightest = task.num_classes, noise_size, conditional, task.brightest
+        self.num_classes, self.noise_size, self.conditional, self.max_pixel = task.num_classes, noise_size, conditional, task.max_pixel
         self.sizes = [(-(-height // part), -(-width_of // part)) for part in (4, 2, 1)]
         first = self.sizes[0]
         self.project = nn.Linear(noise_size + task.num_classes * conditional, 2 * width * first[0] * first[1])
@@ -75,4 +75,4 @@ class ImageConv(nn.Module):
         x = self.begin(self.project(given).unflatten(1, (self.begin.num_features, *self.sizes[0])))
         for stage, size in zip(self.stages, self.sizes[1:]):
             x = stage(F.interpolate(x, size))
-        return (self.brightest * torch.sigmoid(self.end(x)) - self.mean) / self.std
+        return (self.max_pixel * torch.sigmoid(self.end(x)) - self.mean) / self.std

@@ -14,12 +14,12 @@ class GlobalAveragePool(nn.Module):
         return x.mean((2, 3))
 
 
-def convolved(before: int, width: int, size: int, *, stride: int, groups: int) -> list[nn.Module]:
+def conv_batchnorm(before: int, width: int, size: int, *, stride: int, groups: int) -> list[nn.Module]:
     """A convolution without bias that keeps the image's size but for ``stride``, and BatchNorm."""
     return [nn.Conv2d(before, width, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(width)]
 
 
-def fan_out(module: Module) -> Module:
+def init_fan_out(module: Module) -> Module:
     """``module`` itself, its convolutions as He et al. 2015 begin: normal, variance 2 / (kernel's area x channels out); biases 0.
 
     Channels out are all of them, whatever the groups.
@@ -32,7 +32,7 @@ def fan_out(module: Module) -> Module:
     return module
 
 
-def small(linear: nn.Linear) -> nn.Linear:
+def init_small(linear: nn.Linear) -> nn.Linear:
     """``linear`` itself, its weights normal with deviation 0.01, its biases 0."""
     nn.init.trunc_normal_(linear.weight, std=0.01)  # cut off at 2, which is 200 deviations away
     nn.init.zeros_(linear.bias)

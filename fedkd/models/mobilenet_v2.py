@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import require
 from fedkd.models.base import Classifier
-from fedkd.models.layers import GlobalAveragePool, convolved, fan_out, small
+from fedkd.models.layers import GlobalAveragePool, conv_batchnorm, init_fan_out, init_small
 from fedkd.types import Task
 
 STAGES = ([(24, 2, 1)], [(32, 3, 2)], [(64, 4, 2), (96, 3, 1)], [(160, 3, 2), (320, 1, 1)])
@@ -27,9 +27,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = before * expansion
         self.residual = nn.Sequential(
-            *convolved(before, inner, 1, stride=1, groups=1), nn.ReLU(),
-            *convolved(inner, inner, 3, stride=stride, groups=inner), nn.ReLU(),
-            *convolved(inner, width, 1, stride=1, groups=1),
+            *conv_batchnorm(before, inner, 1, stride=1, groups=1), nn.ReLU(),
+            *conv_batchnorm(inner, inner, 3, stride=stride, groups=inner), nn.ReLU(),
+            *conv_batchnorm(inner, width, 1, stride=1, groups=1),
         )  # fmt: skip
         self.same = stride == 1 and before == width
 
@@ -37,7 +37,7 @@ class InvertedResidual(nn.Module):
         return x + self.residual(x) if self.same else self.residual(x)
 
 
-def row(before: int, width: int, blocks: int, stride: int, expansion: int) -> list[nn.Module]:
+def residual_row(before: int, width: int, blocks: int, stride: int, expansion: int) -> list[nn.Module]:
     """One row of the table."""
     rest = [InvertedResidual(width, width, 1, expansion) for _ in range(blocks - 1)]
     return [InvertedResidual(before, width, stride, expansion), *rest]
@@ -70,20 +70,20 @@ class MobileNetV2(Classifier):
         require(expansion > 0, "expansion", "must be > 0", expansion)
         require(stem_stride in (1, 2), "stem_stride", "must be 1 or 2", stem_stride)
         stem, before, size = int(32 * width_multiplier), int(16 * width_multiplier), int(1280 * max(width_multiplier, 1))
-        first = convolved(task.shape[0], stem, 3, stride=stem_stride, groups=1)
-        stages = [[*first, nn.ReLU(), *row(stem, before, 1, 1, 1)], [], [], []]
+        first = conv_batchnorm(task.shape[0], stem, 3, stride=stem_stride, groups=1)
+        stages = [[*first, nn.ReLU(), *residual_row(stem, before, 1, 1, 1)], [], [], []]
         for layers, rows in zip(stages, STAGES):
             for channels, blocks, stride in rows:
                 width = int(channels * width_multiplier)
-                layers += row(before, width, blocks, stride, expansion)
+                layers += residual_row(before, width, blocks, stride, expansion)
                 before = width
-        embed = nn.Sequential(*convolved(before, size, 1, stride=1, groups=1), nn.ReLU(), GlobalAveragePool())
-        head = small(nn.Linear(size, task.num_classes))
+        embed = nn.Sequential(*conv_batchnorm(before, size, 1, stride=1, groups=1), nn.ReLU(), GlobalAveragePool())
+        head = init_small(nn.Linear(size, task.num_classes))
         super().__init__(task, [nn.Sequential(*layers) for layers in stages], embed, head, size)
         self.width_multiplier, self.expansion = width_multiplier, expansion
-        fan_out(self)
+        init_fan_out(self)
 
     def extra_stage(self) -> nn.Module:
         (inner, blocks, _), (last, one, _) = STAGES[-1]
         inner, last = int(inner * self.width_multiplier), int(last * self.width_multiplier)
-        return fan_out(nn.Sequential(*row(last, inner, blocks, 1, self.expansion), *row(inner, last, one, 1, self.expansion)))
+        return init_fan_out(nn.Sequential(*residual_row(last, inner, blocks, 1, self.expansion), *residual_row(inner, last, one, 1, self.expansion)))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import require
 from fedkd.models.base import Classifier
-from fedkd.models.layers import GlobalAveragePool, fan_out
+from fedkd.models.layers import GlobalAveragePool, init_fan_out
 from fedkd.types import Task
 
 
@@ -70,11 +70,11 @@ class ResNet(Classifier):
         stages[0] = nn.Sequential(first, *stages[0])
         super().__init__(task, stages, GlobalAveragePool(), nn.Linear(widths[-1], task.num_classes), widths[-1])
         self.widths = tuple(widths)
-        fan_out(self)
+        init_fan_out(self)
 
     def extra_stage(self) -> nn.Module:
         width = self.embedding_size
-        return fan_out(nn.Sequential(*[BasicBlock(width, width, 1) for _ in self.stages[-1]]))
+        return init_fan_out(nn.Sequential(*[BasicBlock(width, width, 1) for _ in self.stages[-1]]))
 
 
 class PreActBlock(nn.Module):
@@ -174,9 +174,9 @@ class WideResNet(Classifier):
         stages[0] = nn.Sequential(nn.Conv2d(task.shape[0], 16, 3, 1, 1, bias=False), *stages[0])
         embed = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), GlobalAveragePool())
         super().__init__(task, stages, embed, nn.Linear(widths[-1], task.num_classes), widths[-1])
-        fan_out(self)
+        init_fan_out(self)
         nn.init.zeros_(self.head.bias)
 
     def extra_stage(self) -> nn.Module:
         width = self.embedding_size
-        return fan_out(nn.Sequential(*[PreActBlock(width, width, 1, activated=False) for _ in self.stages[-1]]))
+        return init_fan_out(nn.Sequential(*[PreActBlock(width, width, 1, activated=False) for _ in self.stages[-1]]))

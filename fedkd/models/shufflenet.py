@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import require
 from fedkd.models.base import Classifier
-from fedkd.models.layers import GlobalAveragePool, convolved
+from fedkd.models.layers import GlobalAveragePool, conv_batchnorm
 from fedkd.types import Task
 
 
@@ -30,9 +30,9 @@ class ShuffleUnit(nn.Module):
         made = width if stride == 1 else width - before
         inner = made // 4
         self.residual = nn.Sequential(
-            *convolved(before, inner, 1, stride=1, groups=first), nn.ReLU(), nn.ChannelShuffle(first),
-            *convolved(inner, inner, 3, stride=stride, groups=inner), nn.ReLU(),
-            *convolved(inner, made, 1, stride=1, groups=groups),
+            *conv_batchnorm(before, inner, 1, stride=1, groups=first), nn.ReLU(), nn.ChannelShuffle(first),
+            *conv_batchnorm(inner, inner, 3, stride=stride, groups=inner), nn.ReLU(),
+            *conv_batchnorm(inner, made, 1, stride=1, groups=groups),
         )  # fmt: skip
         self.pool = None if stride == 1 else nn.AvgPool2d(3, stride, 1)
         self.relu = nn.ReLU()
@@ -75,7 +75,7 @@ class ShuffleNetV1(Classifier):
         for before, width, number in zip(channels, widths, blocks):
             rest = [ShuffleUnit(width, width, 1, groups, groups) for _ in range(number - 1)]
             stages.append(nn.Sequential(ShuffleUnit(before, width, 2, groups, groups if stages else 1), *rest))
-        stages[0] = nn.Sequential(*convolved(task.shape[0], stem, 1, stride=1, groups=1), nn.ReLU(), *stages[0])
+        stages[0] = nn.Sequential(*conv_batchnorm(task.shape[0], stem, 1, stride=1, groups=1), nn.ReLU(), *stages[0])
         super().__init__(task, stages, GlobalAveragePool(), nn.Linear(widths[-1], task.num_classes), widths[-1])
         self.blocks, self.groups = blocks[-1], groups
 
@@ -84,12 +84,12 @@ class ShuffleNetV1(Classifier):
         return nn.Sequential(*[ShuffleUnit(width, width, 1, groups, groups) for _ in range(self.blocks)])
 
 
-def branch(before: int, width: int, stride: int) -> nn.Sequential:
+def conv_branch(before: int, width: int, stride: int) -> nn.Sequential:
     """1x1, 3x3 for each channel, and 1x1 convolution, each with BatchNorm, ReLU after the 1x1 ones."""
     return nn.Sequential(
-        *convolved(before, width, 1, stride=1, groups=1), nn.ReLU(),
-        *convolved(width, width, 3, stride=stride, groups=width),
-        *convolved(width, width, 1, stride=1, groups=1), nn.ReLU(),
+        *conv_batchnorm(before, width, 1, stride=1, groups=1), nn.ReLU(),
+        *conv_batchnorm(width, width, 3, stride=stride, groups=width),
+        *conv_batchnorm(width, width, 1, stride=1, groups=1), nn.ReLU(),
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ class SplitUnit(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.branch = branch(width // 2, width // 2, 1)
+        self.branch = conv_branch(width // 2, width // 2, 1)
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, width, H, W] -> the same shape
@@ -115,17 +115,17 @@ class DownUnit(nn.Module):
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
         self.left = nn.Sequential(
-            *convolved(before, before, 3, stride=stride, groups=before),
-            *convolved(before, width // 2, 1, stride=1, groups=1), nn.ReLU(),
+            *conv_batchnorm(before, before, 3, stride=stride, groups=before),
+            *conv_batchnorm(before, width // 2, 1, stride=1, groups=1), nn.ReLU(),
         )  # fmt: skip
-        self.right = branch(before, width // 2, stride)
+        self.right = conv_branch(before, width // 2, stride)
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, before, H, W] -> [B, width, H / stride, W / stride]
         return self.shuffle(torch.cat((self.left(x), self.right(x)), 1))
 
 
-def stage(before: int, width: int, blocks: int, stride: int) -> list[nn.Module]:
+def unit_sequence(before: int, width: int, blocks: int, stride: int) -> list[nn.Module]:
     """A unit that changes the shape, and units that do not."""
     return [DownUnit(before, width, stride), *[SplitUnit(width) for _ in range(blocks - 1)]]
 
@@ -157,11 +157,11 @@ class ShuffleNetV2(Classifier):
         wanted = len(blocks) == len(widths) and all(n > 0 for n in blocks)
         require(wanted, "blocks", f"must be a positive integer for each of the {len(widths)} widths", blocks)
         require(embedding_size > 0, "embedding_size", "must be > 0", embedding_size)
-        stages = [nn.Sequential(*stage(*shape, 2)) for shape in zip((stem, *widths), widths, blocks)]
-        stages[0] = nn.Sequential(*convolved(task.shape[0], stem, 1, stride=1, groups=1), nn.ReLU(), *stages[0])
-        embed = nn.Sequential(*convolved(widths[-1], embedding_size, 1, stride=1, groups=1), nn.ReLU(), GlobalAveragePool())
+        stages = [nn.Sequential(*unit_sequence(*shape, 2)) for shape in zip((stem, *widths), widths, blocks)]
+        stages[0] = nn.Sequential(*conv_batchnorm(task.shape[0], stem, 1, stride=1, groups=1), nn.ReLU(), *stages[0])
+        embed = nn.Sequential(*conv_batchnorm(widths[-1], embedding_size, 1, stride=1, groups=1), nn.ReLU(), GlobalAveragePool())
         super().__init__(task, stages, embed, nn.Linear(embedding_size, task.num_classes), embedding_size)
         self.last = (widths[-1], widths[-1], blocks[-1])
 
     def extra_stage(self) -> nn.Module:
-        return nn.Sequential(*stage(*self.last, 1))
+        return nn.Sequential(*unit_sequence(*self.last, 1))

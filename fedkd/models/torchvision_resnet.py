@@ -5,18 +5,18 @@ from torchvision.models import ResNet, get_model, get_model_weights
 
 from fedkd.errors import ConfigError, require
 from fedkd.models.base import Classifier
-from fedkd.models.layers import GlobalAveragePool, fan_out
+from fedkd.models.layers import GlobalAveragePool, init_fan_out
 from fedkd.types import Task
 
-NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+RESNET_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
-def network(task: Task, name: str, weights: str | None) -> ResNet:
+def create_resnet(task: Task, name: str, weights: str | None) -> ResNet:
     """torchvision's network, trained or not, for the task's channels and classes."""
     if weights is None:
         made = get_model(name, num_classes=task.num_classes)
         if task.shape[0] != 3:
-            made.conv1 = fan_out(nn.Conv2d(task.shape[0], 64, 7, 2, 3, bias=False))
+            made.conv1 = init_fan_out(nn.Conv2d(task.shape[0], 64, 7, 2, 3, bias=False))
         return made
     try:
         made = get_model(name, weights=weights)
@@ -49,24 +49,24 @@ class TorchvisionResNet(Classifier):
     """
 
     def __init__(self, task: Task, *, name: str, weights: str | None) -> None:
-        require(name in NAMES, "name", f"must be one of {', '.join(NAMES)}", name)
+        require(name in RESNET_NAMES, "name", f"must be one of {', '.join(RESNET_NAMES)}", name)
         known = [one.name for one in get_model_weights(name)]
         require(weights is None or weights in known, "weights", f"must be null or one of {', '.join(known)}", weights)
         fits = weights is None or task.shape[0] == 3
         require(fits, "weights", f"must be null for images of {task.shape[0]} channels, as trained ones want 3", weights)
-        made = network(task, name, weights)
+        made = create_resnet(task, name, weights)
         stem = (made.conv1, made.bn1, made.relu, made.maxpool)
         stages = [nn.Sequential(*stem, *made.layer1), made.layer2, made.layer3, made.layer4]
         super().__init__(task, stages, GlobalAveragePool(), made.fc, made.fc.in_features)
-        out_of_place(self)
+        disable_inplace(self)
 
     def extra_stage(self) -> nn.Module:
         kind, width = type(self.stages[-1][0]), self.embedding_size
         blocks = [kind(width, width // kind.expansion) for _ in self.stages[-1]]
-        return out_of_place(fan_out(nn.Sequential(*blocks)))
+        return disable_inplace(init_fan_out(nn.Sequential(*blocks)))
 
 
-def out_of_place(module: nn.Module) -> nn.Module:
+def disable_inplace(module: nn.Module) -> nn.Module:
     """``module`` itself, none of its activations in place."""
     for layer in module.modules():
         if isinstance(layer, nn.ReLU):

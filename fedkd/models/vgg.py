@@ -6,11 +6,11 @@ from torch import nn
 
 from fedkd.errors import require
 from fedkd.models.base import Classifier
-from fedkd.models.layers import GlobalAveragePool, fan_out, small
+from fedkd.models.layers import GlobalAveragePool, init_fan_out, init_small
 from fedkd.types import Task
 
 
-def block(before: int, width: int, convolutions: int) -> list[nn.Module]:
+def conv_block(before: int, width: int, convolutions: int) -> list[nn.Module]:
     """3x3 convolutions (with bias), each with BatchNorm and ReLU."""
     layers = []
     for _ in range(convolutions):
@@ -45,13 +45,13 @@ class VGG(Classifier):
             require(len(value) == 5 and all(n > 0 for n in value), name, "must be five positive integers", value)
         require(min(task.shape[1:]) >= 8, "widths", f"must leave at least one pixel of images {task.shape} after three poolings", widths)
         channels = (task.shape[0], *widths)
-        blocks = [block(*shape) for shape in zip(channels, widths, convolutions)]
+        blocks = [conv_block(*shape) for shape in zip(channels, widths, convolutions)]
         stages = [nn.Sequential(*blocks[0]), *[nn.Sequential(nn.MaxPool2d(2), *layers) for layers in blocks[1:3]]]
         stages.append(nn.Sequential(nn.MaxPool2d(2), *blocks[3], *blocks[4]))
-        head = small(nn.Linear(widths[-1], task.num_classes))
+        head = init_small(nn.Linear(widths[-1], task.num_classes))
         super().__init__(task, stages, GlobalAveragePool(), head, widths[-1])
         self.last = [(widths[-1], widths[3], convolutions[3]), (widths[3], widths[4], convolutions[4])]
-        fan_out(self)
+        init_fan_out(self)
 
     def extra_stage(self) -> nn.Module:
-        return fan_out(nn.Sequential(*[layer for shape in self.last for layer in block(*shape)]))
+        return init_fan_out(nn.Sequential(*[layer for shape in self.last for layer in conv_block(*shape)]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_number, cut, deal, owned_test_shards, pools
+from fedkd.partition.common import check_arguments, check_count, allocate, assign_examples, test_shards_of_own_classes, indices_by_class
 from fedkd.types import Partition
 
 
@@ -24,7 +24,7 @@ class ClassesPerClient:
     per_client: int
 
     def __post_init__(self) -> None:
-        check_number("per_client", self.per_client)
+        check_count("per_client", self.per_client)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
@@ -32,8 +32,8 @@ class ClassesPerClient:
         Raises:
             ConfigError: there are fewer classes than ``per_client``, or a class has fewer examples than clients that hold it.
         """
-        check(train_labels, test_labels, num_clients)
-        classes = pools(train_labels)
+        check_arguments(train_labels, test_labels, num_clients)
+        classes = indices_by_class(train_labels)
         present = np.array([label for label, pool in enumerate(classes) if len(pool)])
         most = f"must be at most the number of classes there are examples of, {len(present)}"
         require(self.per_client <= len(present), "per_client", most, self.per_client)
@@ -49,6 +49,6 @@ class ClassesPerClient:
                 f"must be small enough: {number} clients would share the {pool} examples of class {label}; take fewer clients or classes"
             )
             require(number <= pool, "per_client", enough, self.per_client)
-            sizes[label] = cut(holders[label], pool, rng.random())
-        train = deal(classes, sizes, rng)
-        return Partition(train, owned_test_shards(train, train_labels, test_labels))
+            sizes[label] = allocate(holders[label], pool, rng.random())
+        train = assign_examples(classes, sizes, rng)
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels))

@@ -10,7 +10,7 @@ from fedkd.errors import ConfigError, require
 from fedkd.types import Partition
 
 
-def check(train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, min_size: int = 1) -> None:
+def check_arguments(train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, min_size: int = 1) -> None:
     """Refuse what no split can give: ``num_clients`` clients of ``min_size`` examples each.
 
     Args:
@@ -36,26 +36,26 @@ def check(train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, m
         )
 
 
-def check_rules(alpha: float, min_size: int, max_draws: int) -> None:
+def check_draw_parameters(alpha: float, min_size: int, max_draws: int) -> None:
     """The parameters of a split that is drawn until it obeys a rule: alpha > 0, min_size >= 1, max_draws >= 1."""
     require(0 < alpha < np.inf, "alpha", "must be > 0 (small: few classes a client; large: near to iid) and finite", alpha)
-    check_number("min_size", min_size)
-    check_number("max_draws", max_draws)
+    check_count("min_size", min_size)
+    check_count("max_draws", max_draws)
 
 
-def check_number(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
     """The parameter ``name`` counts something: a whole number >= 1."""
     require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, "must be a whole number >= 1", value)
 
 
-def pools(labels: np.ndarray) -> list[np.ndarray]:
+def indices_by_class(labels: np.ndarray) -> list[np.ndarray]:
     """The indices of each class 0..C-1, ascending; a class without examples has none."""
     num_classes = int(labels.max()) + 1 if len(labels) else 0
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1]) if num_classes else []
 
 
-def cut(proportions: np.ndarray, num_examples: int, offset: float) -> np.ndarray:  # [K]
+def allocate(proportions: np.ndarray, num_examples: int, offset: float) -> np.ndarray:  # [K]
     """How many of ``num_examples`` each client gets: the proportions are summed up, and the sums plus ``offset`` are rounded down.
 
     The sums are divided by the last of them, so that rounding leaves nothing to a client whose proportion is zero.
@@ -69,7 +69,7 @@ def cut(proportions: np.ndarray, num_examples: int, offset: float) -> np.ndarray
     return np.diff(np.floor(total / total[-1] * num_examples + offset).astype(np.int64), prepend=0)
 
 
-def redraw(draw: Callable[[], np.ndarray | None], min_size: int, max_draws: int) -> tuple[np.ndarray, int]:
+def draw_until_valid(draw: Callable[[], np.ndarray | None], min_size: int, max_draws: int) -> tuple[np.ndarray, int]:
     """Draw sizes [C, K] until every client holds ``min_size``.
 
     Args:
@@ -96,7 +96,7 @@ def redraw(draw: Callable[[], np.ndarray | None], min_size: int, max_draws: int)
     )
 
 
-def deal(pool_of: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+def assign_examples(pool_of: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Shuffle every class and deal it out: client k gets ``sizes[c, k]`` examples of class c; what is left over is no one's.
 
     Args:
@@ -114,7 +114,7 @@ def deal(pool_of: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Genera
     return [np.sort(np.concatenate(shard)).astype(np.int64) for shard in shards]
 
 
-def owned_test_shards(
+def test_shards_of_own_classes(
     train: Sequence[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray, at_least: int = 1
 ) -> list[np.ndarray]:
     """Test shards: each client's share of the classes that it holds in training.
@@ -130,7 +130,7 @@ def owned_test_shards(
     """
     shards: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in train]
     owners = [np.unique(train_labels[index]) for index in train]
-    for label, pool in enumerate(pools(test_labels)):
+    for label, pool in enumerate(indices_by_class(test_labels)):
         share, start = max(len(pool) // len(train), at_least), 0
         for k in range(len(train)):
             if label in owners[k]:
@@ -139,20 +139,20 @@ def owned_test_shards(
     return [np.sort(np.concatenate(shard)).astype(np.int64) for shard in shards]
 
 
-def counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
+def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
     """How many examples of each class each client holds: [K, C], int64."""
     return np.stack([np.bincount(labels[index], minlength=num_classes) for index in shards]).astype(np.int64)
 
 
-def save(partition: Partition, path: str | Path, train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> None:
+def write_partition(partition: Partition, path: str | Path, train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> None:
     """Write ``train_00``, ..., ``test_00``, ... and the label counts ``counts`` and ``test_counts`` [K, C] as an npz, atomically.
 
     The ``file`` partition reads it back; the same partition gives the same bytes.
     """
     path, width = Path(path), max(2, len(str(len(partition.train) - 1)))
     arrays = {f"{part}_{k:0{width}d}": index for part in ("train", "test") for k, index in enumerate(getattr(partition, part))}
-    arrays["counts"] = counts(partition.train, train_labels, num_classes)
-    arrays["test_counts"] = counts(partition.test, test_labels, num_classes)
+    arrays["counts"] = label_counts(partition.train, train_labels, num_classes)
+    arrays["test_counts"] = label_counts(partition.test, test_labels, num_classes)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

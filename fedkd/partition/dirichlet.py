@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.common import check, check_rules, cut, deal, owned_test_shards, pools, redraw
+from fedkd.partition.common import check_arguments, check_draw_parameters, allocate, assign_examples, test_shards_of_own_classes, indices_by_class, draw_until_valid
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -30,7 +30,7 @@ class Dirichlet:
     max_draws: int
 
     def __post_init__(self) -> None:
-        check_rules(self.alpha, self.min_size, self.max_draws)
+        check_draw_parameters(self.alpha, self.min_size, self.max_draws)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
@@ -38,15 +38,15 @@ class Dirichlet:
         Raises:
             ConfigError: when ``min_size`` cannot be reached, or was not within ``max_draws`` draws.
         """
-        check(train_labels, test_labels, num_clients, self.min_size)
-        classes = pools(train_labels)
+        check_arguments(train_labels, test_labels, num_clients, self.min_size)
+        classes = indices_by_class(train_labels)
 
         def draw() -> np.ndarray:  # [C, K]
             proportions = rng.dirichlet([self.alpha] * num_clients, len(classes))
-            return np.stack([cut(p, len(pool), rng.random()) for p, pool in zip(proportions, classes)])
+            return np.stack([allocate(p, len(pool), rng.random()) for p, pool in zip(proportions, classes)])
 
-        sizes, num_draws = redraw(draw, self.min_size, self.max_draws)
+        sizes, num_draws = draw_until_valid(draw, self.min_size, self.max_draws)
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
-        train = deal(classes, sizes, rng)
-        return Partition(train, owned_test_shards(train, train_labels, test_labels), num_draws)
+        train = assign_examples(classes, sizes, rng)
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels), num_draws)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_rules, cut, deal, owned_test_shards, pools, redraw
+from fedkd.partition.common import check_arguments, check_draw_parameters, allocate, assign_examples, test_shards_of_own_classes, indices_by_class, draw_until_valid
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -39,7 +39,7 @@ class FedGen:
     max_draws: int
 
     def __post_init__(self) -> None:
-        check_rules(self.alpha, self.min_size, self.max_draws)
+        check_draw_parameters(self.alpha, self.min_size, self.max_draws)
         require(0 < self.ratio <= 1, "ratio", "must be in (0, 1] (1 uses all examples)", self.ratio)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
@@ -48,18 +48,18 @@ class FedGen:
         Raises:
             ConfigError: when ``min_size`` cannot be reached, or was not within ``max_draws`` draws.
         """
-        check(train_labels, test_labels, num_clients, self.min_size)
+        check_arguments(train_labels, test_labels, num_clients, self.min_size)
         cap = self.ratio * len(train_labels) / num_clients
-        classes = pools(train_labels)
+        classes = indices_by_class(train_labels)
         kept = [len(pool) if self.ratio == 1 else int(min(cap, int(self.ratio * len(pool)))) for pool in classes]
         enough = f"* {num_clients} clients must be at most the {sum(kept)} examples that ratio={self.ratio} keeps; take a larger ratio"
         require(self.min_size * num_clients <= sum(kept), "min_size", enough, self.min_size)
         order = rng.permutation(len(classes))
-        sizes, num_draws = redraw(lambda: self._draw(kept, order, cap, num_clients, rng), self.min_size, self.max_draws)
+        sizes, num_draws = draw_until_valid(lambda: self._draw(kept, order, cap, num_clients, rng), self.min_size, self.max_draws)
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
-        train = deal(classes, sizes, rng)
-        return Partition(train, owned_test_shards(train, train_labels, test_labels, at_least=0), num_draws)
+        train = assign_examples(classes, sizes, rng)
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels, at_least=0), num_draws)
 
     def _draw(
         self, kept: Sequence[int], order: np.ndarray, cap: float, num_clients: int, rng: np.random.Generator
@@ -70,5 +70,5 @@ class FedGen:
             proportions = rng.dirichlet([self.alpha] * num_clients) * (sizes.sum(axis=0) < cap)
             if not proportions.sum() > 0:
                 return None
-            sizes[label] = cut(proportions, kept[label], offset=0)
+            sizes[label] = allocate(proportions, kept[label], offset=0)
         return sizes

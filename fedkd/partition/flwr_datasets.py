@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import ConfigError, require
-from fedkd.partition.common import check, owned_test_shards
+from fedkd.partition.common import check_arguments, test_shards_of_own_classes
 from fedkd.types import Partition
 
 INSTALL = "it needs the package flwr-datasets: pip install 'fedkd[flwr-datasets]'"
@@ -38,7 +38,7 @@ class FlwrDatasets:
         Raises:
             ConfigError: flwr-datasets is not installed, or its partitioner does not give every client examples of its own.
         """
-        check(train_labels, test_labels, num_clients)
+        check_arguments(train_labels, test_labels, num_clients)
         given = dict(self.partitioner.keywords) if isinstance(self.partitioner, partial) else {}
         seed = given.get("seed")
         order = (rng if seed is None else np.random.default_rng(seed)).permutation(len(train_labels))
@@ -52,7 +52,7 @@ class FlwrDatasets:
                 f"partitioner must divide the training examples among num_clients={num_clients}, got {kind}: {error}"
             ) from error
         train = [np.sort(order[index]).astype(np.int64) for index in train]
-        return Partition(train, owned_test_shards(train, train_labels, test_labels))
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels))
 
     def _arrays(self, given: dict[str, Any]) -> dict[str, Any]:
         """The parameters that are given, tables as arrays."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.errors import ConfigError, require
-from fedkd.partition.common import check
+from fedkd.partition.common import check_arguments
 from fedkd.types import Partition
 
 
@@ -33,7 +33,7 @@ class FromFile:
         Raises:
             ConfigError: naming ``path``, when the file is missing, is no npz, or holds no partition of these examples among K clients.
         """
-        check(train_labels, test_labels, num_clients)
+        check_arguments(train_labels, test_labels, num_clients)
         arrays = self._arrays()
         train = self._shards(arrays, "train", num_clients, len(train_labels))
         test = self._shards(arrays, "test", num_clients, len(test_labels))

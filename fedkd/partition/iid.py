@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.common import check, owned_test_shards
+from fedkd.partition.common import check_arguments, test_shards_of_own_classes
 from fedkd.types import Partition
 
 
@@ -14,6 +14,6 @@ class IID:
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the shuffle."""
-        check(train_labels, test_labels, num_clients)
+        check_arguments(train_labels, test_labels, num_clients)
         train = [np.sort(shard).astype(np.int64) for shard in np.array_split(rng.permutation(len(train_labels)), num_clients)]
-        return Partition(train, owned_test_shards(train, train_labels, test_labels))
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels))

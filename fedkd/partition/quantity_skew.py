@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, check_rules, cut, owned_test_shards, redraw
+from fedkd.partition.common import check_arguments, check_draw_parameters, allocate, test_shards_of_own_classes, draw_until_valid
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -35,7 +35,7 @@ class QuantitySkew:
     max_draws: int
 
     def __post_init__(self) -> None:
-        check_rules(self.alpha, self.min_size, self.max_draws)
+        check_draw_parameters(self.alpha, self.min_size, self.max_draws)
         require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0: all sizes alike) and finite", self.sigma)
         known = self.distribution in ("dirichlet", "lognormal")
         require(known, "distribution", "must be one of dirichlet, lognormal", self.distribution)
@@ -46,7 +46,7 @@ class QuantitySkew:
         Raises:
             ConfigError: when ``min_size`` cannot be reached, or was not within ``max_draws`` draws.
         """
-        check(train_labels, test_labels, num_clients, self.min_size)
+        check_arguments(train_labels, test_labels, num_clients, self.min_size)
 
         def draw() -> np.ndarray:  # [1, K]
             shares = (
@@ -54,11 +54,11 @@ class QuantitySkew:
                 if self.distribution == "dirichlet"
                 else np.exp(self.sigma * rng.standard_normal(num_clients))
             )
-            return cut(shares, len(train_labels), rng.random())[None]
+            return allocate(shares, len(train_labels), rng.random())[None]
 
-        sizes, num_draws = redraw(draw, self.min_size, self.max_draws)
+        sizes, num_draws = draw_until_valid(draw, self.min_size, self.max_draws)
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
         pieces = np.split(rng.permutation(len(train_labels)), np.cumsum(sizes[0])[:-1])
         train = [np.sort(piece).astype(np.int64) for piece in pieces]
-        return Partition(train, owned_test_shards(train, train_labels, test_labels), num_draws)
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels), num_draws)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fedkd.errors import ConfigError, require
-from fedkd.partition.common import check, check_number
+from fedkd.partition.common import check_arguments, check_count
 from fedkd.types import Partition
 
 
@@ -38,7 +38,7 @@ class Subsample:
         require(known, "distribution", "must be one of lognormal, dirichlet", self.distribution)
         require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0 keeps everything) and finite", self.sigma)
         require(0 < self.alpha < np.inf, "alpha", "must be > 0 (small: unlike sizes) and finite", self.alpha)
-        check_number("min_size", self.min_size)
+        check_count("min_size", self.min_size)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
@@ -46,7 +46,7 @@ class Subsample:
         Raises:
             ConfigError: ``base`` refuses, or leaves a client fewer than ``min_size`` examples.
         """
-        check(train_labels, test_labels, num_clients, self.min_size)
+        check_arguments(train_labels, test_labels, num_clients, self.min_size)
         try:
             whole = self.base(train_labels, test_labels, num_clients, rng)
         except ValueError as error:

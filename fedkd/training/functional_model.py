@@ -34,12 +34,12 @@ class FunctionalModel:
         """Logits [..., C] of embeddings z [..., D]."""
         return functional_call(self._module.head, submodule_tensors(self._tensors, "head"), (z,))
 
-    def within(self, name: str) -> "FunctionalModel":
+    def submodule(self, name: str) -> "FunctionalModel":
         """One submodule, bound to its share of the tensors."""
         frozen = None if self._frozen is None else getattr(self._frozen, name)
         return FunctionalModel(getattr(self._module, name), submodule_tensors(self._tensors, name), frozen)
 
-    def asleep(self) -> "FunctionalModel":
+    def eval_copy(self) -> "FunctionalModel":
         """The same network in eval mode, detached."""
         return self.at({})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedkd.errors import DivergedError
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, eval_copy
-from fedkd.training.optimizers import OptimizerFactory, advance, flatten_optimizer, laid_out_like, restore_optimizer
+from fedkd.training.optimizers import OptimizerFactory, scaled_step, flatten_optimizer, copy_with_layout, restore_optimizer
 from fedkd.training.step_program import Program, Tree
 from fedkd.types import Examples, Metrics, State, Tensors
 
@@ -44,7 +44,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What training leaves: the tensors, the metrics summed over steps (``loss`` among them), the optimizer's state."""
 
     tensors: Tensors
@@ -64,7 +64,7 @@ def fit(
     optimizer_state: Tensors | None = None,
     schedule: Sequence[float] | None = None,
     execution: Execution | None = None,
-) -> Fitted:
+) -> FitResult:
     """Train ``module`` from ``start``, one optimizer step a batch. Images and kernels are laid out channels last.
 
     Args:
@@ -88,19 +88,19 @@ def fit(
     execution = execution or Execution()
     names = [name for name, _ in module.named_parameters()]
     tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
-    program = stored((module, loss, batches.data, batches.dtype, execution), lambda: solo(module, loss, batches, execution))
-    material = Material.of([batches])
+    program = cached_program((module, loss, batches.data, batches.dtype, execution), lambda: single_client_program(module, loss, batches, execution))
+    material = StepInputs.of([batches])
     fixed = {"tensors": tensors, "shared": shared or {}, "own": own or {}}
     fixed = program.placed(fixed, material)
     leaves = [fixed["tensors"][name].requires_grad_() for name in names]
     stepper = optimizer(leaves)
     restore_optimizer(stepper, names, optimizer_state or {})
-    sums = descend(program, fixed, material, leaves, stepper, schedule=schedule)
+    sums = run_steps(program, fixed, material, leaves, stepper, schedule=schedule)
     left = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in fixed["tensors"].items()}
-    return Fitted(left, finite(sums, len(batches)), flatten_optimizer(stepper, names))
+    return FitResult(left, check_finite(sums, len(batches)), flatten_optimizer(stepper, names))
 
 
-def solo(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
+def single_client_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
     """One step of one network."""
     awake, frozen = copy.deepcopy(module).train(), eval_copy(module)
 
@@ -108,10 +108,10 @@ def solo(module: nn.Module, loss: LossFunction, batches: Batches, execution: Exe
         x = None if x is None else channels_last(x)
         return loss(FunctionalModel(awake, tensors, frozen), Batch(x, y, drawn), shared, own)
 
-    return Program(differentiated(values, module, batches, execution), compile=execution.compile)
+    return Program(with_gradients(values, module, batches, execution), compile=execution.compile)
 
 
-def differentiated(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution) -> Callable:
+def with_gradients(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution) -> Callable:
     """``(fixed, step) -> {"losses", "metrics", "gradients"}``: what ``values`` gives, and the gradient of its sum by parameters."""
     names, dtype = [name for name, _ in module.named_parameters()], batches.dtype
     data = None if batches.data is None else batches.data.scaling()  # a program outlives its data
@@ -120,7 +120,7 @@ def differentiated(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Mod
         tensors, x = dict(fixed["tensors"]), None
         tensors.update({name: tensors[name].detach().requires_grad_() for name in names})
         if "stored" in changing:
-            x = data.normalise(changing["stored"], dtype)
+            x = data.normalize(changing["stored"], dtype)
         with execution.casting(changing["y"].device):
             losses, metrics = values(tensors, x, changing["y"], changing["drawn"], fixed["own"], fixed["shared"])
         gradients = torch.autograd.grad(losses.sum(), [tensors[name] for name in names], allow_unused=True)
@@ -131,7 +131,7 @@ def differentiated(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Mod
 
 
 @dataclass(frozen=True)
-class Material(Sequence):
+class StepInputs(Sequence):
     """The steps of one training, or of several side by side, gathered when they are asked for.
 
     Args:
@@ -147,7 +147,7 @@ class Material(Sequence):
     drawn: Tensors
 
     @classmethod
-    def of(cls, batches: Sequence[Batches], steps: slice = slice(None), *, together: bool = False) -> "Material":
+    def of(cls, batches: Sequence[Batches], steps: slice = slice(None), *, together: bool = False) -> "StepInputs":
         """One training's steps, or those of several side by side."""
         first = batches[0]
         join = (lambda tensors: torch.stack(tensors, 1)) if together else (lambda tensors: tensors[0])
@@ -163,10 +163,10 @@ class Material(Sequence):
         return {**images, "y": self.y[step], "drawn": {name: value[step] for name, value in self.drawn.items()}}
 
 
-def descend(
+def run_steps(
     program: Program,
     fixed: Tree,
-    material: Material,
+    material: StepInputs,
     leaves: Sequence[Tensor],
     stepper: torch.optim.Optimizer,
     lr_scales: Sequence[Tensor] | None = None,
@@ -189,8 +189,8 @@ def descend(
         for group, rate in zip(stepper.param_groups, rates) if schedule is not None else ():
             group["lr"] = rate * schedule[number]
         for leaf, gradient in zip(leaves, result["gradients"]):
-            leaf.grad = gradient if gradient is None or gradient.stride() == leaf.stride() else laid_out_like(leaf, gradient)
-        advance(stepper, leaves, lr_scales)
+            leaf.grad = gradient if gradient is None or gradient.stride() == leaf.stride() else copy_with_layout(leaf, gradient)
+        scaled_step(stepper, leaves, lr_scales)
         for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
             sums[name] = sums[name] + metric if name in sums else metric.clone()
     return sums
@@ -204,9 +204,9 @@ def channels_last(tensor: Tensor) -> Tensor:
 _programs: OrderedDict[Hashable, tuple[tuple, Program]] = OrderedDict()
 
 
-def stored(parts: tuple, make: Callable[[], Program]) -> Program:
+def cached_program(parts: tuple, make: Callable[[], Program]) -> Program:
     """The program made of ``parts`` earlier in this process, or a new one; the 32 used last are kept."""
-    key = tuple(identity(one) for one in parts)
+    key = tuple(part_identity(one) for one in parts)
     if key not in _programs:
         kept = tuple(one for one in parts if not isinstance(one, Examples))  # so that nothing else can take their identity
         _programs[key] = (kept, make())
@@ -216,10 +216,10 @@ def stored(parts: tuple, make: Callable[[], Program]) -> Program:
     return _programs[key][1]
 
 
-def identity(part: Any) -> Hashable:
+def part_identity(part: Any) -> Hashable:
     """What tells a part of a program from others: networks and strategies by being the same object, data by how it is scaled."""
     if isinstance(part, partial):
-        return (identity(part.func), *map(id, part.args), *((name, id(value)) for name, value in part.keywords.items()))
+        return (part_identity(part.func), *map(id, part.args), *((name, id(value)) for name, value in part.keywords.items()))
     if isinstance(part, Examples):
         return (part.scale, part.mean, part.std)
     if hasattr(part, "__self__") and hasattr(part, "__func__"):
@@ -227,7 +227,7 @@ def identity(part: Any) -> Hashable:
     return part if isinstance(part, Execution | torch.dtype) else id(part)
 
 
-def finite(sums: Metrics, num_steps: int) -> Metrics:
+def check_finite(sums: Metrics, num_steps: int) -> Metrics:
     """``sums`` again, if the sum of losses is a number."""
     if sums and not torch.isfinite(sums["loss"]):
         raise DivergedError(f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate")

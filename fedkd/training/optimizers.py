@@ -12,7 +12,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 """``(parameters, ...) -> optimizer``."""
 
 
-def scaled(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
+def scale_lr(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
     """The same optimizer with its learning rate multiplied by ``factor``."""
 
     def make(parameters: Any) -> torch.optim.Optimizer:
@@ -24,11 +24,11 @@ def scaled(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
     return make
 
 
-def advance(stepper: torch.optim.Optimizer, leaves: Sequence[Tensor], lr_scales: Sequence[Tensor] | None) -> None:
+def scaled_step(stepper: torch.optim.Optimizer, leaves: Sequence[Tensor], lr_scales: Sequence[Tensor] | None) -> None:
     """One optimizer step, of which every parameter takes its own multiple."""
     if lr_scales is None:
         stepper.step()
-    elif plain(stepper):  # the step is the gradient times the learning rate
+    elif is_plain_sgd(stepper):  # the step is the gradient times the learning rate
         for leaf, scale in zip(leaves, lr_scales):
             if leaf.grad is not None:
                 leaf.grad = leaf.grad * scale
@@ -41,12 +41,12 @@ def advance(stepper: torch.optim.Optimizer, leaves: Sequence[Tensor], lr_scales:
                 leaf.copy_(old + scale * (leaf - old))
 
 
-def plain(stepper: torch.optim.Optimizer) -> bool:
+def is_plain_sgd(stepper: torch.optim.Optimizer) -> bool:
     """Gradient descent without momentum or decay."""
     return type(stepper) is torch.optim.SGD and all(g["momentum"] == 0 == g["weight_decay"] for g in stepper.param_groups)
 
 
-def laid_out_like(leaf: Tensor, value: Tensor) -> Tensor:
+def copy_with_layout(leaf: Tensor, value: Tensor) -> Tensor:
     """A copy of ``value``, a gradient or a moment, in the layout of its parameter: fused optimizers read all as they lie in memory."""
     return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(value)
 
@@ -72,5 +72,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
         name, _, parameter = key.partition("/")
         place = names.index(parameter)
         alike = value.dim() > 0 and value.shape == leaves[place].shape
-        state.setdefault(place, {})[name] = laid_out_like(leaves[place], value) if alike else value.clone()
+        state.setdefault(place, {})[name] = copy_with_layout(leaves[place], value) if alike else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

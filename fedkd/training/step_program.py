@@ -24,10 +24,10 @@ VIEWS = {
 CONSTANTS = {aten.arange.default, aten.scalar_tensor.default, aten.lift_fresh_copy.default, *VIEWS}
 """What gives the same in every step where no tensor, or a constant one, comes in."""
 
-KEPT = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default}
+BATCHNORMS = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default}
 
 
-def settled(module: fx.GraphModule) -> None:
+def check_static_shapes(module: fx.GraphModule) -> None:
     """Refuse a graph in which the numbers decide how many there are: it knows the sizes of one step alone.
 
     Raises:
@@ -40,29 +40,29 @@ def settled(module: fx.GraphModule) -> None:
                 raise RuntimeError(f"the shape of what {node.target} gives depends on values")
 
 
-def tidy(module: fx.GraphModule) -> fx.GraphModule:
+def simplify(module: fx.GraphModule) -> fx.GraphModule:
     """The same graph without operations that do nothing: constants made anew in each step, views of a tensor that undo each other, and
     results that nobody uses."""
     for node in list(module.graph.nodes):
-        if node.target in CONSTANTS and all(one.op == "get_attr" for one in node.all_input_nodes) and not written(node):
-            remember(module, node)
-        elif node.target in VIEWS and (source := origin(node)) is not node:
+        if node.target in CONSTANTS and all(one.op == "get_attr" for one in node.all_input_nodes) and not is_written(node):
+            fold_constant(module, node)
+        elif node.target in VIEWS and (source := view_source(node)) is not node:
             node.replace_all_uses_with(source)
     for node in reversed(list(module.graph.nodes)):
         idle = node.op == "call_function" and not node.users
-        if idle and (node.target is operator.getitem or not (node.target in KEPT or node.target._schema.is_mutable)):
+        if idle and (node.target is operator.getitem or not (node.target in BATCHNORMS or node.target._schema.is_mutable)):
             module.graph.erase_node(node)
     module.recompile()
     return module
 
 
-def written(node: fx.Node) -> bool:
+def is_written(node: fx.Node) -> bool:
     """Some operation writes into this result, or into a view of it."""
     writes = any(one.op == "call_function" and one.target._schema.is_mutable and one.args[0] is node for one in node.users)
-    return writes or any(written(one) for one in node.users if one.target in CONSTANTS)
+    return writes or any(is_written(one) for one in node.users if one.target in CONSTANTS)
 
 
-def remember(module: fx.GraphModule, node: fx.Node) -> None:
+def fold_constant(module: fx.GraphModule, node: fx.Node) -> None:
     """Compute a constant now, and read it in every step."""
     inputs = {one: getattr(module, one.target) for one in node.all_input_nodes}
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), inputs.__getitem__)
@@ -74,7 +74,7 @@ def remember(module: fx.GraphModule, node: fx.Node) -> None:
     node.replace_all_uses_with(constant)
 
 
-def origin(node: fx.Node) -> fx.Node:
+def view_source(node: fx.Node) -> fx.Node:
     """The first of the tensors that ``node`` is a view of, through other views, with the same shape and strides; itself if none has."""
     found = source = node
     while source.target in VIEWS:
@@ -90,7 +90,7 @@ def same_layout(left: fx.Node, right: fx.Node) -> bool:
     return a is not None and b is not None and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
 
 
-def captures(static: Sequence[Tensor]) -> bool:
+def can_capture(static: Sequence[Tensor]) -> bool:
     """Steps on these tensors are captured: they lie on a GPU."""
     return bool(static) and static[0].is_cuda
 
@@ -117,35 +117,35 @@ REPLAY_AFTER = 100
 """Steps of one kind until a graph is worth the quarter of a second that it takes to record."""
 
 
-def leaves(tree: Tree) -> Iterator[Tensor]:
+def tree_leaves(tree: Tree) -> Iterator[Tensor]:
     """The tensors of a tree in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif tree is not None:
         for branch in tree.values() if isinstance(tree, dict) else tree:
-            yield from leaves(branch)
+            yield from tree_leaves(branch)
 
 
-def regrow(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
+def rebuild_tree(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
     """A tree of the same form with other tensors."""
     if isinstance(tree, Tensor):
         return next(tensors)
     if tree is None:
         return None
     if isinstance(tree, dict):
-        return {key: regrow(branch, tensors) for key, branch in tree.items()}
-    return tuple(regrow(branch, tensors) for branch in tree)
+        return {key: rebuild_tree(branch, tensors) for key, branch in tree.items()}
+    return tuple(rebuild_tree(branch, tensors) for branch in tree)
 
 
-def outline(tree: Tree) -> Hashable:
+def tree_signature(tree: Tree) -> Hashable:
     """What a graph depends on: names in their order, shapes, layouts, types; not the numbers."""
     if isinstance(tree, Tensor):
         return (tuple(tree.shape), tree.stride(), tree.dtype, tree.device)
     if tree is None:
         return None
     if isinstance(tree, dict):
-        return tuple((key, outline(branch)) for key, branch in tree.items())
-    return tuple(map(outline, tree))
+        return tuple((key, tree_signature(branch)) for key, branch in tree.items())
+    return tuple(map(tree_signature, tree))
 
 
 class Program:
@@ -163,19 +163,19 @@ class Program:
         self._function, self._compile = function, compile
         self._steps: dict[tuple, int] = {}
         self._graphs: dict[tuple, Callable[..., Any] | None] = {}
-        self._captured: dict[tuple, Captured] = {}
+        self._captured: dict[tuple, CapturedStep] = {}
 
     def placed(self, fixed: Tree, changing: Sequence[Tree]) -> Tree:
         """``fixed`` where captured steps find it, or as it is where these steps are not captured."""
-        if not changing or not captures(list(leaves(fixed))):
+        if not changing or not can_capture(list(tree_leaves(fixed))):
             return fixed
         form = changing[0]
-        kind = (outline(fixed), outline(form))
+        kind = (tree_signature(fixed), tree_signature(form))
         if kind not in self._captured:
             self._graphs[kind] = self._record(fixed, form, changing[-1])
             if self._graphs[kind] is None:
                 return fixed
-            self._captured[kind] = Captured(self._graphs[kind], fixed, form)
+            self._captured[kind] = CapturedStep(self._graphs[kind], fixed, form)
         return self._captured[kind].hold(fixed)
 
     def steps(self, fixed: Tree, changing: Sequence[Tree]) -> Iterator[Tree]:
@@ -189,8 +189,8 @@ class Program:
 
     def _runner(self, fixed: Tree, form: Tree, changing: Sequence[Tree]) -> Callable[[Tree], Tree]:
         """How steps are done of which ``form`` is the first."""
-        static = list(leaves(fixed))
-        kind = (outline(fixed), outline(form))
+        static = list(tree_leaves(fixed))
+        kind = (tree_signature(fixed), tree_signature(form))
         if kind in self._captured and self._captured[kind].holds(static):
             return self._captured[kind].replay
         seen = self._steps.get(kind, 0)
@@ -213,14 +213,14 @@ class Program:
 
         def flat(*tensors: Tensor) -> list[Tensor]:
             them = iter(tensors)
-            result = self._function(regrow(fixed, them), regrow(form, them))
+            result = self._function(rebuild_tree(fixed, them), rebuild_tree(form, them))
             shape[:] = [result]
-            return list(leaves(result))
+            return list(tree_leaves(result))
 
         try:
-            graph = tidy(make_fx(flat)(*copies(fixed), *copies(form)))
-            settled(graph)
-            usable = self._compile or all(faithful(flat, graph, [*copies(fixed), *copies(step)]) for step in (form, other))
+            graph = simplify(make_fx(flat)(*copy_leaves(fixed), *copy_leaves(form)))
+            check_static_shapes(graph)
+            usable = self._compile or all(same_bits(flat, graph, [*copy_leaves(fixed), *copy_leaves(step)]) for step in (form, other))
         except RuntimeError as error:
             if self._compile:
                 raise ConfigError(f"compile must be false for a loss that looks at its tensors' values, got true: {error}") from error
@@ -232,12 +232,12 @@ class Program:
 
         def replay(static: list[Tensor], step: Tree) -> Tree:
             with torch.no_grad():
-                return regrow(tree, iter(run(*static, *leaves(step))))
+                return rebuild_tree(tree, iter(run(*static, *tree_leaves(step))))
 
         return replay
 
 
-class Captured:
+class CapturedStep:
     """A recorded step as a CUDA graph: it reads from places of its own, and writes to places of its own.
 
     Args:
@@ -247,14 +247,14 @@ class Captured:
     """
 
     def __init__(self, graph: Callable[[list[Tensor], Tree], Tree], fixed: Tree, form: Tree) -> None:
-        self._fixed, self._material = copies(fixed), copies(form)
-        self._tree, material = regrow(fixed, iter(self._fixed)), regrow(form, iter(self._material))
+        self._fixed, self._material = copy_leaves(fixed), copy_leaves(form)
+        self._tree, material = rebuild_tree(fixed, iter(self._fixed)), rebuild_tree(form, iter(self._material))
         self._run, self._result = capture(lambda: graph(self._fixed, material), self._fixed[0].device)
 
     def hold(self, fixed: Tree) -> Tree:
         """``fixed``, copied to where the step reads it."""
         with torch.no_grad():
-            for place, tensor in zip(self._fixed, leaves(fixed)):
+            for place, tensor in zip(self._fixed, tree_leaves(fixed)):
                 place.copy_(tensor)
         return self._tree
 
@@ -264,25 +264,25 @@ class Captured:
 
     def replay(self, step: Tree) -> Tree:
         """One step. What it gives is overwritten by the next."""
-        for place, tensor in zip(self._material, leaves(step)):
+        for place, tensor in zip(self._material, tree_leaves(step)):
             place.copy_(tensor)
         self._run()
         return self._result
 
 
-def copies(tree: Tree) -> list[Tensor]:
+def copy_leaves(tree: Tree) -> list[Tensor]:
     """The tensors of a tree as new ones that hold the same, in the same layout."""
-    return [t.detach().clone().requires_grad_(t.requires_grad) if t.is_contiguous() else relaid(t) for t in leaves(tree)]
+    return [t.detach().clone().requires_grad_(t.requires_grad) if t.is_contiguous() else copy_with_strides(t) for t in tree_leaves(tree)]
 
 
-def relaid(tensor: Tensor) -> Tensor:
+def copy_with_strides(tensor: Tensor) -> Tensor:
     """A copy with the same strides, gaps and repetitions included."""
     new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return new.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
-def faithful(function: Callable[..., Any], graph: fx.GraphModule, tensors: list[Tensor]) -> bool:
+def same_bits(function: Callable[..., Any], graph: fx.GraphModule, tensors: list[Tensor]) -> bool:
     """A graph gives the bits of the function, in its results and in the buffers it updates."""
-    mine, theirs = copies(tensors), copies(tensors)
+    mine, theirs = copy_leaves(tensors), copy_leaves(tensors)
     results = zip([*function(*mine), *mine], [*graph(*theirs), *theirs], strict=True)
     return all(torch.equal(torch.nan_to_num(a.detach()), torch.nan_to_num(b.detach())) for a, b in results)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, eval_copy
-from fedkd.training.loop import Execution, Fitted, LossFunction, Material, descend, differentiated, finite, stored
+from fedkd.training.loop import Execution, FitResult, LossFunction, StepInputs, run_steps, with_gradients, check_finite, cached_program
 from fedkd.training.optimizers import OptimizerFactory, flatten_optimizer, restore_optimizer
 from fedkd.training.step_program import Program
-from fedkd.training.vectorized_layers import twin
+from fedkd.training.vectorized_layers import vectorized_copy
 from fedkd.types import Metrics, State, Tensors
 
 
@@ -26,7 +26,7 @@ def fit_clients(
     owns: Sequence[State],
     lr_factors: Sequence[float],
     execution: Execution | None = None,
-) -> list[Fitted]:
+) -> list[FitResult]:
     """K copies of ``module`` as one tensor program; client by client what :func:`fedkd.training.loop.fit` gives, but for rounding.
 
     The loss is mapped over stacked clients and differentiated outside the map. Clients with fewer steps leave when they are done.
@@ -51,43 +51,43 @@ def fit_clients(
     execution = execution or Execution()
     names, first = [name for name, _ in module.named_parameters()], batches[0]
     parts = (module, loss, first.data, first.dtype, execution)
-    program = stored((*parts, "together"), lambda: together(module, loss, first, execution))
+    program = cached_program((*parts, "together"), lambda: vectorized_program(module, loss, first, execution))
     order = sorted(range(len(starts)), key=lambda k: -len(batches[k]))  # whoever is done first stands last
-    tensors, own = stack([starts[k] for k in order]), stack([owns[k] for k in order])
+    tensors, own = stack_trees([starts[k] for k in order]), stack_trees([owns[k] for k in order])
     sums: Metrics = {}
     kept: Tensors = {}
-    fitted: dict[int, Fitted] = {}
+    fitted: dict[int, FitResult] = {}
     begin = 0
     while order:
         number, end = len(order), len(batches[order[-1]])
         rows = [
             *range(number),
-            *[number - 1] * (bucket(number, tensors[names[0]].device) - number),
+            *[number - 1] * (padded_number(number, tensors[names[0]].device) - number),
         ]  # the last stands in for who is missing
         seats = [order[row] for row in rows]
-        material = Material.of([batches[k] for k in seats], slice(begin, end), together=True)
-        fixed = {"tensors": take(tensors, rows), "shared": shared, "own": take(own, rows)}
+        material = StepInputs.of([batches[k] for k in seats], slice(begin, end), together=True)
+        fixed = {"tensors": select_clients(tensors, rows), "shared": shared, "own": select_clients(own, rows)}
         fixed = program.placed(fixed, material)
         leaves = [fixed["tensors"][name].requires_grad_() for name in names]
         stepper = optimizer(leaves)
-        restore_optimizer(stepper, names, take(kept, rows))
-        more = descend(program, fixed, material, leaves, stepper, scales(leaves, [lr_factors[k] for k in seats]))
+        restore_optimizer(stepper, names, select_clients(kept, rows))
+        more = run_steps(program, fixed, material, leaves, stepper, lr_scales(leaves, [lr_factors[k] for k in seats]))
         sums = {name: sums[name] + value[:number] if name in sums else value[:number] for name, value in more.items()}
         staying = [k for k in order if len(batches[k]) > end]
         tensors = {key: value.detach() for key, value in fixed["tensors"].items()}
         for place, k in list(enumerate(order))[len(staying) :]:
-            fitted[k] = Fitted(pick(tensors, place), finite(pick(sums, place), end), {})
+            fitted[k] = FitResult(client_tensors(tensors, place), check_finite(client_tensors(sums, place), end), {})
         if staying:
             stays = list(range(len(staying)))
-            kept = take(flatten_optimizer(stepper, names), stays)
-            tensors, sums, own = take(tensors, stays), take(sums, stays), take(own, stays)
+            kept = select_clients(flatten_optimizer(stepper, names), stays)
+            tensors, sums, own = select_clients(tensors, stays), select_clients(sums, stays), select_clients(own, stays)
         order, begin = staying, end
     return [fitted[k] for k in range(len(starts))]
 
 
-def together(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
+def vectorized_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
     """One step of many networks."""
-    many, frozen = twin(module), eval_copy(module)
+    many, frozen = vectorized_copy(module), eval_copy(module)
 
     def values(tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, own: State, shared: State) -> tuple[Tensor, Metrics]:
         def one(tensors: Tensors, x: Tensor, y: Tensor, drawn: Tensors, own: State) -> tuple[Tensor, Metrics]:
@@ -95,36 +95,36 @@ def together(module: nn.Module, loss: LossFunction, batches: Batches, execution:
 
         return torch.vmap(one)(tensors, x, y, drawn, own)
 
-    return Program(differentiated(values, module, batches, execution), compile=execution.compile)
+    return Program(with_gradients(values, module, batches, execution), compile=execution.compile)
 
 
-def scales(leaves: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor] | None:
+def lr_scales(leaves: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor] | None:
     """``factors`` of the clients, shaped for each of the stacked parameters; None where all are one."""
     if all(factor == 1 for factor in factors):
         return None
     return [torch.tensor(factors, dtype=leaf.dtype, device=leaf.device).view(-1, *[1] * (leaf.dim() - 1)) for leaf in leaves]
 
 
-def stack(trees: Sequence[Any]) -> Any:
+def stack_trees(trees: Sequence[Any]) -> Any:
     """Nested dictionaries of tensors, alike in keys and shapes, to one of tensors [K, ...]."""
     if isinstance(trees[0], Tensor):
         return torch.stack(list(trees))
-    return {key: stack([tree[key] for tree in trees]) for key in trees[0]}
+    return {key: stack_trees([tree[key] for tree in trees]) for key in trees[0]}
 
 
-def take(tree: Any, rows: Sequence[int]) -> Any:
+def select_clients(tree: Any, rows: Sequence[int]) -> Any:
     """These clients of a stacked tree; what has no dimension, such as an optimizer's count of steps, is all clients'."""
     if isinstance(tree, Tensor):
         return tree if tree.dim() == 0 or list(rows) == list(range(len(tree))) else tree[list(rows)]
-    return {key: take(value, rows) for key, value in tree.items()}
+    return {key: select_clients(value, rows) for key, value in tree.items()}
 
 
-def bucket(number: int, device: torch.device) -> int:
+def padded_number(number: int, device: torch.device) -> int:
     """How many clients are computed where ``number`` train: as they are, but on a GPU the next multiple of five, as every number that
     occurs is captured as a graph of its own, which takes longer than a round."""
     return number if device.type == "cpu" else -(-number // 5) * 5
 
 
-def pick(tensors: Tensors, place: int) -> Tensors:
+def client_tensors(tensors: Tensors, place: int) -> Tensors:
     """One client's tensors."""
     return {key: value[place].clone() for key, value in tensors.items()}

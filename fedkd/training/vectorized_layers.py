@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def fold(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, B, C, H, W] -> [B, K*C, H, W]
+def fold_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, B, C, H, W] -> [B, K*C, H, W]
     """Clients side by side in the channels, channels_last."""
     x = x.unsqueeze(1).expand(-1, clients, -1, -1, -1) if dim is None else x.movedim(dim, 1)
     return x.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def stacked(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, ...] -> [K, ...]
+def stack_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, ...] -> [K, ...]
     """Clients first; what all clients share is repeated."""
     return x.expand(clients, *x.shape) if dim is None else x.movedim(dim, 0)
 
@@ -41,9 +41,9 @@ class _Convolution(_Folded):
     @staticmethod
     def vmap(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, int]:
         clients, (stride, padding, dilation, groups) = info.batch_size, options
-        weight = stacked(weight, dims[1], clients).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        bias = None if bias is None else stacked(bias, dims[2], clients).flatten()
-        out = F.conv2d(fold(x, dims[0], clients), weight, bias, stride, padding, dilation, clients * groups)
+        weight = stack_clients(weight, dims[1], clients).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else stack_clients(bias, dims[2], clients).flatten()
+        out = F.conv2d(fold_clients(x, dims[0], clients), weight, bias, stride, padding, dilation, clients * groups)
         return out.unflatten(1, (clients, -1)), 1
 
 
@@ -55,9 +55,9 @@ class _Normalisation(_Folded):
     @staticmethod
     def vmap(info: Any, dims: tuple, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
         clients, (momentum, eps) = info.batch_size, rest[4:]
-        weight, bias = (stacked(t, dim, clients).flatten() for t, dim in zip(rest[:2], dims[1:3]))
+        weight, bias = (stack_clients(t, dim, clients).flatten() for t, dim in zip(rest[:2], dims[1:3]))
         mean, variance = (t.view(-1) for t in rest[2:4])  # stacked and contiguous: updated where they stand
-        out = F.batch_norm(fold(x, dims[0], clients), mean, variance, weight, bias, True, momentum, eps)
+        out = F.batch_norm(fold_clients(x, dims[0], clients), mean, variance, weight, bias, True, momentum, eps)
         return out.unflatten(1, (clients, -1)), 1
 
 
@@ -68,7 +68,7 @@ class _Rectified(_Folded):
 
     @staticmethod
     def vmap(info: Any, dims: tuple, x: Tensor) -> tuple[Tensor, int]:
-        return _Unfolded.apply(F.relu(fold(x, dims[0], info.batch_size)), info.batch_size), 1
+        return _Unfolded.apply(F.relu(fold_clients(x, dims[0], info.batch_size)), info.batch_size), 1
 
 
 class _Unfolded(torch.autograd.Function):
@@ -90,7 +90,7 @@ class _Linear(_Folded):
 
     @staticmethod
     def vmap(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
-        together = [stacked(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims)]
+        together = [stack_clients(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims)]
         if torch.is_autocast_enabled(x.device.type):  # the products' own backward is not autocast's to see to
             together = [t.to(torch.get_autocast_dtype(x.device.type)) for t in together]
         return _Products.apply(*together), 0
@@ -131,7 +131,7 @@ class _LinearLayer(nn.Linear):
         return _Linear.apply(x, self.weight, self.bias) if x.dim() == 2 else F.linear(x, self.weight, self.bias)
 
 
-def twin(module: nn.Module) -> nn.Module:
+def vectorized_copy(module: nn.Module) -> nn.Module:
     """A copy of ``module`` in train mode whose layers know how to run for many clients; only inside ``torch.vmap``."""
     module = copy.deepcopy(module)
     for layer in module.modules():

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from omegaconf import OmegaConf
 
-from fedkd.config.build import build, make
+from fedkd.config.build import build, call_part
 from fedkd.seed import Seed
 from simulations.benchmarks.reference_fedgen import NaiveFedGen
 from simulations.benchmarks.reference_loop import PIXELS, PIXELS_PER_CLIENT, NaiveClient, NaiveFedAvg, pixels
@@ -40,7 +40,7 @@ class Pieces:
         """A federation of the configured model on random images."""
         config, seed = self.config, Seed(self.config.seed) / "pixels"
         with (seed / "model").globally():
-            model = make("model", build(config, "model"), PIXELS)
+            model = call_part("model", build(config, "model"), PIXELS)
         data = [pixels(seed / number, PIXELS_PER_CLIENT) for number in range(clients)]
         sites = [NaiveClient(model, own, config.batch_size, config.optimizer.lr, seed / n / "order") for n, own in enumerate(data)]
         return NaiveFedAvg(model, sites, config.local_steps)

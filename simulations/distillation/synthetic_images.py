@@ -22,7 +22,7 @@ def save_synthetic_images(setup: Setup, training: Training, progress: Progress, 
     if "images" not in progress.memory or setup.teacher is None:
         return None
     images = progress.memory["images"].flip(0)
-    teacher = FunctionalModel(setup.teacher).at(training.taught).within("student")
+    teacher = FunctionalModel(setup.teacher).at(training.taught).submodule("student")
     labels = torch.cat([teacher(part).logits.argmax(-1) for part in images.split(setup.config.evaluation_batch_size)]).cpu()
     task = setup.task
     kept = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])
@@ -36,4 +36,4 @@ def to_bytes(setup: Setup, images: torch.Tensor) -> np.ndarray:  # [N, C, H, W] 
     """Standardized images as pixels 0..255."""
     task = setup.task
     mean, std = (torch.tensor(value, dtype=images.dtype).view(-1, 1, 1) for value in (task.mean, task.std))
-    return ((images.cpu() * std + mean) / task.brightest).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    return ((images.cpu() * std + mean) / task.max_pixel).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()

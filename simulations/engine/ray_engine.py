@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Error, RecordDict
 
-from fedkd.config.build import make
+from fedkd.config.build import call_part
 from fedkd.errors import require
 from fedkd.federation import serialization
 from fedkd.metrics.accuracy import Score
@@ -122,7 +122,7 @@ class RayGrid(ClientGrid):
         """A fresh actor in the place of one that is dead or past its time, unless another question to it has found that out already."""
         if self._actors[number] is actor:
             self._ray.kill(actor)
-            (self._actors[number],) = make("engine", hire, self._ray, self._num_gpus, 1)
+            (self._actors[number],) = call_part("engine", hire, self._ray, self._num_gpus, 1)
 
     def _give_up(self, late: Iterable[tuple[int, Any]], clients: Iterable[int], timeout: float | None) -> Answers:
         """Past the deadline: end the work that still runs, with its actors."""

@@ -18,7 +18,7 @@ from fedkd.distillation.image_synthesis import as_seen
 from fedkd.distillation.logit_distillation import images
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
-from fedkd.metrics.generator_quality import fidelity, spreads
+from fedkd.metrics.generator_quality import label_accuracy, diversity_and_coverage
 from fedkd.seed import Seed
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Examples, Generated, State, Update
@@ -67,7 +67,7 @@ def diagnose(home: Simulation, done: Round, memories: Mapping[int, State]) -> tu
     said = numbers(torch.stack([read(network, made, server.batch_size) for network in networks]))  # [K, N, C]
     overall = global_logits(home, model, state, made)
     held = np.stack([home.held.shards[0][u.client].y.bincount(minlength=classes).cpu().numpy() > 0 for u in updates])  # [K, C]
-    measured = fidelity(said, None if overall is None else numbers(overall), generated[1], held) | spreads(generated, latents, classes)
+    measured = label_accuracy(said, None if overall is None else numbers(overall), generated[1], held) | diversity_and_coverage(generated, latents, classes)
     rows = [{"round": done.number, "class": c, **told({name: values[c] for name, values in measured.items()})} for c in range(classes)]
     return rows, embedded(generated, latents, classes, done.number, (seed / "tsne").integer() % 2**32)
 

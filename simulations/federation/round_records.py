@@ -8,7 +8,7 @@ from fedkd.config.build import build
 from fedkd.data.client_shift import Shift
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
-from fedkd.partition.common import save
+from fedkd.partition.common import write_partition
 from simulations.run_folder.folder import RunFolder
 from simulations.setup.simulation import Simulation
 
@@ -20,7 +20,7 @@ def open_folder(home: Simulation) -> RunFolder:
 
 def save_partition(home: Simulation, path: Path) -> None:
     """Write ``partition.npz``: the indices of every client's examples, and their counts per class."""
-    save(home.partition, path, home.train.y.cpu().numpy(), home.held.scored.y.cpu().numpy(), home.task.num_classes)
+    write_partition(home.partition, path, home.train.y.cpu().numpy(), home.held.scored.y.cpu().numpy(), home.task.num_classes)
 
 
 def metrics_row(done: Round) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, MetricRecord
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.config.build import build, make
+from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
@@ -69,7 +69,7 @@ def run_federation(
             note = folder.commit_note()
             print(f"already finished, skipped{f' ({note})' if note else ''}")
         else:
-            grid = make("engine", make_grid or build(config, "engine"), config.num_clients, text)
+            grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
                 if isinstance(home.strategy, Strategy):
                     grid.chunk = choose_vmap_size(home, folder, grid)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from fedkd.config.build import build, make
+from fedkd.config.build import build, call_part
 from fedkd.errors import require
 from fedkd.models.base import Classifier
 from fedkd.models.heterogeneous import HeterogeneousModels
@@ -46,12 +46,12 @@ def make_client_data(config: DictConfig, task: Task, train: Examples, test: Exam
     enough = f"must be at most the number of training examples ({len(train)})"
     require(config.num_clients <= len(train), "num_clients", enough, config.num_clients)
     labels, rng, source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public_data")
-    partition = make("partition", build(config, "partition"), *labels, config.num_clients, rng)
+    partition = call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
     train, test = train.to(config.device), test.to(config.device)
     stays, validation = split_validation(partition.train, config.validation_fraction, seed / "validation")
     stays, withheld = split_validation(stays, source.held_out, seed / "public")
     held_out = train.subset(np.concatenate(validation)) if config.validation_fraction else None
-    public = make("public_data", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
+    public = call_part("public_data", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
     tuning = config.evaluation.split == "validation"
     scored, shards = (train, validation) if tuning else (test, partition.test)
     if config.evaluation.local_test == "all_examples":
@@ -61,8 +61,8 @@ def make_client_data(config: DictConfig, task: Task, train: Examples, test: Exam
         partition,
         scored,
         held_out if tuning else test,
-        make("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift"),
-        None if public is None else public.unlabelled(),
+        call_part("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift"),
+        None if public is None else public.without_labels(),
         None if tuning else held_out,
     )
 
@@ -83,11 +83,11 @@ def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed
     makers = maker.networks if isinstance(maker, HeterogeneousModels) else {name: maker}
     seeds = {one: seed / "model" / one for one in makers} if isinstance(maker, HeterogeneousModels) else {name: seed / "model"}
     assigned = (
-        make("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, HeterogeneousModels) else [name] * number
+        call_part("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, HeterogeneousModels) else [name] * number
     )
     networks = {}
     for one, of in makers.items():
         with seeds[one].globally():
-            model = make("model", of, task).to(config.device, dtype)
+            model = call_part("model", of, task).to(config.device, dtype)
         networks[one] = Network(one, model, snapshot(model))
     return [networks[one] for one in assigned], next(iter(networks.values()))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig
 
-from fedkd.config.build import make
+from fedkd.config.build import call_part
 from fedkd.errors import ConfigError, require
 from fedkd.federation.client import batchnorm_statistics
 from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
@@ -27,7 +27,7 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
             require(given == alike, f"systems.{name}", rule.format("null" if alike is None else alike), given)
     batches = [min(config.batch_size, examples) for examples in num_examples]
     steps = [config.local_steps or config.local_epochs * (examples // batch) for examples, batch in zip(num_examples, batches)]
-    return make("systems", make_devices, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
+    return call_part("systems", make_devices, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
 
 
 def check_compatibility(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], held: ClientData) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import distances
+from fedkd.losses.diversity import noise_distances
 from fedkd.models.generators import FeatureMLP
 from fedkd.models.mlp import MLP
 from fedkd.seed import Seed
@@ -111,7 +111,7 @@ def test_the_generator_s_loss_is_the_equation(weighting, ensemble_loss):
     noise, y = RNG.random((6, 2)), RNG.integers(0, 3, 6)
     shares = torch.from_numpy((1 + counts) / (1 + counts).sum(0))
     shared = {"heads": {key: torch.stack([head[key] for head in heads]) for key in heads[0]}, "labels": {"shares": shares}}
-    batch = Batch(None, torch.from_numpy(y), {"noise": torch.from_numpy(noise), "distances": distances(torch.from_numpy(noise))})
+    batch = Batch(None, torch.from_numpy(y), {"noise": torch.from_numpy(noise), "distances": noise_distances(torch.from_numpy(noise))})
     value, metrics = strategy.generator_loss(FunctionalModel(module), batch, shared, {}, head=model.head)
 
     def oracle(weights):

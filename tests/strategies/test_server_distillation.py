@@ -18,7 +18,7 @@ from fedkd.distillation.image_synthesis import Synthesis, stacked, unstacked
 from fedkd.distillation.logit_distillation import cosine, distill_logits, logits_on
 from fedkd.federation.aggregation import average
 from fedkd.losses.batchnorm_statistics import statistics_distance
-from fedkd.losses.diversity import distances
+from fedkd.losses.diversity import noise_distances
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.generators import ImageConv
 from fedkd.seed import Seed
@@ -515,7 +515,7 @@ def test_fedftg_s_generator_s_loss_is_the_equation(discrepancy, weighting, place
     home, (student, *teachers), random = perceptrons("strategy=fedftg", *options("fedftg"), *choices, number=3)
     x, noise, y = random.random((5, 1, 8, 8)), 0.3 * random.standard_normal((5, 3)), np.array([0, 1, 1, 2, 2])
     module = Pictures(torch.from_numpy(x))
-    drawn = {"noise": torch.from_numpy(noise), "distances": distances(torch.from_numpy(noise)), "place": torch.tensor(place)}
+    drawn = {"noise": torch.from_numpy(noise), "distances": noise_distances(torch.from_numpy(noise)), "place": torch.tensor(place)}
     shared = {"teachers": stacked(teachers), "student": student, "labels": {"shares": SHARES}}
     value, terms = home.strategy.generator_loss(
         FunctionalModel(module), Batch(None, torch.from_numpy(y), drawn), shared, {}, network=home.model
@@ -671,7 +671,7 @@ def test_a_server_of_other_networks_and_of_one_client_alone(name, model):
 @pytest.mark.parametrize("brightest", [1.0, 255.0])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 7, 5), (3, 1, 1)])
 def test_generated_images_have_the_shape_and_the_range_of_the_task_s(shape, brightest):
-    task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.25,) * shape[0], brightest=brightest)
+    task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.25,) * shape[0], max_pixel=brightest)
     with Seed(0).globally():
         module = ImageConv(task, width=3, noise_size=5, conditional=True)
         noise = torch.randn(6, 5)

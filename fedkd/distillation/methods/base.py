@@ -11,7 +11,7 @@ from fedkd.errors import require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.models.base import Classifier
 from fedkd.seed import Seed
-from fedkd.tensor_ops import wide
+from fedkd.tensor_ops import at_least_float32
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Metrics, Output, Task, Tensors
@@ -186,12 +186,12 @@ class Distiller:
 
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         """The sum of all terms, and each term by name."""
-        student = model.within("student")(batch.x)
-        said = None if teacher is None else teacher.within("student")(batch.x)
+        student = model.submodule("student")(batch.x)
+        said = None if teacher is None else teacher.submodule("student")(batch.x)
         terms = {"ce": self.ce * classification(student, said, batch.y, labelled)}
         if said is not None:
             y = batch.y if labelled else said.logits.argmax(-1)
-            terms |= self.terms(StepInput(student, said, y, model.within("method"), batch))
+            terms |= self.terms(StepInput(student, said, y, model.submodule("method"), batch))
         return torch.stack(list(terms.values())).sum(), terms
 
     def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
@@ -208,7 +208,7 @@ def classification(student: Output, teacher: Output | None, y: Tensor, labelled:
     if labelled:
         return cross_entropy(student.logits, y).mean()
     assert teacher is not None, "images without labels have a teacher"
-    return -(wide(teacher.logits).softmax(-1) * wide(student.logits).log_softmax(-1)).sum(-1).mean()
+    return -(at_least_float32(teacher.logits).softmax(-1) * at_least_float32(student.logits).log_softmax(-1)).sum(-1).mean()
 
 
 def weight(value: float, key: str = "weight") -> None:

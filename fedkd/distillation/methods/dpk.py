@@ -14,7 +14,7 @@ from fedkd.errors import require
 from fedkd.losses.cka import unbiased_cka
 from fedkd.losses.hint import hint
 from fedkd.losses.kl import kl_divergence
-from fedkd.tensor_ops import wide
+from fedkd.tensor_ops import at_least_float32
 from fedkd.types import Metrics, Tensors
 
 
@@ -264,5 +264,5 @@ class DPK(Distiller):
         student = (
             (~chosen).view(-1, 1, side, side).repeat_interleave(teacher.shape[2] // side, 2).repeat_interleave(teacher.shape[3] // side, 3)
         )
-        error = (wide(made) - wide(teacher)).square() * student
+        error = (at_least_float32(made) - at_least_float32(teacher)).square() * student
         return error.sum() / (student.sum() * teacher.shape[1]).clamp(min=1)

@@ -150,8 +150,8 @@ class HSAKD(Distiller):
         """``ce``, ``joint`` and ``kd``, and their sum."""
         assert teacher is not None, "the method has a teacher"
         x = turned(batch)
-        student, said = model.within("student")(x), teacher.within("student")(x)
-        learnt, known = model.within("method")(student.stages, self.detach), teacher.within("method")(said.stages, True)
+        student, said = model.submodule("student")(x), teacher.submodule("student")(x)
+        learnt, known = model.submodule("method")(student.stages, self.detach), teacher.submodule("method")(said.stages, True)
         apart = [kl_divergence(t, s, self.temperature).mean() for t, s in zip(known, learnt, strict=True)]
         terms = {
             "ce": self.ce * classification(upright(student), upright(said), batch.y, labelled),
@@ -218,9 +218,9 @@ class HSAKDOnline(Distiller):
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         """``ce``, ``self_supervised``, ``kd`` and ``joint``, and their sum."""
         assert labelled, "rotations of classes need labels"
-        x, labels, method = turned(batch), joint_labels(batch.y), model.within("method")
-        outputs = [model.within("student")(x), method.within("network")(x)]
-        branches = [method.within(name)(output.stages, False) for name, output in zip(("own", "branches"), outputs)]
+        x, labels, method = turned(batch), joint_labels(batch.y), model.submodule("method")
+        outputs = [model.submodule("student")(x), method.submodule("network")(x)]
+        branches = [method.submodule(name)(output.stages, False) for name, output in zip(("own", "branches"), outputs)]
         said = [[output.logits, *q] for output, q in zip(outputs, branches)]
         divergences = [
             [kl_divergence(t.detach(), s, self.temperature).mean() for t, s in zip(theirs, mine)] for mine, theirs in (said, said[::-1])
@@ -285,10 +285,10 @@ class HSAKDTeacher(Distiller):
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         """``ce`` and ``joint``, and their sum."""
         assert labelled or self.frozen, "rotations of classes need labels"
-        network = model.within("student")
-        output = network.asleep()(turned(batch)) if self.frozen else network(turned(batch))
+        network = model.submodule("student")
+        output = network.eval_copy()(turned(batch)) if self.frozen else network(turned(batch))
         y = batch.y if labelled else upright(output).logits.argmax(-1)
-        q, labels = model.within("method")(output.stages, self.frozen), joint_labels(y)
+        q, labels = model.submodule("method")(output.stages, self.frozen), joint_labels(y)
         terms = {
             "ce": self.ce * classification(upright(output), None, y, True),
             "joint": self.joint * torch.stack([cross_entropy(one, labels).mean() for one in q]).sum(),

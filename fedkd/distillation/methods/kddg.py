@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedkd.distillation.methods.base import Distiller, classification, temperature, weight
 from fedkd.errors import require
-from fedkd.losses.gradient_filter import FILTERS, filtered, mask
+from fedkd.losses.gradient_filter import FILTERS, filter_gradient, gradient_mask
 from fedkd.losses.kl import kl_divergence
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
@@ -60,10 +60,10 @@ class KDDG(Distiller):
     def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
         """``ce`` and ``kd``, and their sum."""
         assert teacher is not None, "the method has a teacher"
-        student, said = model.within("student")(batch.x), teacher.within("student")(batch.x)
+        student, said = model.submodule("student")(batch.x), teacher.submodule("student")(batch.x)
         y = batch.y if labelled else said.logits.argmax(-1)
-        keep = mask(self.filter, said.logits, student.logits.detach(), y, self.temperature, self.threshold)
-        through = student._replace(logits=filtered(student.logits, keep))
+        keep = gradient_mask(self.filter, said.logits, student.logits.detach(), y, self.temperature, self.threshold)
+        through = student._replace(logits=filter_gradient(student.logits, keep))
         kd, ce = (through if self.apply_to in (which, "both") else student for which in ("kd", "ce"))
         terms = {
             "ce": self.ce * classification(ce, said, batch.y, labelled),

@@ -189,7 +189,7 @@ class OnlineEnsemble(Distiller):
 
 def adapt(model: FunctionalModel, outputs: list[Output]) -> list[list[Tensor]]:
     """The maps of every member but the widest, mapped to the widest's channels."""
-    adapters = model.within("method").within("adapters")
+    adapters = model.submodule("method").submodule("adapters")
     return [
-        [adapters.within(str(j)).within(str(i))(stage) for i, stage in enumerate(output.stages)] for j, output in enumerate(outputs[1:])
+        [adapters.submodule(str(j)).submodule(str(i))(stage) for i, stage in enumerate(output.stages)] for j, output in enumerate(outputs[1:])
     ]

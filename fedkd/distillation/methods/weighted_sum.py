@@ -83,6 +83,6 @@ class WeightedSum(Distiller):
         terms: Metrics = {}
         for name, one in self.parts.items():
             drawn = {key.removeprefix(f"{name}/"): value for key, value in seen.batch.drawn.items() if key.startswith(f"{name}/")}
-            mine = replace(seen, method=seen.method.within(name), batch=Batch(seen.batch.x, seen.batch.y, drawn))
+            mine = replace(seen, method=seen.method.submodule(name), batch=Batch(seen.batch.x, seen.batch.y, drawn))
             terms |= {f"{name}_{key}": self.weights[name] * value for key, value in one.terms(mine).items()}
         return terms

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
-from fedkd.metrics.label_skew import description
+from fedkd.metrics.label_skew import describe_skew
 from simulations.reports.figures.style import COLORS, WIDTH, canvas, legend, legend_shape, legend_texts, limits, line_style, rows
 from simulations.reports.statistics import interval
 from simulations.reports.summary import ALONG, PANELS
@@ -123,7 +123,7 @@ def partition(counts: np.ndarray, path_stem: Path | str) -> tuple[Path, Path]:  
             axis.set_major_locator(MaxNLocator(min(ticks, 20), integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         client, label = np.nonzero(counts)
         _circles(axes, client, label, counts[client, label], diameter)
-        said = description(counts)
+        said = describe_skew(counts)
         figure.text(left / WIDTH, 1 - 0.05 / total, said[0].upper() + said[1:], ha="left", va="top", fontsize="small")
     return paths
 

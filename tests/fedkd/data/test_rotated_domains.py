@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from fedkd.data.augmentation import Augmentation, black
+from fedkd.data.augmentation import Augmentation, black_pixel
 from fedkd.data.digits import Digits
 from fedkd.data.rotated_domains import RotatedDomains
 from fedkd.distillation.student_training import order
@@ -93,4 +93,4 @@ def test_without_knobs_nothing_is_drawn_or_changed():
 
 def test_black_is_what_networks_see_of_a_black_pixel():
     _, train, _ = Digits()()
-    assert torch.equal(black(train, torch.float64), torch.zeros(1, dtype=torch.float64))
+    assert torch.equal(black_pixel(train, torch.float64), torch.zeros(1, dtype=torch.float64))

@@ -627,11 +627,11 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 def test_the_default_cache_is_the_users(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.directory(None) == tmp_path / "xdg" / "fedkd"
+    assert cache.cache_directory(None) == tmp_path / "xdg" / "fedkd"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.directory(None) == tmp_path / ".cache" / "fedkd"
-    assert cache.directory("~/mine") == tmp_path / "mine"
+    assert cache.cache_directory(None) == tmp_path / ".cache" / "fedkd"
+    assert cache.cache_directory("~/mine") == tmp_path / "mine"
 
 
 def test_meta_tells_shapes(tmp_path):

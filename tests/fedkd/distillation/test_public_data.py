@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.config.build import make
+from fedkd.config.build import call_part
 from fedkd.distillation.public_data import Noise, OtherDataset
 from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
@@ -116,13 +116,13 @@ def test_another_data_set_of_another_shape_or_none_is_refused_by_its_key():
     with pytest.raises(
         ValueError, match=r"public\.data must have images of the clients' shape \(1, 8, 8\).* as letters has not, got \(1, 28, 28\)"
     ):
-        make("public_data", source, Task("digits", (1, 8, 8), 10), own, own, Seed(0))
+        call_part("public_data", source, Task("digits", (1, 8, 8), 10), own, own, Seed(0))
 
 
 # ------------------------------------------------------------------------------------------------------------- synthetic
 def synthetic(exponent: float, shape=(1, 64, 64), size: int = 40, seed: int = 0, scale: float = 255.0, brightest: float = 1.0) -> Examples:
     like = Examples(torch.empty(0), torch.empty(0), scale, (0.5,) * shape[0], (0.25,) * shape[0])
-    return Noise(size=size, exponent=exponent)(Task("toy", shape, 4, brightest=brightest), like, like, Seed(seed))
+    return Noise(size=size, exponent=exponent)(Task("toy", shape, 4, max_pixel=brightest), like, like, Seed(seed))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.5])
@@ -150,7 +150,7 @@ def test_more_images_than_are_made_at_once_are_all_unlike_and_begin_alike():
 @pytest.mark.parametrize(("scale", "brightest", "top"), [(255.0, 1.0, 255), (16.0, 1.0, 16), (1.0, 255.0, 255)])
 def test_noise_reaches_from_black_to_full_brightness(scale, brightest, top):
     """Of bytes, of digits, and of bytes that are kept as they are."""
-    noise = synthetic(1.0, shape=(3, 8, 8), scale=scale, brightest=brightest)
+    noise = synthetic(1.0, shape=(3, 8, 8), scale=scale, max_pixel=brightest)
     assert noise.x.dtype == torch.uint8 and noise.x.shape == (40, 3, 8, 8)
     assert (noise.x.amin((1, 2, 3)) == 0).all() and (noise.x.amax((1, 2, 3)) == top).all()
     assert noise.images(torch.arange(40)).max().item() == pytest.approx((brightest - 0.5) / 0.25)

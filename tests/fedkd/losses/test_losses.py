@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from fedkd.losses.contrastive import model_contrastive
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.decoupled_kl import not_true_divergence
-from fedkd.losses.diversity import distances, diversity
+from fedkd.losses.diversity import noise_distances, diversity
 from fedkd.losses.kl import kl_divergence
 from tests import oracles
 
@@ -31,7 +31,7 @@ CASES = {
         lambda z: model_contrastive(z, torch.from_numpy(B), torch.from_numpy(B[::-1].copy()), 0.5).mean(),
         lambda z: oracles.contrastive(z, B, B[::-1], 0.5).mean(),
     ),
-    "diversity": (lambda z: diversity(distances(torch.from_numpy(NOISE)), z), lambda z: oracles.diversity(NOISE, z)),
+    "diversity": (lambda z: diversity(noise_distances(torch.from_numpy(NOISE)), z), lambda z: oracles.diversity(NOISE, z)),
 }
 
 
@@ -74,7 +74,7 @@ def test_losses_are_one_number_an_example_and_follow_a_permutation_of_the_batch(
     for loss in (lambda i: cross_entropy(a[i], y[i]), lambda i: kl_divergence(a[i], b[i])):
         assert loss(torch.arange(7)).shape == (7,)
         assert torch.equal(loss(order), loss(torch.arange(7))[order])
-    assert_close(diversity(distances(a[order]), b[order]), diversity(distances(a), b), atol=1e-15, rtol=1e-12)
+    assert_close(diversity(noise_distances(a[order]), b[order]), diversity(noise_distances(a), b), atol=1e-15, rtol=1e-12)
 
 
 def test_cross_entropy_takes_any_leading_shape():
@@ -93,12 +93,12 @@ def test_losses_stay_finite_for_large_logits():
 )
 def test_diversity_of_two_examples(outputs, value):
     noise = torch.tensor([[0.0, 0], [1, 1]], dtype=torch.float64)
-    assert diversity(distances(noise), torch.tensor(outputs, dtype=torch.float64)).item() == pytest.approx(value, abs=1e-8)
+    assert diversity(noise_distances(noise), torch.tensor(outputs, dtype=torch.float64)).item() == pytest.approx(value, abs=1e-8)
 
 
 def test_diversity_falls_towards_zero_as_outputs_move_apart():
     noise, output = torch.from_numpy(A), torch.from_numpy(B)
-    values = [diversity(distances(noise), spread * output).item() for spread in (0, 0.1, 1, 10)]
+    values = [diversity(noise_distances(noise), spread * output).item() for spread in (0, 0.1, 1, 10)]
     assert values == sorted(values, reverse=True) and values[0] == 1 and 0 <= values[-1] < 1e-6
 
 

@@ -17,7 +17,7 @@ from fedkd.models.resnet import PreActBlock, PreActResNet, ResNet, WideResNet
 from fedkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from fedkd.models.torchvision_resnet import TorchvisionResNet
 from fedkd.models.vgg import VGG
-from fedkd.training.vectorized_layers import twin
+from fedkd.training.vectorized_layers import vectorized_copy
 from fedkd.types import Task
 from tests.fedkd.models.test_models import CIFAR10, CIFAR100, MNIST, NETWORKS, configured, fitting, size
 from tests.fedkd.training.test_vectorized import agree, cohort
@@ -265,7 +265,7 @@ def test_deep_networks_at_once_are_each_alone(kind, options):
     """One step, as rounding grows with every BatchNorm over maps of one pixel."""
     models = [kind(DIGITS, **options).double() for _ in range(2)]
     state = {key: torch.stack([model.state_dict()[key] for model in models]) for key in models[0].state_dict()}
-    x, together = torch.rand(2, 8, 1, 8, 8, dtype=torch.float64), twin(models[0])
+    x, together = torch.rand(2, 8, 1, 8, 8, dtype=torch.float64), vectorized_copy(models[0])
     output = torch.vmap(lambda tensors, x: functional_call(together, tensors, (x,)))(state, x)
     for k, model in enumerate(models):
         alone = model.train()(x[k])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedkd.config.build import build, make
+from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
 from fedkd.metrics import label_skew
 from fedkd.partition import common, flwr_datasets
@@ -129,7 +129,7 @@ def test_what_divides_no_examples_is_refused(theirs, name):
 def test_what_cannot_be_is_refused_by_name(theirs, name, overrides, rule):
     with pytest.raises(ValueError, match=rule):
         num_clients, how = configured(name, *overrides)
-        make("partition", how, *EVEN, num_clients, np.random.default_rng(0))
+        call_part("partition", how, *EVEN, num_clients, np.random.default_rng(0))
 
 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch):
@@ -169,7 +169,7 @@ def statistics(how, num_seeds: int, clients: slice) -> np.ndarray:  # [seeds, 6]
     """Of each seed's split: label distance, effective classes, classes of more than one example, and the sizes' deviation, least and most."""
     rows = []
     for seed in range(num_seeds):
-        counts = common.counts(split(how, seed).train, EVEN[0], 10)[clients]
+        counts = common.label_counts(split(how, seed).train, EVEN[0], 10)[clients]
         sizes, several = counts.sum(axis=1), (counts > 1).sum(axis=1).mean()
         rows.append(
             [label_skew.label_distance(counts), label_skew.effective_classes(counts), several, sizes.std(), sizes.min(), sizes.max()]
@@ -198,7 +198,7 @@ def test_dirichlet_is_their_dirichlet(theirs, alpha):
 def test_their_last_client_gets_what_remains_of_a_class(theirs):
     kind = partial(theirs.DirichletPartitioner, alpha=0.1, min_partition_size=1)
     held = [
-        np.mean([(common.counts(split(how, seed).train, EVEN[0], 10) > 0).sum(axis=1)[-1] for seed in range(20)])
+        np.mean([(common.label_counts(split(how, seed).train, EVEN[0], 10) > 0).sum(axis=1)[-1] for seed in range(20)])
         for how in (Dirichlet(alpha=0.1, min_size=1, max_draws=1000), FlwrDatasets(partitioner=kind))
     ]
     assert held[0] < 6 and held[1] > 8
@@ -232,7 +232,7 @@ def test_classes_differ_from_their_pathological_split_in_who_shares_a_class(thei
     ours = split(ClassesPerClient(per_client=per_client))
     other = split(FlwrDatasets(partitioner=partial(theirs.PathologicalPartitioner, num_classes_per_partition=per_client)))
     for partition in (ours, other):
-        assert ((common.counts(partition.train, EVEN[0], 10) > 0).sum(axis=1) == per_client).all()
+        assert ((common.label_counts(partition.train, EVEN[0], 10) > 0).sum(axis=1) == per_client).all()
     deviation = [np.std([len(index) for index in partition.train]) for partition in (ours, other)]
     assert deviation[0] <= 1 < deviation[1]
 
@@ -241,5 +241,5 @@ def test_classes_agree_with_their_deterministic_split_in_sizes(theirs):
     """There a class is shared by as many clients as every other, as with ours; but who shares it is drawn with ours alone."""
     kind = partial(theirs.PathologicalPartitioner, num_classes_per_partition=3, class_assignment_mode="deterministic")
     for how in (ClassesPerClient(per_client=3), FlwrDatasets(partitioner=kind)):
-        held = common.counts(split(how).train, EVEN[0], 10)
+        held = common.label_counts(split(how).train, EVEN[0], 10)
         assert ((held > 0).sum(axis=0) == 3).all() and held.sum(axis=1).max() - held.sum(axis=1).min() <= 3

@@ -136,7 +136,7 @@ def test_labels_are_left_as_they_were(how):
 @pytest.mark.parametrize("num_clients", [1, 3, 10, 17])
 @pytest.mark.parametrize("per_client", [1, 2, 7, 10])
 def test_clients_hold_so_many_classes_and_classes_equally_many_clients(per_client, num_clients):
-    held = common.counts(split(ClassesPerClient(per_client=per_client), num_clients=num_clients).train, DIGITS[0], 10)
+    held = common.label_counts(split(ClassesPerClient(per_client=per_client), num_clients=num_clients).train, DIGITS[0], 10)
     assert ((held > 0).sum(axis=1) == per_client).all()
     holders = (held > 0).sum(axis=0)
     assert holders.max() - holders.min() <= 1 and holders.sum() == num_clients * per_client
@@ -146,7 +146,7 @@ def test_clients_hold_so_many_classes_and_classes_equally_many_clients(per_clien
 
 
 def test_which_classes_a_client_holds_is_drawn():
-    held = [tuple(common.counts(split(ClassesPerClient(per_client=2), seed=seed).train, DIGITS[0], 10)[0] > 0) for seed in range(30)]
+    held = [tuple(common.label_counts(split(ClassesPerClient(per_client=2), seed=seed).train, DIGITS[0], 10)[0] > 0) for seed in range(30)]
     assert len(set(held)) > 10
 
 
@@ -170,7 +170,7 @@ def test_label_shards_are_pieces_of_the_sorted_examples():
     """Of MNIST in 200 pieces of 300, as in the paper: two a client, so most clients have two classes and none more than four."""
     partition = split(Shards(per_client=2), LIKE_MNIST, 100)
     assert {len(index) for index in partition.train} == {600}
-    classes = (common.counts(partition.train, LIKE_MNIST[0], 10) > 0).sum(axis=1)
+    classes = (common.label_counts(partition.train, LIKE_MNIST[0], 10) > 0).sum(axis=1)
     assert classes.max() <= 4 and np.median(classes) == 2 and set(classes) >= {1, 2, 3}
 
 
@@ -185,7 +185,7 @@ def test_sizes_have_the_moments_of_a_dirichlet_and_labels_do_not_matter(alpha):
     splits = [split(quantity(alpha=alpha, min_size=1), LIKE_MNIST, 8, seed).train for seed in range(60)]
     shares = np.array([[len(index) for index in train] for train in splits]) / len(LIKE_MNIST[0])
     assert shares.var() == pytest.approx((1 / 8) * (7 / 8) / (8 * alpha + 1), rel=0.25)
-    held = common.counts(splits[0], LIKE_MNIST[0], 10)
+    held = common.label_counts(splits[0], LIKE_MNIST[0], 10)
     big = held[held.sum(axis=1) > 2000]
     assert len(big) and abs(big / big.sum(axis=1, keepdims=True) - 0.1).max() < 0.05
 
@@ -227,7 +227,7 @@ def test_what_is_kept_is_lognormal_and_does_not_look_at_labels(sigma):
     train = split(thinned(IID(), sigma=sigma), LIKE_MNIST, 300).train
     assert np.log([len(index) for index in train]).std() == pytest.approx(sigma, abs=4 * sigma / np.sqrt(2 * 300) + 0.02)
     total, expected = sum(map(len, train)), np.array(MNIST_SIZES[0]) / 60000
-    held = common.counts(train, LIKE_MNIST[0], 10).sum(axis=0) / total
+    held = common.label_counts(train, LIKE_MNIST[0], 10).sum(axis=0) / total
     assert (np.abs(held - expected) < 4 * np.sqrt(expected / total)).all()
 
 
@@ -260,20 +260,20 @@ def test_a_base_that_cannot_be_is_named():
 def test_a_client_gets_its_share_of_the_classes_that_it_owns():
     train_labels, test_labels = np.array([0, 0, 1, 1, 2]), np.array([1, 0, 0, 1, 0, 0, 1, 0, 2])
     train = [np.array([0, 2]), np.array([1]), np.array([3, 4])]  # own {0, 1}, {0}, {1, 2}
-    test = common.owned_test_shards(train, train_labels, test_labels)
+    test = common.test_shards_of_own_classes(train, train_labels, test_labels)
     # Pools: class 0 is [1, 2, 4, 5, 7], a share is 5 // 3 = 1; class 1 is [0, 3, 6], a share is 1; class 2 is [8], a share is at least 1.
     assert [index.tolist() for index in test] == [[0, 1], [2], [3, 8]]
-    assert common.owned_test_shards(train, train_labels, test_labels, at_least=0)[2].tolist() == [3]
+    assert common.test_shards_of_own_classes(train, train_labels, test_labels, at_least=0)[2].tolist() == [3]
 
 
 def test_a_pool_that_is_used_up_leaves_nothing_to_later_clients():
     train_labels, test_labels = np.zeros(4, int), np.zeros(2, int)
-    test = common.owned_test_shards([np.array([k]) for k in range(4)], train_labels, test_labels)
+    test = common.test_shards_of_own_classes([np.array([k]) for k in range(4)], train_labels, test_labels)
     assert [index.tolist() for index in test] == [[0], [1], [], []]
 
 
 def test_a_class_without_test_examples_is_no_matter():
-    test = common.owned_test_shards([np.array([0]), np.array([1])], np.array([0, 3]), np.array([1, 1]))
+    test = common.test_shards_of_own_classes([np.array([0]), np.array([1])], np.array([0, 3]), np.array([1, 1]))
     assert [len(index) for index in test] == [0, 0]
 
 
@@ -287,7 +287,7 @@ def test_iid_shards_have_equal_sizes(num_clients):
 
 
 def test_iid_shards_resemble_the_whole():
-    counts = common.counts(split(IID(), LIKE_MNIST, 10).train, LIKE_MNIST[0], 10)
+    counts = common.label_counts(split(IID(), LIKE_MNIST, 10).train, LIKE_MNIST[0], 10)
     expected = np.array(MNIST_SIZES[0]) / 10
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
 
@@ -300,7 +300,7 @@ def test_shares_have_the_moments_of_a_dirichlet(alpha):
     num_clients, num_classes, size = 5, 400, 2000
     labels = np.repeat(np.arange(num_classes), size)
     train = split(dirichlet(alpha=alpha), (labels, labels[:1]), num_clients).train
-    shares = common.counts(train, labels, num_classes) / size  # [K, C]
+    shares = common.label_counts(train, labels, num_classes) / size  # [K, C]
     mean, variance = 1 / num_clients, (1 / num_clients) * (1 - 1 / num_clients) / (num_clients * alpha + 1)
     assert np.allclose(shares.mean(axis=1), mean, atol=5 * np.sqrt(variance / num_classes))
     assert np.allclose(shares.var(), variance, rtol=0.15)
@@ -310,7 +310,7 @@ def test_shares_have_the_moments_of_a_dirichlet(alpha):
 
 def test_rounding_favours_no_client():
     labels = np.repeat(np.arange(2000), 3)
-    per_client = common.counts(split(dirichlet(alpha=1.0), (labels, labels), 6).train, labels, 2000).sum(axis=1)
+    per_client = common.label_counts(split(dirichlet(alpha=1.0), (labels, labels), 6).train, labels, 2000).sum(axis=1)
     assert (np.abs(per_client - 1000) < 150).all(), per_client  # rounding down would give the last client about 2,000 more
 
 
@@ -325,7 +325,7 @@ def test_a_cut_gives_all_away_and_nothing_for_nothing(offset):
     for _ in range(300):
         proportions = generator.dirichlet([0.1] * 7) * (generator.random(7) < 0.5)
         if proportions.sum() > 0:
-            sizes = common.cut(proportions, 1009, offset)
+            sizes = common.allocate(proportions, 1009, offset)
             assert sizes.sum() == 1009 and (sizes >= 0).all() and (sizes[proportions == 0] == 0).all()
 
 
@@ -372,7 +372,7 @@ def test_parameters_out_of_range_are_refused(make, wrong, rule):
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 1.0, 10.0])
 def test_fedgen_on_mnist_keeps_1500_of_each_class(alpha):
     partition = split(fedgen(alpha=alpha), LIKE_MNIST, 20)
-    counts, test_counts = (common.counts(part, labels, 10) for part, labels in zip((partition.train, partition.test), LIKE_MNIST))
+    counts, test_counts = (common.label_counts(part, labels, 10) for part, labels in zip((partition.train, partition.test), LIKE_MNIST))
     assert counts.sum(axis=0).tolist() == [1500] * 10
     assert counts.sum(axis=1).min() >= 10
     share = np.array(MNIST_SIZES[1]) // 20
@@ -382,7 +382,7 @@ def test_fedgen_on_mnist_keeps_1500_of_each_class(alpha):
 def test_fedgen_clients_at_the_cap_get_no_more():
     at_cap = 0
     for seed in range(30):
-        counts = common.counts(split(fedgen(alpha=0.02, min_size=1), LIKE_MNIST, 20, seed).train, LIKE_MNIST[0], 10)
+        counts = common.label_counts(split(fedgen(alpha=0.02, min_size=1), LIKE_MNIST, 20, seed).train, LIKE_MNIST[0], 10)
         # Whatever the order of classes: without its largest class, a client was below the cap when it got its last one.
         at_cap += (counts.sum(axis=1) >= 1500).sum()
         assert (counts.sum(axis=1) - counts.max(axis=1) < 1500).all()
@@ -394,7 +394,7 @@ def test_fedgen_keeps_the_ratio_of_small_classes_and_all_at_one():
     labels = np.repeat([0, 1], [100, 900]), np.repeat([0, 1], [10, 90])
     for ratio, kept in ((0.5, [50, 250]), (1.0, [100, 900])):
         train = split(fedgen(alpha=10.0, ratio=ratio, min_size=1), labels, 2).train
-        assert common.counts(train, labels[0], 2).sum(axis=0).tolist() == kept
+        assert common.label_counts(train, labels[0], 2).sum(axis=0).tolist() == kept
 
 
 def test_fedgen_chooses_whom_to_keep_at_random():
@@ -425,7 +425,7 @@ def test_fedgen_refuses_more_than_it_keeps():
 @pytest.mark.parametrize("how", SPLITS, ids=repr)
 def test_what_is_saved_is_read_back(tmp_path, how):
     partition = split(how, num_clients=12)
-    common.save(partition, tmp_path / "p.npz", *DIGITS, 10)
+    common.write_partition(partition, tmp_path / "p.npz", *DIGITS, 10)
     again = split(FromFile(path=str(tmp_path / "p.npz")), num_clients=12)
     assert all(np.array_equal(a, b) for a, b in zip(partition.train + partition.test, again.train + again.test))
     with np.load(tmp_path / "p.npz") as file:
@@ -436,12 +436,12 @@ def test_what_is_saved_is_read_back(tmp_path, how):
                 assert file["counts"][k, label] == (DIGITS[0][partition.train[k]] == label).sum()
                 assert file["test_counts"][k, label] == (DIGITS[1][partition.test[k]] == label).sum()
     before = (tmp_path / "p.npz").read_bytes()
-    common.save(partition, tmp_path / "p.npz", *DIGITS, 10)
+    common.write_partition(partition, tmp_path / "p.npz", *DIGITS, 10)
     assert (tmp_path / "p.npz").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["p.npz"]
 
 
 def test_numbers_are_padded_as_far_as_needed(tmp_path):
-    common.save(split(IID(), num_clients=101), tmp_path / "p.npz", *DIGITS, 10)
+    common.write_partition(split(IID(), num_clients=101), tmp_path / "p.npz", *DIGITS, 10)
     with np.load(tmp_path / "p.npz") as file:
         assert "train_007" in file.files and "test_100" in file.files
     assert len(split(FromFile(path=str(tmp_path / "p.npz")), num_clients=101).train) == 101
@@ -511,8 +511,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_public_codes_split_of_mnist_obeys_our_rules(alpha, num_test):
     labels = tuple(torchvision.datasets.MNIST(REAL_MNIST, train=train).targets.numpy() for train in (True, False))
     theirs = split(FromFile(path=str(REAL_MNIST / f"partition_fedgen_alpha{alpha}.npz")), labels, 20)
-    assert common.counts(theirs.train, labels[0], 10).sum(axis=0).tolist() == [1500] * 10
-    ours = common.owned_test_shards(theirs.train, labels[0], labels[1], at_least=0)
+    assert common.label_counts(theirs.train, labels[0], 10).sum(axis=0).tolist() == [1500] * 10
+    ours = common.test_shards_of_own_classes(theirs.train, labels[0], labels[1], at_least=0)
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs.test)) and sum(map(len, ours)) == num_test
 
 
@@ -543,9 +543,9 @@ def test_the_label_distance_is_the_mean_over_all_pairs():
 
 def test_skew_falls_with_alpha_and_is_described():
     distances = [
-        label_skew.label_distance(common.counts(split(dirichlet(alpha=a), LIKE_MNIST).train, LIKE_MNIST[0], 10)) for a in (0.05, 0.5, 5)
+        label_skew.label_distance(common.label_counts(split(dirichlet(alpha=a), LIKE_MNIST).train, LIKE_MNIST[0], 10)) for a in (0.05, 0.5, 5)
     ]
     assert distances == sorted(distances, reverse=True) and distances[0] > 0.7 and distances[-1] < 0.25
-    assert label_skew.description(np.array([[2, 0], [1, 1]])) == "label distance 0.50, 1.5 effective classes, 2 examples"
+    assert label_skew.describe_skew(np.array([[2, 0], [1, 1]])) == "label distance 0.50, 1.5 effective classes, 2 examples"
     with pytest.raises(ValueError, match="counts must be"):
         label_skew.label_distance(np.zeros((2, 3)))

@@ -10,7 +10,7 @@ import torch
 import fedkd.training.loop
 import fedkd.training.step_program
 import fedkd.training.vectorized
-from fedkd.training.step_program import Tree, leaves, regrow
+from fedkd.training.step_program import Tree, tree_leaves, rebuild_tree
 from tests.conftest import STRATEGIES, options, run, same
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
@@ -18,10 +18,10 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 def overwriting(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
     """What :func:`fedkd.training.step_program.capture` gives, without a GPU."""
-    result = regrow(form := work(), iter([tensor.clone() for tensor in leaves(form)]))
+    result = rebuild_tree(form := work(), iter([tensor.clone() for tensor in tree_leaves(form)]))
 
     def again() -> None:
-        for place, tensor in zip(leaves(result), leaves(work()), strict=True):
+        for place, tensor in zip(tree_leaves(result), tree_leaves(work()), strict=True):
             place.copy_(tensor)
 
     return again, result
@@ -31,8 +31,8 @@ def overwriting(work: Callable[[], Tree], device: torch.device) -> tuple[Callabl
 def captured(monkeypatch):
     """All steps are captured, and cohorts padded to multiples of three."""
     monkeypatch.setattr(fedkd.training.step_program, "capture", overwriting)
-    monkeypatch.setattr(fedkd.training.step_program, "captures", lambda static: bool(static))
-    monkeypatch.setattr(fedkd.training.vectorized, "bucket", lambda number, device: -(-number // 3) * 3)
+    monkeypatch.setattr(fedkd.training.step_program, "can_capture", lambda static: bool(static))
+    monkeypatch.setattr(fedkd.training.vectorized, "padded_number", lambda number, device: -(-number // 3) * 3)
     fedkd.training.loop._programs.clear()
     run.cache_clear()
     yield

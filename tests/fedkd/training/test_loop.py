@@ -15,7 +15,7 @@ from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, load, snapshot, submodule_tensors
 from fedkd.training.loop import fit
-from fedkd.training.optimizers import flatten_optimizer, restore_optimizer, scaled
+from fedkd.training.optimizers import flatten_optimizer, restore_optimizer, scale_lr
 from fedkd.types import Examples, Task
 from tests.conftest import same, settle
 
@@ -166,7 +166,7 @@ def test_an_optimizer_that_was_stored_in_another_layout_goes_on_as_if_it_had_not
 
 def test_scaled_multiplies_the_learning_rate_and_nothing_else():
     model = MLP(TASK, widths=[5])
-    made = scaled(OPTIMIZERS["adam"], 0.5)(model.parameters())
+    made = scale_lr(OPTIMIZERS["adam"], 0.5)(model.parameters())
     assert made.param_groups[0]["lr"] == 0.005 and made.param_groups[0]["weight_decay"] == 1e-2
 
 

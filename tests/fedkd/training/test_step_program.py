@@ -11,8 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fedkd.federation import serialization
 from fedkd.training import loop, step_program
 from fedkd.training.functional_model import FunctionalModel, snapshot
-from fedkd.training.loop import Execution, stored
-from fedkd.training.step_program import Program, leaves, tidy
+from fedkd.training.loop import Execution, cached_program
+from fedkd.training.step_program import Program, tree_leaves, simplify
 from fedkd.types import Examples
 from simulations.engine.local_engine import LocalGrid
 from simulations.setup.simulation import Simulation
@@ -153,7 +153,7 @@ def test_no_steps_are_no_results_and_other_shapes_another_kind(monkeypatch):
     monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     made, fixed = Program(step), beginning()
     assert list(made.steps(fixed, [])) == [] and made._graphs == {}
-    sizes = [len(list(leaves(result))) for size in (3, 2, 3) for result in made.steps(fixed, material(2, size))]
+    sizes = [len(list(tree_leaves(result))) for size in (3, 2, 3) for result in made.steps(fixed, material(2, size))]
     assert sizes == [4] * 6 and len(made._graphs) == 2 and fixed["tensors"]["count"] == 6
 
 
@@ -261,10 +261,10 @@ def parts(**changes) -> tuple:
 
 def test_programs_are_kept_while_they_are_among_the_thirty_two_used_last():
     made = [object() for _ in range(34)]
-    assert all(stored((one,), lambda one=one: one) is one for one in made[:32]) and len(loop._programs) == 32
-    assert stored((made[0],), object) is made[0], "kept, and now used last"
+    assert all(cached_program((one,), lambda one=one: one) is one for one in made[:32]) and len(loop._programs) == 32
+    assert cached_program((made[0],), object) is made[0], "kept, and now used last"
     for one in made[32:]:
-        stored((one,), lambda one=one: one)
+        cached_program((one,), lambda one=one: one)
     kept = [one for _, one in loop._programs.values()]
     assert len(kept) == 32 and kept == [*made[3:32], made[0], *made[32:]]
 
@@ -272,11 +272,11 @@ def test_programs_are_kept_while_they_are_among_the_thirty_two_used_last():
 def test_a_program_is_found_again_by_equal_parts():
     """Every access to a bound method is a new object, and so is every client's subset of the images."""
     home = averaging()
-    first = stored(parts(), object)
-    assert stored(parts(), object) is first
-    assert stored(parts(loss=home.strategy.loss, data=home.client(3, 2).data, dtype=torch.float32, execution=Execution()), object) is first
+    first = cached_program(parts(), object)
+    assert cached_program(parts(), object) is first
+    assert cached_program(parts(loss=home.strategy.loss, data=home.client(3, 2).data, dtype=torch.float32, execution=Execution()), object) is first
     labelled = partial(home.strategy.loss, head=home.model.head)
-    assert stored(parts(loss=labelled), object) is stored(parts(loss=partial(home.strategy.loss, head=home.model.head)), object)
+    assert cached_program(parts(loss=labelled), object) is cached_program(parts(loss=partial(home.strategy.loss, head=home.model.head)), object)
 
 
 def test_other_parts_are_another_program():
@@ -289,10 +289,10 @@ def test_other_parts_are_another_program():
         {"execution": Execution(autocast=True)}, {"data": None}, {"data": Examples(data.x, data.y, 255.0, data.mean, data.std)},
         {"data": Examples(data.x, data.y, data.scale, (0.1,), data.std)}, {"data": Examples(data.x, data.y, data.scale, data.mean, (0.2,))},
     ]  # fmt: skip
-    made = [stored(parts(**variant), object) for variant in variants]
+    made = [cached_program(parts(**variant), object) for variant in variants]
     assert len(set(map(id, made))) == len(variants) == len(loop._programs)
-    assert [stored(parts(**variant), object) for variant in variants] == made
-    assert stored((*parts(), "together"), object) not in made
+    assert [cached_program(parts(**variant), object) for variant in variants] == made
+    assert cached_program((*parts(), "together"), object) not in made
 
 
 def test_two_strategies_and_two_scalings_do_not_share_a_step(monkeypatch):
@@ -337,7 +337,7 @@ def test_tidy_never_removes_the_update_of_a_batchnorm(norm):
         return [FunctionalModel(module, dict(zip(names, tensors)))(x)]
 
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
-    graph = tidy(make_fx(function)(x, *snapshot(module).values()))
+    graph = simplify(make_fx(function)(x, *snapshot(module).values()))
     written, replayed = snapshot(module), snapshot(module)
     for _ in range(2):
         assert torch.equal(function(x, *written.values())[0], graph(x, *replayed.values())[0])
@@ -350,7 +350,7 @@ def test_tidy_removes_what_nobody_uses_and_views_that_change_nothing():
         x.sort()[0].exp()
         return [x.detach().view(2, 3).expand(2, 3) + 1, x.t().permute(0, 1), x.view(3, 2)]
 
-    graph = tidy(make_fx(function)(torch.zeros(2, 3)))
+    graph = simplify(make_fx(function)(torch.zeros(2, 3)))
     assert [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"] == ["add", "t", "view"]
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     assert all(map(torch.equal, graph(x), function(x)))
@@ -363,7 +363,7 @@ def test_tidy_makes_constants_once_unless_they_are_written_to():
         shifted.mul_(3)
         return [(x == torch.arange(2)).sum(), x * torch.tensor([[4.0, 5.0]])[:, None], counted, shifted]
 
-    graph = tidy(make_fx(function)(torch.zeros(1, 2)))
+    graph = simplify(make_fx(function)(torch.zeros(1, 2)))
     called = [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"]
     assert called == ["zeros", "lift_fresh_copy", "unsqueeze", "add_", "mul_", "eq", "sum", "mul"]
     x = torch.ones(1, 2)
@@ -374,7 +374,7 @@ def test_tidy_looks_through_views_of_views():
     def function(x):
         return [x.unflatten(0, (2, 3)).flatten(0, 1) * 2, x.unsqueeze(0).squeeze(0).t().t() + 1, x.t().contiguous().t() - 1]
 
-    graph = tidy(make_fx(function)(torch.zeros(6, 2)))
+    graph = simplify(make_fx(function)(torch.zeros(6, 2)))
     called = [node.target.__name__.split(".")[0] for node in graph.graph.nodes if node.op == "call_function"]
     assert called == ["mul", "add", "t", "clone", "t", "sub"]
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))

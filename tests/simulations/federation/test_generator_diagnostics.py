@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedkd.checkpoint import read_checkpoint
-from fedkd.metrics.generator_quality import coverage, diversity, fidelity
+from fedkd.metrics.generator_quality import coverage, diversity, label_accuracy
 from fedkd.seed import Seed
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Generated
@@ -56,7 +56,7 @@ def test_fidelity_of_heads_whose_answers_are_known():
     said = np.stack([read(network, made, 7).detach().numpy() for network in networks])
     held = np.ones((3, 10), dtype=bool)
     held[0, 4] = held[1, 5] = held[1, 6] = held[2, 6] = held[2, 3] = False
-    found = fidelity(said, said[1], y.numpy(), held)
+    found = label_accuracy(said, said[1], y.numpy(), held)
     assert found["label_accuracy_ensemble"].tolist() == [1.0] * 10, "the first client is the surest"
     assert found["label_accuracy_global_model"].tolist() == [0.0] * 10
     assert found["num_clients_without_class"].tolist() == [0, 0, 0, 1, 1, 1, 2, 0, 0, 0] and found["num_generated"].tolist() == [5] * 10
@@ -67,7 +67,7 @@ def test_fidelity_of_heads_whose_answers_are_known():
 
 
 def test_a_class_of_which_nothing_was_generated_has_no_fidelity():
-    found = fidelity(np.eye(3)[None, :2], None, np.array([0, 1]), np.array([[True, False, False]]))
+    found = label_accuracy(np.eye(3)[None, :2], None, np.array([0, 1]), np.array([[True, False, False]]))
     assert found["label_accuracy_ensemble"][:2].tolist() == [1.0, 1.0] and np.isnan(found["label_accuracy_ensemble"][2])
     assert np.isnan(found["label_accuracy_clients_without_class"][[0, 2]]).all() and found["label_accuracy_clients_without_class"][1] == 1.0
     assert np.isnan(found["label_accuracy_global_model"]).all()

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from fedkd.checkpoint import read_checkpoint
-from fedkd.config.build import identity
+from fedkd.config.build import config_hash
 from simulations.config import compose, error_line
 from simulations.federation.runner import make_paths_absolute, run_federation
 from simulations.setup.simulation import build_simulation
@@ -145,11 +145,11 @@ def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_pat
 def test_paths_of_a_partition_within_a_partition_are_absolute_and_not_in_the_hash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose(["partition=subsample", "partition@partition.base=file", "partition.base.path=x.npz"])
-    before = identity(config, {})
+    before = config_hash(config, {})
     make_paths_absolute(config)
-    assert config.partition.base.path == str(tmp_path / "x.npz") and identity(config, {}) == before
+    assert config.partition.base.path == str(tmp_path / "x.npz") and config_hash(config, {}) == before
     config.partition.sigma = 0.5
-    assert identity(config, {}) != before
+    assert config_hash(config, {}) != before
 
 
 def test_columns_that_only_evaluated_rounds_have_are_there(tmp_path):
