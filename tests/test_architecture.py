@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from simulations.engine import flower_compat
-from tests.conftest import ROOT
+from tests.small_runs import ROOT
 
 BASE = {"fedkd.errors", "fedkd.types", "fedkd.seed", "fedkd.tensor_ops", "fedkd.files"}
 """Modules that all others may import."""
@@ -323,9 +323,9 @@ def test_messages_can_be_made_in_a_process_that_flower_did_not_start(monkeypatch
         monkeypatch.setattr(flower_compat.TaskIdentity, name, None)
     with pytest.raises(RuntimeError):
         Message(RecordDict(), dst_node_id=0, message_type="train")
-    flower_compat.identify()
+    flower_compat.set_task_identity()
     message = Message(RecordDict(), dst_node_id=7, message_type="train")
     assert message.metadata.dst_node_id == 7, f"Flower {version('flwr')}"
     monkeypatch.setattr(flower_compat.TaskIdentity, "_run_id", 99)
-    flower_compat.identify()
+    flower_compat.set_task_identity()
     assert flower_compat.TaskIdentity.run_id == 99, "an identity that Flower gave stays"

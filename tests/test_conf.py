@@ -12,7 +12,7 @@ from fedkd.config.build import build
 from fedkd.config.validation import check_distillation, check_run, check_types
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
-from tests.conftest import ROOT
+from tests.small_runs import ROOT
 
 PLACES = {
     "data": "data", "partition": "partition", "model": "model", "optimizer": "optimizer", "strategy": "strategy", "engine": "engine",

@@ -1,103 +1,213 @@
-"""The README says what is so: its commands, its choices, its twenty-line strategy."""
+"""The pages say what is so: their commands are valid, their code runs, their paths exist, and their numbers were measured."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pandas as pd
+import pytest
 
-from simulations.setup import strategy_table
+from fedkd.config.validation import check_distillation, check_run
+from simulations.cli.main import cli
+from simulations.cli.main import main as command
+from simulations.config import compose
+from simulations.distillation.runner import compose_distillation
+from simulations.experiments.grid import expand
+from tests import pages as generated
+from tests.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "simulations" / "results"
+FOLDERS = [ROOT / name for name in ("fedkd", "strategies", "conf", "simulations")]
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.rglob("*.md"))])
+PAGES = [page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.parent != RESULTS]
 
 
-def test_choices_are_those_of_conf() -> None:
-    """The table of choices names every yaml of its groups, and no other."""
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", README, re.MULTILINE))
-    assert set(rows) == {
-        "strategy",
-        "data",
-        "partition",
-        "shift",
-        "model",
-        "public_data",
-        "distiller",
-        "source",
-        "recipe",
-        "augmentation",
-        "engine",
-    }
-    for group, text in rows.items():
-        named = {word for word in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", text))}
-        assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
+def named(path: Path) -> str:
+    """The page's path from the root."""
+    return str(path.relative_to(ROOT))
 
 
-def test_the_example_strategy_runs_as_written(tmp_path: Path) -> None:
-    """The block becomes the module that its first line names, and the command below it runs; at beta 0 it is FedAvg."""
-    block = re.search(r"```python\n# (\w+)\.py\n(.*?)```\n\n```\npython -m simulations\.run (.*?)\n```", README, re.DOTALL)
-    assert block is not None
-    name, code, overrides = block.groups()
+def commands(page: Path) -> Iterator[str]:
+    """The commands ``fedkd ...`` in the blocks of code of a page, whose lines that end with a backslash are joined."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for block in [text for language, text in blocks if language in ("", "bash", "sh", "shell")]:
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            for part in line.split(" && "):
+                if part.startswith("fedkd "):
+                    yield part
+
+
+COMMANDS = [(page, line) for page in PAGES for line in dict.fromkeys(commands(page))]
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{named(page)}: {line[:60]}" for page, line in COMMANDS])
+def test_a_command_on_a_page_is_valid(page, line):
+    """The subcommand and its options exist, and the first and the last combination of its values compose."""
+    name, *words = shlex.split(line, comments=True)[1:]
+    subcommand = cli.get_command(click.Context(cli), name)
+    assert subcommand is not None, name
+    if "..." in line:
+        pytest.fail("a command runs as it is pasted")
+    context = subcommand.make_context(name, list(words), resilient_parsing=name in ("report", "list", "export"))
+    overrides = [word for word in context.params.get("words", words) if "=" in word and not word.startswith("-")]
+    if "searchpath=mylab" in overrides:
+        pytest.skip("the folder is written by the command before it")
+    if name in ("run", "sweep") or (name == "tune" and "--distiller" not in words):
+        for combination in ends(overrides):
+            check_run(compose(combination))
+    elif name == "distill" or name == "tune":
+        for combination in ends(overrides):
+            check_distillation(compose_distillation(combination))
+    elif name == "reproduce":
+        compose([f"experiment={words[0]}", *overrides])
+
+
+def ends(overrides: list[str]) -> list[list[str]]:
+    """The first and the last combination of swept values."""
+    combinations = expand(overrides)
+    return [combinations[0], combinations[-1]] if len(combinations) > 1 else combinations
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_paths_links_and_modules_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:fedkd|strategies|conf|simulations|tests)/[\w/.]*)`", text):
+        assert (ROOT / path.rstrip(".")).exists(), path
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= headings
+    for module in re.findall(r"python -m ((?:simulations|tests|fedkd)[\w.]*)", text):
+        path = ROOT / module.rstrip(".").replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_readme_has_at_most_200_lines():
+    assert len(README.splitlines()) <= 200
+
+
+# ----------------------------------------------------------------------------------------------------------------- code
+def block(marker: str) -> str:
+    """The code below ``<!-- tested: marker -->``."""
+    found = re.search(rf"<!-- tested: {marker} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found, marker
+    return found[1]
+
+
+def test_the_python_example_runs_as_written(tmp_path):
+    code = block("python") + "\nprint(len(rounds), type(model).__name__, model.training)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "20 FedGenCNN False"
+    assert (tmp_path / "convergence.pdf").is_file() or list(tmp_path.glob("convergence*.pdf"))
+
+
+def test_the_example_strategy_runs_as_written(tmp_path):
+    """The block becomes the module that its first line names, and the command below it runs. At beta 0 it is FedAvg."""
+    code = block("strategy")
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
-    (tmp_path / f"{name}.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    (tmp_path / f"{code.splitlines()[0].removeprefix('# ')}").write_text(code)
+    line = re.search(r"^fedkd run (strategy=fedavg strategy\._target_.*)$", README, re.MULTILINE)
+    assert line
     accuracies = []
-    for extra in (overrides.split(), [*overrides.split()[:-1], "+strategy.beta=0.0"], ["strategy=fedavg"]):
-        command = [sys.executable, "-m", "simulations.run", *extra, "rounds=2", "engine=local", f"output={tmp_path}", "progress=false"]
-        done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    for words in (line[1].split(), [*line[1].split()[:-1], "+strategy.beta=0.0"], ["strategy=fedavg"]):
+        run = [sys.executable, "-m", "fedkd", "run", *words, "rounds=2", "engine=local", f"output={tmp_path}", "progress=false"]
+        done = subprocess.run(run, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        folder = Path(done.stdout.splitlines()[-1].removeprefix("run: "))
-        accuracies.append([line.split(",")[1:4] for line in (folder / "metrics.csv").read_text().splitlines()[1:]])
+        metrics = pd.read_csv(Path(done.stdout.splitlines()[-1].removeprefix("run: ")) / "metrics.csv")
+        accuracies.append(metrics[["global_test_accuracy", "global_test_loss", "local_test_accuracy"]].to_numpy().tolist())
     assert accuracies[0] != accuracies[1] == accuracies[2]
 
 
-def test_files_and_modules_that_it_names_exist() -> None:
-    for path in re.findall(r"\b(?:fedkd|strategies|conf|simulations|tests)/[\w/.]*", README):
-        assert (ROOT / path.rstrip(".")).exists(), path
-    for module in re.findall(r"python -m (simulations[\w.]*)", README):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+# -------------------------------------------------------------------------------------------------------------- numbers
+def cells_of(line: str) -> list[str]:
+    """The cells of a row of a Markdown table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_speeds_are_those_that_were_measured() -> None:
-    """The table of speeds holds every figure of the benchmark's output, rounded to two digits."""
-    lines = (ROOT / "simulations" / "results" / "engine.txt").read_text().splitlines()
-    measured = {key: float(value) for key, value in (line.split() for line in lines if not line.startswith("#"))}
-    table = README.partition("| figure | what | times as fast, or ratio |")[2].partition("Medians of ratios")[0]
-    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| .* \| (.*) \|$", table, re.MULTILINE)
-    shown = {key: value for keys, values in rows for key, value in zip(keys.split(", "), values.split(", "), strict=True)}
-    assert shown == {key: f"{value:.2g}" for key, value in measured.items()}
+def table_below(marker: str) -> list[list[str]]:
+    """The rows of the table below ``<!-- measured: marker -->``, without header and rule."""
+    text = README.partition(f"<!-- measured: {marker} -->\n")[2].partition("\n\n")[0]
+    return [cells_of(line) for line in text.splitlines()][2:]
 
 
-def test_the_table_of_ingredients_is_the_code_s_own() -> None:
-    assert strategy_table.table() in README
+def table_rows(path: Path) -> list[list[str]]:
+    """All rows of the tables of a Markdown file."""
+    return [cells_of(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
 
 
-def test_tables_of_experiments_are_those_that_were_kept() -> None:
-    """Row by row, or every difference that is told of one, and the tables' means are those of the runs that were kept beside them."""
-    kept = sorted((ROOT / "simulations" / "results").glob("*/runs.csv"))
-    tables = {path.parent.name: (path.parent / "table.md").read_text(encoding="utf-8") for path in kept}
-    for name in ("fedgen_table1_mnist", "fedgen_table3"):
-        assert "\n".join(line for line in tables[name].splitlines() if line.startswith("|")) in README
-    section = README.partition("### Which parts of FedGen carry its gain")[2].partition("\n## ")[0]
-    shown = re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+", section)
-    assert len(shown) > 15 and not [one for one in shown if one not in tables["fedgen_ablation"]]
+def test_the_first_table_is_the_one_that_was_kept():
+    kept = {row[0].lower(): row[1:6] for row in table_rows(RESULTS / "digits" / "results.md")[2:4]}
+    shown = table_below("digits")
+    assert len(shown) == 2 and all(kept[row[0].lower()] == row[1:] for row in shown)
+
+
+def test_the_published_table_is_the_one_that_was_kept():
+    header, *rows = table_rows(RESULTS / "fedgen_table1_mnist" / "table.md")
+    columns = [header.index(name) for name in ("paper", "ours, best 5 rounds", "ours, global acc., last 10")]
+    kept = {(row[0], row[1]): [row[column] for column in columns] for row in rows}
+    shown = table_below("fedgen_table1_mnist")
+    assert len(shown) == 5
+    for strategy, *cells in shown:
+        assert cells == kept["alpha 0.1", strategy] + kept["alpha 1", strategy]
+
+
+def test_ratios_of_speed_are_those_that_were_measured():
+    lines = (RESULTS / "engine.txt").read_text(encoding="utf-8").splitlines()
+    measured = {key: f"{float(value):.2g}" for key, value in (line.split() for line in lines if not line.startswith("#"))}
+    shown = [ratio for _, ratio in table_below("engine")]
+    assert shown == [measured[key] for key in ("local_step", "round_vs_loop", "round_vs_flower", "thousand_vs_flower")]
+    page = table_rows(ROOT / "simulations" / "benchmarks" / "README.md")
+    found = {key: any(f"`{key}`" in row[0] and value in " ".join(row[1:]) for row in page) for key, value in measured.items()}
+    assert all(found.values()), found
+
+
+def test_kept_tables_stand_on_the_page_of_results_and_are_means_of_their_runs():
+    cells = table_rows(RESULTS / "README.md")
+    kept = sorted(RESULTS.glob("*/runs.csv"))
+    assert kept
     for path in kept:
         runs, table = pd.read_csv(path), pd.read_csv(path.parent / "table.csv")
-        for figure in runs.columns[4:]:
+        for metric in runs.columns[4:]:
             if path.parent.name == "fedgen_table3":  # ratios to FedAvg's, by seed
-                runs[figure] /= runs["seed"].map(runs[runs["strategy"] == "FedAvg"].set_index("seed")[figure])
-            means = runs.groupby(["setting", "strategy"])[figure].mean()
-            shown = table.set_index(["setting", "strategy"])[f"{figure}_mean"]
+                runs[metric] /= runs["seed"].map(runs[runs["strategy"] == "FedAvg"].set_index("seed")[metric])
+            means = runs.groupby(["setting", "strategy"])[metric].mean()
+            shown = table.set_index(["setting", "strategy"])[f"{metric}_mean"]
             pd.testing.assert_series_equal(means.reindex(shown.index), shown, check_names=False)
             assert table["num_seeds"].tolist() == runs.groupby(["setting", "strategy"]).size().reindex(shown.index).tolist()
+    for name in ("fedgen_table1_mnist", "fedgen_table3"):
+        for row in table_rows(RESULTS / name / "table.md")[2:]:
+            assert any(row[1] in line and all(value in " ".join(line) for value in row[3:4]) for line in cells), row
 
 
-def test_results_of_distillation_are_those_of_the_reports() -> None:
-    """Every mean with its interval that the sections on real images show stands in a report that was kept."""
-    section = README.partition("### On real images")[2].partition("## Add a strategy")[0]
+def test_intervals_of_distillations_are_those_of_the_reports():
+    """Every mean with its interval in the sections on real images stands in a report that was kept."""
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    section = page.partition("### CIFAR-100, reduced: eight methods")[2].partition("## Experiments without measured results")[0]
     shown = re.findall(r"[+-]?\d+\.\d+ ± \d+\.\d+", section)
-    kept = "\n".join(path.read_text() for path in (ROOT / "simulations" / "results").glob("*/distillation.md"))
+    kept = "\n".join(path.read_text(encoding="utf-8") for path in RESULTS.glob("*/distillation.md"))
     assert len(shown) > 20
     assert not [one for one in shown if one not in kept]
+
+
+# ---------------------------------------------------------------------------------------------------- generated blocks
+@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- generated:" in page.read_text(encoding="utf-8")], ids=named)
+def test_generated_blocks_are_up_to_date(page):
+    assert generated.rewritten(page) == page.read_text(encoding="utf-8"), "run: python -m tests.pages"
+
+
+def test_the_command_of_the_readme_answers(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        command(["--version"])
+    assert end.value.code in (0, None) and "0.2.0" in capsys.readouterr().out
