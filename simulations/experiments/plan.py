@@ -43,7 +43,7 @@ class PlannedRun:
     strategy: str
     seed: int
     config: DictConfig
-    run_key: str
+    key: str
     state: str = "missing"
     folder: Path | None = None
 
