@@ -34,5 +34,5 @@ class ServerDistillation(Strategy):
 
     def require_image_generator(self, generator: Callable[..., Any]) -> None:
         """Refuse a generator that makes anything else."""
-        makes = getattr(getattr(generator, "func", generator), "makes", "images")
-        require(makes == "images", "generator", "must make images (image_conv)", makes)
+        kind = getattr(getattr(generator, "func", generator), "output_kind", "images")
+        require(kind == "images", "generator", "must make images (image_conv)", kind)

@@ -184,7 +184,7 @@ class Strategy(ServerLoop):
         client, phases, tensors, client_state = self._prepare(client, broadcast, client_state, server_round)
         for batches, loss in phases:
             fitted = fit(
-                client.model, tensors, batches, loss, client.stepper, shared=broadcast, own=client_state, execution=client.execution
+                client.model, tensors, batches, loss, client.stepper, broadcast=broadcast, client_state=client_state, execution=client.execution
             )
             tensors = fitted.tensors
         return self._conclude(client, len(batches), fitted, broadcast, client_state, server_round)
@@ -199,7 +199,7 @@ class Strategy(ServerLoop):
         for together in zip(*plans, strict=True):
             steps, (loss, *_) = zip(*together)
             fitted = fit_clients(
-                sites[0].model, tensors, steps, loss, sites[0].stepper, shared=broadcast, owns=memories, lr_factors=factors,
+                sites[0].model, tensors, steps, loss, sites[0].stepper, broadcast=broadcast, client_states=memories, lr_factors=factors,
                 execution=sites[0].execution,
             )  # fmt: skip
             tensors = [one.tensors for one in fitted]
@@ -225,11 +225,11 @@ class Strategy(ServerLoop):
         self, client: Client, num_steps: int, fitted: FitResult, broadcast: State, client_state: State, server_round: int
     ) -> tuple[Update, State]:
         """After the loop: what the client sends, and the memory it keeps."""
-        sent, kept = self.client_update(client, fitted.tensors, fitted.sums, broadcast, client_state)
+        sent, kept = self.client_update(client, fitted.tensors, fitted.metric_sums, broadcast, client_state)
         if "local" in client_state:
             kept = {**kept, "local": {key: fitted.tensors[key] for key in client_state["local"]}}
         kept = {**kept, "client": {"last_round": torch.tensor(server_round), "num_examples": torch.tensor(len(client.data))}}
-        metrics = {name: value.item() / num_steps for name, value in fitted.sums.items() if value.dim() == 0}
+        metrics = {name: value.item() / num_steps for name, value in fitted.metric_sums.items() if value.dim() == 0}
         return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
 
     def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:

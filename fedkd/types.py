@@ -53,7 +53,7 @@ class Generated(NamedTuple):
 
     values: Tensor
     y: Tensor
-    embeddings: bool
+    are_embeddings: bool
 
 
 Loss = Callable[[Output, Output, Tensor], Tensor]
@@ -89,13 +89,13 @@ class Examples:
 
     def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The images at ``index`` (any shape) as floats."""
-        return self.normalize(self.gather(self.where(index)), dtype)
+        return self.normalize(self.gather(self.storage_rows(index)), dtype)
 
     def gather(self, places: Tensor) -> Tensor:
         """The images as they are stored at ``places`` in ``x`` (any shape): whole images are copied, several times faster than ``x[places]``."""
         return self.x.index_select(0, places.flatten()).unflatten(0, places.shape)
 
-    def where(self, index: Tensor) -> Tensor:
+    def storage_rows(self, index: Tensor) -> Tensor:
         """The places in ``x`` of the examples at ``index`` (any shape)."""
         return index if self.rows is None else self.rows[index]
 
@@ -110,7 +110,7 @@ class Examples:
         """The same images, whose labels are all 0."""
         return replace(self, y=torch.zeros_like(self.y))
 
-    def scaling(self) -> "Examples":
+    def without_images(self) -> "Examples":
         """How images become floats, without any images."""
         return Examples(torch.empty(0), torch.empty(0), self.scale, self.mean, self.std)
 
@@ -118,7 +118,7 @@ class Examples:
         """The examples at ``index`` [n]; the images are shared, not copied."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.y.device)
         groups = None if self.groups is None else self.groups[index]
-        return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.where(index), groups=groups)
+        return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.storage_rows(index), groups=groups)
 
     def to(self, device: torch.device | str) -> "Examples":
         """The same examples on ``device``; itself if they are there already."""

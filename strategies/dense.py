@@ -126,7 +126,7 @@ class Dense(ServerDistillation):
             student, optimizer = fitted.tensors, fitted.optimizer
             terms = {
                 **{f"synthesis_{name}": value for name, value in terms.items()},
-                "distillation_loss": fitted.sums["loss"] / len(batches),
+                "distillation_loss": fitted.metric_sums["loss"] / len(batches),
             }
             metric_sums = {name: metric_sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
         return student, made, metric_sums
@@ -146,7 +146,7 @@ class Dense(ServerDistillation):
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
         """The last batch of the round. Its generator is not kept, so no other labels can be generated."""
-        return Generated(state["made"]["images"], state["made"]["y"], embeddings=False) if "made" in state else None
+        return Generated(state["made"]["images"], state["made"]["y"], are_embeddings=False) if "made" in state else None
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models before distillation, and their ensemble."""

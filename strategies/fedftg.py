@@ -146,10 +146,10 @@ class FedFTG(ServerDistillation):
         fitted = fit(
             module, state["generator"],
             Batches(y, None, None, server.dtype, {"noise": noise, "distances": noise_distances(noise), "place": place}),
-            partial(self.generator_loss, network=server.model), self.generator_optimizer, shared={**fixed, "student": state["model"]},
+            partial(self.generator_loss, network=server.model), self.generator_optimizer, broadcast={**fixed, "student": state["model"]},
             optimizer_state=state.get("generator_optimizer"),
         )  # fmt: skip
-        means = {f"generator_{name}": value / steps for name, value in fitted.sums.items()}
+        means = {f"generator_{name}": value / steps for name, value in fitted.metric_sums.items()}
         return {**state, "generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, means
 
     def generator_loss(
@@ -186,7 +186,7 @@ class FedFTG(ServerDistillation):
             server.model, state["model"], Batches(y, None, None, server.dtype, {"image": x, "target": target}), self.distillation,
             scale_lr(self.student_optimizer, factor), optimizer_state=optimizer,
         )  # fmt: skip
-        return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.sums["loss"] / self.student_steps
+        return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.metric_sums["loss"] / self.student_steps
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy with the clients' weighted probabilities."""
@@ -200,7 +200,7 @@ class FedFTG(ServerDistillation):
         generator = FunctionalModel(module).at(state["generator"])
         noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
         pieces = zip(noise.split(server.batch_size), y.split(server.batch_size))
-        return Generated(torch.cat([generator(*piece) for piece in pieces]), y, embeddings=False)
+        return Generated(torch.cat([generator(*piece) for piece in pieces]), y, are_embeddings=False)
 
 
 @lru_cache(maxsize=8)

@@ -120,8 +120,8 @@ class FedGen(Strategy):
             require(0 < getattr(self, name) <= 1, name, "must be in (0, 1] (1 is no decay)", getattr(self, name))
         require(self.generator_batch_size > 1, "generator_batch_size", "must be > 1 (BatchNorm needs two)", self.generator_batch_size)
         require(self.client_batch_size > 0, "client_batch_size", "must be > 0 (alpha=0 switches the term off)", self.client_batch_size)
-        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "embeddings")
-        require(makes == "embeddings", "generator", "must make embeddings (feature_mlp)", makes)
+        kind = getattr(getattr(self.generator, "func", self.generator), "output_kind", "embeddings")
+        require(kind == "embeddings", "generator", "must make embeddings (feature_mlp)", kind)
         steps = self.num_regularized_steps
         require(steps is None or steps >= 0, "num_regularized_steps", "must be >= 0, or null for all", steps)
 
@@ -229,10 +229,10 @@ class FedGen(Strategy):
         optimizer = scale_lr(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1))
         fitted = fit(
             module, state["generator"], Batches(y, drawn={"noise": noise, "distances": noise_distances(noise)}),
-            partial(self.generator_loss, head=server.model.head), optimizer, shared={"heads": stacked, "labels": {"shares": shares}},
+            partial(self.generator_loss, head=server.model.head), optimizer, broadcast={"heads": stacked, "labels": {"shares": shares}},
             optimizer_state=None if self.fresh_optimizer else state.get("generator_optimizer"),
         )  # fmt: skip
-        metric_sums = {f"generator_{name}": value for name, value in fitted.sums.items()}
+        metric_sums = {f"generator_{name}": value for name, value in fitted.metric_sums.items()}
         return {"generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, metric_sums
 
     def generator_loss(
@@ -261,7 +261,7 @@ class FedGen(Strategy):
         """Embeddings of the current generator for labels ``y``."""
         module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         noise = self.draw_noise(seed, y, module.noise_size, server.dtype)
-        return Generated(FunctionalModel(module).at(state["generator"])(noise, y), y, embeddings=True)
+        return Generated(FunctionalModel(module).at(state["generator"])(noise, y), y, are_embeddings=True)
 
     # ------------------------------------------------------------------------------------------- both sides
     def coefficient(self, initial: float, server_round: int) -> float:

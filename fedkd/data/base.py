@@ -196,7 +196,7 @@ class DataSource(ABC):
         x, y = (torch.from_numpy(np.asarray(content.arrays[f"{part}_{which}"])) for which in "xy")
         return Examples(x, y, float(self.scale), tuple(map(float, self.mean)), tuple(map(float, self.std)), content.digest)
 
-    def missing(self, path: Path, remedy: str) -> ValueError:
+    def missing_file(self, path: Path, remedy: str) -> ValueError:
         """The error for a file that is not there."""
         return ValueError(f"root must hold the files of {self.name}, got {str(self.root)!r}, where {path} is missing; {remedy}")
 

@@ -60,7 +60,7 @@ def apply_views(shards: Sequence[Examples], views: Sequence[ClientView], full: f
         for client, (shard, view, place) in enumerate(zip(shards, views, places)):
             random = (seed / client / name).torch()
             for part in torch.arange(len(shard)).split(CHUNK_SIZE):
-                storage[place[part]] = apply_view(view, shard.gather(shard.where(part.to(device))).cpu(), full, random)
+                storage[place[part]] = apply_view(view, shard.gather(shard.storage_rows(part.to(device))).cpu(), full, random)
     storage = storage.to(device)
     return [replace(shard, x=storage, rows=place.to(device)) for shard, place in zip(shards, places)]
 

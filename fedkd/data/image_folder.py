@@ -37,7 +37,7 @@ class ImageFolder(ResizedSource):
         """The images of each class, in alphabetical order."""
         folder = self.folder / part
         if not folder.is_dir():
-            raise self.missing(folder, "point data.root to a folder with train/<class>/ and test/<class>/")
+            raise self.missing_file(folder, "point data.root to a folder with train/<class>/ and test/<class>/")
         classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         by_class = {path.name: sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".") for path in classes}
         require(len(classes) > 0, str(folder), "must hold one folder of images per class", 0)

@@ -44,7 +44,7 @@ class Parquet(ResizedSource):
         paths = [self.folder / "train.parquet", self.folder / "test.parquet"]
         for path in paths:
             if not path.is_file():
-                raise self.missing(path, "point data.root to the folder that holds train.parquet and test.parquet")
+                raise self.missing_file(path, "point data.root to the folder that holds train.parquet and test.parquet")
         return paths
 
     def decode(self, new: Allocate) -> tuple[str, ...]:

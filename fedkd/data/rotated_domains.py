@@ -59,7 +59,7 @@ class RotatedDomains:
             index = order[(place if parts == len(domains) else domain) * size :][:size].sort().values
             with single_thread():
                 x.append(
-                    apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.where(index)), full, torch.Generator())
+                    apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.storage_rows(index)), full, torch.Generator())
                 )
             y.append(images.y[index])
         groups = torch.arange(len(domains)).repeat_interleave(size)

@@ -77,7 +77,7 @@ class TorchvisionSource(DataSource):
             self._fetch()
         for path in paths:
             if not path.exists():
-                raise self.missing(path, "point data.root to them, or set data.download=true")
+                raise self.missing_file(path, "point data.root to them, or set data.download=true")
         return paths
 
     def decode(self, new: Allocate) -> tuple[str, ...]:

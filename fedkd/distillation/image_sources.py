@@ -144,8 +144,8 @@ class Synthetic(ImageSource):
     capacity: int | None
 
     def __post_init__(self) -> None:
-        makes = getattr(getattr(self.generator, "func", self.generator), "makes", "images")
-        require(makes == "images", "generator", "must make images (image_conv)", makes)
+        kind = getattr(getattr(self.generator, "func", self.generator), "output_kind", "images")
+        require(kind == "images", "generator", "must make images (image_conv)", kind)
         require(self.steps > 0, "steps", "must be > 0", self.steps)
         require(self.batch_size > 1, "batch_size", "must be > 1", self.batch_size)
         for name in ("bn", "oh", "adv"):

@@ -72,11 +72,11 @@ class Synthesis:
         y = self.labels(task, seed).to(example.device)
         fitted = fit(
             module, start, Batches(y.expand(self.steps, -1), dtype=example.dtype), partial(self.loss, network=network, learner=learner), self.optimizer,
-            shared={"teachers": teachers, "student": student},
+            broadcast={"teachers": teachers, "student": student},
         )  # fmt: skip
         with torch.no_grad():
             x = functional_call(module.train(), dict(fitted.tensors), (y,))
-        return x, {name: value / self.steps for name, value in fitted.sums.items()}
+        return x, {name: value / self.steps for name, value in fitted.metric_sums.items()}
 
     def labels(self, task: Task, seed: Seed) -> Tensor:  # [B]
         """What the images of a batch are to show."""

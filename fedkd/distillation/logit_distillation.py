@@ -58,7 +58,7 @@ def distill_logits(
         rates = None if schedule is None else schedule[steps]
         fitted = fit(module, tensors, piece(steps), loss, optimizer, optimizer_state=state, schedule=rates)
         tensors, state, since, done = fitted.tensors, fitted.optimizer, since + steps.stop - steps.start, steps.stop
-        sums = {name: sums[name] + value if name in sums else value for name, value in fitted.sums.items()}
+        sums = {name: sums[name] + value if name in sums else value for name, value in fitted.metric_sums.items()}
         if judge is not None and (score := judge(tensors)) > best:
             best, kept, since = score, tensors, 0
     return Distilled(tensors if judge is None else kept, done, {name: value / done for name, value in sums.items()} if done else {})

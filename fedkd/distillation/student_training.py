@@ -97,7 +97,7 @@ class Training:
             fitted = self.fit(progress, batches)
         except FloatingPointError as error:
             raise DivergedError(self.culprit(progress, batches)) from error
-        means = {name: value / len(batches) for name, value in fitted.sums.items()}
+        means = {name: value / len(batches) for name, value in fitted.metric_sums.items()}
         return Progress(progress.epoch + 1, fitted.tensors, fitted.optimizer, pool.memory), {**means, **pool.metrics}
 
     def knowledge(self, tensors: Tensors) -> Teachers | None:
@@ -128,7 +128,7 @@ class Training:
         shared: State = {"teacher": self.taught, "images": {"black": self.black}}
         stepper = partial(self.stepper, epoch=progress.epoch)
         return fit(
-            self.learner, progress.tensors, batches, self.loss, stepper, shared=shared, optimizer_state=progress.optimizer,
+            self.learner, progress.tensors, batches, self.loss, stepper, broadcast=shared, optimizer_state=progress.optimizer,
             schedule=rates, execution=self.execution,
         )  # fmt: skip
 

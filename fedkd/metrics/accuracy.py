@@ -21,7 +21,7 @@ class Score:
     losses: tuple[float, ...]
 
     @classmethod
-    def together(cls, parts: Sequence["Score"]) -> "Score":
+    def merge(cls, parts: Sequence["Score"]) -> "Score":
         """The score on all examples, from those of their parts in order."""
         total, correct = (torch.stack(counts).sum(0) for counts in zip(*((part.total, part.correct) for part in parts)))
         return cls(total, correct, tuple(loss for part in parts for loss in part.losses))

@@ -19,9 +19,9 @@ class Retrieval:
 
     mean_average_precision: float
     """Of the interpolated precision at recalls 0, 0.1, ..., 1."""
-    precision: float
+    precision_at_k: float
     """Among the first few answers."""
-    nearest: float
+    precision_at_1: float
     """Of the first answer alone."""
 
 

@@ -21,7 +21,7 @@ class FeatureMLP(nn.Module):
         noise_size: entries of the noise vector.
     """
 
-    makes = "embeddings"
+    output_kind = "embeddings"
 
     def __init__(self, task: Task, embedding_size: int, *, hidden: int, noise_size: int) -> None:
         require(hidden > 0, "hidden", "must be > 0", hidden)
@@ -50,7 +50,7 @@ class ImageConv(nn.Module):
         conditional: the label is an input, as a one-hot vector beside the noise; otherwise ``y`` is not looked at.
     """
 
-    makes = "images"
+    output_kind = "images"
 
     def __init__(self, task: Task, *, width: int, noise_size: int, conditional: bool) -> None:
         require(width > 0, "width", "must be > 0", width)

@@ -48,7 +48,7 @@ class FitResult:
     """What training leaves: the tensors, the metrics summed over steps (``loss`` among them), the optimizer's state."""
 
     tensors: Tensors
-    sums: Metrics
+    metric_sums: Metrics
     optimizer: Tensors
 
 
@@ -59,8 +59,8 @@ def fit(
     loss: LossFunction,
     optimizer: OptimizerFactory,
     *,
-    shared: State | None = None,
-    own: State | None = None,
+    broadcast: State | None = None,
+    client_state: State | None = None,
     optimizer_state: Tensors | None = None,
     schedule: Sequence[float] | None = None,
     execution: Execution | None = None,
@@ -90,7 +90,7 @@ def fit(
     tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
     program = cached_program((module, loss, batches.data, batches.dtype, execution), lambda: single_client_program(module, loss, batches, execution))
     material = StepInputs.of([batches])
-    fixed = {"tensors": tensors, "shared": shared or {}, "own": own or {}}
+    fixed = {"tensors": tensors, "broadcast": broadcast or {}, "client_state": client_state or {}}
     fixed = program.placed(fixed, material)
     leaves = [fixed["tensors"][name].requires_grad_() for name in names]
     stepper = optimizer(leaves)
@@ -114,7 +114,7 @@ def single_client_program(module: nn.Module, loss: LossFunction, batches: Batche
 def with_gradients(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution) -> Callable:
     """``(fixed, step) -> {"losses", "metrics", "gradients"}``: what ``values`` gives, and the gradient of its sum by parameters."""
     names, dtype = [name for name, _ in module.named_parameters()], batches.dtype
-    data = None if batches.data is None else batches.data.scaling()  # a program outlives its data
+    data = None if batches.data is None else batches.data.without_images()  # a program outlives its data
 
     def step(fixed: Tree, changing: Tree) -> Tree:
         tensors, x = dict(fixed["tensors"]), None
@@ -122,7 +122,7 @@ def with_gradients(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Mod
         if "stored" in changing:
             x = data.normalize(changing["stored"], dtype)
         with execution.casting(changing["y"].device):
-            losses, metrics = values(tensors, x, changing["y"], changing["drawn"], fixed["own"], fixed["shared"])
+            losses, metrics = values(tensors, x, changing["y"], changing["drawn"], fixed["client_state"], fixed["broadcast"])
         gradients = torch.autograd.grad(losses.sum(), [tensors[name] for name in names], allow_unused=True)
         metrics = {name: metric.detach() for name, metric in metrics.items()}
         return {"losses": losses.detach(), "metrics": metrics, "gradients": gradients}
@@ -151,7 +151,7 @@ class StepInputs(Sequence):
         """One training's steps, or those of several side by side."""
         first = batches[0]
         join = (lambda tensors: torch.stack(tensors, 1)) if together else (lambda tensors: tensors[0])
-        where = None if first.data is None else join([one.data.where(one.index[steps]) for one in batches])
+        where = None if first.data is None else join([one.data.storage_rows(one.index[steps]) for one in batches])
         drawn = {name: join([one.drawn[name][steps] for one in batches]) for name in first.drawn}
         return cls(first.data, where, join([one.y[steps] for one in batches]), drawn)
 

@@ -22,8 +22,8 @@ def fit_clients(
     loss: LossFunction,
     optimizer: OptimizerFactory,
     *,
-    shared: State,
-    owns: Sequence[State],
+    broadcast: State,
+    client_states: Sequence[State],
     lr_factors: Sequence[float],
     execution: Execution | None = None,
 ) -> list[FitResult]:
@@ -53,7 +53,7 @@ def fit_clients(
     parts = (module, loss, first.data, first.dtype, execution)
     program = cached_program((*parts, "together"), lambda: vectorized_program(module, loss, first, execution))
     order = sorted(range(len(starts)), key=lambda k: -len(batches[k]))  # whoever is done first stands last
-    tensors, own = stack_trees([starts[k] for k in order]), stack_trees([owns[k] for k in order])
+    tensors, own = stack_trees([starts[k] for k in order]), stack_trees([client_states[k] for k in order])
     sums: Metrics = {}
     kept: Tensors = {}
     fitted: dict[int, FitResult] = {}
@@ -66,7 +66,7 @@ def fit_clients(
         ]  # the last stands in for who is missing
         seats = [order[row] for row in rows]
         material = StepInputs.of([batches[k] for k in seats], slice(begin, end), together=True)
-        fixed = {"tensors": select_clients(tensors, rows), "shared": shared, "own": select_clients(own, rows)}
+        fixed = {"tensors": select_clients(tensors, rows), "broadcast": broadcast, "client_state": select_clients(own, rows)}
         fixed = program.placed(fixed, material)
         leaves = [fixed["tensors"][name].requires_grad_() for name in names]
         stepper = optimizer(leaves)

@@ -94,7 +94,7 @@ def ready(overrides: list[str]) -> Callable[[], None]:
             still,
             step,
             partial(training.stepper, epoch=0),
-            shared={"images": {"x": x}},
+            broadcast={"images": {"x": x}},
             execution=training.execution,
         )
 

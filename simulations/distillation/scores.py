@@ -51,6 +51,6 @@ def retrieved(setup: Setup, network: nn.Module, tensors: Tensors) -> dict[str, f
     database, queries, found = embedded(setup.train), embedded(setup.test), {}
     for similarity, ending in (("cosine", ""), ("euclidean", "_euclidean")):
         one = retrieval(database, setup.train.y, queries, setup.test.y, similarity=similarity, interp="full")
-        values = {"mean_average_precision": one.mean_average_precision, "precision_at_100": one.precision, "precision_at_1": one.nearest}
+        values = {"mean_average_precision": one.mean_average_precision, "precision_at_100": one.precision_at_k, "precision_at_1": one.precision_at_1}
         found |= {f"{name}{ending}": value for name, value in values.items()}
     return found

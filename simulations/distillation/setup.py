@@ -72,7 +72,7 @@ class Setup:
         """All of it, ready to begin."""
         config = self.config
         return Training(
-            self.task, self.distiller, self.learner, self.teacher, taught, self.source, self.pool, self.train.scaling(), build(config, "augmentation"),
+            self.task, self.distiller, self.learner, self.teacher, taught, self.source, self.pool, self.train.without_images(), build(config, "augmentation"),
             build(config, "optimizer"), config.batch_size, config.steps_per_epoch, config.epochs, schedule(config), Seed(config.seed), dtype_of(config),
             Execution(config.compile, autocast=config.precision == "bfloat16"),
         )  # fmt: skip

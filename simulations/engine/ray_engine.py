@@ -104,7 +104,7 @@ class RayGrid(ClientGrid):
         asked = [actor.score.remote(self.config, given, *part) for actor, part in zip(self._actors, parts)]
 
         def together() -> Score:
-            return Score.together([found_or(asked, part) for asked, part in zip(asked, parts)])
+            return Score.merge([found_or(asked, part) for asked, part in zip(asked, parts)])
 
         def found_or(reference: Any, part: tuple[int, int]) -> Score:
             try:

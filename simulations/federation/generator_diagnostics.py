@@ -63,7 +63,7 @@ def diagnose(home: Simulation, done: Round, memories: Mapping[int, State]) -> tu
     encoders = networks if model is None else [model]
     real = home.test.subset(chosen(home.test.y, SAMPLES, seed / "real"))
     latents = numbers(encoded(encoders, home, real)), real.y.cpu().numpy()
-    generated = numbers(made.values if made.embeddings else encoded(encoders, home, as_seen(made.values))), made.y.cpu().numpy()
+    generated = numbers(made.values if made.are_embeddings else encoded(encoders, home, as_seen(made.values))), made.y.cpu().numpy()
     said = numbers(torch.stack([read(network, made, server.batch_size) for network in networks]))  # [K, N, C]
     overall = global_logits(home, model, state, made)
     held = np.stack([home.held.shards[0][u.client].y.bincount(minlength=classes).cpu().numpy() > 0 for u in updates])  # [K, C]
@@ -82,12 +82,12 @@ def whole(home: Simulation, update: Update, memories: Mapping[int, State]) -> Fu
 def read(network: FunctionalModel, made: Generated, batch_size: int) -> Tensor:  # [N, C]
     """What a client's network, or its head, says of what was generated."""
     pieces = made.values.split(batch_size)
-    return torch.cat([network.head(piece) if made.embeddings else network(piece).logits for piece in pieces])
+    return torch.cat([network.head(piece) if made.are_embeddings else network(piece).logits for piece in pieces])
 
 
 def global_logits(home: Simulation, model: nn.Module | None, state: State, made: Generated) -> Tensor | None:  # [N, C]
     """What the aggregated model, or its head, says of what was generated; None where there is neither."""
-    if made.embeddings:
+    if made.are_embeddings:
         head = submodule_tensors(state.get("model", {}), "head")
         return functional_call(home.model.head, head, (made.values,)) if head else None
     return None if model is None else torch.cat([model(piece).logits for piece in made.values.split(home.config.evaluation.batch_size)])

@@ -167,7 +167,7 @@ def test_a_digest_brings_a_client_nearer_to_the_consensus():
     memory = home.strategy._new_client_state(site)
     _, phases, begun, own = home.strategy._prepare(site, shared, memory, 2)
     asked = home.held.public_data.subset(shared["consensus"]["index"])
-    after = fit(home.model, begun, *phases[0], site.stepper, shared=shared, own=own).tensors
+    after = fit(home.model, begun, *phases[0], site.stepper, broadcast=shared, client_state=own).tensors
     for tensors in (begun, after):
         far.append((logits_on(home.model, tensors, asked, 40, torch.float32) - shared["consensus"]["logits"]).abs().mean().item())
     assert far[1] < 0.8 * far[0]

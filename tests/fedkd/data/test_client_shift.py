@@ -45,7 +45,7 @@ def apply(how: Shift, partition: Partition = PARTITION, seed: int = 0, train: Ex
 
 def stored(examples: Examples) -> torch.Tensor:
     """The images as bytes."""
-    return examples.gather(examples.where(torch.arange(len(examples))))
+    return examples.gather(examples.storage_rows(torch.arange(len(examples))))
 
 
 def picture(channels: int = 1, side: int = 28, number: int = 20) -> torch.Tensor:

@@ -570,7 +570,7 @@ ASKED_LABELS[:3] = [3, 4, 5]
 
 def retrieved(**options) -> tuple:
     found = retrieval(*(torch.from_numpy(array) for array in (KNOWN, LABELS, ASKED, ASKED_LABELS)), **options)
-    return found.mean_average_precision, found.precision, found.nearest
+    return found.mean_average_precision, found.precision_at_k, found.precision_at_1
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 128])
@@ -599,10 +599,10 @@ def test_retrieval_among_separate_classes_is_perfect_and_sees_lengths_only_where
     perfect, by_distance = (
         retrieval(x, labels, x[:3] * 20, labels[:3], similarity=how, interp="full", first=4) for how in ("cosine", "euclidean")
     )
-    assert (perfect.mean_average_precision, perfect.precision, perfect.nearest) == (1, 1, 1)
+    assert (perfect.mean_average_precision, perfect.precision_at_k, perfect.precision_at_1) == (1, 1, 1)
     swapped = retrieval(x, labels, -x[:3], labels[:3], similarity="cosine", interp="full", first=4)
-    assert (swapped.precision, swapped.nearest) == (0, 0)
-    assert by_distance.nearest == 1
+    assert (swapped.precision_at_k, swapped.precision_at_1) == (0, 0)
+    assert by_distance.precision_at_1 == 1
     with pytest.raises(ValueError, match="similarity must be one of cosine, euclidean, got 'c'"):
         retrieval(x, labels, x, labels, similarity="c", interp="full")
     with pytest.raises(ValueError, match="interp must be one of full, official, got 'half'"):

@@ -64,7 +64,7 @@ def test_a_client_with_fewer_examples_than_a_batch_trains_on_what_it_has():
     batches = client(5, num_steps=3).batches()
     assert batches.index.shape == (3, 5) and all(len(row.unique()) == 5 for row in batches.index)
     fitted = fit(client(5, 3).model, client(5, 3).initial, batches, cross_entropy, SGD)
-    assert fitted.sums["labels"].sum() == 15
+    assert fitted.metric_sums["labels"].sum() == 15
 
 
 def test_batches_are_the_images_and_labels_at_their_index():
@@ -110,8 +110,8 @@ def test_fit_is_the_plain_loop(optimizer):
         stepper.step()
         total += value.detach()
     assert same(fitted.tensors, plain.state_dict())
-    assert torch.equal(fitted.sums["loss"], total)
-    assert torch.equal(fitted.sums["labels"], torch.bincount(site.batches().y.flatten(), minlength=3))
+    assert torch.equal(fitted.metric_sums["loss"], total)
+    assert torch.equal(fitted.metric_sums["labels"], torch.bincount(site.batches().y.flatten(), minlength=3))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)

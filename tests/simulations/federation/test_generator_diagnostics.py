@@ -49,7 +49,7 @@ def test_fidelity_of_heads_whose_answers_are_known():
     """Embeddings are one-hot labels. Client 0 reads them, client 1 reads the next class, client 2 says 3 whatever it sees."""
     home, _ = settle("model=mlp", "model.widths=[10]")
     y = torch.arange(10).repeat_interleave(5)
-    made = Generated(torch.eye(10)[y], y, embeddings=True)
+    made = Generated(torch.eye(10)[y], y, are_embeddings=True)
     shifted, constant = torch.eye(10).roll(1, 0), torch.zeros(10, 10)
     heads = [(5 * torch.eye(10), torch.zeros(10)), (shifted, torch.zeros(10)), (constant, 0.5 * torch.eye(10)[3])]
     networks = [FunctionalModel(home.model).at({**home.initial, "head.weight": weight, "head.bias": bias}) for weight, bias in heads]
