@@ -4,25 +4,18 @@
 Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the modules beside ``conf`` can be imported.
 """
 
-import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, nearest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 KEY = "searchpath"
 FILE = "fedkd.yaml"
 OPTIONAL_GROUPS = ("experiment", "recipe")
 """Groups that a configuration may go without. Hydra ignores an option of them that does not exist."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'fedgen'?``, or nothing where no name of ``known`` resembles ``name``."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def search_path(words: Sequence[str]) -> list[Path]:
@@ -115,6 +108,9 @@ def explain(error: Exception) -> str:
     if str(error).startswith("Ambiguous value for argument "):
         name, _, value = str(error).splitlines()[0].split("'")[1].partition("=")
         return f"{name} must be one value, got {value!r}; 'fedkd sweep' runs all of them, {name}=[{value}] is a list"
+    if "No match in the defaults list" in str(error):
+        group = str(error).split("'")[1]
+        return f"{group} must be a group that this configuration chooses from, which it is not{nearest(group, groups())}"
     lines = [line.strip() for part in dict.fromkeys((error, cause)) for line in str(part).splitlines()]
     noise = ("full_key", "object_type", "reference_type", "To append", "Config search path", "provider=", "See https")
     return "; ".join(line for line in lines if line and not line.startswith(noise))

@@ -31,6 +31,7 @@ GROUPS = {
     "protocol": "the switches that every strategy has: public code or paper",
     "public_data": "the public (proxy) data that server and clients share",
     "recipe": "the settings of a published distillation",
+    "report": "how a report looks: fedkd report FOLDER report=OPTION",
     "shift": "how clients see the same image otherwise: feature shift and label noise",
     "strategy": "the federated algorithm",
     "systems": "which clients are sampled, and system heterogeneity",
@@ -103,25 +104,28 @@ def sentence(path: Path) -> str:
     return ""
 
 
-def values(group: str, option: str, words: Sequence[str] = ()) -> dict[str, Any]:
-    """The nested values of an option, its ``defaults`` included."""
+def values(group: str, option: str, words: Sequence[str] = (), overriding: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The nested values of an option, its ``defaults`` included; ``overriding`` are those that an including option has chosen."""
     path = file_of(group, option, words)
     own, entries = load(path)
     if "_self_" not in entries:
         entries = [*entries, "_self_"]
+    pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, Mapping)]
+    chosen = {key.removeprefix("override ").strip(): name for key, name in pairs if key.startswith("override ")} | dict(overriding or {})
     merged: dict[str, Any] = {}
     for entry in entries:
         if entry == "_self_":
             _merge(merged, own)
             continue
         key, name = next(iter(entry.items())) if isinstance(entry, Mapping) else (f"/{group}", entry)
+        name = chosen.get(key, name)
         if name is None or key.startswith(("override ", "optional ")):
             continue
         if not isinstance(entry, Mapping):
             name, _, package = name.partition("@")
             key = f"{key}@{package or '_here_'}"
         other, _, package = key.removeprefix("/").partition("@")
-        inner = values(other if key.startswith("/") else f"{group}/{other}", name, words)
+        inner = values(other if key.startswith("/") else f"{group}/{other}", name, words, chosen)
         _merge(merged, inner if package == "_here_" else _nested(package or other, inner))
     return merged
 
