@@ -67,7 +67,7 @@ def test_a_command_on_a_page_is_valid(page, line, tmp_path, monkeypatch):
     if "..." in line:
         pytest.fail("a command runs as it is pasted")
     context = subcommand.make_context(name, list(words), resilient_parsing=name in ("report", "list", "export"))
-    overrides = [word for word in context.params.get("words", words) if "=" in word and not word.startswith("-")]
+    overrides = [word for word in context.params.get("words", words) if ("=" in word or word.startswith("~")) and not word.startswith("-")]
     if "searchpath=mylab" in overrides:
         pytest.skip("the folder is written by the command before it")
     if name in ("run", "sweep") or (name == "tune" and "--distiller" not in words):
