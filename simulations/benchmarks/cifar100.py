@@ -1,77 +1,89 @@
-"""CIFAR-100's usual pairs on a schedule that fits into minutes: ``<key> <value>``, one line a figure, the published number in the line before.
+"""Accuracy of the usual teacher-student pairs of CIFAR-100 on a schedule that fits into minutes.
 
-``python -m simulations.benchmarks.cifar100 data.root=<folder> [minutes=9] [device=cuda] [precision=bfloat16]`` (further overrides as for
-``simulations.distill``; ``data=parquet`` for Parquet files). Steps of every training are timed first; all get the same number of epochs, as
-many as fit. ``<teacher>_<student>_<method>`` is the student's accuracy after the last epoch, in %; ``<teacher>`` the teacher's. The
-published numbers took 240 epochs (RepDistiller's table; HSAKD's own): a shortened schedule is another experiment.
+``python -m simulations.benchmarks.cifar100 data.root=FOLDER [minutes=9] [device=cuda] [precision=bfloat16]`` prints ``<figure> <value>``,
+one per line, with the published value in the line before. Further words ``KEY=VALUE`` are those of ``fedkd distill``, such as
+``data=parquet`` for Parquet files. The benchmark first times some steps of every training. All trainings then get the same number of
+epochs, as many as fit.
+
+``<teacher>_<student>_<method>``: test accuracy of the student after the last epoch in %.
+``<teacher>``: test accuracy of the teacher in %.
+
+The published values are after 240 epochs (RepDistiller's table, and HSAKD's own). A shortened schedule is another experiment.
 """
 
 import sys
 import time
+from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
 from fedkd.distillation.student_training import Progress
-from simulations.benchmarks.distillation import untrained
+from simulations.benchmarks.distillation import untrained_teacher
+from simulations.cli.exit_codes import one_line_errors
 from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.distillation.setup import make_setup
 from simulations.process import configure_process
 
-PUBLISHED = {
+PUBLISHED: dict[tuple[str, str], dict[str, float | None]] = {
     ("resnet56", "resnet20"): {"teacher": 72.34, "none": 69.06, "kd": 70.66, "sp": 69.67, "dpk": None, "hsakd": 72.58},
     ("resnet32x4", "resnet8x4"): {"teacher": 79.42, "none": 72.50, "kd": 73.33, "sp": 72.94, "dpk": None, "hsakd": 77.26},
 }
+"""Published test accuracies in % by teacher and student. None where no value was found."""
 
-TIMED, SHARE = 20, 0.85
-"""Steps that are timed, and the share of the minutes that is planned for."""
+TIMED_STEPS = 20
+TRAINING_SHARE = 0.85
+"""Share of the minutes that trainings are planned for. The rest is for teachers' evaluations, exports and other overhead."""
 
 
-def overrides_of(pair: tuple[str, str], method: str, given: list[str]) -> list[str]:
-    """The command line of one training; ``teacher`` is the teacher's own."""
+def training_overrides(pair: tuple[str, str], method: str, words: list[str]) -> list[str]:
+    """The words of ``fedkd distill`` for one training. The method ``teacher`` trains the teacher with labels alone."""
     teacher, student = pair
-    names = (
-        [f"student={teacher}", "distiller=none"]
-        if method == "teacher"
-        else [f"teacher={teacher}", f"student={student}", f"distiller={method}"]
-    )
-    return ["recipe=cifar100", "device=cuda", "precision=bfloat16", "evaluate_every=1000", "export=false", "name=benchmark", *names, *given]
+    if method == "teacher":
+        networks = [f"student={teacher}", "distiller=none"]
+    else:
+        networks = [f"teacher={teacher}", f"student={student}", f"distiller={method}"]
+    fixed = ["recipe=cifar100", "device=cuda", "precision=bfloat16", "evaluate_every=1000", "export=false", "name=benchmark"]
+    return [*fixed, *networks, *words]
 
 
 def seconds_per_epoch(config: DictConfig) -> float:
-    """Of one training, and of the one that prepares its teacher beyond labels, if any does."""
+    """Seconds of an epoch of one training, and of the further training of its teacher if the method requires one."""
     setup = make_setup(config)
-    training = setup.training(setup.start, untrained(setup))
-    whole = config.steps or len(training.pool) // config.batch_size
-    training.steps, progress = TIMED, Progress(0, setup.start)
+    training = setup.training(untrained_teacher(setup))
+    assert training.fixed_images is not None, "real images do not change"
+    num_steps = config.steps_per_epoch or len(training.fixed_images) // config.batch_size
+    training.steps, progress = TIMED_STEPS, Progress(0, setup.initial_tensors)
     training.epoch(progress)
-    begin = time.perf_counter()
+    started = time.perf_counter()
     sum(float(value) for value in training.epoch(progress)[1].values())  # waits for the device
-    mine = (time.perf_counter() - begin) / TIMED * whole
-    before = setup.before
-    return mine + (seconds_per_epoch(before) if before is not None and before.choices.distiller != "none" else 0.0)
+    seconds = (time.perf_counter() - started) / TIMED_STEPS * num_steps
+    further = setup.teacher_training
+    if further is not None and further.choices.distiller != "none":
+        seconds += seconds_per_epoch(further)
+    return seconds
 
 
-def main(arguments: list[str]) -> None:
-    """The command."""
+def main(words: Sequence[str]) -> None:
+    """Print all figures."""
     configure_process()
-    minutes = float(next((one.partition("=")[2] for one in arguments if one.startswith("minutes=")), 9))
-    given = [one for one in arguments if not one.startswith("minutes=")]
-    begin = time.perf_counter()
-    plans = {(pair, method): overrides_of(pair, method, given) for pair, methods in PUBLISHED.items() for method in methods}
-    costs = {key: seconds_per_epoch(compose_distillation([*plan, "optimizer.lr=1e-6"])) for key, plan in plans.items()}
-    for (pair, method), cost in costs.items():
-        print(f"# {pair[0]} {pair[1]} {method}: {cost:.2f} seconds an epoch", flush=True)
-    left = SHARE * 60 * minutes - (time.perf_counter() - begin)
-    epochs = max(1, int(left / sum(costs.values())))
-    print(f"# {epochs} epochs of each", flush=True)
-    for (pair, method), plan in plans.items():
-        folder = run_distillation(compose_distillation([*plan, f"epochs={epochs}", "progress=false"]))
+    minutes = float(next((word.partition("=")[2] for word in words if word.startswith("minutes=")), 9))
+    overrides = [word for word in words if not word.startswith("minutes=")]
+    started = time.perf_counter()
+    trainings = {(pair, method): training_overrides(pair, method, overrides) for pair, methods in PUBLISHED.items() for method in methods}
+    costs = {key: seconds_per_epoch(compose_distillation([*words, "optimizer.lr=1e-6"])) for key, words in trainings.items()}
+    for ((teacher, student), method), cost in costs.items():
+        print(f"# {teacher} {student} {method}: {cost:.2f} seconds per epoch", flush=True)
+    remaining = TRAINING_SHARE * 60 * minutes - (time.perf_counter() - started)
+    epochs = max(1, int(remaining / sum(costs.values())))
+    print(f"# {epochs} epochs of each training", flush=True)
+    for (pair, method), training in trainings.items():
+        folder = run_distillation(compose_distillation([*training, f"epochs={epochs}", "progress=false"]))
         accuracy = 100 * float(read_rows(folder)[-1]["test_accuracy"])
-        key = pair[0] if method == "teacher" else f"{pair[0]}_{pair[1]}_{method}"
-        known = PUBLISHED[pair][method]
-        print(f"# published after 240 epochs: {'none found' if known is None else known}\n{key} {accuracy:.2f}", flush=True)
+        figure, published = pair[0] if method == "teacher" else f"{'_'.join(pair)}_{method}", PUBLISHED[pair][method]
+        print(f"# published after 240 epochs: {'none found' if published is None else published}\n{figure} {accuracy:.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line_errors():
+        main(sys.argv[1:])

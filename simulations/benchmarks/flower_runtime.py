@@ -1,9 +1,9 @@
-"""Flower's own simulation runtime, timed in a process of its own.
+"""Flower's simulation runtime, timed in a process of its own.
 
-``python -m simulations.benchmarks.flower_runtime round 5 data=mnist data.root=<folder>`` runs whole FedGen rounds with the same strategy and
-ClientApp, one message per client. ``python -m simulations.benchmarks.flower_runtime thousand 5`` runs a thousand clients that echo a kilobyte.
-Both use two actors with one CPU each, and print one line of seconds per round. The first round loads the actors: leave it out.
-The global test uses the initial BatchNorm statistics, since the server cannot read those of the clients.
+``python -m simulations.benchmarks.flower_runtime round 5 data=mnist data.root=FOLDER`` runs five whole FedGen rounds with fedkd's strategy
+and ClientApp, one message per client. ``python -m simulations.benchmarks.flower_runtime thousand 5`` exchanges one kilobyte with a thousand
+clients that do no work. Both use two actors with one CPU each and print the seconds of each round in a line. The first round includes the
+start of the actors. The global test uses the initial BatchNorm statistics, because the server cannot read those of the clients.
 """
 
 import os
@@ -12,10 +12,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import OmegaConf
@@ -24,27 +24,29 @@ from fedkd.federation import serialization
 from simulations.benchmarks.flower_clients import CONFIG, echo_app, single_app
 from simulations.config import compose
 from simulations.engine.base import BlockingGrid
-from simulations.engine.flower_compat import silence_flower, simulate
+from simulations.engine.flower_compat import run_flower_simulation, silence_flower
 from simulations.federation.runner import make_paths_absolute
-from simulations.setup.evaluation import global_test_metrics, test_score
+from simulations.setup.evaluation import global_test_metrics, score_global_test
 from simulations.setup.simulation import build_simulation
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Flower looks when it is imported
+os.environ["FLWR_TELEMETRY_ENABLED"] = os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Flower reads these when it is imported
+
+NUM_ACTORS, NUM_ECHO_CLIENTS, NUM_BYTES = 2, 1000, 1024
+
+ROUNDS = 6
+"""Rounds of one simulation of :func:`flower_seconds`. The first one, in which actors start, is discarded."""
 
 
-ACTORS, THOUSAND, KILOBYTE = 2, 1000, 1024
-
-
-class OneToOne(BlockingGrid):
-    """Clients 0..N-1 on as many of Flower's nodes: each message goes on as it is, to the node that is its client.
+class OneToOneGrid(BlockingGrid):
+    """Clients 0..N-1 on as many nodes of Flower. Each message is sent to the node that hosts the client.
 
     Args:
         inner: Flower's grid.
-        num_clients: N; as many nodes are waited for.
-        patience: seconds to wait for them.
+        num_clients: number of clients N.
+        patience: seconds to wait until N nodes are connected.
 
     Raises:
-        TimeoutError: they did not connect.
+        TimeoutError: fewer nodes connected in time.
     """
 
     def __init__(self, inner: Grid, num_clients: int, patience: float = 300.0) -> None:
@@ -54,76 +56,77 @@ class OneToOne(BlockingGrid):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(nodes)} of {num_clients} nodes have connected within {patience} seconds")
             time.sleep(0.1)
-        question = RecordDict()
-        replies = inner.send_and_receive([Message(question, dst_node_id=node, message_type="query") for node in nodes])
-        self.nodes = {int(reply.content["who"]["client"]): reply.metadata.src_node_id for reply in replies}
-        assert sorted(self.nodes) == list(range(num_clients)), "every node said which client it is"
+        query = RecordDict()
+        replies = inner.send_and_receive([Message(query, dst_node_id=node, message_type="query") for node in nodes])
+        identities = ((reply.content.metric_records["identity"]["client"], reply.metadata.src_node_id) for reply in replies)
+        self.nodes = {int(cast(int, client)): node for client, node in identities}
+        assert sorted(self.nodes) == list(range(num_clients)), "every node hosts one client"
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """One reply or error for each message that was answered, sorted by client."""
-        asked = {self.nodes[m.metadata.dst_node_id]: m for m in messages}
-        sent = [Message(m.content, dst_node_id=node, message_type=m.metadata.message_type) for node, m in asked.items()]
+        """The replies, sorted by client. Clients that did not reply in time are missing."""
+        by_node = {self.nodes[message.metadata.dst_node_id]: message for message in messages}
+        sent = [Message(m.content, dst_node_id=node, message_type=m.metadata.message_type) for node, m in by_node.items()]
         replies = [
-            Message(reply.error if reply.has_error() else reply.content, reply_to=asked[reply.metadata.src_node_id])
+            Message(reply.error if reply.has_error() else reply.content, reply_to=by_node[reply.metadata.src_node_id])
             for reply in self.inner.send_and_receive(sent, timeout=timeout)
         ]
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def get_node_ids(self) -> list[int]:
-        """0..N-1."""
+        """The clients 0..N-1."""
         return sorted(self.nodes)
 
     def set_run(self, run: Any) -> None:
-        """Flower's runtime has told its own grid."""
+        """Nothing is set, because Flower's runtime has set the run of its own grid."""
 
     @property
     def run(self) -> Any:
-        """Flower's."""
+        """The run of Flower's grid."""
         return self.inner.run
 
 
-class Stopwatch:
-    """Prints the seconds since it was made, or since it last printed."""
+class LapTimer:
+    """Prints the seconds since the last lap, or since it was created."""
 
     def __init__(self) -> None:
-        self.begin = time.perf_counter()
+        self.started = time.perf_counter()
 
     def lap(self, *_: object) -> None:
-        """One line."""
+        """Print one line. Arguments are ignored."""
         now = time.perf_counter()
-        print(f"{now - self.begin:.6f}", flush=True)
-        self.begin = now
+        print(f"{now - self.started:.6f}", flush=True)
+        self.started = now
 
 
-def whole_rounds(grid: Grid, text: str, rounds: int) -> None:
-    """FedGen's rounds: local training, the generator, the clients' own test shards, the balanced test."""
-    home = build_simulation(text)
-    strategy = home.strategy
-    strategy.federation = home.federation()
-    clients, watch = OneToOne(grid, home.config.num_clients), Stopwatch()
+def run_fedgen_rounds(grid: Grid, config: str, rounds: int) -> None:
+    """Whole rounds of FedGen: local training, generator, local test and global test."""
+    simulation = build_simulation(config)
+    strategy = simulation.strategy
+    strategy.federation = simulation.federation()
+    clients, timer = OneToOneGrid(grid, simulation.config.num_clients), LapTimer()
 
-    def judge(server_round: int, arrays: ArrayRecord) -> dict[str, float]:
-        return global_test_metrics(
-            home, test_score(home, strategy.global_model(strategy.federation.server, serialization.from_record(arrays)))
-        )
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model = strategy.global_model(strategy.federation.server, serialization.from_record(arrays))
+        assert model is not None, "the strategy has a global model"
+        return MetricRecord({**global_test_metrics(simulation, score_global_test(simulation, model))})
 
-    strategy.start(clients, num_rounds=rounds, timeout=600.0, evaluate_fn=judge, on_round=watch.lap)
+    strategy.start(clients, num_rounds=rounds, timeout=600.0, evaluate_fn=evaluate, on_round=timer.lap)
 
 
-def echoes(grid: Grid, rounds: int) -> None:
-    """A message of a kilobyte to every client, and the same back; the same content for all, as a broadcast is."""
-    clients = OneToOne(grid, THOUSAND)
-    content = RecordDict({"arrays": ArrayRecord([np.zeros(KILOBYTE, dtype=np.uint8)])})
-    watch = Stopwatch()
+def run_echo_rounds(grid: Grid, rounds: int) -> None:
+    """Send one kilobyte to every client and receive it back. All messages share one content object, as a broadcast does."""
+    clients = OneToOneGrid(grid, NUM_ECHO_CLIENTS)
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(NUM_BYTES, dtype=np.uint8)])})
+    timer = LapTimer()
     for _ in range(rounds):
-        messages = [Message(content, dst_node_id=client, message_type="train") for client in range(THOUSAND)]
+        messages = [Message(content, dst_node_id=client, message_type="train") for client in range(NUM_ECHO_CLIENTS)]
         replies = clients.send_and_receive(messages, timeout=600.0)
-        assert len(replies) == THOUSAND and not any(reply.has_error() for reply in replies), "every client has answered"
-        watch.lap()
+        assert len(replies) == NUM_ECHO_CLIENTS and not any(reply.has_error() for reply in replies), "every client has replied"
+        timer.lap()
 
 
-def run(num_nodes: int, client_app: ClientApp, work: Callable[[Grid], None]) -> None:
-    """Do ``work`` on Flower's runtime and end the process, which Flower leaves hanging where something failed."""
+def run_on_flower(num_nodes: int, client_app: ClientApp, work: Callable[[Grid], None]) -> None:
+    """Run ``work`` as a ServerApp on Flower's runtime, then end the process. Flower does not end it after an error."""
     silence_flower()
     server_app = ServerApp()
 
@@ -133,8 +136,8 @@ def run(num_nodes: int, client_app: ClientApp, work: Callable[[Grid], None]) -> 
 
     code = 0
     try:
-        simulate(server_app, client_app, num_nodes, ACTORS)
-    except BaseException:  # noqa: BLE001 - whatever it was, the process must end, and say so
+        run_flower_simulation(server_app, client_app, num_nodes, NUM_ACTORS)
+    except BaseException:
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
@@ -142,37 +145,37 @@ def run(num_nodes: int, client_app: ClientApp, work: Callable[[Grid], None]) -> 
     os._exit(code)
 
 
+def flower_seconds(workload: str, overrides: list[str]) -> Iterator[float]:
+    """Seconds of warm rounds on Flower's runtime, from one simulation after the other.
+
+    A simulation runs to its end before the seconds of its first round are returned. Other work of the caller therefore never runs at the
+    same time.
+
+    Args:
+        workload: ``round`` or ``thousand``, as on the command line.
+        overrides: words ``KEY=VALUE`` of ``fedkd run``.
+
+    Raises:
+        RuntimeError: a simulation failed. Its standard error says why.
+    """
+    command = [sys.executable, "-m", "simulations.benchmarks.flower_runtime", workload, str(ROUNDS), *overrides]
+    while True:
+        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        seconds = [float(line) for line in finished.stdout.split() if line.replace(".", "", 1).isdigit()]
+        if finished.returncode or len(seconds) < ROUNDS:
+            raise RuntimeError(f"Flower's simulation ended with exit code {finished.returncode} after {len(seconds)} rounds")
+        yield from seconds[1:]
+
+
 def main(workload: str, rounds: str, *overrides: str) -> None:
-    """One of the two workloads."""
+    """Run one of the two workloads."""
     if workload == "thousand":
-        run(THOUSAND, echo_app, lambda grid: echoes(grid, int(rounds)))
-    config = compose(["strategy=fedgen", "engine=local", *overrides])
-    make_paths_absolute(config)
-    os.environ[CONFIG] = text = OmegaConf.to_yaml(config, resolve=True)
-    run(config.num_clients, single_app, lambda grid: whole_rounds(grid, text, int(rounds)))
+        run_on_flower(NUM_ECHO_CLIENTS, echo_app, lambda grid: run_echo_rounds(grid, int(rounds)))
+    composed = compose(["strategy=fedgen", "engine=local", *overrides])
+    make_paths_absolute(composed)
+    os.environ[CONFIG] = config = OmegaConf.to_yaml(composed, resolve=True)
+    run_on_flower(composed.num_clients, single_app, lambda grid: run_fedgen_rounds(grid, config, int(rounds)))
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-
-
-ROUNDS = 6
-"""Rounds of one simulation, of which the first, in which actors load what they need, is left out."""
-
-
-def flower_seconds(workload: str, overrides: list[str]) -> Iterator[float]:
-    """Seconds of warm rounds of ``workload`` (see :mod:`simulations.benchmarks.flower_runtime`), from one simulation after the other.
-
-    A simulation pauses only between its rounds' lines, so what the caller does in between runs beside it: the caller must take all
-    rounds of a simulation in a row. That is done here: a simulation is run to its end before its first round is handed out.
-
-    Raises:
-        RuntimeError: the simulation failed; it says why on standard error.
-    """
-    command = [sys.executable, "-m", "simulations.benchmarks.flower_runtime", workload, str(ROUNDS), *overrides]
-    while True:
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        seconds = [float(line) for line in ended.stdout.split() if line.replace(".", "", 1).isdigit()]
-        if ended.returncode or len(seconds) < ROUNDS:
-            raise RuntimeError(f"Flower's simulation ended with exit code {ended.returncode} after {len(seconds)} rounds")
-        yield from seconds[1:]

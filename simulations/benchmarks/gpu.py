@@ -1,112 +1,130 @@
-"""What needs a GPU: ``<key> <value>``, one line a figure, as :mod:`simulations.benchmarks.engine` prints them.
+"""Local training of many clients on a GPU, and the CIFAR-10 benchmark of federated-learning simulators.
 
-``python -m simulations.benchmarks.gpu data=mnist data.root=<folder>`` in a process that owns the GPU; ``device=cpu`` tries it without.
+``python -m simulations.benchmarks.gpu data=mnist data.root=FOLDER`` prints ``<figure> <value>``, one per line. ``device=cpu`` runs the
+program without a GPU; the figures are then not what their names say. Further words ``KEY=VALUE`` are those of ``fedkd run``.
 
-``gpu_10``, ``gpu_100``, ``gpu_1000``: FedGen's local training of so many clients, 20 steps of batches of 32, in cohorts of up to 50,
-against the eager loop over clients and steps on the same device; ratios of the cost of a client's step.
-``gpu_cifar``: minutes that the simulators' CIFAR-10 benchmark takes in its shape, on random pixels: 1,000 users of 50 examples, 50 a
-round, one epoch in batches of 10, evaluation every 10 rounds, 1,500 rounds (``rounds=<number>`` for fewer: the figure is then scaled up).
-The network is FedGen's with widths 32 and 64; published for the fastest simulator: 4.2 minutes on an A100 with five processes.
+``gpu_10``, ``gpu_100``, ``gpu_1000``: FedGen's local training of 10, 100 and 1,000 clients, 20 steps with batches of 32, up to 50 clients
+as one program, against an eager loop over clients and steps on the same device: the ratio of times per client step.
+``gpu_cifar``: minutes of the simulators' CIFAR-10 benchmark on random pixels: 1,000 clients with 50 examples, 50 clients per round, one
+epoch with batches of 10, evaluation every 10 rounds, 1,500 rounds. ``rounds=N`` runs N rounds and scales the time to 1,500. The network is
+FedGen's with widths 32 and 64. The fastest simulator's published time is 4.2 minutes, on an A100 with five processes.
 """
 
 import copy
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 
 from fedkd.training.functional_model import FunctionalModel
+from fedkd.types import State
 from simulations.benchmarks import workloads
+from simulations.cli.exit_codes import one_line_errors
 from simulations.engine.local_engine import LocalGrid
+from simulations.federation.runner import start_global_evaluation
 from simulations.setup.simulation import Simulation, build_simulation
 
-CHUNK, ROUNDS, REPETITIONS, CLIENTS = 50, 1500, 5, (10, 100, 1000)
+CLIENTS_PER_VMAP = 50
+ROUNDS = 1500
+"""Rounds of the published CIFAR-10 benchmark."""
+
+REPETITIONS = 5
+NUM_CLIENTS = (10, 100, 1000)
 
 
-def synchronised(work, device: str) -> float:
-    """Wall time until the device is done too."""
-    waiting = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    waiting()
-    begin = time.perf_counter()
+def timed_on_device(work: Callable[[], object], device: str) -> float:
+    """Wall-clock seconds of one call, with all work that it starts on the device."""
+
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    wait()
+    started = time.perf_counter()
     work()
-    waiting()
-    return time.perf_counter() - begin
+    wait()
+    return time.perf_counter() - started
 
 
-def eager(home: Simulation, shared: dict, clients: int) -> None:
-    """One client after the other, one step after the other, as it is written."""
-    for number in range(clients):
-        site, batches, begin, own = home.strategy._prepare(home.client(number, 2), shared, None, 2)
-        model = copy.deepcopy(home.model).train()
-        model.load_state_dict(begin)
-        optimizer, bound = site.stepper(model.parameters()), FunctionalModel(model)
-        for batch in batches:
-            value, _ = home.strategy.loss(bound, batch, shared, own)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+def train_eagerly(simulation: Simulation, broadcast: State, num_clients: int) -> None:
+    """Local training by a loop over clients and steps, with PyTorch's eager execution."""
+    strategy = simulation.strategy
+    for number in range(num_clients):
+        client, phases, start, client_state = strategy._prepare(simulation.client(number, 2), broadcast, None, 2)
+        model = copy.deepcopy(simulation.model).train()
+        model.load_state_dict(start)
+        bound = FunctionalModel(model)
+        for batches, loss in phases:
+            optimizer = client.make_optimizer(model.parameters())
+            for batch in batches:
+                value, _ = loss(bound, batch, broadcast, client_state)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
 
 
-def cohorts(home: Simulation, shared: dict, clients: int) -> None:
-    """The same training in cohorts."""
-    for begin in range(0, clients, CHUNK):
-        sites = [home.client(number, 2) for number in range(begin, min(begin + CHUNK, clients))]
-        home.strategy.train_clients(sites, shared, [None] * len(sites), 2)
+def train_as_program(simulation: Simulation, broadcast: State, num_clients: int) -> None:
+    """The same training with up to ``CLIENTS_PER_VMAP`` clients as one program."""
+    for first in range(0, num_clients, CLIENTS_PER_VMAP):
+        clients = [simulation.client(number, 2) for number in range(first, min(first + CLIENTS_PER_VMAP, num_clients))]
+        simulation.strategy.train_clients(clients, broadcast, [None] * len(clients), 2)
 
 
 def local_training(overrides: list[str], device: str) -> None:
-    """``gpu_10``, ``gpu_100`` and ``gpu_1000``."""
-    home = workloads.settled([*overrides, *workloads.overlapping_overrides(64), f"num_clients={max(CLIENTS)}", f"device={device}"])
-    state = home.strategy.init_server(home.federation().server)
-    shared = {name: state[name] for name in home.strategy.broadcast_parts}
-    for clients in CLIENTS:
-        few = min(clients, 10)  # the loop costs the same for every client
-        synchronised(lambda count=clients: cohorts(home, shared, count), device)
+    """Print ``gpu_10``, ``gpu_100`` and ``gpu_1000``."""
+    clients = [*workloads.overlapping_overrides(64), f"num_clients={max(NUM_CLIENTS)}"]
+    simulation = workloads.make_simulation([*overrides, *clients, f"device={device}"])
+    broadcast, num_steps = workloads.initial_broadcast(simulation), simulation.config.local_steps
+    for num_clients in NUM_CLIENTS:
+        num_eager = min(num_clients, 10)  # the loop costs the same for every client
+
+        def eager(number: int = num_eager) -> None:
+            train_eagerly(simulation, broadcast, number)
+
+        def program(number: int = num_clients) -> None:
+            train_as_program(simulation, broadcast, number)
+
+        timed_on_device(program, device)
         times = []
         for _ in range(REPETITIONS):
-            slow = synchronised(lambda count=few: eager(home, shared, count), device) / (few * home.config.local_steps)
-            fast = synchronised(lambda count=clients: cohorts(home, shared, count), device) / (clients * home.config.local_steps)
+            slow = timed_on_device(eager, device) / (num_eager * num_steps)
+            fast = timed_on_device(program, device) / (num_clients * num_steps)
             times.append((slow, fast))
         slow, fast = (statistics.median(column) * 1e6 for column in zip(*times))
-        print(f"# gpu_{clients}: {slow:.4g} against {fast:.4g} microseconds per client and step; {REPETITIONS} pairs", flush=True)
-        print(f"gpu_{clients} {statistics.median(a / b for a, b in times):.3g}", flush=True)
+        print(f"# gpu_{num_clients}: {slow:.4g} against {fast:.4g} microseconds per client step; {REPETITIONS} pairs", flush=True)
+        print(f"gpu_{num_clients} {statistics.median(a / b for a, b in times):.3g}", flush=True)
 
 
-def cifar(device: str, rounds: int) -> None:
-    """``gpu_cifar``."""
-    source = f"{workloads.random_pixels.__module__}.{workloads.random_pixels.__qualname__}"
-    data = ["~data", f"+data._target_={source}", "+data._partial_=true", "+data.num_examples=50000", "+data.seed=0", "name=pixels"]
+def cifar10(device: str, rounds: int) -> None:
+    """Print ``gpu_cifar``."""
+    data = [*workloads.random_pixels_overrides(50_000), "name=pixels", "partition=iid"]
     size = ["num_clients=1000", "clients_per_round=50", "local_steps=null", "local_epochs=1", "batch_size=10", "evaluation.every=10"]
-    options = [
-        "strategy=fedavg",
-        "partition=iid",
-        "model.widths=[32,64]",
-        f"clients_per_vmap={CHUNK}",
-        f"device={device}",
-        f"rounds={rounds}",
-    ]
-    text = workloads.configured([*data, *size, *options])
-    home = build_simulation(text)
-    home.strategy.federation, grid = home.federation(), LocalGrid(1000, text)
+    options = ["strategy=fedavg", "model.widths=[32,64]", f"clients_per_vmap={CLIENTS_PER_VMAP}", f"device={device}", f"rounds={rounds}"]
+    config = workloads.config_text([*data, *size, *options])
+    simulation = build_simulation(config)
+    strategy, grid = simulation.strategy, LocalGrid(1000, config)
+    strategy.federation = simulation.federation()
 
-    def judge(number: int, arrays) -> dict:
-        return workloads.judge(home, grid, arrays)
+    def run() -> None:
+        strategy.start(grid, num_rounds=rounds, evaluate_fn=lambda server_round, arrays: start_global_evaluation(simulation, grid, arrays))
 
-    seconds = synchronised(lambda: home.strategy.start(grid, num_rounds=rounds, evaluate_fn=judge), device)
-    print(f"# gpu_cifar: {seconds:.4g} seconds for {rounds} rounds, everything included", flush=True)
+    seconds = timed_on_device(run, device)
+    print(f"# gpu_cifar: {seconds:.4g} seconds for {rounds} rounds, evaluation included", flush=True)
     print(f"gpu_cifar {seconds * ROUNDS / rounds / 60:.3g}", flush=True)
 
 
-def main(arguments: list[str]) -> None:
-    """Print the figures."""
-    own = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("device=", "rounds=")))
+def main(words: Sequence[str]) -> None:
+    """Print all figures."""
+    own = dict(word.split("=", 1) for word in words if word.startswith(("device=", "rounds=")))
     device = own.get("device", "cuda")
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else "no GPU: the figures are not what their keys say"
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else "no GPU: the figures are not what their names say"
     print(f"# {name}, torch {torch.__version__}, one process, batches of 32 and 10", flush=True)
-    local_training([a for a in arguments if not a.startswith(("device=", "rounds="))], device)
-    cifar(device, int(own.get("rounds", ROUNDS)))
+    local_training([word for word in words if not word.startswith(("device=", "rounds="))], device)
+    cifar10(device, int(own.get("rounds", ROUNDS)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line_errors():
+        main(sys.argv[1:])

@@ -1,16 +1,19 @@
-"""What a report of many run folders takes: ``<key> <value>``, one line a figure.
+"""Time of a report of many run folders.
 
-``python -m simulations.benchmarks.report [folders=1000] [rounds=100]`` makes run folders of ten strategies by ten alphas by seeds from one
-small run that is really made (its accuracies moved by a little, by folder), and prints ``seconds``, the wall time of
-``python -m simulations.report`` with all tables and figures as a process of its own; ``seconds_tables`` without figures; and
-``times_reading``, the first over the time in which pandas reads the same files of metrics and clients alone. Lines that begin with ``#``
-say what was done.
+``python -m simulations.benchmarks.report [folders=1000] [rounds=100]`` trains one small run and copies it to folders of ten strategies, ten
+alphas and as many seeds as needed, with slightly different accuracies. It prints ``<figure> <value>``, one per line. The line that begins
+with ``#`` states the workload.
+
+``seconds``: wall-clock time of ``python -m simulations.report`` with all tables and figures, as a process of its own.
+``seconds_tables``: the same without figures.
+``times_reading``: the first figure over the time that pandas needs to read the same CSV files.
 """
 
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +21,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from simulations.benchmarks.engine import timed
+from simulations.benchmarks.measurement import timed
+from simulations.cli.exit_codes import one_line_errors
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from simulations.process import configure_process
@@ -28,52 +32,56 @@ STRATEGIES = ("fedavg", "fedgen", "fedprox", "fedensemble", "feddistill", "scaff
 ALPHAS = tuple(tenths / 10 for tenths in range(1, 11))
 
 
-def folders(home: Path, number: int, rounds: int) -> None:
-    """``number`` run folders in ``home``."""
-    small = ["data=digits", "engine=local", "local_steps=1", f"rounds={rounds}", "progress=false", f"output={home.parent / 'first'}"]
-    first = run_federation(compose(small))
+def make_folders(parent: Path, number: int, rounds: int) -> None:
+    """Write ``number`` run folders into ``parent``."""
+    output = f"output={parent.parent / 'first'}"
+    overrides = ("data=digits", "engine=local", "local_steps=1", f"rounds={rounds}", "progress=false", output)
+    first = run_federation(compose(overrides))
     tables = {name: pd.read_csv(first / f"{name}.csv") for name in ("metrics", "clients")}
-    for place in range(number):
-        seed, rest = divmod(place, len(STRATEGIES) * len(ALPHAS))
-        strategy, alpha = STRATEGIES[rest % len(STRATEGIES)], ALPHAS[rest // len(STRATEGIES)]
-        folder = home / f"{strategy}-{alpha}-{seed}"
+    for index in range(number):
+        seed, setting = divmod(index, len(STRATEGIES) * len(ALPHAS))
+        strategy, alpha = STRATEGIES[setting % len(STRATEGIES)], ALPHAS[setting // len(STRATEGIES)]
+        folder = parent / f"{strategy}-{alpha}-{seed}"
         shutil.copytree(first, folder)
-        config = configuration(strategy, alpha, tuple(small))
+        config = composed(strategy, alpha, overrides)
         config.seed = seed
         OmegaConf.save(config, folder / "config.yaml", resolve=True)  # as runs write it
-        moved = np.random.default_rng(place).uniform(0.8, 1.0)
+        factor = np.random.default_rng(index).uniform(0.8, 1.0)
         for name, table in tables.items():
-            accuracies = [column for column in table if column.startswith(("global_test_accuracy", "local_test_accuracy"))]
-            table.assign(**{column: table[column] * moved for column in accuracies}).to_csv(folder / f"{name}.csv", index=False)
+            changed = table.copy()
+            accuracies = [column for column in table.columns if "accuracy" in str(column)]
+            changed[accuracies] = table[accuracies] * factor
+            changed.to_csv(folder / f"{name}.csv", index=False)
 
 
 @cache
-def configuration(strategy: str, alpha: float, small: tuple[str, ...]) -> DictConfig:
-    """The configuration of a strategy at an alpha."""
-    return compose([*small, f"strategy={strategy}", f"partition.alpha={alpha}"])
+def composed(strategy: str, alpha: float, overrides: tuple[str, ...]) -> DictConfig:
+    """The configuration of a strategy at one alpha."""
+    return compose([*overrides, f"strategy={strategy}", f"partition.alpha={alpha}"])
 
 
-def reported(home: Path, *words: str) -> float:
-    """Wall time of the report as a user calls it."""
-    command = [sys.executable, "-m", "simulations.report", str(home), "--output", str(home.parent / "report"), *words]
+def report_seconds(parent: Path, *options: str) -> float:
+    """Wall-clock time of the report's command."""
+    command = [sys.executable, "-m", "simulations.report", str(parent), "--output", str(parent.parent / "report"), *options]
     return timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
 
 
-def main(argv: list[str]) -> None:
-    """The command."""
-    asked = dict(word.split("=", 1) for word in argv)
-    number, rounds = int(asked.get("folders", 1000)), int(asked.get("rounds", 100))
+def main(words: Sequence[str]) -> None:
+    """Print all figures."""
+    own = dict(word.split("=", 1) for word in words)
+    number, rounds = int(own.get("folders", 1000)), int(own.get("rounds", 100))
     configure_process()
-    with tempfile.TemporaryDirectory() as where:
-        home = Path(where) / "runs"
-        folders(home, number, rounds)
-        files = [path for name in ("metrics", "clients") for path in home.glob(f"*/{name}.csv")]
+    with tempfile.TemporaryDirectory() as temporary:
+        parent = Path(temporary) / "runs"
+        make_folders(parent, number, rounds)
+        files = [path for name in ("metrics", "clients") for path in parent.glob(f"*/{name}.csv")]
         reading = timed(lambda: [pd.read_csv(path) for path in files])
-        tables, whole = reported(home, "--no-figures"), reported(home)
-        drawn = len(list((home.parent / "report").glob("*.png")))
-        print(f"# {number} folders of {rounds} rounds, {drawn} figures; reading {len(files)} files took {reading:.2f} s")
+        tables, whole = report_seconds(parent, "--no-figures"), report_seconds(parent)
+        num_figures = len(list((parent.parent / "report").glob("*.png")))
+        print(f"# {number} folders of {rounds} rounds, {num_figures} figures; reading {len(files)} files took {reading:.2f} s")
         print(f"seconds {whole:.1f}\nseconds_tables {tables:.1f}\ntimes_reading {whole / reading:.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line_errors():
+        main(sys.argv[1:])

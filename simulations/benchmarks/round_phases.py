@@ -1,19 +1,21 @@
-"""Seconds a round, split by phase: FedAvg and FedGen, on both engines. One line a figure: ``<key> <value>``.
+"""Seconds per round by phase, for FedAvg and FedGen on the engines ``local`` and ``ray``.
 
-``python -m simulations.benchmarks.round_phases data=mnist data.root=<folder>``: 10 of 20 clients, 20 local steps, batches of 32, one
-thread a worker; the overrides are those of ``simulations.run``. The engines alternate within one run of this script; a value is
-the median over repetitions of the median over rounds, the first two rounds left out. Absolute times are the machine's of the
-hour: read the ratios.
+``python -m simulations.benchmarks.round_phases data=mnist data.root=FOLDER`` prints ``<figure> <value>``, one per line. Further words
+``KEY=VALUE`` are those of ``fedkd run``; ``repetitions=N`` and ``rounds=N`` shorten the benchmark. The default is 10 of 20 clients, 20
+local steps and batches of 32, with one thread per worker. Engines alternate. A value is the median over repetitions of the median over
+rounds without the first two. Absolute times depend on the machine and its load, so compare ratios.
 """
 
 import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from simulations.cli.exit_codes import one_line_errors
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 
@@ -22,23 +24,27 @@ PHASES = ("local_training", "server", "evaluation")
 REPETITIONS, ROUNDS = 5, 10
 
 
-def seconds(strategy: str, engine: str, overrides: list[str]) -> pd.Series:
-    """Median seconds of each phase of a round, in a fresh run."""
+def median_seconds(strategy: str, engine: str, rounds: int, overrides: list[str]) -> pd.Series:
+    """The median seconds of each phase in a new run, without the first two rounds."""
     with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(None):
-        fixed = [f"strategy={strategy}", f"engine={engine}", f"rounds={ROUNDS}", f"output={output}", "progress=false"]
+        fixed = [f"strategy={strategy}", f"engine={engine}", f"rounds={rounds}", f"output={output}", "progress=false"]
         folder = run_federation(compose([*overrides, *fixed]))
         metrics = pd.read_csv(Path(folder) / "metrics.csv")
     return metrics[[f"{phase}_seconds" for phase in PHASES]][2:].median()
 
 
-def main(overrides: list[str]) -> None:
+def main(words: Sequence[str]) -> None:
     """Print all figures."""
-    print(f"# {os.cpu_count()} cores, one thread a worker, {REPETITIONS} alternating repetitions of {ROUNDS} rounds: {' '.join(overrides)}")
+    own = dict(word.split("=", 1) for word in words if word.startswith(("repetitions=", "rounds=")))
+    repetitions, rounds = int(own.get("repetitions", REPETITIONS)), int(own.get("rounds", ROUNDS))
+    overrides = [word for word in words if not word.startswith(("repetitions=", "rounds="))]
+    workload = f"{repetitions} repetitions of {rounds} rounds: {' '.join(overrides)}"
+    print(f"# {os.cpu_count()} cores, one thread per worker, {workload}", flush=True)
     cases = [(strategy, engine) for strategy in ("fedavg", "fedgen") for engine in ("local", "ray")]
     runs: dict[tuple[str, str], list[pd.Series]] = {case: [] for case in cases}
-    for _ in range(REPETITIONS):
-        for case in cases:
-            runs[case].append(seconds(*case, overrides))
+    for _ in range(repetitions):
+        for strategy, engine in cases:
+            runs[strategy, engine].append(median_seconds(strategy, engine, rounds, overrides))
     medians = {case: pd.DataFrame(values).median() for case, values in runs.items()}
     for (strategy, engine), median in medians.items():
         for phase in PHASES:
@@ -50,4 +56,5 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line_errors():
+        main(sys.argv[1:])

@@ -1,13 +1,13 @@
-"""The workloads of the benchmarks on our own engine."""
+"""Workloads of the benchmarks on fedkd's own engine: local training in this process, and federations on Ray actors."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from omegaconf import OmegaConf
 
 from fedkd.federation import serialization
@@ -16,200 +16,238 @@ from fedkd.federation.server_loop import Round
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.types import Examples, Partition, State, Task, Update
-from simulations.benchmarks.reference_loop import PIXELS_PER_CLIENT, pixels
+from simulations.benchmarks.reference_loop import EXAMPLES_PER_CLIENT, RANDOM_TASK, random_examples
 from simulations.config import compose
-from simulations.engine.flower_compat import identify
+from simulations.engine.flower_compat import set_task_identity
 from simulations.engine.ray_engine import RayGrid
 from simulations.federation.runner import make_paths_absolute, start_global_evaluation
 from simulations.process import configure_process
 from simulations.setup.simulation import Simulation, build_simulation
 
+# ------------------------------------------------------------------------------------------- local training in this process
 
-def configured(overrides: list[str]) -> str:
-    """The configuration as YAML, FedGen in this process unless ``overrides`` say more."""
+
+def config_text(overrides: list[str]) -> str:
+    """The configuration as YAML. Defaults are FedGen and this process; ``overrides`` change them."""
     config = compose(["strategy=fedgen", "engine=local", *overrides])
     make_paths_absolute(config)
     return OmegaConf.to_yaml(config, resolve=True)
 
 
-def settled(overrides: list[str]) -> Simulation:
-    """A world, ready to train in this process."""
+def make_simulation(overrides: list[str]) -> Simulation:
+    """A simulation that can train in this process."""
     configure_process()
-    identify()
-    return build_simulation(configured(overrides))
+    set_task_identity()
+    return build_simulation(config_text(overrides))
 
 
-def local_training(overrides: list[str], clients: int, compiled: bool) -> Callable[[], object]:
-    """The local training of so many clients at once in this process, from what they receive to what they send."""
-    home = settled([*overrides, f"compile={str(compiled).lower()}"])
-    state = home.strategy.init_server(home.federation().server)
-    shared = {name: state[name] for name in home.strategy.broadcast_parts}
-    return lambda: home.strategy.train_clients([home.client(client, 2) for client in range(clients)], shared, [None] * clients, 2)
+def initial_broadcast(simulation: Simulation) -> State:
+    """The state that all clients receive in the first round."""
+    state = simulation.strategy.init_server(simulation.federation().server)
+    return {name: state[name] for name in simulation.strategy.broadcast_parts}
+
+
+def local_training(overrides: list[str], num_clients: int, compiled: bool) -> Callable[[], object]:
+    """A function that trains the first ``num_clients`` clients for one round, all of them as one program."""
+    simulation = make_simulation([*overrides, f"compile={str(compiled).lower()}"])
+    broadcast = initial_broadcast(simulation)
+
+    def train() -> object:
+        clients = [simulation.client(number, 2) for number in range(num_clients)]
+        return simulation.strategy.train_clients(clients, broadcast, [None] * num_clients, 2)
+
+    return train
+
+
+def random_image_training(overrides: list[str], num_clients: int, clients_per_vmap: int, num_steps: int = 2) -> Callable[[], object]:
+    """A function that trains each client for ``num_steps`` local steps on random images of CIFAR's shape.
+
+    ``clients_per_vmap`` clients train as one program. With 1 the clients train sequentially.
+    """
+    simulation = make_simulation([*overrides, *random_image_overrides(num_clients)])
+    broadcast, strategy = {"model": initial_broadcast(simulation)["model"]}, simulation.strategy
+
+    def train() -> None:
+        clients = [replace(simulation.client(number, 2), num_steps=num_steps) for number in range(num_clients)]
+        for chunk in simulation.split_into_chunks(range(num_clients), clients_per_vmap, 2):
+            if len(chunk) == 1:
+                strategy.train(clients[chunk[0]], broadcast, None, 2)
+            else:
+                strategy.train_clients([clients[number] for number in chunk], broadcast, [None] * len(chunk), 2)
+
+    return train
+
+
+# ------------------------------------------------------------------------------------------- federations on Ray actors
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training round in seconds: of the whole, of the actor that trained longest, of the server's own computing."""
+class RoundSeconds:
+    """Seconds of one training round.
+
+    Args:
+        wall: wall-clock time of the whole round.
+        training: local training on the actor that trained longest.
+        server: computation of the server's hooks.
+    """
 
     wall: float
     training: float
     server: float
 
 
-class Watched:
-    """A strategy's server hooks with a stopwatch."""
+class HookTimer:
+    """Measures the seconds that the server's hooks of a strategy take.
+
+    Args:
+        strategy: its hooks ``aggregate`` and ``server_training`` are replaced on the object until :meth:`remove`.
+    """
+
+    HOOKS = ("aggregate", "server_training")
 
     def __init__(self, strategy: Strategy) -> None:
-        self.seconds = 0.0
-        for name in ("aggregate", "server_training"):
-            setattr(strategy, name, self.watch(getattr(strategy, name)))
+        self.seconds, self.strategy = 0.0, strategy
+        for name in self.HOOKS:
+            setattr(strategy, name, self._timed(getattr(strategy, name)))
 
-    def watch(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """``hook``, timed."""
+    def remove(self) -> None:
+        """Restore the hooks."""
+        for name in self.HOOKS:
+            delattr(self.strategy, name)
 
-        def watched(*args: Any) -> Any:
-            begin = time.perf_counter()
+    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_hook(*args: Any) -> Any:
+            started = time.perf_counter()
             result = hook(*args)
-            self.seconds += time.perf_counter() - begin
+            self.seconds += time.perf_counter() - started
             return result
 
-        return watched
+        return timed_hook
 
 
-class Federated:
-    """A federation on Ray actors of our own, one round after the other."""
+class RayFederation:
+    """A federation on Ray actors whose rounds are run on request.
 
-    def __init__(self, text: str, workers: int) -> None:
-        identify()
+    Args:
+        config: the configuration as YAML.
+        num_workers: number of actors.
+    """
+
+    def __init__(self, config: str, num_workers: int) -> None:
+        set_task_identity()
         configure_process()
-        self.home = build_simulation(text)
-        self.strategy = self.home.strategy
-        self.strategy.federation = self.home.federation()
-        self.grid = RayGrid(self.home.config.num_clients, text, workers=workers, num_gpus=0.0, address=None)
-        self.arrays, self.number = None, 0
+        self.simulation = build_simulation(config)
+        self.strategy = self.simulation.strategy
+        self.strategy.federation = self.simulation.federation()
+        self.grid = RayGrid(self.simulation.config.num_clients, config, workers=num_workers, num_gpus=0.0, address=None)
+        self.arrays: ArrayRecord | None = None
+        self.rounds_done = 0
 
-    def rounds(self, number: int) -> None:
-        """The next ``number`` of rounds with all that belongs to them, evaluation included."""
-        first = self.number + 1
-        self.number += number
+    def run_rounds(self, number: int) -> None:
+        """Run the next ``number`` rounds, evaluation included."""
+        first = self.rounds_done + 1
+        self.rounds_done += number
         result = self.strategy.start(
-            self.grid, self.arrays, num_rounds=self.number, timeout=600.0, start_round=first,
-            evaluate_fn=lambda number, arrays: start_global_evaluation(self.home, self.grid, arrays),
+            self.grid, self.arrays, num_rounds=self.rounds_done, timeout=600.0, start_round=first,
+            evaluate_fn=lambda server_round, arrays: start_global_evaluation(self.simulation, self.grid, arrays),
         )  # fmt: skip
         self.arrays = result.arrays
 
-    def training_rounds(self, number: int) -> list[Training]:
-        """So many rounds without evaluation, the last one left out."""
-        watch, measured, begin = Watched(self.strategy), [], time.perf_counter()
+    def time_training_rounds(self, number: int) -> list[RoundSeconds]:
+        """Run and measure ``number`` rounds without evaluation. One more round is run, because the last one is not measured."""
+        timer, measured, started = HookTimer(self.strategy), list[RoundSeconds](), time.perf_counter()
         self.strategy.federation = replace(self.strategy.federation, evaluate_every=10**9)
 
-        def on_round(done: Round) -> None:
-            nonlocal begin
-            now, busy = time.perf_counter(), {}
-            for reply in done.trained:
-                about = reply.content[serialization.CLIENT_INFO]
-                busy[about["worker"]] = busy.get(about["worker"], 0.0) + float(about["seconds"])
-            measured.append(Training(now - begin, max(busy.values()), watch.seconds))
-            begin, watch.seconds = time.perf_counter(), 0.0
+        def on_round(finished: Round) -> None:
+            nonlocal started
+            now = time.perf_counter()
+            busy: dict[object, float] = {}
+            for reply in finished.train_replies:
+                info = reply.content.config_records[serialization.CLIENT_INFO]
+                busy[info["worker"]] = busy.get(info["worker"], 0.0) + cast(float, info["seconds"])
+            measured.append(RoundSeconds(now - started, max(busy.values()), timer.seconds))
+            started, timer.seconds = time.perf_counter(), 0.0
 
-        first = self.number + 1
-        self.number += number + 1
-        self.strategy.start(self.grid, self.arrays, num_rounds=self.number, timeout=3600.0, start_round=first, on_round=on_round)
-        self.strategy.federation = self.home.federation()
-        for name in ("aggregate", "server_training"):
-            delattr(self.strategy, name)
+        first = self.rounds_done + 1
+        self.rounds_done += number + 1
+        self.strategy.start(self.grid, self.arrays, num_rounds=self.rounds_done, timeout=3600.0, start_round=first, on_round=on_round)
+        self.strategy.federation = self.simulation.federation()
+        timer.remove()
         return measured[:-1]
 
     def actors_memory(self) -> list[int]:
-        """Peak KiB of each actor."""
+        """The peak memory of each actor in KiB."""
         return self.grid.peak_memory()
 
-    def exchange(self) -> list[Message]:
-        """One phase of messages to all clients of a round, and their replies."""
+    def exchange_messages(self) -> list[Message]:
+        """Send the training messages of a round and return the clients' replies. Nothing is aggregated."""
         if self.arrays is None:
             self.arrays = serialization.to_record(self.strategy.init_server(self.strategy.federation.server))
         messages = list(self.strategy.configure_train(1, self.arrays, ConfigRecord(), self.grid))
         replies = self.grid.send_and_receive(messages, timeout=600.0)
-        assert len(replies) == len(messages) and not any(reply.has_error() for reply in replies), "every client has answered"
+        assert len(replies) == len(messages) and not any(reply.has_error() for reply in replies), "every client has replied"
         return replies
 
 
 @contextmanager
-def federation(overrides: list[str], workers: int) -> Iterator[Federated]:
-    """A federation on so many actors, which end with it."""
-    ours = Federated(configured(overrides), workers)
+def ray_federation(overrides: list[str], num_workers: int) -> Iterator[RayFederation]:
+    """A federation on Ray actors, which end with the context."""
+    federation = RayFederation(config_text(overrides), num_workers)
     try:
-        yield ours
+        yield federation
     finally:
-        ours.grid.close()
+        federation.grid.close()
 
 
-class Idle(Strategy):
-    """A strategy whose clients send back what they received."""
+class EchoStrategy(Strategy):
+    """A strategy whose clients return the model that they received, without training."""
 
-    def train(self, client: Client, shared: State, own: State | None, server_round: int) -> tuple[Update, State]:
-        """Nothing is trained."""
-        return Update(client.id, len(client.data), client.architecture, {"model": shared["model"]}, {"loss": 0.0}), {}
+    def train(self, client: Client, broadcast: State, client_state: State | None, server_round: int) -> tuple[Update, State]:
+        """The received model as the client's update."""
+        return Update(client.id, len(client.data), client.architecture, {"model": broadcast["model"]}, {"loss": 0.0}), {}
 
 
 @contextmanager
-def idle(clients: int, workers: int) -> Iterator[Federated]:
-    """So many clients of which each is asked every round, with a model of a kilobyte."""
-    options = [
-        f"num_clients={clients}",
-        f"clients_per_round={clients}",
-        "partition=iid",
-        "model=mlp",
-        "model.widths=[3]",
-        "clients_per_vmap=1",
-    ]
-    target = f"strategy._target_={Idle.__module__}.{Idle.__qualname__}"
-    with federation(["strategy=fedavg", target, *options], workers) as ours:
-        yield ours
+def echo_federation(num_clients: int, num_workers: int) -> Iterator[RayFederation]:
+    """A federation of :class:`EchoStrategy` in which every client takes part in every round. Its model has one kilobyte."""
+    target = f"strategy._target_={EchoStrategy.__module__}.{EchoStrategy.__qualname__}"
+    clients = [f"num_clients={num_clients}", f"clients_per_round={num_clients}", "clients_per_vmap=1"]
+    overrides = ["strategy=fedavg", target, *clients, "partition=iid", "model=mlp", "model.widths=[3]"]
+    with ray_federation(overrides, num_workers) as federation:
+        yield federation
+
+
+# ------------------------------------------------------------------------------------------- data and partitions
 
 
 def random_pixels(*, num_examples: int, seed: int) -> tuple[Task, Examples, Examples]:
-    """A data source of random bytes in the shape of CIFAR-100, the same for training and test."""
-    data = pixels(Seed(seed) / "pixels", num_examples)
-    return Task("pixels", tuple(data.x.shape[1:]), 100), data, data
+    """A data set of random bytes in the shape of CIFAR-100. Training and test images are the same."""
+    data = random_examples(Seed(seed) / "pixels", num_examples)
+    return RANDOM_TASK, data, data
 
 
 def overlapping(train: np.ndarray, test: np.ndarray, num_clients: int, rng: np.random.Generator, *, size: int) -> Partition:
-    """A split that gives every client ``size`` examples of all, however many clients there are."""
-    draw = lambda labels: [np.sort(rng.choice(len(labels), size, replace=False)) for _ in range(num_clients)]
-    return Partition(draw(train), draw(test))
+    """A partition in which each client holds ``size`` random examples, some of them also held by others."""
+
+    def shards(labels: np.ndarray) -> list[np.ndarray]:
+        return [np.sort(rng.choice(len(labels), size, replace=False)) for _ in range(num_clients)]
+
+    return Partition(shards(train), shards(test))
 
 
 def overlapping_overrides(size: int) -> list[str]:
-    """Overrides for clients with ``size`` examples each, however many they are."""
+    """Overrides that choose the partition :func:`overlapping`."""
     target = f"{overlapping.__module__}.{overlapping.__qualname__}"
     return ["~partition", f"+partition._target_={target}", "+partition._partial_=true", f"+partition.size={size}"]
 
 
-def pixels_overrides(clients: int) -> list[str]:
-    """Overrides for as many clients with random images of their own."""
-    source = f"{random_pixels.__module__}.{random_pixels.__qualname__}"
-    data = [
-        "~data",
-        f"+data._target_={source}",
-        "+data._partial_=true",
-        f"+data.num_examples={PIXELS_PER_CLIENT * clients}",
-        "+data.seed=0",
-    ]
-    return [*data, "name=pixels", "partition=iid", f"num_clients={clients}", f"clients_per_round={clients}"]
+def random_pixels_overrides(num_examples: int) -> list[str]:
+    """Overrides that choose the data set :func:`random_pixels`."""
+    target = f"{random_pixels.__module__}.{random_pixels.__qualname__}"
+    return ["~data", f"+data._target_={target}", "+data._partial_=true", f"+data.num_examples={num_examples}", "+data.seed=0"]
 
 
-def pixels_training(overrides: list[str], clients: int, size: int, steps: int = 2) -> Callable[[], object]:
-    """Some local steps on random images, ``size`` clients at once; 1 is one by one."""
-    home = settled([*overrides, *pixels_overrides(clients)])
-    shared = {"model": home.strategy.init_server(home.federation().server)["model"]}
-
-    def train() -> None:
-        sites = [replace(home.client(client, 2), num_steps=steps) for client in range(clients)]
-        for chunk in home.chunks(range(clients), size, 2):
-            if len(chunk) == 1:
-                home.strategy.train(sites[chunk[0]], shared, None, 2)
-            else:
-                home.strategy.train_clients([sites[client] for client in chunk], shared, [None] * len(chunk), 2)
-
-    return train
+def random_image_overrides(num_clients: int) -> list[str]:
+    """Overrides for ``num_clients`` clients that all train in every round, on random images of their own."""
+    clients = ["name=pixels", "partition=iid", f"num_clients={num_clients}", f"clients_per_round={num_clients}"]
+    return [*random_pixels_overrides(EXAMPLES_PER_CLIENT * num_clients), *clients]

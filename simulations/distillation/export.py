@@ -1,13 +1,12 @@
-"""The student leaves the house: its tensors, its configuration, a program of its own; and a table of what it costs."""
+"""Files of a trained student: tensors, description, a ``torch.export`` program, and the costs of all networks."""
 
 import json
 import time
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,56 +15,76 @@ from fedkd.distillation.student_training import Training
 from fedkd.files import write_atomically
 from fedkd.training.functional_model import load, submodule_tensors
 from fedkd.types import Tensors
-from simulations.distillation.scores import retrieved, scored
-from simulations.distillation.setup import Setup
+from simulations.distillation.scores import evaluate_network, evaluate_retrieval
+from simulations.distillation.setup import Setup, plain
 
-REPEATS = 20
+LATENCY_REPEATS = 20
+"""Forward passes of which the median latency is reported."""
 
 
 class Logits(nn.Module):
-    """A network whose answer is its logits alone."""
+    """A network that returns its logits alone, as ``torch.export`` saves it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, classes]
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C]
+        """The logits [B, classes] of images [B, channels, height, width]."""
         return self.network(x).logits
 
 
-def export(setup: Setup, training: Training, tensors: Tensors, folder: Path) -> list[Mapping[str, object]]:
-    """Write every network that leaves the house; give the rows of ``models.csv``, the teacher's first."""
+def export_networks(setup: Setup, training: Training, tensors: Tensors, folder: Path) -> list[dict[str, Any]]:
+    """Write the files of every network that is saved (the student, and the members of an online ensemble).
+
+    Args:
+        setup: the distillation.
+        training: its training loop, which holds the tensors of the teacher.
+        tensors: the trained tensors of ``setup.learner``.
+        folder: the run folder.
+
+    Returns:
+        The rows of ``models.csv``, that of the teacher first.
+    """
     rows = []
     if setup.teacher is not None:
-        taught = submodule_tensors(training.taught, "student")
-        rows.append(described(setup, "teacher", setup.teacher.student, taught, scored(setup, setup.teacher.student, taught).accuracy))
+        rows.append(network_row(setup, "teacher", setup.teacher.student, submodule_tensors(training.teacher_tensors, "student")))
     for name, (network, own) in setup.distiller.networks(setup.learner, tensors).items():
-        write(setup, folder, name, network, own)
-        rows.append(described(setup, name, network, own, scored(setup, network, own).accuracy))
+        write_network(setup, folder, name, network, own)
+        rows.append(network_row(setup, name, network, own))
     return rows
 
 
-def write(setup: Setup, folder: Path, name: str, network: nn.Module, tensors: Tensors) -> None:
-    """``<name>.safetensors``, whose header says what network it is for and that it sees ``(byte / scale - mean) / std``, and ``<name>.pt2``."""
-    config, task = setup.config, setup.task
-    about = {
-        "network": {**OmegaConf.to_container(config.student, resolve=True), **setup.distiller.changes(setup.learner, name)}, "shape": list(task.shape), "num_classes": task.num_classes,
+def write_network(setup: Setup, folder: Path, name: str, network: nn.Module, tensors: Tensors) -> None:
+    """Write ``<name>.safetensors``, ``<name>.json`` and, with ``export=true``, the program ``<name>.pt2``.
+
+    The description (in ``<name>.json`` and in the header of the tensors) holds the configuration of the network and the scaling of its
+    input: a network reads ``(byte / scale - mean) / std``.
+    """
+    task = setup.task
+    description = {
+        "network": {**plain(setup.config.student), **setup.distiller.config_changes(setup.learner, name)},
+        "shape": list(task.shape), "num_classes": task.num_classes,
         "scale": setup.train.scale, "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
     }  # fmt: skip
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(content, folder / f".{name}.tmp", {"fedkd": json.dumps(about)})
+    save_file(content, folder / f".{name}.tmp", {"fedkd": json.dumps(description)})
     (folder / f".{name}.tmp").replace(folder / f"{name}.safetensors")
-    write_atomically(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
-    if config.export:
+    write_atomically(folder / f"{name}.json", (json.dumps(description, indent=1) + "\n").encode())
+    if setup.config.export:
         load(network, tensors)
-        plain = deepcopy(network).cpu().eval()  # a program that needs no GPU, wherever it was trained
-        example = torch.zeros(2, *task.shape, dtype=next(plain.parameters()).dtype)
-        program = torch.export.export(Logits(plain), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        on_cpu = deepcopy(network).cpu().eval()  # the program needs no GPU, wherever the student was trained
+        example = torch.zeros(2, *task.shape, dtype=next(on_cpu.parameters()).dtype)
+        program = torch.export.export(Logits(on_cpu), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, folder / f"{name}.pt2")
 
 
-def described(setup: Setup, name: str, network: nn.Module, tensors: Tensors, accuracy: float) -> dict[str, object]:
-    """One row: parameters, multiply-adds of one image, milliseconds of one image alone (median of 20), accuracy."""
+def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors) -> dict[str, Any]:
+    """A row of ``models.csv``: parameters, multiply-accumulate operations and median latency for one image, test accuracy.
+
+    With ``retrieval=true`` the scores of image retrieval follow.
+    """
+    accuracy = evaluate_network(setup, network, tensors).accuracy
     load(network, tensors)
     network.eval()
     x = torch.zeros(1, *setup.task.shape, dtype=next(network.parameters()).dtype, device=setup.config.device)
@@ -73,21 +92,21 @@ def described(setup: Setup, name: str, network: nn.Module, tensors: Tensors, acc
         counter = FlopCounterMode(display=False)
         with counter:
             network(x)
-        times = [timed(network, x) for _ in range(REPEATS)]
+        seconds = [time_forward_pass(network, x) for _ in range(LATENCY_REPEATS)]
     return {
         "network": name,
-        "num_parameters": sum(one.numel() for one in network.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "num_macs": counter.get_total_flops() // 2,
-        "latency_ms": round(1000 * sorted(times)[REPEATS // 2], 3),
+        "latency_ms": round(1000 * sorted(seconds)[LATENCY_REPEATS // 2], 3),
         "accuracy": accuracy,
-        **(retrieved(setup, network, tensors) if setup.config.retrieval else {}),
+        **(evaluate_retrieval(setup, network, tensors) if setup.config.retrieval else {}),
     }
 
 
-def timed(network: nn.Module, x: Tensor) -> float:
-    """Seconds for one answer."""
-    began = time.perf_counter()
+def time_forward_pass(network: nn.Module, x: Tensor) -> float:
+    """Seconds of one forward pass."""
+    started = time.perf_counter()
     network(x)
     if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - started

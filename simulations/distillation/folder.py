@@ -1,9 +1,10 @@
-"""The folder of a distillation: what it leaves behind, and what it needs to go on."""
+"""The run folder of a distillation: the files that it writes, and those that a restart reads."""
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,63 +17,79 @@ from simulations.run_folder.environment import environment
 from simulations.run_folder.folder import LockedFolder
 from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
 
+LAYER_INFORMATION_COLUMNS = ("epoch", "network", "layer", "information", "binned")
+"""Columns of ``flow.csv``."""
+
 
 class DistillationFolder(LockedFolder):
-    """The folder of a distillation."""
+    """The run folder of a distillation, locked while this object lives.
 
-    def __init__(self, config: DictConfig, key: str, patient: bool = False) -> None:
-        super().__init__(config, key, patient)
+    Args:
+        config: the resolved configuration.
+        key: the hash of the training.
+        wait: wait while another process trains in the folder, instead of raising an error.
+
+    Raises:
+        ConfigError: the folder cannot be written, is in use, or holds a checkpoint of another configuration.
+    """
+
+    def __init__(self, config: DictConfig, key: str, wait: bool = False) -> None:
+        super().__init__(config, key, wait)
         self.config, self.key = config, key
 
     def begin(self) -> Progress | None:
-        """Write what describes the training, cut what lies behind the checkpoint, and give where it stands if there is one."""
-        done = -1 if self.header is None else int(self.header["round"])
+        """Write the files that describe the training and remove all rows after the last checkpoint.
+
+        Returns:
+            The training at the last checkpoint. None if there is no checkpoint.
+        """
+        progress = None if self.header is None else read_progress(self.path)
         for name in ("metrics.csv", "flow.csv"):
-            cut(self.path / name, done)
+            cut(self.path / name, -1 if progress is None else progress.epoch)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
         write_atomically(self.path / "environment.json", (json.dumps(environment(self.config), indent=1) + "\n").encode())
-        return None if self.header is None else read_progress(self.path)
+        return progress
 
-    def row(self, values: Mapping[str, float]) -> None:
-        """One row of ``metrics.csv``, flushed; columns that no row has had so far are added to all."""
+    def append_row(self, values: Mapping[str, float]) -> None:
+        """Append a row to ``metrics.csv`` and flush it. New columns are added to all rows."""
         path = self.path / "metrics.csv"
         header = header_of(path) or list(DISTILLATION_COLUMNS)
-        if more := [name for name in values if name not in header]:
-            header = [*header, *more]
+        if added := [name for name in values if name not in header]:
+            header = [*header, *added]
             if path.exists():
                 widen(path, header)
         append(path, header, [values])
 
-    def flow(self, rows: list[Mapping[str, float]]) -> None:
-        """Rows of ``flow.csv``, flushed."""
-        append(self.path / "flow.csv", ("epoch", "network", "layer", "information", "binned"), rows)
+    def append_layer_information(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to ``flow.csv`` and flush them."""
+        append(self.path / "flow.csv", LAYER_INFORMATION_COLUMNS, list(rows))
 
-    def models(self, rows: list[Mapping[str, object]]) -> None:
-        """``models.csv``: the networks side by side."""
+    def write_models(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``models.csv``, one row for each network."""
         write_atomically(self.path / "models.csv", table(list(rows[0]), rows, titled=True).encode())
 
-    def models_known(self) -> list[str]:
-        """The columns of ``models.csv``."""
+    def model_columns(self) -> list[str]:
+        """The columns of ``models.csv``. Empty if there is no such file."""
         return header_of(self.path / "models.csv") or []
 
-    def checkpoint(self, progress: Progress) -> None:
-        """Where the training stands, atomically."""
-        state = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.memory}
+    def write_checkpoint(self, progress: Progress) -> None:
+        """Write the state of the training atomically."""
+        state = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.source_state}
         write_checkpoint(self.path, Checkpoint(progress.epoch, self.key, state, {}), self.config.epochs)
 
 
 def read_progress(folder: Path) -> Progress:
-    """Where the training in ``folder`` stands."""
+    """The training in ``folder`` at its last checkpoint."""
     last = read_checkpoint(folder)
     return Progress(last.round, last.state["learner"], last.state.get("optimizer", {}), last.state.get("source", {}))
 
 
 def read_trained_tensors(folder: Path) -> Tensors:
-    """What was trained in ``folder``: the student's tensors, and those of the method's modules."""
+    """The tensors of the student and of the method's modules at the last checkpoint in ``folder``."""
     return read_progress(folder).tensors
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of ``metrics.csv``."""
+    """The rows of ``metrics.csv``, values as text."""
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))

@@ -1,6 +1,4 @@
-"""How much each layer of a network knows of the labels: the information flow that a method is to hand on."""
-
-from collections.abc import Mapping
+"""Mutual information between each layer of a network and the labels, the quantity that information flow transfers."""
 
 import torch
 from torch import nn
@@ -16,19 +14,29 @@ from simulations.setup.simulation import dtype_of
 
 
 @torch.no_grad()
-def layer_information(setup: Setup, progress: Progress, taught: Tensors) -> list[Mapping[str, object]]:
-    """Rows of the information between each layer and the labels, quadratic and binned, on the first training images; the last is the embedding."""
+def layer_information(setup: Setup, progress: Progress, teacher_tensors: Tensors) -> list[dict[str, object]]:
+    """Measure the information on the first ``layer_information_images`` training images.
+
+    Args:
+        setup: the distillation.
+        progress: the epoch and the current tensors of ``setup.learner``.
+        teacher_tensors: tensors of the teacher, empty if there is none.
+
+    Returns:
+        Rows of ``flow.csv``, one for each layer of each network: quadratic mutual information, and that of binned principal components.
+        The last layer is the embedding.
+    """
     config = setup.config
     index = torch.arange(min(config.layer_information_images, len(setup.train)), device=setup.train.y.device)
     x, y = setup.train.images(index, dtype_of(config)), setup.train.y[index]
     networks: dict[str, tuple[nn.Module, Tensors]] = setup.distiller.networks(setup.learner, progress.tensors)
     if setup.teacher is not None:
-        networks |= {"teacher": (setup.teacher.student, submodule_tensors(taught, "student"))}
-    found = []
+        networks |= {"teacher": (setup.teacher.student, submodule_tensors(teacher_tensors, "student"))}
+    rows: list[dict[str, object]] = []
     for name, (network, tensors) in networks.items():
         layers = representations(functional_call(network.eval(), tensors, (x,)), "all")
         for number, layer in enumerate(reversed(layers), 1):
-            value = quadratic_mutual_information(layer.flatten(1), y, setup.task.num_classes, kernel="adaptive_rbf").item()
+            quadratic = quadratic_mutual_information(layer.flatten(1), y, setup.task.num_classes, kernel="adaptive_rbf").item()
             binned = binned_mutual_information(layer.flatten(1), y, setup.task.num_classes, num_components=2, num_bins=4).item()
-            found.append({"epoch": progress.epoch, "network": name, "layer": number, "information": value, "binned": binned})
-    return found
+            rows.append({"epoch": progress.epoch, "network": name, "layer": number, "information": quadratic, "binned": binned})
+    return rows

@@ -1,13 +1,12 @@
-"""``python -m simulations.distill run=outputs/digits/<hash> student=resnet8 image_source=synthetic``: from a model that knows to a smaller one.
+"""The training of one student: its teacher first if needed, then every epoch from the last checkpoint on.
 
-Without ``run`` a teacher is trained first (``teacher=resnet56``), once: whoever asks for the same one again finds it. Add ``-m`` for
-sweeps. A training that is finished is skipped, one that was interrupted goes on from its last checkpoint. ``teacher=<name>`` and
-``student=<name>`` stand for ``model@teacher=<name>`` and ``model@student=<name>``. The last line on standard output is ``run: <folder>``.
+A teacher is trained once: a second distillation with the same teacher finds it in the output folder.
 """
 
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.utils import get_object
@@ -17,49 +16,57 @@ from fedkd.config.validation import check_distillation
 from fedkd.distillation.student_training import Progress, Training
 from fedkd.errors import ConfigError, DivergedError
 from fedkd.metrics.parameter_path import parameter_path_length
-from fedkd.training.functional_model import load, submodule_tensors
 from fedkd.types import Tensors
 from simulations.config import apply_tuned_params, compose, make_absolute, with_choices
-from simulations.distillation.export import export
+from simulations.distillation.export import export_networks
 from simulations.distillation.folder import DistillationFolder, read_rows, read_trained_tensors
 from simulations.distillation.layer_information import layer_information
-from simulations.distillation.scores import scores
-from simulations.distillation.setup import Setup, check_student_init, make_setup, placed, schedule, student_alone_config
+from simulations.distillation.scores import evaluate_networks
+from simulations.distillation.setup import Setup, lr_factors, make_setup
+from simulations.distillation.student_init import check_student_init, initial_tensors
 from simulations.distillation.synthetic_images import save_synthetic_images
 from simulations.process import configure_process
 from simulations.progress import ProgressBar, configure_logging
 
 
-def run_distillation(config: DictConfig, patient: bool = False) -> Path:
-    """Train the student that ``config`` describes, or what is missing of it, after its teacher; return its folder.
+def run_distillation(config: DictConfig, wait: bool = False) -> Path:
+    """Train the student that ``config`` describes, after its teacher. A finished training is skipped, an interrupted one is resumed.
+
+    The last line on standard output is ``run: <folder>``.
 
     Args:
-        config: composed.
-        patient: where another process trains the very same, wait for it: so a teacher is trained once by several who need it.
+        config: a composed configuration.
+        wait: if another process is running the same training, wait for it instead of raising an error. Processes with the same teacher
+            thus train it once.
+
+    Returns:
+        The run folder.
 
     Raises:
-        ConfigError: the configuration is wrong; nothing was begun.
-        DivergedError: the loss is no longer finite; the last checkpoint holds.
+        ConfigError: the configuration is wrong. Nothing has been trained.
+        DivergedError: the loss is no longer finite. The last checkpoint remains.
     """
     configure_logging()
     configure_process()
     check_distillation(config)
-    if get_object(config.distiller["_target_"]).scale is not None:  # there is something to be tuned
+    if get_object(config.distiller["_target_"]).tuned_weight is not None:  # the method has a weight that can be tuned
         apply_tuned_params(config, "distiller")
     make_absolute(config.data)
     make_absolute(config.image_source)
     setup = make_setup(config)
     check_student_init(setup)
-    taught = setup.taught if setup.before is None else read_trained_tensors(run_distillation(setup.before, patient=True))
-    start = begun(setup, taught or {})
-    training = setup.training(start, placed(taught or {}, setup))
-    folder = DistillationFolder(config, setup.hash(taught or {}, start), patient)
+    teacher_tensors = setup.teacher_tensors or {}
+    if setup.teacher_training is not None:
+        teacher_tensors = read_trained_tensors(_run_and_wait(setup.teacher_training))
+    tensors = initial_tensors(setup, teacher_tensors, _run_and_wait)
+    training = setup.training(setup.on_device(teacher_tensors))
+    folder = DistillationFolder(config, setup.hash(teacher_tensors, tensors), wait)
     try:
         if folder.finished:
             print("already finished, skipped")
-            complete(setup, training, folder)
+            add_missing_exports(setup, training, folder)
         else:
-            train(setup, training, folder, start)
+            train(setup, training, folder, tensors)
         print(f"{label(config)}: {summary(folder.path)}")
         print(f"run: {folder.path}", flush=True)
     except FloatingPointError as error:
@@ -69,130 +76,141 @@ def run_distillation(config: DictConfig, patient: bool = False) -> Path:
     return folder.path
 
 
-def complete(setup: Setup, training: Training, folder: DistillationFolder) -> None:
-    """What leaves the house, if more of it is asked for than when the training was finished."""
-    config, searched = setup.config, "precision_at_100" in folder.models_known()
-    exported = (folder.path / "student.pt2").exists()
-    if (config.export and not exported) or (config.retrieval and not searched):
-        config.retrieval = config.retrieval or searched
-        folder.models(export(setup, training, read_trained_tensors(folder.path), folder.path))
+def _run_and_wait(config: DictConfig) -> Path:
+    return run_distillation(config, wait=True)
 
 
-def begun(setup: Setup, taught: Tensors) -> Tensors:
-    """What the training begins with."""
-    init = setup.config.student_init
-    if init is None:
-        return setup.start
-    if init == "teacher":
-        student = submodule_tensors(taught, "student")
-    else:
-        folder = (
-            run_distillation(student_alone_config(setup.config), patient=True) if init == "alone" else Path(init).expanduser().absolute()
-        )
-        student = submodule_tensors(read_trained_tensors(folder), "student")
-    load(setup.learner.student, {key: value.to(setup.start[f"student.{key}"]) for key, value in student.items()})
-    return {**setup.start, **{f"student.{key}": value.to(setup.start[f"student.{key}"]) for key, value in student.items()}}
+def add_missing_exports(setup: Setup, training: Training, folder: DistillationFolder) -> None:
+    """Write the exported program or the retrieval scores of a finished training, if ``config`` requests them and they are missing."""
+    config, has_retrieval = setup.config, "precision_at_100" in folder.model_columns()
+    has_program = (folder.path / "student.pt2").exists()
+    if (config.export and not has_program) or (config.retrieval and not has_retrieval):
+        config.retrieval = config.retrieval or has_retrieval
+        folder.write_models(export_networks(setup, training, read_trained_tensors(folder.path), folder.path))
 
 
-def train(setup: Setup, training: Training, folder: DistillationFolder, start: Tensors) -> None:
-    """Epoch after epoch, from the last checkpoint or the beginning; then what leaves the house."""
+def train(setup: Setup, training: Training, folder: DistillationFolder, initial: Tensors) -> None:
+    """Train from the last checkpoint, or from the beginning, to the last epoch, then export the networks.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
     config = setup.config
-    progress = folder.begin()
-    if progress is None:
-        progress = Progress(0, start)
-        folder.row({"epoch": 0, **scores(setup, progress.tensors)})
+    saved = folder.begin()
+    if saved is None:
+        progress = Progress(0, initial)
+        folder.append_row({"epoch": 0, **evaluate_networks(setup, progress.tensors)})
     else:
-        progress = Progress(progress.epoch, *({k: v.to(config.device) for k, v in each.items()} for each in (progress.tensors, progress.optimizer, progress.memory)))  # fmt: skip
-    rates, first, before = schedule(config), parameters(setup, start), parameters(setup, progress.tensors)
-    travel = float(
-        read_rows(folder.path)[-1]["parameter_path_length"] or 0
-    )  # as it is written, so that a training that goes on adds to the same number
+        progress = to_device(saved, config.device)
+    factors = lr_factors(config)
+    first, previous = student_parameters(setup, initial), student_parameters(setup, progress.tensors)
+    # The length is read as it was written, so that a resumed training continues the same sum.
+    path_length = float(read_rows(folder.path)[-1]["parameter_path_length"] or 0)
     with ProgressBar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
-            began = time.perf_counter()
+            started = time.perf_counter()
             progress, terms = training.epoch(progress)
             values = {name: float(value) for name, value in terms.items()}
-            row = {
-                "epoch": progress.epoch,
-                "train_loss": values.pop("loss"),
-                "lr": config.optimizer.lr * rates[progress.epoch - 1],
-                **values,
-            }
-            here = parameters(setup, progress.tensors)
-            row["parameter_path_length"] = travel = parameter_path_length(travel, before, here, first)
-            before = here
-            row["training_seconds"] = round(time.perf_counter() - began, 4)
-            if progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs:
-                row |= (scored := scores(setup, progress.tensors))
-                check_finite(scored, progress.epoch)
+            lr = config.optimizer.lr * factors[progress.epoch - 1]
+            row = {"epoch": progress.epoch, "train_loss": values.pop("loss"), "lr": lr, **values}
+            current = student_parameters(setup, progress.tensors)
+            row["parameter_path_length"] = path_length = parameter_path_length(path_length, previous, current, first)
+            previous = current
+            row["training_seconds"] = round(time.perf_counter() - started, 4)
+            is_last = progress.epoch == config.epochs
+            if progress.epoch % config.evaluate_every == 0 or is_last:
+                scores = evaluate_networks(setup, progress.tensors)
+                check_finite(scores, progress.epoch)
+                row |= scores
                 if config.layer_information_images:
-                    folder.flow(layer_information(setup, progress, training.taught))
-            folder.row(row)
-            if progress.epoch % config.checkpoint_every == 0 or progress.epoch == config.epochs:
-                if progress.epoch == config.epochs:
-                    save_synthetic_images(setup, training, progress, folder.path)
-                    folder.models(export(setup, training, progress.tensors, folder.path))
-                folder.checkpoint(progress)
+                    folder.append_layer_information(layer_information(setup, progress, training.teacher_tensors))
+            folder.append_row(row)
+            if is_last:
+                save_synthetic_images(setup, training, progress, folder.path)
+                folder.write_models(export_networks(setup, training, progress.tensors, folder.path))
+            if progress.epoch % config.checkpoint_every == 0 or is_last:
+                folder.write_checkpoint(progress)
             bar.advance(row)
 
 
-def check_finite(scored: Mapping[str, float], epoch: int) -> None:
-    """Stop where the last step has led away from all numbers, before a checkpoint is made of it.
+def to_device(progress: Progress, device: str) -> Progress:
+    """The same progress with all tensors on ``device``."""
+
+    def moved(tensors: Tensors) -> Tensors:
+        return {key: value.to(device) for key, value in tensors.items()}
+
+    return replace(
+        progress,
+        tensors=moved(progress.tensors),
+        optimizer=moved(progress.optimizer),
+        source_state=moved(progress.source_state),
+    )
+
+
+def check_finite(scores: Mapping[str, float], epoch: int) -> None:
+    """Reject a model that the last step of an epoch has made useless, before a checkpoint is written.
 
     Raises:
-        DivergedError: a network that leaves the house has a loss that is not finite.
+        DivergedError: the test loss of a saved network is not finite.
     """
-    if bad := [name for name, value in scored.items() if not math.isfinite(value)]:
-        place = f"after the last step of epoch {epoch}"
-        raise DivergedError(
-            f"the loss is no longer finite {place}, where the test's {', '.join(bad)} is {scored[bad[0]]}: lower the learning rate"
-        )
+    if bad := [name for name, value in scores.items() if not math.isfinite(value)]:
+        where = f"after the last step of epoch {epoch}, where {', '.join(bad)} is {scores[bad[0]]}"
+        raise DivergedError(f"the loss is no longer finite {where}: lower the learning rate")
 
 
-def parameters(setup: Setup, tensors: Tensors) -> Tensors:
-    """Those of the student alone."""
+def student_parameters(setup: Setup, tensors: Tensors) -> Tensors:
+    """The trained parameters of the student, without buffers and without the method's modules."""
     student, own = setup.distiller.networks(setup.learner, tensors)["student"]
     return {name: own[name] for name, _ in student.named_parameters()}
 
 
 def label(config: DictConfig) -> str:
-    """A training in a few words."""
+    """Names of teacher, student, method, images and data, and the seed, as progress and messages show them."""
     names = config.choices
     teacher = f"{names.teacher} to " if "teacher" in names else ""
-    return f"{teacher}{names.get('student', 'student')} by {names.get('distiller', 'distiller')} on {names.get('image_source')} {names.get('data')}, seed {config.seed}"
+    networks = f"{teacher}{names.get('student', 'student')}"
+    images = f"{names.get('image_source')} {names.get('data')}"
+    return f"{networks} by {names.get('distiller', 'distiller')} on {images}, seed {config.seed}"
 
 
 def summary(folder: Path) -> str:
-    """Accuracy before and after."""
-    scored = [row for row in read_rows(folder) if row["test_accuracy"]]
-    return f"accuracy {float(scored[0]['test_accuracy']):.4f} before, {float(scored[-1]['test_accuracy']):.4f} after {scored[-1]['epoch']} epochs"
-
-
-def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
-    """``config`` with the names of the files it was composed from, if what was asked for goes together.
-
-    Raises:
-        ConfigError: a run brings its own data and teacher, and another was asked for.
-    """
-    config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()}, overrides)
-    OmegaConf.set_struct(config, False)
-    named = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
-    named = [one for one in named if not one.startswith(("data.root=", "data.cache="))]
-    if config.teacher_run is not None and named:
-        raise ConfigError(
-            f"teacher_run must be null where data or teacher are chosen: a run brings its own, got {config.teacher_run!r} with {', '.join(named)}"
-        )
-    return config
+    """The student's test accuracy before and after the training."""
+    rows = [row for row in read_rows(folder) if row["test_accuracy"]]
+    first, last = float(rows[0]["test_accuracy"]), float(rows[-1]["test_accuracy"])
+    return f"test accuracy {first:.4f} before, {last:.4f} after {rows[-1]['epoch']} epochs"
 
 
 def compose_distillation(overrides: list[str]) -> DictConfig:
-    """The configuration that ``overrides``, as the command takes them, describe."""
-    overrides = [longhand(one) for one in overrides]
+    """The configuration of a distillation.
+
+    Args:
+        overrides: words ``KEY=VALUE`` of ``fedkd distill``.
+
+    Raises:
+        ConfigError: a word is wrong, or two words contradict each other.
+    """
+    overrides = [expand_model_key(override) for override in overrides]
     config = compose(overrides, "distill")
     return with_distillation_choices(config, dict(config.choices), overrides)
 
 
-def longhand(override: str) -> str:
-    """``teacher=resnet20`` is ``model@teacher=resnet20`` to Hydra."""
+def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], overrides: list[str]) -> DictConfig:
+    """``config`` with the names of the chosen options.
+
+    Raises:
+        ConfigError: ``teacher_run`` is set, and data or a teacher are chosen too. A run provides both.
+    """
+    config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()}, overrides)
+    OmegaConf.set_struct(config, False)
+    chosen = [override for override in overrides if override.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
+    chosen = [override for override in chosen if not override.startswith(("data.root=", "data.cache="))]
+    if config.teacher_run is not None and chosen:
+        rule = "must be null where data or a teacher are chosen, because a run provides both"
+        raise ConfigError(f"teacher_run {rule}, got {config.teacher_run!r} with {', '.join(chosen)}")
+    return config
+
+
+def expand_model_key(override: str) -> str:
+    """The override in Hydra's notation: ``teacher=resnet20`` becomes ``model@teacher=resnet20``, ``student`` likewise."""
     key, sign, value = override.partition("=")
     return f"model@{key}{sign}{value}" if key in ("teacher", "student") and sign else override

@@ -1,4 +1,4 @@
-"""The synthetic images that a data-free distillation made last, saved for the report."""
+"""The latest synthetic images of a data-free distillation, saved for the report."""
 
 from pathlib import Path
 
@@ -10,25 +10,29 @@ from fedkd.training.functional_model import FunctionalModel
 from simulations.distillation.setup import Setup
 
 IMAGES_PER_CLASS = 10
-"""Images of each class that are saved, at most."""
+"""Largest number of images of a class that are saved."""
 
 
 @torch.no_grad()
 def save_synthetic_images(setup: Setup, training: Training, progress: Progress, folder: Path) -> Path | None:
-    """Write the latest images of each class to ``synthetic_images.npz``; None where the image source makes none.
+    """Write the latest images of each class to ``synthetic_images.npz``.
 
-    The file holds ``images`` [N, channels, H, W] as unsigned bytes, ``labels`` [N] as the teacher predicts them, and ``class_names`` [C].
+    The file holds ``images`` [N, channels, height, width] as unsigned bytes, ``labels`` [N] as the teacher predicts them, and
+    ``class_names`` [C].
+
+    Returns:
+        The path of the file. None if the image source makes no images.
     """
-    if "images" not in progress.memory or setup.teacher is None:
+    if "images" not in progress.source_state or setup.teacher is None:
         return None
-    images = progress.memory["images"].flip(0)
-    teacher = FunctionalModel(setup.teacher).at(training.taught).submodule("student")
-    labels = torch.cat([teacher(part).logits.argmax(-1) for part in images.split(setup.config.evaluation_batch_size)]).cpu()
+    images = progress.source_state["images"].flip(0)  # the latest first
+    teacher = FunctionalModel(setup.teacher).at(training.teacher_tensors).submodule("student")
+    labels = torch.cat([teacher(batch).logits.argmax(-1) for batch in images.split(setup.config.evaluation_batch_size)]).cpu()
     task = setup.task
-    kept = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])
+    saved = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])
     names = task.class_names or tuple(str(label) for label in range(task.num_classes))
     path = folder / "synthetic_images.npz"
-    np.savez_compressed(path, images=to_bytes(setup, images[kept]), labels=labels[kept].numpy(), class_names=np.array(names))
+    np.savez_compressed(path, images=to_bytes(setup, images[saved]), labels=labels[saved].numpy(), class_names=np.array(names))
     return path
 
 

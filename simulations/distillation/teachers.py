@@ -1,16 +1,18 @@
-"""What a finished run leaves for a student: its task and images, and the model, the ensemble or the student that it ended with."""
+"""Teachers from finished runs: the global model or the client ensemble of a federated run, or the student of a distillation."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.distillation.methods.base import StudentModule
-from fedkd.errors import require
+from fedkd.errors import ConfigError, require
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
@@ -22,86 +24,123 @@ from simulations.setup.simulation import Simulation, build_simulation
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network that knows: its form and its tensors."""
+    """A trained teacher.
 
-    learner: StudentModule
+    Args:
+        module: the network, with the modules of the method that it was trained by. Its own parameters have no meaning.
+        tensors: all parameters and buffers of ``module`` by name.
+    """
+
+    module: StudentModule
     tensors: Tensors
 
 
-def config_of(folder: Path, server_round: int | None = None) -> DictConfig:
-    """The configuration of the run in ``folder``, which is finished, or stands at ``server_round``.
+@dataclass(frozen=True)
+class TeacherRun:
+    """A run that provides the teacher and the data of a distillation.
+
+    Args:
+        data: the task, the training images and the test images of the run.
+        teacher: the trained model.
+        network: configuration of its network.
+        network_name: name of the network in labels and error messages.
+    """
+
+    data: tuple[Task, Examples, Examples]
+    teacher: Teacher
+    network: DictConfig
+    network_name: str
+
+
+def read_finished_config(folder: Path, server_round: int | None = None) -> DictConfig:
+    """The configuration of a run that can provide a teacher.
+
+    Args:
+        folder: the run folder.
+        server_round: the round that the run's last checkpoint must be of. None if the run must be finished.
 
     Raises:
-        ConfigError: there is none, or it is not.
+        ConfigError: ``folder`` is not a run folder, or its last checkpoint is of another round.
     """
     require((folder / "config.yaml").is_file(), "teacher_run", "must be a run folder (it holds config.yaml)", str(folder))
     header = read_header(folder)
-    state = "nothing" if header is None else f"{header['round']} of {header['rounds']}"
+    done = "no checkpoint yet" if header is None else f"{header['round']} of {header['rounds']} done"
     if server_round is not None:
-        there = header is not None and header["round"] == server_round
-        require(there, "round", f"must be that of the run's checkpoint ({state} done)", server_round)
+        reached = header is not None and header["round"] == server_round
+        require(reached, "round", f"must be the round of the run's checkpoint ({done})", server_round)
     else:
-        done = header is not None and bool(header["finished"])
-        require(done, "teacher_run", f"must be finished; run the same command again to go on with it ({state} done)", str(folder))
+        finished = header is not None and bool(header["finished"])
+        require(finished, "teacher_run", f"must be finished; run the same command again to resume it ({done})", str(folder))
     config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    assert isinstance(config, DictConfig), "config.yaml holds keys"
     extend_sys_path(config.searchpath)
     return config
 
 
 def is_federated(config: DictConfig) -> bool:
-    """The configuration is of a federated run."""
+    """Whether the configuration is that of a federated run. False for a distillation."""
     return "strategy" in config
 
 
-def pooled(home: Simulation) -> tuple[Task, Examples, Examples]:
-    """A federated run's task, all training images that its clients hold, and its test set."""
-    held = np.sort(np.concatenate(home.partition.train))
-    return home.task, replace(home.train.subset(held), digest=home.hash), home.test
+def pooled_data(simulation: Simulation) -> tuple[Task, Examples, Examples]:
+    """The task of a federated run, the training images of all clients together, and the global test set."""
+    indices = np.sort(np.concatenate(simulation.partition.train))
+    return simulation.task, replace(simulation.train.subset(indices), digest=simulation.hash), simulation.global_test
 
 
-def aggregated(folder: Path, config: DictConfig, of: str) -> Teacher:
-    """The model, or the ensemble of clients, that a federated run ended with.
+def federated_teacher(folder: Path, config: DictConfig, kind: str) -> Teacher:
+    """The teacher that a federated run provides.
+
+    Args:
+        folder: the run folder.
+        config: its configuration.
+        kind: ``global_model`` or ``client_ensemble``.
 
     Raises:
-        ConfigError: its strategy has none.
+        ConfigError: the run's strategy has no such model.
     """
-    home = build_simulation(OmegaConf.to_yaml(config, resolve=True))
-    strategy, last = home.strategy, read_checkpoint(folder)
-    require(
-        isinstance(strategy, Strategy),
-        "teacher_run",
-        "must be of a strategy of fedkd's: Flower's own keep no state",
-        config.strategy["_target_"],
-    )
-    server = replace(home.federation().server, memories=last.memories)
-    model = strategy.global_model(server, last.state)
-    if of == "client_ensemble":
-        model = clients_ensemble(strategy, server, last.state)
-    name = config.choices.get("strategy", config.strategy["_target_"])
-    has = "clients' models on the server (fedensemble, dense)" if of == "client_ensemble" else "a global model"
-    require(model is not None, "teacher_run", f"must be of a strategy that has {has}", f"{folder} of {name}")
-    network = EnsembleModel(model.members) if isinstance(model, Ensemble) else model
-    assert isinstance(network, nn.Module), "a model that predicts is a network"
-    return holding(StudentModule(network))
+    simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+    strategy, last = simulation.flower_strategy, read_checkpoint(folder)
+    if not isinstance(strategy, Strategy):
+        rule = "must be a run of one of fedkd's strategies, because Flower's own strategies keep no state"
+        raise ConfigError(f"teacher_run {rule}, got {config.strategy['_target_']!r}")
+    server = replace(simulation.federation().server, client_states=last.client_states)
+    predictor: Callable[[Tensor], Any] | None
+    if kind == "client_ensemble":
+        predictor, missing = find_client_ensemble(strategy, server, last.state), "clients' models on the server (fedensemble, dense)"
+    else:
+        predictor, missing = strategy.global_model(server, last.state), "a global model"
+    if predictor is None:
+        name = config.choices.get("strategy", config.strategy["_target_"])
+        raise ConfigError(f"teacher_run must be a run of a strategy that has {missing}, got {f'{folder} of {name}'!r}")
+    return fixed_teacher(StudentModule(as_module(predictor)))
 
 
-def clients_ensemble(strategy: Strategy, server: Server, state: State) -> Ensemble | None:
-    """The ensemble of the clients' models that ``state`` holds; None for a strategy that keeps none."""
-    found = (
+def find_client_ensemble(strategy: Strategy, server: Server, state: State) -> Ensemble | None:
+    """The ensemble of the clients' models that ``state`` holds. None if the strategy keeps no clients' models on the server."""
+    candidates = (
         strategy.client_ensemble(server, state),
         strategy.extra_models(server, state).get("ensemble_test_accuracy"),
         strategy.global_model(server, state),
     )
-    return next((one for one in found if isinstance(one, Ensemble)), None)
+    return next((model for model in candidates if isinstance(model, Ensemble)), None)
 
 
-def holding(learner: StudentModule) -> Teacher:
-    """A network as it is."""
-    return Teacher(learner.eval(), {key: value.clone() for key, value in snapshot(learner).items()})
+def as_module(predictor: object) -> nn.Module:
+    """A network, or an ensemble as one network."""
+    if isinstance(predictor, Ensemble):
+        return EnsembleModel([as_module(member) for member in predictor.members])
+    assert isinstance(predictor, nn.Module), "a global model is a network or an ensemble"
+    return predictor
 
 
-def digest(tensors: Tensors) -> str:
-    """Sixteen hexadecimal digits that stand for the numbers of ``tensors``."""
+def fixed_teacher(module: StudentModule) -> Teacher:
+    """A teacher with the current parameters of ``module``."""
+    return Teacher(module.eval(), {key: value.clone() for key, value in snapshot(module).items()})
+
+
+def tensors_digest(tensors: Tensors) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of all values of ``tensors``."""
     content = hashlib.sha256()
     for key in sorted(tensors):
         content.update(key.encode() + tensors[key].detach().cpu().numpy().tobytes())
