@@ -1,8 +1,7 @@
-"""The ServerApp and the ClientApp, free of configuration: the same two run in every engine and under ``flwr run``.
+"""The ServerApp and the ClientApp of ``flwr run``. They run the same code as all other engines.
 
-A ClientApp is asked for one client, or by a grid of :mod:`simulations.engine.base` for a cohort: then a record ``cohort`` names the
-clients and carries the configuration, each client's memory travels in a record of its own, and the answers come back the
-same way.
+The overrides of the run stand in the key ``overrides`` of Flower's run configuration. See :mod:`simulations.engine.client_work` for the
+messages that the ClientApp accepts.
 """
 
 import shlex
@@ -12,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from simulations.config import compose
-from simulations.engine.client_work import answer, evaluate_chunk, train_chunk
+from simulations.engine.client_work import evaluate_chunk, handle_message, train_chunk
 from simulations.engine.flower_engine import FlowerGrid
 from simulations.federation.runner import run_federation
 
@@ -23,18 +22,18 @@ server_app = ServerApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the client, or every client of the cohort, that ``message`` is for."""
-    return answer(message, context, train_chunk)
+    """Train the client of this node, or all clients in the message."""
+    return handle_message(message, context, train_chunk)
 
 
 @client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Score the broadcast model on the own test shard of every client that ``message`` is for."""
-    return answer(message, context, evaluate_chunk)
+    """Evaluate the client of this node, or all clients in the message, on the local test sets."""
+    return handle_message(message, context, evaluate_chunk)
 
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that ``overrides`` describe on the nodes that Flower provides."""
+    """Run the federation of ``overrides`` on the nodes of Flower's runtime."""
     config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
     run_federation(config, lambda num_clients, text: FlowerGrid(num_clients, text, grid))

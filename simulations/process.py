@@ -1,4 +1,4 @@
-"""Settings of a process that computes for a run: threads, memory, and the cores that it may use."""
+"""Settings of a process that trains: threads, memory, and the cores that it may use."""
 
 import atexit
 import ctypes
@@ -6,30 +6,30 @@ import gc
 import os
 from functools import cache
 
-import torch
+MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
+"""Numbers of the options that :func:`configure_process` passes to glibc's ``mallopt``."""
 
 
 def cores() -> int:
-    """The cores that this process may use, which a scheduler or ``taskset`` can have limited."""
+    """The number of cores that this process may use. A scheduler or ``taskset`` can limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
-"""glibc's names for what :func:`configure_process` sets, as mallopt takes them."""
 
 
 @cache
 def configure_process() -> None:
-    """One thread, and memory that is kept.
+    """Use one thread, keep freed memory in the process, and let the garbage collector run rarely.
 
-    Parallelism is over clients: a second thread in an actor takes the core of another. And a step frees what the next one asks
-    for again: with glibc's defaults that memory goes back to the system in between, to be mapped and cleared anew page by page,
-    which can cost as much as the step's arithmetic. Elsewhere than on glibc the allocator stays as it is.
+    Clients train in parallel, so a second thread of one worker would take the core of another one.
+
+    Every training step allocates the memory that the step before has freed. By default glibc returns it to the system in between, and the
+    system clears it page by page. This can take as long as the arithmetic of the step. On systems without glibc the allocator is not changed.
     """
+    import torch  # not needed for cores(), which reports use without torch
+
     torch.set_num_threads(1)
-    gc.freeze()  # what was imported stays until the end: nobody need look through it again and again,
+    gc.freeze()  # the objects of imported modules stay until the end, so the collector need not visit them
     atexit.register(gc.unfreeze)
-    gc.set_threshold(50_000, 20, 20)  # nor through thousands of messages, which are not garbage
+    gc.set_threshold(50_000, 20, 20)  # the objects of many messages would trigger the collector often, and are no garbage
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, 1 << 30)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.image_synthesis import Synthesis, as_seen, stacked
-from fedkd.distillation.logit_distillation import logits_on
+from fedkd.distillation.image_synthesis import Synthesis, as_examples, stack_models
+from fedkd.distillation.logit_distillation import compute_logits
 from fedkd.errors import require
 from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.server import Server
@@ -104,41 +104,47 @@ class Dense(ServerDistillation):
         """Average the models, then distill their ensemble into the student. The round's models are kept for evaluation."""
         after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
         begin = after["model"] if self.student == "average" else server.initial
-        student, made, more = self.distil(server, begin, [u.state["model"] for u in updates])
+        student, made, more = self.distill(server, begin, [u.state["model"] for u in updates])
         members = {f"member-{u.client}": u.state["model"] for u in updates}
         return {"model": student, "average": after["model"], **made, **members}, {**metrics, **more}
 
-    def distil(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
+    def distill(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
         """All epochs of one round.
 
         Returns the student, the last batch of images with its labels (``made``), and the mean of every metric.
         """
-        teachers, optimizer, metric_sums = stacked(models), None, {}
-        images, said, made = student[next(iter(student))].new_zeros(0), [], {}
+        teachers, optimizer = stack_models(models), None
+        images, teacher_logits = student[next(iter(student))].new_zeros(0), list[Tensor]()
+        made: State = {}
+        means: Metrics = {}
         for epoch in range(self.epochs):
             seed = server.seed / "epoch" / epoch
             x, terms = self.synthesis(server.model, teachers, student, server.task, seed)
-            fresh, made = as_seen(x), {"made": {"images": x.contiguous(), "y": self.synthesis.labels(server.task, seed).to(x.device)}}
-            said.append(torch.stack([logits_on(server.model, one, fresh, self.batch_size, server.dtype) for one in models]).mean(0))
+            new_images, made = (
+                as_examples(x),
+                {"made": {"images": x.contiguous(), "y": self.synthesis.labels(server.task, seed).to(x.device)}},
+            )
+            logits = [compute_logits(server.model, model, new_images, self.batch_size, server.dtype) for model in models]
+            teacher_logits.append(torch.stack(logits).mean(0))
             images = torch.cat([images, x]) if len(images) else x
-            batches = self.material(as_seen(images), torch.cat(said), seed, server.dtype)
+            batches = self.batches_of(as_examples(images), torch.cat(teacher_logits), seed, server.dtype)
             fitted = fit(server.model, student, batches, self.distillation, self.student_optimizer, optimizer_state=optimizer)
             student, optimizer = fitted.tensors, fitted.optimizer
             terms = {
                 **{f"synthesis_{name}": value for name, value in terms.items()},
                 "distillation_loss": fitted.metric_sums["loss"] / len(batches),
             }
-            metric_sums = {name: metric_sums.get(name, 0) + value / self.epochs for name, value in terms.items()}
-        return student, made, metric_sums
+            means = {name: means.get(name, 0) + value / self.epochs for name, value in terms.items()}
+        return student, made, means
 
-    def material(self, images: Examples, teacher: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
+    def batches_of(self, images: Examples, teacher_logits: Tensor, seed: Seed, dtype: torch.dtype) -> Batches:
         """The batches of one epoch: passes over all images in new orders."""
         number = -(-len(images) // self.batch_size) if self.student_steps is None else self.student_steps
         orders = [
             torch.randperm(len(images), generator=(seed / "order" / n).torch()) for n in range(-(-number * self.batch_size // len(images)))
         ]
         index = torch.cat(orders)[: number * self.batch_size].view(number, self.batch_size).to(images.y.device)
-        return Batches(images.y[index], index, images, dtype, {"teacher": teacher[index]})
+        return Batches(images.y[index], index, images, dtype, {"teacher": teacher_logits[index]})
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """``T^2 KL(softmax(z / T) || softmax(z_w / T))``, mean over the batch."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.distillation.logit_distillation import cosine, distill_logits, logits_on
+from fedkd.distillation.logit_distillation import compute_logits, cosine_schedule, distill_logits
 from fedkd.errors import require
 from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
@@ -71,20 +71,22 @@ class FedDF(ServerDistillation):
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, then distill their ensemble into the mean."""
         after, metrics = super().aggregate(server, state, updates, server_round)
-        random, number = (server.seed / "public").torch(), len(server.public_data)
-        where = torch.randint(number, (self.steps, self.batch_size), generator=random).to(server.device)
-        needed, places = where.unique(return_inverse=True)  # teachers see only the images that some step uses
-        images = server.public_data.subset(needed)
-        teacher = self.teacher(server, [u.state["model"] for u in updates], images) if self.steps else None
+        assert server.public_data is not None, "the strategy declares that it needs public data"
+        generator, size = (server.seed / "public").torch(), len(server.public_data)
+        drawn = torch.randint(size, (self.steps, self.batch_size), generator=generator).to(server.device)
+        used, positions = drawn.unique(return_inverse=True)  # the teachers process only the images that some step uses
+        images = server.public_data.subset(used)
+        models = [update.state["model"] for update in updates]
+        teacher_logits = self.teacher(server, models, images) if self.steps else images.y.new_zeros(0)
 
-        def piece(steps: slice) -> Batches:
-            index = places[steps]
-            return Batches(images.y[index], index, images, server.dtype, {"teacher": teacher[index]})
+        def batches_of(steps: slice) -> Batches:
+            index = positions[steps]
+            return Batches(images.y[index], index, images, server.dtype, {"teacher": teacher_logits[index]})
 
         distilled = distill_logits(
-            server.model, after["model"], piece, self.steps, self.distillation, self.optimizer,
-            schedule=cosine(self.steps) if self.schedule == "cosine" else None, every=self.every, patience=self.patience,
-            judge=None if server.validation is None else lambda tensors: self.judge(server, tensors),
+            server.model, after["model"], batches_of, self.steps, self.distillation, self.optimizer,
+            schedule=cosine_schedule(self.steps) if self.schedule == "cosine" else None, evaluate_every=self.every, patience=self.patience,
+            evaluate=None if server.validation is None else lambda tensors: self.validation_accuracy(server, tensors),
         )  # fmt: skip
         more = {f"distillation_{name}": value for name, value in distilled.means.items()}
         metrics = {**metrics, **more, "distillation_steps": torch.tensor(distilled.num_steps)}
@@ -92,14 +94,19 @@ class FedDF(ServerDistillation):
 
     def teacher(self, server: Server, models: Sequence[Tensors], images: Examples) -> Tensor:  # [N, C]
         """Logits [N, C] of the ensemble on all images."""
-        said = torch.stack([logits_on(server.model, one, images, server.batch_size, server.dtype) for one in models])  # [K, N, C]
-        return said.mean(0) if self.average == "logits" else said.softmax(-1).mean(0).clamp_min(torch.finfo(said.dtype).tiny).log()
+        logits = torch.stack(
+            [compute_logits(server.model, model, images, server.batch_size, server.dtype) for model in models]
+        )  # [K, N, C]
+        if self.average == "logits":
+            return logits.mean(0)
+        return logits.softmax(-1).mean(0).clamp_min(torch.finfo(logits.dtype).tiny).log()
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """``KL(softmax(teacher) || softmax(student))``, mean over the batch."""
         return kl_divergence(batch.teacher, model(batch.x).logits).mean(), {}
 
-    def judge(self, server: Server, tensors: Tensors) -> float:
-        """Accuracy on the held-out examples."""
+    def validation_accuracy(self, server: Server, tensors: Tensors) -> float:
+        """Accuracy on the held-out examples, in 0..1."""
+        assert server.validation is not None, "examples are held out"
         student = FunctionalModel(server.model).at(tensors)
         return evaluate(student, server.validation, server.batch_size, server.task.num_classes, server.dtype).accuracy

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -65,7 +66,7 @@ class FedDistill(Strategy):
         require(self.initial_count >= 0, "initial_count", "must be >= 0 (the public code's value is 1)", self.initial_count)
 
     @property
-    def broadcast_parts(self) -> tuple[str, ...]:
+    def broadcast_parts(self) -> tuple[str, ...]:  # type: ignore[override]  # a class variable of other strategies
         """The table of logits, and the model where it is shared."""
         return ("model", "logits") if self.share_model else ("logits",)
 
@@ -80,11 +81,11 @@ class FedDistill(Strategy):
     def init_client(self, client: Client) -> State:
         """Sums of logits and counts of 0, and the client's own model where models are not shared."""
         classes = client.task.num_classes
-        like = {"dtype": client.dtype, "device": client.device}
-        metric_sums = {"sum": torch.zeros(classes, classes, **like), "count": torch.zeros(classes, **like)}
+        zeros = partial(torch.zeros, dtype=client.dtype, device=client.device)
+        sums = {"sum": zeros(classes, classes), "count": zeros(classes)}
         if self.leave_one_out:
-            metric_sums["sent"] = torch.zeros(classes, classes, **like)
-        return {"logits": metric_sums, **({} if self.share_model else {"model": self.shared_parameters(client.model, client.initial)})}
+            sums["sent"] = zeros(classes, classes)
+        return {"logits": sums, **({} if self.share_model else {"model": self.shared_parameters(client.model, client.initial)})}
 
     def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
         """The broadcast model where models are shared, otherwise the client's own model."""

@@ -52,6 +52,6 @@ class FedEnsemble(Strategy):
         models = []
         for client in range(server.num_clients):
             tensors = state.get(f"member-{client}", state["broadcast"])
-            client_state = server.memories.get(client, {}).get("local", {})
+            client_state = server.client_states.get(client, {}).get("local", {})
             models.append(assemble_model(server.model, server.initial, {**tensors, **client_state}))
         return Ensemble(models, [1.0] * len(models))

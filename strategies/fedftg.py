@@ -3,17 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.image_synthesis import stacked, unstacked
+from fedkd.distillation.image_synthesis import stack_models, unstack_models
 from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import noise_distances, diversity
+from fedkd.losses.diversity import diversity, noise_distances
 from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
 from fedkd.server_distillation import ServerDistillation
@@ -22,6 +22,9 @@ from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scale_lr
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
+
+DrawInputs = Callable[[str, int], tuple[Tensor, Tensor]]
+"""``(purpose, steps) -> (labels [S, B], noise [S, B, noise_size])``."""
 
 
 @dataclass(kw_only=True)
@@ -117,32 +120,33 @@ class FedFTG(ServerDistillation):
         after, metrics = super().aggregate(server, state, updates, server_round)
         mean = after["model"]
         counts = torch.stack([u.state["labels"]["counts"] for u in updates]).to(server.dtype)  # [K, C]
-        fixed = {"teachers": stacked([u.state["model"] for u in updates]), "labels": {"shares": counts / counts.sum(0).clamp(min=1)}}
-        after, metric_sums, student_optimizer = {**after, "average": mean}, {}, None
+        fixed = {"teachers": stack_models([u.state["model"] for u in updates]), "labels": {"shares": counts / counts.sum(0).clamp(min=1)}}
+        after, student_optimizer = {**after, "average": mean}, None
+        means: Metrics = {}
         for iteration in range(self.iterations):
             draw = partial(self.draw_inputs, server, counts.sum(0), iteration)
             after, more = self.train_generator(server, after, fixed, draw)
             after, student_optimizer, loss = self.train_model(server, after, fixed, draw, student_optimizer, server_round)
             for name, value in {**more, "distillation_loss": loss}.items():
-                metric_sums[name] = metric_sums.get(name, 0) + value / self.iterations
-        return after, {**metrics, **metric_sums}
+                means[name] = means.get(name, 0) + value / self.iterations
+        return after, {**metrics, **means}
 
     def draw_inputs(self, server: Server, counts: Tensor, iteration: int, purpose: str, steps: int) -> tuple[Tensor, Tensor]:
         """Labels [S, B] in proportion to ``counts``, and noise [S, B, Z]."""
         seed = server.seed / "iteration" / iteration / purpose
         chances = (counts / counts.sum()).double().cpu().expand(steps, -1)
         y = torch.multinomial(chances, self.batch_size, True, generator=(seed / "labels").torch())
-        size = workspace(self.generator, server.task).noise_size
+        size = cached_generator(self.generator, server.task).noise_size
         noise = torch.randn(steps, self.batch_size, size, generator=(seed / "noise").torch(), dtype=server.dtype)
         return y.to(server.device), noise.to(server.device)
 
-    def train_generator(self, server: Server, state: State, fixed: State, draw: Callable) -> tuple[State, Metrics]:
+    def train_generator(self, server: Server, state: State, fixed: State, draw: DrawInputs) -> tuple[State, Metrics]:
         """Train the generator for one iteration: ``generator_steps`` passes with one step per client."""
         clients = len(fixed["labels"]["shares"])
         steps = self.generator_steps * clients
         y, noise = draw("generator", steps)
         place = torch.arange(clients, device=server.device).repeat(self.generator_steps)
-        module = workspace(self.generator, server.task).to(server.device, server.dtype)
+        module = cached_generator(self.generator, server.task).to(server.device, server.dtype)
         fitted = fit(
             module, state["generator"],
             Batches(y, None, None, server.dtype, {"noise": noise, "distances": noise_distances(noise), "place": place}),
@@ -157,30 +161,29 @@ class FedFTG(ServerDistillation):
     ) -> tuple[Tensor, Metrics]:
         """The generator's equation for the client of this step (``batch.place``)."""
         x, place = model(batch.noise, batch.y), batch.place.view(1)
-        teacher = (
-            FunctionalModel(network).at({key: value.index_select(0, place)[0] for key, value in broadcast["teachers"].items()})(x).logits
-        )
+        tensors = {key: value.index_select(0, place)[0] for key, value in broadcast["teachers"].items()}
+        teacher = FunctionalModel(network).at(tensors)(x).logits
         student = FunctionalModel(network).at(broadcast["student"])(x).logits
         shares = broadcast["labels"]["shares"]
         weight = shares.index_select(0, place)[0][batch.y]  # [B]
-        apart = (student - teacher.detach()).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
+        distance = (student - teacher.detach()).abs().mean(-1) if self.discrepancy == "l1" else kl_divergence(teacher, student)
         label = cross_entropy(teacher, batch.y)
         label = (weight * label).mean() if self.weighting == "per_sample" else weight.mean() * label.mean()
-        discrepancy, spread = (weight * apart).mean(), diversity(batch.distances, x.flatten(1))
+        discrepancy, spread = (weight * distance).mean(), diversity(batch.distances, x.flatten(1))
         value = -discrepancy + self.cls * label + self.dis * spread / len(shares)
         return value, {"discrepancy": discrepancy, "label_loss": label, "diversity_loss": spread}
 
     def train_model(
-        self, server: Server, state: State, fixed: State, draw: Callable, optimizer: Tensors | None, server_round: int
+        self, server: Server, state: State, fixed: State, draw: DrawInputs, optimizer: Tensors | None, server_round: int
     ) -> tuple[State, Tensors, Tensor]:
         """Train the model for ``student_steps``. Returns the state, the optimizer's state, and the mean loss."""
         y, noise = draw("student", self.student_steps)
-        generator = FunctionalModel(workspace(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
-        teachers = [FunctionalModel(server.model).at(one) for one in unstacked(fixed["teachers"])]
+        generator = FunctionalModel(cached_generator(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
+        teachers = [FunctionalModel(server.model).at(tensors) for tensors in unstack_models(fixed["teachers"])]
         with torch.no_grad():  # the generator and the teachers are constant here
             x = torch.stack([generator(n, label) for n, label in zip(noise, y)])  # [S, B, ...]
-            said = torch.stack([torch.stack([teacher(one).logits for teacher in teachers]) for one in x]).softmax(-1)  # [S, K, B, C]
-            target = (fixed["labels"]["shares"].T[y].movedim(-1, 1)[..., None] * said).sum(1)  # [S, B, C]
+            logits = torch.stack([torch.stack([teacher(images).logits for teacher in teachers]) for images in x])  # [S, K, B, C]
+            target = (fixed["labels"]["shares"].T[y].movedim(-1, 1)[..., None] * logits.softmax(-1)).sum(1)  # [S, B, C]
         factor = self.student_lr_decay ** (server_round - 1)
         fitted = fit(
             server.model, state["model"], Batches(y, None, None, server.dtype, {"image": x, "target": target}), self.distillation,
@@ -196,7 +199,7 @@ class FedFTG(ServerDistillation):
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
         """Images of the current generator for labels ``y``."""
-        module = workspace(self.generator, server.task).to(server.device, server.dtype)
+        module = cached_generator(self.generator, server.task).to(server.device, server.dtype)
         generator = FunctionalModel(module).at(state["generator"])
         noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
         pieces = zip(noise.split(server.batch_size), y.split(server.batch_size))
@@ -204,7 +207,7 @@ class FedFTG(ServerDistillation):
 
 
 @lru_cache(maxsize=8)
-def workspace(generator: Callable[..., nn.Module], task: Task) -> nn.Module:
+def cached_generator(generator: Callable[..., nn.Module], task: Task) -> Any:
     """A cached generator module whose tensors are always overwritten before use."""
     with Seed(0).globally():  # so that the global generators are not advanced
         return generator(task)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.losses.diversity import noise_distances, diversity
+from fedkd.losses.diversity import diversity, noise_distances
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import stacked_head_logits
 from fedkd.seed import Seed
@@ -105,7 +105,7 @@ class FedGen(Strategy):
     fresh_optimizer: bool
 
     @property
-    def secure_aggregation(self) -> bool:
+    def secure_aggregation(self) -> bool:  # type: ignore[override]  # a class variable of other strategies
         """Whether sums of what clients send are enough.
 
         The mean logit of linear heads is the logit of the mean head, so the paper's loss needs no single head. The public code's loss does.
@@ -131,7 +131,7 @@ class FedGen(Strategy):
     ) -> dict[str, Tensor]:
         """Labels, generated embeddings, and the coefficients of the two extra terms, for all steps."""
         steps, size = batches.y.shape
-        module = build(self.generator, client.task, client.model.embedding_size)
+        module = cached_generator(self.generator, client.task, client.model.embedding_size)
         module = module.to(client.device, client.dtype)
         chances = broadcast["labels"]["probabilities"].cpu().expand(steps, -1)
         y = torch.multinomial(chances, self.client_batch_size, True, generator=(client.seed / "labels").torch()).to(client.device)
@@ -181,7 +181,7 @@ class FedGen(Strategy):
     def init_server(self, server: Server) -> State:
         """The model, a new generator, uniform label probabilities, and label counts of 0."""
         with (server.seed / "generator").globally():
-            module = build.__wrapped__(self.generator, server.task, server.model.embedding_size)
+            module = cached_generator.__wrapped__(self.generator, server.task, server.model.embedding_size)
         classes = server.task.num_classes
         uniform = torch.full((classes,), 1 / classes, dtype=server.dtype, device=server.device)
         return {
@@ -197,7 +197,7 @@ class FedGen(Strategy):
         counts = torch.stack([u.state["labels"]["counts"] for u in updates])  # [K, C]
         seen = state["seen"]["counts"] + counts.sum(0)
         reported = seen if self.client_labels == "uniform" else counts.sum(0)
-        labels = {"probabilities": distribution(reported, self.client_labels, server.dtype)}
+        labels = {"probabilities": label_probabilities(reported, self.client_labels, server.dtype)}
         return {**after, "labels": labels, "seen": {"counts": seen}}, metrics
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
@@ -217,8 +217,8 @@ class FedGen(Strategy):
         ``heads`` are the clients' heads after local training, ``counts`` [K, C] their label counts and ``sizes`` [K] their numbers of
         examples. Returns the generator with its optimizer's state, and the sums of its metrics.
         """
-        module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
-        chances = distribution(counts.sum(0), self.server_labels, torch.float64).cpu().expand(self.generator_steps, -1)
+        module = cached_generator(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
+        chances = label_probabilities(counts.sum(0), self.server_labels, torch.float64).cpu().expand(self.generator_steps, -1)
         y = torch.multinomial(chances, self.generator_batch_size, True, generator=(server.seed / "labels").torch()).to(server.device)
         noise = self.draw_noise(server.seed / "noise", y, module.noise_size, server.dtype).view(*y.shape, -1)
         shares = (1 + counts.to(server.dtype)) / (1 + counts.to(server.dtype)).sum(0)  # counts start at 1 in the public code
@@ -259,7 +259,7 @@ class FedGen(Strategy):
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
         """Embeddings of the current generator for labels ``y``."""
-        module = build(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
+        module = cached_generator(self.generator, server.task, server.model.embedding_size).to(server.device, server.dtype)
         noise = self.draw_noise(seed, y, module.noise_size, server.dtype)
         return Generated(FunctionalModel(module).at(state["generator"])(noise, y), y, are_embeddings=True)
 
@@ -275,12 +275,12 @@ class FedGen(Strategy):
 
 
 @lru_cache(maxsize=8)
-def build(generator: Callable[..., nn.Module], task: Task, embedding_size: int) -> nn.Module:
+def cached_generator(generator: Callable[..., nn.Module], task: Task, embedding_size: int) -> Any:
     """A cached generator module whose tensors are always overwritten before use."""
     return generator(task, embedding_size)
 
 
-def distribution(counts: Tensor, kind: str, dtype: torch.dtype) -> Tensor:  # [C] -> [C]
+def label_probabilities(counts: Tensor, kind: str, dtype: torch.dtype) -> Tensor:  # [C] -> [C]
     """Label probabilities: ``uniform`` over the labels with a count, or proportional to ``counts``."""
     weights = (counts > 0).to(dtype) if kind == "uniform" else counts.to(dtype)
     return weights / weights.sum()

@@ -54,7 +54,7 @@ class FedGKD(Strategy):
         require(self.buffer > 0, "buffer", "must be > 0 (1 is the broadcast itself)", self.buffer)
 
     @property
-    def broadcast_parts(self) -> tuple[str, ...]:
+    def broadcast_parts(self) -> tuple[str, ...]:  # type: ignore[override]  # a class variable of other strategies
         """The model, and the mean of the last models where ``buffer`` > 1."""
         return ("model",) if self.buffer == 1 else ("model", "mean")
 
@@ -82,20 +82,20 @@ class FedGKD(Strategy):
         after, metrics = super().aggregate(server, state, updates, server_round)
         if self.buffer == 1:
             return after, metrics
-        past = [after["model"], *models(state.get("past", {}))][: self.buffer]
-        mean = {key: mean_of([one[key] for one in past]) for key in after["model"]}
-        flat = {f"{age}/{key}": value for age, one in enumerate(past) for key, value in one.items()}
+        past = [after["model"], *unflatten_models(state.get("past", {}))][: self.buffer]
+        mean = {key: mean_of([model[key] for model in past]) for key in after["model"]}
+        flat = {f"{age}/{key}": value for age, model in enumerate(past) for key, value in model.items()}
         return {**after, "mean": mean, "past": flat}, metrics
 
 
-def models(past: Tensors) -> list[Tensors]:
+def unflatten_models(past: Tensors) -> list[Tensors]:
     """The last global models from their flattened form, latest first."""
-    found: list[Tensors] = []
+    models: list[Tensors] = []
     for name, value in past.items():
         age, _, key = name.partition("/")
-        found += [{}] * (int(age) + 1 - len(found))
-        found[int(age)] = {**found[int(age)], key: value}
-    return found
+        models += [{}] * (int(age) + 1 - len(models))
+        models[int(age)] = {**models[int(age)], key: value}
+    return models
 
 
 def mean_of(values: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedkd.distillation.logit_distillation import logits_on
+from fedkd.distillation.logit_distillation import compute_logits
 from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
@@ -74,11 +74,13 @@ class FedMD(Strategy):
         revisit = super().local_phases(client, broadcast, client_state, server_round)
         if self.weight == 0 or not bool(broadcast["consensus"]["known"]):  # a digest of weight 0 would still change BatchNorm statistics
             return revisit
-        where, agreed = broadcast["consensus"]["index"], broadcast["consensus"]["logits"]
-        size = min(self.batch_size, len(where))
-        orders = [torch.randperm(len(where), generator=(client.seed / "digest" / epoch).torch()) for epoch in range(self.epochs)]
-        steps = torch.cat([order[: len(where) // size * size].view(-1, size) for order in orders]).to(client.device)  # [S, B]
-        digest = Batches(client.public_data.y[where[steps]], where[steps], client.public_data, client.dtype, {"consensus": agreed[steps]})
+        assert client.public_data is not None, "the strategy declares that it needs public data"
+        index, consensus = broadcast["consensus"]["index"], broadcast["consensus"]["logits"]
+        size = min(self.batch_size, len(index))
+        orders = [torch.randperm(len(index), generator=(client.seed / "digest" / epoch).torch()) for epoch in range(self.epochs)]
+        steps = torch.cat([order[: len(index) // size * size].view(-1, size) for order in orders]).to(client.device)  # [S, B]
+        labels, drawn = client.public_data.y[index[steps]], {"consensus": consensus[steps]}
+        digest = Batches(labels, index[steps], client.public_data, client.dtype, drawn)
         return [(digest, self.digest), *revisit]
 
     def digest(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
@@ -90,19 +92,21 @@ class FedMD(Strategy):
     ) -> tuple[State, State]:
         """Send logits on the public images that the server has named. Keep the model."""
         model, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
-        asked = client.public_data.subset(broadcast["asked"]["index"])
-        return {"logits": {"public": logits_on(client.model, trained, asked, self.batch_size, client.dtype)}}, {**kept, **model}
+        assert client.public_data is not None, "the strategy declares that it needs public data"
+        images = client.public_data.subset(broadcast["asked"]["index"])
+        return {"logits": {"public": compute_logits(client.model, trained, images, self.batch_size, client.dtype)}}, {**kept, **model}
 
     # ------------------------------------------------------------------------------------------- server side
     def init_server(self, server: Server) -> State:
         """The public images of the first round, and a consensus that is not known yet."""
-        asked = self.ask(server, server.seed / "asked")
-        logits = torch.zeros(len(asked), server.task.num_classes, dtype=server.dtype, device=server.device)
+        index = self.draw_public_images(server, server.seed / "asked")
+        logits = torch.zeros(len(index), server.task.num_classes, dtype=server.dtype, device=server.device)
         unknown = torch.zeros((), dtype=torch.int64, device=server.device)
-        return {"asked": {"index": asked}, "consensus": {"index": asked, "logits": logits, "known": unknown}}
+        return {"asked": {"index": index}, "consensus": {"index": index, "logits": logits, "known": unknown}}
 
-    def ask(self, server: Server, seed: Seed) -> Tensor:  # [N]
+    def draw_public_images(self, server: Server, seed: Seed) -> Tensor:  # [N]
         """Indices of ``public_size`` public images, drawn without replacement."""
+        assert server.public_data is not None, "the strategy declares that it needs public data"
         drawn = torch.randperm(len(server.public_data), generator=seed.torch())[: self.public_size]
         return drawn.to(server.device)
 
@@ -110,8 +114,8 @@ class FedMD(Strategy):
         """Average the logits and draw the public images of the next round."""
         logits = torch.stack([u.state["logits"]["public"] for u in updates]).mean(0)
         known = torch.ones_like(state["consensus"]["known"])
-        agreed = {"index": state["asked"]["index"], "logits": logits, "known": known}
-        return {"asked": {"index": self.ask(server, server.seed / "asked")}, "consensus": agreed}, {}
+        consensus = {"index": state["asked"]["index"], "logits": logits, "known": known}
+        return {"asked": {"index": self.draw_public_images(server, server.seed / "asked")}, "consensus": consensus}, {}
 
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """None: clients keep their models."""

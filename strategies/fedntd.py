@@ -48,6 +48,6 @@ class FedNTD(Strategy):
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy and the not-true divergence from the broadcast model."""
         logits = model(batch.x).logits
-        broadcast = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).logits.detach()
-        distance = not_true_divergence(broadcast, logits, batch.y, self.tau).mean()
+        global_logits = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).logits.detach()
+        distance = not_true_divergence(global_logits, logits, batch.y, self.tau).mean()
         return cross_entropy(logits, batch.y).mean() + self.beta * distance, {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -60,8 +61,8 @@ class FedProto(Strategy):
 
     def init_server(self, server: Server) -> State:
         """Prototypes of zeros, none of them known."""
-        classes, like = server.task.num_classes, {"dtype": server.dtype, "device": server.device}
-        return {"prototypes": {"mean": torch.zeros(classes, server.model.embedding_size, **like), "known": torch.zeros(classes, **like)}}
+        classes, zeros = server.task.num_classes, partial(torch.zeros, dtype=server.dtype, device=server.device)
+        return {"prototypes": {"mean": zeros(classes, server.model.embedding_size), "known": zeros(classes)}}
 
     def init_client(self, client: Client) -> State:
         """The client's own model."""

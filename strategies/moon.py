@@ -67,9 +67,9 @@ class Moon(Strategy):
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy and the model-contrastive term."""
         output = model(batch.x)
-        broadcast = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).embedding.detach()
+        global_embedding = model.at({**broadcast["model"], **client_state.get("local", {})})(batch.x).embedding.detach()
         previous = model.at(client_state["previous"])(batch.x).embedding.detach()
-        contrast = model_contrastive(output.embedding, broadcast, previous, self.tau).mean()
+        contrast = model_contrastive(output.embedding, global_embedding, previous, self.tau).mean()
         return cross_entropy(output.logits, batch.y).mean() + batch.mu * contrast, {}
 
     def client_update(

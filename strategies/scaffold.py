@@ -68,8 +68,8 @@ class Scaffold(Strategy):
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy with a term whose gradient is ``correction (c - c_i)`` and whose value is 0."""
         value, metrics = super().loss(model, batch, broadcast, client_state)
-        ours, theirs = client_state["control"], broadcast["control"]
-        term = sum(((theirs[name] - ours[name]) * (w - w.detach())).sum() for name, w in model.parameters().items() if name in theirs)
+        own, server = client_state["control"], broadcast["control"]
+        term = sum(((server[name] - own[name]) * (w - w.detach())).sum() for name, w in model.parameters().items() if name in server)
         return value + self.correction * term, metrics
 
     def client_update(
@@ -93,10 +93,10 @@ class Scaffold(Strategy):
         change = average([u.state["control"] for u in updates], [1 / len(updates)] * len(updates))
         return {**after, "control": {name: c + share * change[name] for name, c in state["control"].items()}}, metrics
 
-    def zeros(self, site: Client | Server) -> Tensors:
+    def zeros(self, participant: Client | Server) -> Tensors:
         """A control variate of zeros for every shared parameter."""
-        parameters = {name: torch.zeros_like(site.initial[name]) for name, _ in site.model.named_parameters()}
-        return self.shared_parameters(site.model, parameters)
+        parameters = {name: torch.zeros_like(participant.initial[name]) for name, _ in participant.model.named_parameters()}
+        return self.shared_parameters(participant.model, parameters)
 
 
 def effective_steps(steps: int, momentum: float) -> float:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from simulations.config import compose
 from simulations.federation.runner import run_federation
-from tests.conftest import ROOT, SMALL, STRATEGIES, options, run
+from tests.small_runs import ROOT, SMALL, STRATEGIES, small_run, strategy_overrides
 
 FOLDER = ROOT / "tests" / "golden"
 COMMAND = "python -m tests.golden"
@@ -35,9 +35,11 @@ TINY = ("num_clients=4", "clients_per_round=2", "local_steps=3", "precision=floa
 
 def figures(name: str) -> dict[str, float]:
     """Of every part of the final state and of all memories: its norm, and a norm in which each entry's place counts."""
-    ran = run(f"strategy={name}", *options(name), *TINY, "rounds=2")
+    ran = small_run(f"strategy={name}", *strategy_overrides(name), *TINY, "rounds=2")
     parts = {part: tensors for part, tensors in ran.state.items()}
-    parts["memories"] = {f"{k:02d}/{part}/{key}": v for k, m in ran.memories.items() for part, ts in m.items() for key, v in ts.items()}
+    parts["memories"] = {
+        f"{k:02d}/{part}/{key}": v for k, m in ran.client_states.items() for part, ts in m.items() for key, v in ts.items()
+    }
     found = {}
     for part, tensors in sorted(parts.items()):
         flat = torch.cat([tensors[key].double().flatten() for key in sorted(tensors)])
@@ -57,7 +59,7 @@ def exact(name: str) -> dict[str, str]:
         overrides = [
             *SMALL,
             f"strategy={name}",
-            *options(name),
+            *strategy_overrides(name),
             *TINY,
             "rounds=3",
             "evaluation.every=1",

@@ -1,16 +1,16 @@
-"""Sources of the images that a student is trained on: real, public, or synthetic."""
+"""Sources of the images on which a student is trained: real, public, or synthetic."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from fedkd.distillation.image_synthesis import Synthesis, as_seen, stacked
-from fedkd.distillation.public_data import images_of
+from fedkd.distillation.image_synthesis import Synthesis, as_examples, stack_models
+from fedkd.distillation.public_data import DataSource, training_images
 from fedkd.errors import require
 from fedkd.seed import Seed
 from fedkd.training.optimizers import OptimizerFactory
@@ -19,120 +19,165 @@ from fedkd.types import Examples, Metrics, Task, Tensors
 
 @dataclass(frozen=True)
 class Teachers:
-    """What images may be made from: networks that know, and the one that learns from them.
+    """The networks from which images are synthesized.
 
     Args:
-        task: what is learnt.
-        network: the teachers' form.
-        teachers: their tensors, one or several.
-        student: the student's form.
-        learnt: its tensors so far.
+        task: the classification task.
+        network: the network of the teachers.
+        teachers: the tensors of each teacher.
+        student: the network of the student.
+        student_tensors: the student's current tensors.
     """
 
     task: Task
     network: nn.Module
     teachers: list[Tensors]
     student: nn.Module
-    learnt: Tensors
+    student_tensors: Tensors
 
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Images to train on for an epoch, what the source remembers for the next, and what it measured."""
+    """The images of one epoch.
+
+    Args:
+        examples: the images.
+        state: tensors that the source needs in the next epoch.
+        metrics: metrics of the source by name.
+    """
 
     examples: Examples
-    memory: Tensors
+    state: Tensors
     metrics: Metrics
 
 
 class ImageSource(ABC):
-    """Where images come from. ``labelled`` says whether their labels may be learnt from."""
+    """A source of images for a distillation."""
 
-    labelled: ClassVar[bool] = False
-    looks: ClassVar[bool] = False
-    """The source looks at teacher and student: it has no images without them."""
+    labeled: ClassVar[bool] = False
+    """Whether the labels of the images may be used."""
+
+    needs_teachers: ClassVar[bool] = False
+    """Whether images are made from teachers and student, so that there are none without them."""
 
     @abstractmethod
-    def open(self, task: Task, train: Examples, seed: Seed) -> Examples | None:
-        """The images that do not change; None where all are made. ``train`` are the task's own.
+    def fixed_images(self, task: Task, train: Examples, seed: Seed) -> Examples | None:
+        """The images that do not change between epochs. None if all images are synthesized.
+
+        Args:
+            task: the classification task.
+            train: the training examples of the task.
+            seed: seed of random choices.
 
         Raises:
-            ConfigError: naming the key, the rule and the value.
+            ConfigError: the images cannot be read or do not fit the task.
         """
 
-    def fewest(self, pool: Examples | None) -> int:
-        """How many images an epoch has at least."""
-        assert pool is not None, "a source that makes no images has some"
-        return len(pool)
+    def min_images(self, fixed: Examples | None) -> int:
+        """The minimum number of images of an epoch.
 
-    def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Teachers, seed: Seed, dtype: torch.dtype) -> ImagePool:
-        """The images of one epoch."""
-        assert pool is not None, "a source that makes no images has some"
-        return ImagePool(pool, memory, {})
+        Args:
+            fixed: the result of :meth:`fixed_images`.
+        """
+        assert fixed is not None, "this source has fixed images"
+        return len(fixed)
+
+    def images_for_epoch(
+        self, fixed: Examples | None, state: Tensors, teachers: Teachers | None, seed: Seed, dtype: torch.dtype
+    ) -> ImagePool:
+        """The images of one epoch.
+
+        Args:
+            fixed: the result of :meth:`fixed_images`.
+            state: tensors that the source kept in the epoch before. Empty in the first epoch.
+            teachers: the teachers, for sources with ``needs_teachers``.
+            seed: seed of this epoch.
+            dtype: type of synthesized images.
+        """
+        assert fixed is not None, "this source has fixed images"
+        return ImagePool(fixed, state, {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Real(ImageSource):
-    """The training images with their labels: the papers' own setting; after a federation, an upper bound that no server has.
+    """The training images of the task.
+
+    This is the setting of central distillation. For a federated run it is an upper bound, as no server has these images.
 
     Args:
-        labels: they may be learnt from.
+        labels: whether their labels may be used.
     """
 
     labels: bool
 
     @property
-    def labelled(self) -> bool:  # type: ignore[override]
+    def labeled(self) -> bool:  # type: ignore[override]  # a class variable in other sources
+        """Whether the labels of the images may be used."""
         return self.labels
 
-    def open(self, task: Task, train: Examples, seed: Seed) -> Examples:
+    def fixed_images(self, task: Task, train: Examples, seed: Seed) -> Examples:
+        """The training examples of the task."""
         return train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Public(ImageSource):
-    """A public set, of other classes or another look if need be: the teacher's answers take the place of labels.
+    """The training images of another data set without their labels. Its classes can differ from those of the task.
 
     Args:
-        data: the source of images; its training images are used, brought to the task's mean and deviation.
-        number: > 0, so many of them, drawn once; null is all.
+        data: ``() -> (task, training examples, test examples)``. Its images are normalized like those of the task.
+        number: number of images, > 0, which are drawn once. None takes all.
+
+    Raises:
+        ConfigError: the number is out of its range.
     """
 
-    data: Any
+    data: DataSource
     number: int | None
 
     def __post_init__(self) -> None:
         require(self.number is None or self.number > 0, "number", "must be > 0 images, or null for all", self.number)
 
-    def open(self, task: Task, train: Examples, seed: Seed) -> Examples:
-        images = images_of(self.data, task)
-        drawn = torch.randperm(len(images), generator=seed.torch())[: self.number].sort().values
-        return replace(images.subset(drawn).without_labels().to(train.y.device), mean=train.mean, std=train.std)
+    def fixed_images(self, task: Task, train: Examples, seed: Seed) -> Examples:
+        """The images of the other data set.
+
+        Raises:
+            ConfigError: they cannot be read, or have another shape than those of the task.
+        """
+        images = training_images(self.data, task)
+        index = torch.randperm(len(images), generator=seed.torch())[: self.number].sort().values
+        return replace(images.subset(index).without_labels().to(train.y.device), mean=train.mean, std=train.std)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ImageSource):
-    """Every epoch a generator makes one batch more, fitted by :class:`fedkd.distillation.image_synthesis.Synthesis`: the teachers are sure of its labels, their
-    BatchNorm layers find their statistics in it, and the student disagrees. The student learns on all batches so far, or the last ones.
+    """Images that a generator makes without data. In each epoch :class:`fedkd.distillation.image_synthesis.Synthesis` makes one more batch.
 
-    DENSE's way (Zhang et al., NeurIPS 2022; its public code), for one teacher or an ensemble. Labels are not learnt from: the teachers'
-    answers take their place.
+    The student is trained on all batches so far, or on the latest ones. Labels are not used: the teachers' predictions take their place.
 
-    Deviations: images are not augmented before the generator's losses see them, and the last batch of a generator is kept, not the best
-    of all its steps.
+    Source:
+        Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022, and its public code, for one
+            teacher or an ensemble.
 
     Args:
-        generator: ``task -> module(noise, y)`` of images.
+        generator: ``task -> module(noise, y)`` that makes images.
         optimizer: ``parameters -> optimizer`` of generator and noise.
-        steps: > 0, of the generator for each batch.
-        batch_size: > 1, images made in an epoch.
-        bn: >= 0, weight of the distance to the teachers' BatchNorm statistics.
-        oh: >= 0, weight of the cross-entropy with the drawn labels.
-        adv: >= 0, weight of the disagreement with the student.
-        capacity: > 0, images that are kept, the latest; null is all.
+        steps: training steps of the generator for each batch, > 0.
+        batch_size: images per epoch, > 1.
+        bn: weight of the distance to the teachers' BatchNorm statistics, >= 0.
+        oh: weight of the cross-entropy with the drawn labels, >= 0.
+        adv: weight of the disagreement with the student, >= 0.
+        capacity: maximum number of images that are kept, the latest ones, >= batch_size. None keeps all.
+
+    Deviations:
+        - From the public code: images are not augmented before the generator's losses.
+        - From the public code: the last batch of a generator is kept, not the best of all its steps.
+
+    Raises:
+        ConfigError: a value is out of its range, or the generator does not make images.
     """
 
-    looks: ClassVar[bool] = True
+    needs_teachers: ClassVar[bool] = True
 
     generator: Callable[..., nn.Module]
     optimizer: OptimizerFactory
@@ -150,24 +195,29 @@ class Synthetic(ImageSource):
         require(self.batch_size > 1, "batch_size", "must be > 1", self.batch_size)
         for name in ("bn", "oh", "adv"):
             require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
-        require(
-            self.capacity is None or self.capacity >= self.batch_size, "capacity", "must be >= batch_size, or null for all", self.capacity
-        )
+        large_enough = self.capacity is None or self.capacity >= self.batch_size
+        require(large_enough, "capacity", f"must be >= batch_size ({self.batch_size}), or null for all", self.capacity)
 
     @cached_property
     def synthesis(self) -> Synthesis:
-        """Made once, so that its step is recorded once."""
+        """The synthesis of one batch. There is one object per source, so that its training step is recorded once."""
         return Synthesis(self.generator, self.optimizer, self.steps, self.batch_size, self.bn, self.oh, self.adv)
 
-    def open(self, task: Task, train: Examples, seed: Seed) -> None:
+    def fixed_images(self, task: Task, train: Examples, seed: Seed) -> None:
+        """None: all images are synthesized."""
         return None
 
-    def fewest(self, pool: Examples | None) -> int:
+    def min_images(self, fixed: Examples | None) -> int:
+        """The size of one batch: the number of images in the first epoch."""
         return self.batch_size
 
-    def refresh(self, pool: Examples | None, memory: Tensors, knowledge: Teachers, seed: Seed, dtype: torch.dtype) -> ImagePool:
-        teachers = stacked(knowledge.teachers)
-        x, metrics = self.synthesis(knowledge.network, teachers, knowledge.learnt, knowledge.task, seed, knowledge.student)
-        images = torch.cat([memory["images"], x]) if "images" in memory else x
+    def images_for_epoch(
+        self, fixed: Examples | None, state: Tensors, teachers: Teachers | None, seed: Seed, dtype: torch.dtype
+    ) -> ImagePool:
+        """The images so far, and one more batch of them."""
+        assert teachers is not None, "images are synthesized from teachers"
+        stacked = stack_models(teachers.teachers)
+        x, terms = self.synthesis(teachers.network, stacked, teachers.student_tensors, teachers.task, seed, teachers.student)
+        images = torch.cat([state["images"], x]) if "images" in state else x
         images = images if self.capacity is None else images[-self.capacity :]
-        return ImagePool(as_seen(images), {"images": images}, {f"synthesis_{name}": value for name, value in metrics.items()})
+        return ImagePool(as_examples(images), {"images": images}, {f"synthesis_{name}": value for name, value in terms.items()})

@@ -1,4 +1,4 @@
-"""Training on what teachers say, in pieces: for as long as it helps on examples that are held out."""
+"""Distillation of logits on a server, with evaluation in between and early stopping."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +15,14 @@ from fedkd.types import Examples, Metrics, Tensors
 
 
 @dataclass(frozen=True)
-class Distilled:
-    """What is left: the tensors, the steps done, and the mean of the metrics over these."""
+class DistillationResult:
+    """The result of :func:`distill_logits`.
+
+    Args:
+        tensors: the parameters and buffers of the student.
+        num_steps: number of steps that were done.
+        means: the mean of each metric over these steps.
+    """
 
     tensors: Tensors
     num_steps: int
@@ -26,57 +32,62 @@ class Distilled:
 def distill_logits(
     module: nn.Module,
     start: Tensors,
-    piece: Callable[[slice], Batches],
+    batches_of: Callable[[slice], Batches],
     num_steps: int,
     loss: LossFunction,
     optimizer: OptimizerFactory,
     *,
     schedule: Sequence[float] | None = None,
-    every: int | None = None,
+    evaluate_every: int | None = None,
     patience: int | None = None,
-    judge: Callable[[Tensors], float] | None = None,
-) -> Distilled:
-    """Train for ``num_steps``, or until ``judge`` has seen no gain for ``patience`` steps; then the tensors that it liked best are left.
+    evaluate: Callable[[Tensors], float] | None = None,
+) -> DistillationResult:
+    """Train a student for ``num_steps``, or until ``evaluate`` has not improved for ``patience`` steps.
+
+    With ``evaluate`` the student with the best score is returned. The start is evaluated too.
 
     Args:
         module: the student.
-        start: its parameters and buffers at the beginning.
-        piece: the material of steps ``begin..end``.
-        num_steps: >= 0; 0 leaves ``start`` as it is.
-        loss: as of :func:`fedkd.training.loop.fit`.
+        start: its parameters and buffers at the start.
+        batches_of: ``steps -> batches``, for a slice of the steps.
+        num_steps: maximum number of steps, >= 0. 0 returns ``start``.
+        loss: the loss, see :func:`fedkd.training.loop.fit`.
         optimizer: ``parameters -> optimizer``.
-        schedule: by what the learning rate is multiplied in each step.
-        every: steps of a piece, and between two judgements; None is all.
-        patience: steps without a gain; None is all.
-        judge: the larger the better; None: there is nothing to judge by, and all steps are done.
+        schedule: factor of the learning rate in each step. None for a constant rate.
+        evaluate_every: steps between two evaluations. None trains all steps in one piece.
+        patience: number of steps without improvement after which training stops. None for no early stopping.
+        evaluate: ``tensors -> score``, where higher is better. None for no evaluation.
     """
-    tensors, state, sums, done = start, None, {}, 0
-    best, kept, since = -math.inf if judge is None else judge(start), start, 0
-    every = num_steps if every is None else every
-    while done < num_steps and (judge is None or patience is None or since < patience):
-        steps = slice(done, min(done + every, num_steps))
-        rates = None if schedule is None else schedule[steps]
-        fitted = fit(module, tensors, piece(steps), loss, optimizer, optimizer_state=state, schedule=rates)
-        tensors, state, since, done = fitted.tensors, fitted.optimizer, since + steps.stop - steps.start, steps.stop
+    tensors, optimizer_state, done = start, None, 0
+    sums: Metrics = {}
+    best_score, best, without_improvement = -math.inf if evaluate is None else evaluate(start), start, 0
+    evaluate_every = num_steps if evaluate_every is None else evaluate_every
+    while done < num_steps and (evaluate is None or patience is None or without_improvement < patience):
+        steps = slice(done, min(done + evaluate_every, num_steps))
+        factors = None if schedule is None else schedule[steps]
+        fitted = fit(module, tensors, batches_of(steps), loss, optimizer, optimizer_state=optimizer_state, schedule=factors)
+        tensors, optimizer_state, without_improvement = fitted.tensors, fitted.optimizer, without_improvement + steps.stop - steps.start
+        done = steps.stop
         sums = {name: sums[name] + value if name in sums else value for name, value in fitted.metric_sums.items()}
-        if judge is not None and (score := judge(tensors)) > best:
-            best, kept, since = score, tensors, 0
-    return Distilled(tensors if judge is None else kept, done, {name: value / done for name, value in sums.items()} if done else {})
+        if evaluate is not None and (score := evaluate(tensors)) > best_score:
+            best_score, best, without_improvement = score, tensors, 0
+    means = {name: value / done for name, value in sums.items()} if done else {}
+    return DistillationResult(tensors if evaluate is None else best, done, means)
 
 
-def cosine(num_steps: int) -> list[float]:
-    """``(1 + cos(pi s / S)) / 2``: from one down towards zero."""
+def cosine_schedule(num_steps: int) -> list[float]:
+    """``(1 + cos(pi s / S)) / 2`` for the steps s in 0..S-1: from 1 towards 0."""
     return [(1 + math.cos(math.pi * step / num_steps)) / 2 for step in range(num_steps)]
 
 
 @torch.no_grad()
-def logits_on(module: nn.Module, tensors: Tensors, examples: Examples, batch_size: int, dtype: torch.dtype) -> Tensor:  # [N, C]
-    """What a network with ``tensors`` says of all of ``examples``, in eval mode."""
+def compute_logits(module: nn.Module, tensors: Tensors, examples: Examples, batch_size: int, dtype: torch.dtype) -> Tensor:  # [N, C]
+    """The logits of a network with ``tensors`` for all examples, in eval mode."""
     model = FunctionalModel(module).at(tensors)
     index = torch.arange(len(examples), device=examples.y.device)
-    return torch.cat([model(images(examples, part, dtype)).logits for part in index.split(batch_size)])
+    return torch.cat([model(load_images(examples, batch, dtype)).logits for batch in index.split(batch_size)])
 
 
-def images(examples: Examples, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """The images at ``index`` as networks see them, in the layout that convolutions are fast in."""
+def load_images(examples: Examples, index: Tensor, dtype: torch.dtype) -> Tensor:  # [n] -> [n, channels, height, width]
+    """The normalized images at ``index``, in the memory layout in which convolutions are fast."""
     return examples.images(index, dtype).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Public data for strategies that distill on the server: none, held out, the clients' images, another data set, or noise."""
+"""Public data for strategies with server-side distillation: none, held out by clients, the clients' images, another data set, or noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,24 +10,30 @@ from fedkd.errors import ConfigError, require
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
 
+DataSource = Callable[[], tuple[Task, Examples, Examples]]
+"""A data set: ``() -> (task, training examples, test examples)``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoPublicData:
-    """The server has no data: what most strategies of fedkd need."""
+    """No public data. Most strategies need none."""
 
-    held_out = 0.0
+    held_out_fraction = 0.0
 
-    def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples | None:
+    def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples | None:
         """None."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """``share`` of every client's training examples, without their labels; the clients train on the rest.
+    """A share of every client's training examples, without their labels. The clients train on the rest.
 
     Args:
-        share: 0..1, both excluded.
+        share: fraction of each client's training examples, in 0..1, both excluded.
+
+    Raises:
+        ConfigError: the share is out of its range.
     """
 
     share: float
@@ -36,107 +42,118 @@ class HeldOut:
         require(0 < self.share < 1, "share", "must be a share in 0..1, both excluded", self.share)
 
     @property
-    def held_out(self) -> float:
-        """What is taken from every client."""
+    def held_out_fraction(self) -> float:
+        """The fraction of each client's training examples that is held out."""
         return self.share
 
-    def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
-        """The withheld examples.
+    def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples:
+        """The examples that the clients hold out.
 
         Raises:
             ConfigError: there are none.
         """
-        require(len(withheld) > 0, "share", "must take an example of one client at least (a larger share, fewer clients)", self.share)
-        return withheld
+        require(
+            len(held_out) > 0, "share", "must hold out at least one example of one client (a larger share, or fewer clients)", self.share
+        )
+        return held_out
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientImages:
-    """All images that the clients train on, without their labels: FedDFusion's proxy in FedGen's experiments (Zhu et al., ICML 2021).
+    """All images on which the clients train, without their labels.
 
-    No federation has such a set; it bounds what a public set can give.
+    This is the proxy data of FedDFusion in FedGen's experiments (Zhu et al., ICML 2021). A real federation has no such data, so the results
+    are an upper bound for public data.
     """
 
-    held_out = 0.0
+    held_out_fraction = 0.0
 
-    def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
-        """The clients' examples."""
-        return held
+    def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples:
+        """The training examples of all clients."""
+        return client_examples
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherDataset:
-    """The training images of another data set, without their labels, scaled to networks as the clients' images are.
+    """The training images of another data set, without their labels, normalized like the clients' images.
 
     Args:
-        data: a source of data; its images must have the shape of the clients'.
+        data: ``() -> (task, training examples, test examples)``. Its images must have the shape of the clients' images.
     """
 
-    data: Callable[[], tuple[Task, Examples, Examples]]
+    data: DataSource
 
-    held_out = 0.0
+    held_out_fraction = 0.0
 
-    def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
-        """Its training images.
+    def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples:
+        """The training images of the data set.
 
         Raises:
-            ConfigError: they cannot be read, or have another shape than the clients'.
+            ConfigError: the data cannot be read, or their images have another shape than the clients' images.
         """
-        return replace(images_of(self.data, task).to(held.y.device), mean=held.mean, std=held.std)
+        examples = training_images(self.data, task).to(client_examples.y.device)
+        return replace(examples, mean=client_examples.mean, std=client_examples.std)
 
 
-def images_of(data: Callable[[], tuple[Task, Examples, Examples]], task: Task) -> Examples:
-    """Another data set's training images.
+def training_images(data: DataSource, task: Task) -> Examples:
+    """The training examples of another data set.
+
+    Args:
+        data: the data set.
+        task: the task whose images must have the same shape.
 
     Raises:
-        ConfigError: they cannot be read, or have another shape than the task's.
+        ConfigError: the data cannot be read, or their images have another shape.
     """
     try:
         other, train, _ = data()
     except ValueError as error:
         raise ConfigError(f"data.{error}") from error
-    rule = f"must have images of the clients' shape {task.shape} (data.size, data.channels), as {other.name} has not"
+    rule = f"must have images of the clients' shape {task.shape} (set data.size or data.channels), unlike {other.name}"
     require(other.shape == task.shape, "data", rule, other.shape)
     return train
 
 
-BLOCK = 256
-"""Images that are made at once."""
+CHUNK_SIZE = 256
+"""Number of images that are computed at a time. All of them as doubles may not fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Images of Gaussian noise whose amplitude falls with spatial frequency f as ``1 / f^exponent``, stretched to the full scale of pixels.
+    """Images of Gaussian noise whose amplitude decreases with the spatial frequency f as ``1 / f^exponent``.
 
-    Natural images fall off with an exponent near one. They need no data at all, and show what a method makes of images that
-    are of no class. Images that a generator has learnt to make from the clients' models are the methods' own (DENSE, FedFTG).
+    The exponent of natural images is near 1. Noise needs no data. It shows how a method works with images that belong to no class. Images of
+    a trained generator are part of the methods that train it (DENSE, FedFTG).
 
     Args:
-        size: > 0, how many images.
-        exponent: >= 0; 0 is white noise.
+        size: number of images, > 0.
+        exponent: exponent of the frequency, >= 0. 0 is white noise.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     size: int
     exponent: float
 
-    held_out = 0.0
+    held_out_fraction = 0.0
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", "must be > 0", self.size)
         require(self.exponent >= 0, "exponent", "must be >= 0 (0 is white noise)", self.exponent)
 
-    def __call__(self, task: Task, withheld: Examples, held: Examples, seed: Seed) -> Examples:
-        """The images; each is stretched over all bytes from black to full brightness."""
-        rng, brightest = (seed / "noise").numpy(), task.max_pixel * held.scale
-        sizes = [min(BLOCK, self.size - begin) for begin in range(0, self.size, BLOCK)]  # as doubles they would not all fit into memory
-        x = np.concatenate([np.round(brightest * self.noise((size, *task.shape), rng)).astype(np.uint8) for size in sizes])
-        y = torch.zeros(self.size, dtype=torch.int64)
-        return Examples(torch.from_numpy(x), y, held.scale, held.mean, held.std).to(held.y.device)
+    def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples:
+        """The images [size, channels, height, width]. Each of them ranges from black to full brightness."""
+        rng, full_scale = (seed / "noise").numpy(), task.max_pixel * client_examples.scale
+        sizes = [min(CHUNK_SIZE, self.size - begin) for begin in range(0, self.size, CHUNK_SIZE)]
+        chunks = [np.round(full_scale * self.noise((size, *task.shape), rng)).astype(np.uint8) for size in sizes]
+        x, y = torch.from_numpy(np.concatenate(chunks)), torch.zeros(self.size, dtype=torch.int64)
+        return Examples(x, y, client_examples.scale, client_examples.mean, client_examples.std).to(client_examples.y.device)
 
     def noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """Images [N, channels, height, width], each from 0 to 1."""
+        """Random images of the given shape [N, channels, height, width]. The values of each image range from 0 to 1."""
         frequency = np.hypot(np.fft.fftfreq(shape[-2])[:, None], np.fft.rfftfreq(shape[-1])[None])
-        frequency[0, 0] = np.inf if self.exponent else 1.0  # the mean is no noise
+        frequency[0, 0] = np.inf if self.exponent else 1.0  # no noise in the mean of the image
         image = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) / frequency**self.exponent, s=shape[-2:])
         low, high = (bound(image, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
         return (image - low) / (high - low)

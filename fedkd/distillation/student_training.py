@@ -1,4 +1,4 @@
-"""One student's training by a distiller, epoch by epoch: what an epoch begins with and what it leaves."""
+"""Training of a student by a distillation method, one epoch at a time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedkd.data.augmentation import Augmentation, black_pixel
 from fedkd.distillation.image_sources import ImageSource, Teachers
-from fedkd.distillation.methods.base import Distiller, Steps, StudentModule
+from fedkd.distillation.methods.base import Distiller, EpochSteps, StudentModule
 from fedkd.errors import DivergedError
+from fedkd.models.ensemble import EnsembleModel
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
@@ -25,39 +26,39 @@ class Progress:
     """A training between two epochs.
 
     Args:
-        epoch: done so far.
-        tensors: of the learner.
-        optimizer: its state.
-        memory: the source's.
+        epoch: number of epochs that are done.
+        tensors: the tensors of the student and of the method's modules.
+        optimizer: the state of the optimizer.
+        source_state: the state of the image source.
     """
 
     epoch: int
     tensors: Tensors
     optimizer: Tensors = field(default_factory=dict)
-    memory: Tensors = field(default_factory=dict)
+    source_state: Tensors = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class Training:
-    """A student, a teacher, a method, and where the images come from.
+    """The training of one student.
 
     Args:
-        task: what is learnt.
-        distiller: the method.
-        learner: all that trains; its own values are a workspace.
-        teacher: the teacher's form, a :class:`StudentModule`; None where the method needs none.
-        taught: the teacher's tensors.
-        source: where images come from.
-        pool: the source's images, where they do not change.
-        scaling: how the task's images become floats.
-        augmentation: of every batch.
+        task: the classification task.
+        distiller: the distillation method.
+        learner: the student and the method's modules. Their parameters are overwritten before every use.
+        teacher: the teacher's module. None for methods without a teacher.
+        teacher_tensors: the tensors of the teacher. Empty for methods without a teacher.
+        source: the source of the images.
+        fixed_images: the images of the source that do not change. None if all images are synthesized.
+        scaling: examples that define how images are normalized.
+        augmentation: the augmentation of each batch.
         optimizer: ``parameters -> optimizer``.
-        batch_size: of every step.
-        steps: of an epoch; None is a pass over the images.
-        epochs: of the whole training.
-        schedule: what the learning rate is multiplied by, one number an epoch.
-        seed: this training's.
-        dtype: of weights and images.
+        batch_size: images per step.
+        steps: steps per epoch. None for one pass over the images.
+        epochs: number of epochs.
+        schedule: factor of the learning rate in each epoch.
+        seed: seed of this training.
+        dtype: type of weights and images.
         execution: how steps are computed.
     """
 
@@ -65,9 +66,9 @@ class Training:
     distiller: Distiller
     learner: StudentModule
     teacher: StudentModule | None
-    taught: Tensors
+    teacher_tensors: Tensors
     source: ImageSource
-    pool: Examples | None
+    fixed_images: Examples | None
     scaling: Examples
     augmentation: Augmentation
     optimizer: OptimizerFactory
@@ -80,110 +81,128 @@ class Training:
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        self.black = black_pixel(self.scaling, self.dtype).to(next(self.learner.parameters()).device)
+        black = black_pixel(self.scaling, self.dtype).to(next(self.learner.parameters()).device)
+        self.broadcast: State = {"teacher": self.teacher_tensors, "images": {"black": black}}
 
     def epoch(self, progress: Progress) -> tuple[Progress, Metrics]:
-        """One epoch more, and the mean of every term over its steps.
+        """Train for one epoch.
+
+        Returns:
+            The progress after the epoch, and the mean of each term over its steps.
 
         Raises:
-            DivergedError: the loss is no longer finite; says in which epoch and step, and which term.
+            DivergedError: the loss is not finite. The message names the step and the term.
         """
         seed = self.seed / "epoch" / progress.epoch
-        if self.distiller.forgets(progress.epoch):
+        if self.distiller.resets_optimizer(progress.epoch):
             progress = replace(progress, optimizer={})
-        pool = self.source.refresh(self.pool, progress.memory, self.knowledge(progress.tensors), seed / "source", self.dtype)
+        teachers = self.teachers(progress.tensors) if self.source.needs_teachers else None
+        pool = self.source.images_for_epoch(self.fixed_images, progress.source_state, teachers, seed / "source", self.dtype)
         batches = self.batches(pool.examples, progress.epoch, seed)
         try:
             fitted = self.fit(progress, batches)
         except FloatingPointError as error:
-            raise DivergedError(self.culprit(progress, batches)) from error
+            raise DivergedError(self.find_divergence(progress, batches)) from error
         means = {name: value / len(batches) for name, value in fitted.metric_sums.items()}
-        return Progress(progress.epoch + 1, fitted.tensors, fitted.optimizer, pool.memory), {**means, **pool.metrics}
+        return Progress(progress.epoch + 1, fitted.tensors, fitted.optimizer, pool.state), {**means, **pool.metrics}
 
-    def knowledge(self, tensors: Tensors) -> Teachers | None:
-        """What images may be made from; None for a source that does not look."""
-        if not self.source.looks:
-            return None
-        assert self.teacher is not None, "images are made from a teacher"
-        student, learnt = next(iter(self.distiller.networks(self.learner, tensors).values()))
-        network, teachers = members(self.teacher.student, self.taught)
-        return Teachers(self.task, network, teachers, student, learnt)
+    def teachers(self, tensors: Tensors) -> Teachers:
+        """The teachers, and the student with its current ``tensors``, from which images are synthesized."""
+        assert self.teacher is not None, "images are synthesized from a teacher"
+        student, student_tensors = next(iter(self.distiller.networks(self.learner, tensors).values()))
+        network, teachers = teacher_members(self.teacher.student, self.teacher_tensors)
+        return Teachers(self.task, network, teachers, student, student_tensors)
 
-    def batches(self, pool: Examples, epoch: int, seed: Seed) -> Batches:
-        """The steps of an epoch: passes in fresh orders without their ragged ends, with all that is drawn."""
-        size = min(self.batch_size, len(pool))
-        each = len(pool) // size
-        number = each if self.steps is None else self.steps
-        random = (seed / "order").torch()
-        orders = [order(pool, random)[: each * size].view(each, size) for _ in range(-(-number // each))]
-        index = torch.cat(orders)[:number].to(pool.y.device)
-        drawn = self.augmentation.draw(number, size, seed / "augmentation")
-        drawn |= self.distiller.draw(Steps(number, size, epoch, self.epochs, seed / "method"))
+    def batches(self, images: Examples, epoch: int, seed: Seed) -> Batches:
+        """The batches [S, B] of an epoch, with all random choices.
+
+        Each pass over the images has a new order. Its last batch is left out if it is incomplete.
+        """
+        size = min(self.batch_size, len(images))
+        steps_per_pass = len(images) // size
+        num_steps = steps_per_pass if self.steps is None else self.steps
+        generator = (seed / "order").torch()
+        orders = [
+            example_order(images, generator)[: steps_per_pass * size].view(steps_per_pass, size)
+            for _ in range(-(-num_steps // steps_per_pass))
+        ]
+        index = torch.cat(orders)[:num_steps].to(images.y.device)
+        drawn = self.augmentation.draw(num_steps, size, seed / "augmentation")
+        drawn |= self.distiller.draw(EpochSteps(num_steps, size, epoch, self.epochs, seed / "method"))
         drawn = {name: value.to(index.device, self.dtype if value.is_floating_point() else value.dtype) for name, value in drawn.items()}
-        return Batches(pool.y[index], index, pool, self.dtype, drawn)
+        return Batches(images.y[index], index, images, self.dtype, drawn)
 
     def fit(self, progress: Progress, batches: Batches) -> FitResult:
-        """Train from ``progress`` on these steps."""
-        rates = [self.schedule[progress.epoch]] * len(batches)
-        shared: State = {"teacher": self.taught, "images": {"black": self.black}}
-        stepper = partial(self.stepper, epoch=progress.epoch)
+        """Train on these batches, from ``progress``."""
         return fit(
-            self.learner, progress.tensors, batches, self.loss, stepper, broadcast=shared, optimizer_state=progress.optimizer,
-            schedule=rates, execution=self.execution,
-        )  # fmt: skip
+            self.learner,
+            progress.tensors,
+            batches,
+            self.loss,
+            partial(self.make_optimizer, epoch=progress.epoch),
+            broadcast=self.broadcast,
+            optimizer_state=progress.optimizer,
+            schedule=[self.schedule[progress.epoch]] * len(batches),
+            execution=self.execution,
+        )
 
-    def loss(self, model: FunctionalModel, batch: Batch, shared: State, own: State) -> tuple[Tensor, Metrics]:
-        """What the method minimises, on images moved and mirrored."""
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """The loss of the method on augmented images, and its terms."""
         assert batch.x is not None, "a student is trained on images"
-        teacher = None if self.teacher is None else FunctionalModel(self.teacher).at(shared["teacher"])
-        draws = {name: batch.drawn[name] for name in ("moves", "mirrored") if name in batch.drawn}
-        x = self.augmentation(batch.x, draws, shared["images"]["black"]).contiguous(memory_format=torch.channels_last)
-        return self.distiller.loss(model, teacher, replace(batch, x=x), self.source.labelled)
+        teacher = None if self.teacher is None else FunctionalModel(self.teacher).at(broadcast["teacher"])
+        names: tuple[str, ...] = ("moves", "mirrored")
+        draws = {name: batch.drawn[name] for name in names if name in batch.drawn}
+        x = self.augmentation(batch.x, draws, broadcast["images"]["black"]).contiguous(memory_format=torch.channels_last)
+        return self.distiller.loss(model, teacher, replace(batch, x=x), self.source.labeled)
 
-    def stepper(self, leaves: Iterable[Tensor], epoch: int) -> torch.optim.Optimizer:
-        """The optimizer, of which some of the method's modules take their own rate."""
+    def make_optimizer(self, parameters: Iterable[Tensor], epoch: int) -> torch.optim.Optimizer:
+        """The optimizer of an epoch. A method can give its own modules another learning rate."""
         names = [name for name, _ in self.learner.named_parameters()]
-        groups = groupby(zip(names, leaves, strict=True), key=lambda one: self.distiller.lr_of(one[0], epoch))
-        rated = [(rate, [leaf for _, leaf in group]) for rate, group in groups]
-        made = self.optimizer([{"params": parameters} for _, parameters in rated])
-        for group, (rate, _) in zip(made.param_groups, rated, strict=True):
-            group["lr"] = group["lr"] * rate
-        return made
+        groups = groupby(zip(names, parameters, strict=True), key=lambda item: self.distiller.lr_factor_of(item[0], epoch))
+        by_factor = [(factor, [parameter for _, parameter in group]) for factor, group in groups]
+        optimizer = self.optimizer([{"params": group} for _, group in by_factor])
+        for group, (factor, _) in zip(optimizer.param_groups, by_factor, strict=True):
+            group["lr"] = group["lr"] * factor
+        return optimizer
 
-    def culprit(self, progress: Progress, batches: Batches) -> str:
-        """Which step of these, and which term, is not finite: they are done again, one by one."""
+    def find_divergence(self, progress: Progress, batches: Batches) -> str:
+        """The step and the term in which the loss is not finite, as an error message. The steps are computed again one by one."""
+        assert batches.index is not None, "a student is trained on images"
         for step in range(len(batches)):
             at = slice(step, step + 1)
             drawn = {name: value[at] for name, value in batches.drawn.items()}
-            one = replace(batches, y=batches.y[at], index=batches.index[at], drawn=drawn)
-            terms = self.terms(progress, one)
+            batch = replace(batches, y=batches.y[at], index=batches.index[at], drawn=drawn)
+            terms = self.terms(progress, batch)
             if bad := [name for name, value in terms.items() if not torch.isfinite(value)]:
                 place = f"in step {step + 1} of epoch {progress.epoch + 1}"
                 return f"the loss is no longer finite {place}, where {', '.join(bad)} is {terms[bad[0]].item()}: lower the learning rate"
-            fitted = self.fit(progress, one)
+            fitted = self.fit(progress, batch)
             progress = replace(progress, tensors=fitted.tensors, optimizer=fitted.optimizer)
         return f"the loss is no longer finite in epoch {progress.epoch + 1}: lower the learning rate"
 
     def terms(self, progress: Progress, batches: Batches) -> Metrics:
-        """The terms of one step."""
-        shared: State = {"teacher": self.taught, "images": {"black": self.black}}
+        """The terms of the loss in the first of these steps."""
         tensors = {key: value.clone() for key, value in progress.tensors.items()}
-        _, terms = self.loss(FunctionalModel(self.learner.train(), tensors), next(iter(batches)), shared, {})
+        _, terms = self.loss(FunctionalModel(self.learner.train(), tensors), next(iter(batches)), self.broadcast, {})
         return {name: value.detach() for name, value in terms.items()}
 
 
-def order(pool: Examples, random: torch.Generator) -> Tensor:  # [N]
-    """A fresh order of all examples; where they are in groups, of which the smallest sets the pace, one of each group after the other."""
-    if pool.groups is None:
-        return torch.randperm(len(pool), generator=random)
-    groups = [torch.nonzero(pool.groups.cpu() == group).flatten() for group in pool.groups.cpu().unique()]
-    least = min(map(len, groups))
-    shuffled = [group[torch.randperm(len(group), generator=random)] for group in groups]
-    turns = torch.stack([group[:least] for group in shuffled], 1).flatten()
-    return torch.cat([turns, torch.cat([group[least:] for group in shuffled])])
+def example_order(examples: Examples, generator: torch.Generator) -> Tensor:  # [N]
+    """A random order of all examples.
+
+    Where examples have groups, one example of each group follows the other, until the smallest group is used up.
+    """
+    if examples.groups is None:
+        return torch.randperm(len(examples), generator=generator)
+    group_of = examples.groups.cpu()
+    groups = [torch.nonzero(group_of == group).flatten() for group in group_of.unique()]
+    smallest = min(map(len, groups))
+    shuffled = [group[torch.randperm(len(group), generator=generator)] for group in groups]
+    in_turn = torch.stack([group[:smallest] for group in shuffled], 1).flatten()
+    return torch.cat([in_turn, torch.cat([group[smallest:] for group in shuffled])])
 
 
-def members(network: nn.Module, taught: Tensors) -> tuple[nn.Module, list[Tensors]]:
-    """The form and the tensors of each of the networks that a teacher is made of."""
-    own = submodule_tensors(taught, "student")
-    return (network, [own]) if not hasattr(network, "parted") else network.split_members(own)
+def teacher_members(network: nn.Module, teacher_tensors: Tensors) -> tuple[nn.Module, list[Tensors]]:
+    """The networks that a teacher consists of: their common module, and the tensors of each. A single network is its only member."""
+    tensors = submodule_tensors(teacher_tensors, "student")
+    return network.split_members(tensors) if isinstance(network, EnsembleModel) else (network, [tensors])

@@ -1,4 +1,4 @@
-"""Means over clients: of tensors, of BatchNorm statistics, of scores. Always in the order given."""
+"""Aggregation of models: means over clients, in the order in which the clients are given."""
 
 import copy
 from collections.abc import Sequence
@@ -11,7 +11,14 @@ from fedkd.types import State, Tensors
 
 
 def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
-    """The weighted mean, as one product of ``weights`` and the models in the order given; integer buffers (batch counts) take the largest."""
+    """The weighted mean of models, ``sum_k weights[k] * models[k]``.
+
+    Integer buffers, such as BatchNorm's counts of batches, take the maximum instead.
+
+    Args:
+        models: the tensors of each model [K], with equal names, shapes and types.
+        weights: one weight per model [K]. They should sum to 1.
+    """
     mean: Tensors = {}
     for key, first in models[0].items():
         values = torch.stack([model[key] for model in models])  # [K, ...]
@@ -22,15 +29,27 @@ def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
     return mean
 
 
-def mean_batchnorm_statistics(memories: Sequence[State]) -> Tensors:
-    """The example-weighted mean of the BatchNorm statistics that clients keep, over those that have trained; {} if none."""
-    trained = [m for m in memories if "local" in m and int(m["client"]["last_round"]) > 0]
-    sizes = [int(m["client"]["num_examples"]) for m in trained]
-    return average([m["local"] for m in trained], [size / sum(sizes) for size in sizes]) if trained else {}
+def mean_batchnorm_statistics(client_states: Sequence[State]) -> Tensors:
+    """The mean of the BatchNorm statistics that clients keep, weighted by their numbers of training examples.
+
+    Only clients that have trained count. The result is empty if there are none.
+
+    Args:
+        client_states: the states of clients, with the statistics in the part ``local``.
+    """
+    trained = [state for state in client_states if "local" in state and int(state["client"]["last_round"]) > 0]
+    sizes = [int(state["client"]["num_examples"]) for state in trained]
+    return average([state["local"] for state in trained], [size / sum(sizes) for size in sizes]) if trained else {}
 
 
 def assemble_model(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:
-    """A copy of ``module`` in eval mode that holds ``tensors``, and ``initial`` where they are silent."""
+    """A copy of ``module`` in eval mode with the given tensors.
+
+    Args:
+        module: the network. It is not changed.
+        initial: all parameters and buffers of ``module``, for names that ``tensors`` does not have.
+        tensors: parameters and buffers by name.
+    """
     model = copy.deepcopy(module)
     load(model, {**initial, **{key: value.to(initial[key].device) for key, value in tensors.items()}})
     return model.eval()

@@ -1,4 +1,4 @@
-"""What code may see, by where it runs: a client sees its own data, the server sees no client's."""
+"""One client in one round: its data, its network, and how it trains. A client has access to its own data only."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,21 +19,21 @@ class Client:
     """One client in one round.
 
     Args:
-        id: 0..N-1.
-        task: what is learnt.
-        seed: this round's and this client's; split it by purpose (``client.seed / "noise"``).
-        model: the network with its initial weights in ``initial``; its own values are a workspace.
-        initial: every parameter and buffer as the run begins.
-        architecture: name of the network; clients of one name have the same keys and shapes.
-        data: its examples (training, or test in an evaluation).
-        num_steps: local optimizer steps.
-        batch_size: as configured; a client with fewer examples takes batches of all it has.
+        id: number of the client, in 0..N-1.
+        task: the classification task.
+        seed: seed of this client and round. Divide it by purpose: ``client.seed / "noise"``.
+        model: the network. Its parameters are overwritten before every use.
+        initial: all parameters and buffers of the network before the first round.
+        architecture: name of the network. Clients with equal names have equal keys and shapes.
+        data: the client's training examples, or its test examples in an evaluation.
+        num_steps: number of local optimizer steps.
+        batch_size: the configured batch size. A client with fewer examples puts all of them into each batch.
         optimizer: ``(parameters, lr=...) -> optimizer``.
-        lr: learning rate of this round, after the schedule.
-        momentum: of the optimizer, 0 where it has none.
-        dtype: of images, draws and weights.
-        execution: how its steps are computed.
-        public_data: unlabelled public examples, the same for all clients and the server, for strategies that declare that they need them.
+        lr: learning rate of this round, with the schedule applied.
+        momentum: momentum of the optimizer, 0 if it has none.
+        dtype: type of images, draws and weights.
+        execution: how local steps are computed.
+        public_data: public examples without labels, the same for all clients and the server. None if the run has none.
     """
 
     id: int
@@ -54,27 +54,30 @@ class Client:
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """The device on which the client trains."""
         return next(self.model.parameters()).device
 
-    def stepper(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimizer at this round's learning rate."""
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new optimizer with this round's learning rate."""
         return self.optimizer(parameters, lr=self.lr)
 
     def batches(self) -> Batches:
-        """This round's steps: epochs in fresh orders, each without its ragged last batch, cut after ``num_steps``."""
+        """The batches of this round's local steps [S, B].
+
+        Each epoch has a new random order. Its last batch is left out if it is incomplete. The last epoch ends after ``num_steps`` steps.
+        """
         size = min(self.batch_size, len(self.data))
-        per_epoch = len(self.data) // size
-        random = (self.seed / "order").torch()
+        steps_per_epoch = len(self.data) // size
+        generator = (self.seed / "order").torch()
         epochs = [
-            torch.randperm(len(self.data), generator=random)[: per_epoch * size].view(per_epoch, size)
-            for _ in range(-(-self.num_steps // per_epoch))
+            torch.randperm(len(self.data), generator=generator)[: steps_per_epoch * size].view(steps_per_epoch, size)
+            for _ in range(-(-self.num_steps // steps_per_epoch))
         ]
         index = torch.cat(epochs)[: self.num_steps].to(self.device)
         return Batches(self.data.y[index], index, self.data, self.dtype)
 
 
-def batchnorm_statistics(module: nn.Module) -> frozenset[str]:
-    """Names of the BatchNorm statistics of ``module``: running means, variances and batch counts."""
+def batchnorm_statistic_names(module: nn.Module) -> frozenset[str]:
+    """The names of all BatchNorm buffers of ``module``: running means, running variances, and counts of batches."""
     norms = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._NormBase)]
     return frozenset(f"{name}.{buffer}" if name else buffer for name, child in norms for buffer, _ in child.named_buffers(recurse=False))

@@ -20,10 +20,10 @@ class ClientSampler:
 
     Args:
         rule: one of :data:`RULES`.
-        seed: the run's.
-        num_examples: training examples of each client [K].
-        num_new_clients: >= 0, clients that do not take part before round ``new_clients_join_round``; they are drawn once.
-        new_clients_join_round: >= 1.
+        seed: seed of the run.
+        num_examples: number of training examples of each client [K].
+        num_new_clients: number of clients that do not take part before round ``new_clients_join_round``, >= 0. They are drawn once.
+        new_clients_join_round: the first round of the new clients, >= 1.
         trace: the clients of each round of the trace, for the rule ``trace``.
     """
 
@@ -41,10 +41,10 @@ class ClientSampler:
         return frozenset(rng.choice(len(self.num_examples), self.num_new_clients, replace=False).tolist())
 
     def sample(self, clients: Iterable[int], number: int, server_round: int) -> list[int]:
-        """The cohort of a round, ascending: ``number`` of ``clients``, or as many as the trace names."""
+        """The cohort of a round in ascending order: ``number`` of ``clients``, or the clients that the trace names."""
         absent = self.new_clients if server_round < self.new_clients_join_round else frozenset()
         available = [client for client in sorted(clients) if client not in absent]
-        rules = {"uniform": self.uniform, "proportional": self.proportional, "cyclic": self.cyclic, "trace": self.traced}
+        rules = {"uniform": self.uniform, "proportional": self.proportional, "cyclic": self.cyclic, "trace": self.from_trace}
         return sorted(rules[self.rule](available, number, server_round))
 
     def uniform(self, available: Sequence[int], number: int, server_round: int) -> list[int]:
@@ -59,13 +59,14 @@ class ClientSampler:
 
     def cyclic(self, available: Sequence[int], number: int, server_round: int) -> list[int]:
         """The next clients of an order that is drawn once. The order starts again when new clients join."""
-        order_of_all, known = (self.seed / "systems" / "order").numpy().permutation(len(self.num_examples)).tolist(), set(available)
-        order = [client for client in order_of_all if client in known]
+        permutation = (self.seed / "systems" / "order").numpy().permutation(len(self.num_examples)).tolist()
+        candidates = set(available)
+        order = [client for client in permutation if client in candidates]
         joined = self.new_clients and server_round >= self.new_clients_join_round
-        done = (server_round - (self.new_clients_join_round if joined else 1)) * number
-        return [order[(done + place) % len(order)] for place in range(number)]
+        start = (server_round - (self.new_clients_join_round if joined else 1)) * number
+        return [order[(start + place) % len(order)] for place in range(number)]
 
-    def traced(self, available: Sequence[int], number: int, server_round: int) -> list[int]:
+    def from_trace(self, available: Sequence[int], number: int, server_round: int) -> list[int]:
         """The clients that the trace names, without new clients that have not joined."""
         return sorted(set(self.trace[(server_round - 1) % len(self.trace)]).intersection(available))
 
@@ -74,7 +75,7 @@ def read_trace(path: str, num_clients: int) -> list[list[int]]:
     """The clients of rounds 1, 2, ... from a CSV file with the columns ``round`` and ``client``, ascending.
 
     Raises:
-        ConfigError: the file cannot be read, or does not name a valid client or more for every round.
+        ConfigError: the file cannot be read, or does not name at least one valid client for every round.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -91,10 +92,10 @@ def read_trace(path: str, num_clients: int) -> list[list[int]]:
         numbers = [str(row[name]).strip() for name in ("round", "client")]
         require(all(number.isdecimal() for number in numbers), "trace", "must hold whole numbers", where)
         server_round, client = map(int, numbers)
-        known = f"must name clients in 0..{num_clients - 1} (num_clients={num_clients}), each once a round"
-        require(client < num_clients and client not in rounds.setdefault(server_round, set()), "trace", known, where)
+        rule = f"must name clients in 0..{num_clients - 1} (num_clients={num_clients}), each once per round"
+        require(client < num_clients and client not in rounds.setdefault(server_round, set()), "trace", rule, where)
         rounds[server_round].add(client)
     for number, server_round in enumerate(sorted(rounds), start=1):
-        rule = "must name a client or more in each of the rounds 1, 2, ..., its last"
+        rule = "must name at least one client in each of the rounds 1, 2, ... up to its last round"
         require(server_round == number, "trace", rule, f"{path}, where round {server_round} follows {number - 1}")
     return [sorted(clients) for _, clients in sorted(rounds.items())]

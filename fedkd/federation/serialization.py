@@ -1,4 +1,8 @@
-"""State to Flower's records and back, and the bytes of it."""
+"""Conversion between states and Flower's records, and the size of messages in bytes.
+
+A state ``{part: {key: tensor}}`` becomes one ArrayRecord with the keys ``part:key``. Within one machine the arrays are passed on as NumPy
+arrays. They are encoded as bytes only where a message leaves the machine.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,88 +12,121 @@ from io import BytesIO
 import flwr.app
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedkd.types import State, Update, flatten, unflatten
 
-BROADCAST, UPDATE, METRICS, CLIENT_STATE, CLIENT_INFO = "shared", "update", "metrics", "own", "about"
-"""Names of the records: what the server broadcasts; a client's answer in tensors, in numbers and in words; its memory."""
+BROADCAST = "broadcast"
+"""Name of the record with the state that the server sends to all clients of a round."""
 
+UPDATE = "update"
+"""Name of the record with the state that a client sends to the server."""
 
-name_of = lru_cache(str)
+METRICS = "metrics"
+"""Name of the record with a client's numbers: ``num-examples``, and the means of its training metrics or the counts of its evaluation."""
+
+CLIENT_INFO = "client_info"
+"""Name of the record with ``architecture``, training time in ``seconds``, and the process id of the ``worker``."""
+
+CLIENT_STATE = "client_state"
+"""Name of the record with a client's own state. It is not part of the traffic between client and server."""
+
+dtype_name = lru_cache(str)
 
 
 class Array(flwr.app.Array):
-    """Flower's Array with its numbers at hand: they become bytes when somebody asks for bytes, which within one machine nobody does.
+    """A Flower array that holds NumPy values. They are encoded as bytes only when ``data`` is read.
 
     Args:
-        values: must not be changed afterwards.
+        values: the values. They must not be changed afterwards.
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        self.__dict__.update(dtype=name_of(values.dtype), shape=values.shape, stype="numpy.ndarray", values=values)
+        self.__dict__.update(dtype=dtype_name(values.dtype), shape=values.shape, stype="numpy.ndarray", values=values)
 
     @property
-    def data(self) -> bytes:
-        """The serialised array, as Flower's own has it."""
+    def data(self) -> bytes:  # type: ignore[override]  # an attribute in Flower, computed here
+        """The values in NumPy's file format, the same bytes as in Flower's own class."""
         buffer = BytesIO()
         np.save(buffer, self.__dict__["values"], allow_pickle=False)
         return buffer.getvalue()
 
     def numpy(self) -> np.ndarray:
-        """A copy of the numbers."""
+        """A copy of the values."""
         return self.__dict__["values"].copy()
 
 
-def record_of(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """An ArrayRecord of arrays that nobody will change."""
+def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """An ArrayRecord of arrays, which must not be changed afterwards."""
     record = ArrayRecord()
     for name, values in arrays.items():
         record[name] = Array(values)
     return record
 
 
-def arrays_of(record: ArrayRecord) -> dict[str, np.ndarray]:
-    """The arrays of a record, not to be changed."""
+def to_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
+    """The arrays of a record without copies. They must not be changed."""
     return {name: array.__dict__["values"] if isinstance(array, Array) else array.numpy() for name, array in record.items()}
 
 
+def array_record(content: RecordDict, name: str) -> ArrayRecord:
+    """The ArrayRecord called ``name`` of a message's content."""
+    record = content[name]
+    assert isinstance(record, ArrayRecord), f"{name} is an ArrayRecord"
+    return record
+
+
 def to_record(state: State) -> ArrayRecord:
-    """One ArrayRecord with keys ``part:key``; the numbers are copied."""
-    return record_of({name: np.array(value.detach().cpu().numpy(), order="C") for name, value in flatten(state).items()})
+    """A state as one ArrayRecord with the keys ``part:key``. The tensors are copied."""
+    return to_array_record({name: np.array(value.detach().cpu().numpy(), order="C") for name, value in flatten(state).items()})
 
 
 def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> State:
-    """The state that :func:`to_record` packed, on ``device``; the numbers are copied."""
+    """The state of a record that :func:`to_record` made, on ``device``. The arrays are copied."""
     return unflatten({name: torch.from_numpy(np.asarray(array.numpy())).to(device) for name, array in record.items()})
 
 
 def payload_bytes(messages: Iterable[Message]) -> int:
-    """Bytes of all arrays that ``messages`` carry: the numbers themselves, framing left out, a shared content counted each time."""
+    """The total size in bytes of all arrays in ``messages``, without framing. Content that several messages share counts for each."""
     return sum(message_bytes(messages))
 
 
 def message_bytes(messages: Iterable[Message]) -> list[int]:
-    """Bytes of the arrays that each of ``messages`` carries; none where it is an error."""
-    known: dict[int, int] = {}
+    """The size in bytes of the arrays in each message, 0 for errors."""
+    sizes: dict[int, int] = {}
     contents = [message.content if message.has_content() else RecordDict() for message in messages]
-    return [known[id(content)] if id(content) in known else known.setdefault(id(content), content_bytes(content)) for content in contents]
+    return [sizes[id(content)] if id(content) in sizes else sizes.setdefault(id(content), content_bytes(content)) for content in contents]
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Bytes of the arrays of one content."""
+    """The size in bytes of all arrays of one message's content."""
     arrays = (array for record in content.array_records.values() for array in record.values())
     return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
 
 
+def server_round_of(content: RecordDict) -> int:
+    """The server round in a message of the server, from its record ``config``."""
+    config = content["config"]
+    assert isinstance(config, ConfigRecord)
+    number = config["server-round"]
+    assert isinstance(number, int)
+    return number
+
+
+def metrics_of(content: RecordDict) -> dict[str, float]:
+    """The numbers in the first MetricRecord of a reply, without lists."""
+    record = next(iter(content.metric_records.values()))
+    return {name: value for name, value in record.items() if isinstance(value, int | float)}
+
+
 def to_update(reply: Message) -> Update:
     """A client's reply as the server sees it."""
-    content = reply.content
-    metrics = {key: float(value) for key, value in content[METRICS].items() if key != "num-examples"}
+    numbers, info = metrics_of(reply.content), reply.content[CLIENT_INFO]
+    assert isinstance(info, ConfigRecord)
     return Update(
         client=reply.metadata.src_node_id,
-        num_examples=int(content[METRICS]["num-examples"]),
-        architecture=str(content[CLIENT_INFO]["architecture"]),
-        state=from_record(content[UPDATE]),
-        metrics=metrics,
+        num_examples=int(numbers.pop("num-examples")),
+        architecture=str(info["architecture"]),
+        state=from_record(array_record(reply.content, UPDATE)),
+        metrics={name: float(value) for name, value in numbers.items()},
     )

@@ -1,4 +1,4 @@
-"""What code may see, by where it runs: a client sees its own data, the server sees no client's."""
+"""The server in one round. It has access to public and held-out data, but to no client's training data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,16 +15,17 @@ class Server:
     """The server in one round.
 
     Args:
-        task: what is learnt.
-        seed: this round's; split it by purpose.
-        model: the network; its own values are a workspace.
-        initial: every parameter and buffer as the run begins.
-        num_clients: how many clients there are.
-        batch_size: of the server's evaluations.
-        dtype: of weights.
-        public_data: unlabelled public examples, for strategies that declare that they need them.
-        validation: held-out training examples, for early stopping.
-        memories: the clients' memories, in evaluations alone: a simulator's privilege. Empty in ``update``.
+        task: the classification task.
+        seed: seed of this round. Divide it by purpose: ``server.seed / "noise"``.
+        model: the network. Its parameters are overwritten before every use.
+        initial: all parameters and buffers of the network before the first round.
+        num_clients: number of clients N.
+        batch_size: batch size of the server's evaluations.
+        dtype: type of weights.
+        public_data: public examples without labels, for strategies with ``needs_public_data``. None if the run has none.
+        validation: labeled held-out training examples for early stopping. None if the run has none.
+        client_states: the states of all clients by number, for evaluation only. A simulator can read them, a real server cannot. They are
+            empty in ``aggregate`` and ``server_training``.
     """
 
     task: Task
@@ -36,9 +37,9 @@ class Server:
     dtype: torch.dtype
     public_data: Examples | None = None
     validation: Examples | None = None
-    memories: Mapping[int, State] = field(default_factory=dict)
+    client_states: Mapping[int, State] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
-        """Where the server trains."""
+        """The device on which the server trains."""
         return next(self.model.parameters()).device

@@ -1,9 +1,10 @@
-"""Flower's side of every strategy, written once: what is sent each round, and the loop.
+"""The loop over server rounds, and the methods that Flower expects of a strategy.
 
-It speaks records and messages and knows nothing of an algorithm; :class:`fedkd.strategy.Strategy` gives it the hooks.
+This module creates and reads messages and contains no algorithm. :class:`fedkd.strategy.Strategy` implements the hooks.
 """
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,25 +17,40 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedkd.federation import serialization
-from fedkd.federation.messaging import Federation, PendingReplies, collect_replies, round_timing, start_request
+from fedkd.federation.messaging import Federation, PendingReplies, collect_replies, round_timing, start_sending
 from fedkd.federation.server import Server
 from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics
-from fedkd.types import State, Update
+from fedkd.types import Metrics, State, Update
+
+MetricValues = dict[str, int | float | list[int] | list[float]]
+"""Metrics by name, as Flower's MetricRecord holds them."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round, as ``start`` hands it to ``on_round``: what there is to record of it.
+    """A finished round, as ``ServerLoop.start`` passes it to ``on_round``.
 
-    ``trained`` are the answers that the round has used; ``simulated_seconds`` is in seconds since the beginning of the run.
+    Args:
+        number: the server round, 1, 2, ...
+        arrays: the server's state after the round.
+        metrics: the metrics of training and evaluation by name.
+        seconds: wall-clock time in seconds of the phases ``local_training``, ``server`` and ``evaluation``.
+        train_replies: the training replies that the server has aggregated.
+        evaluate_replies: the clients' evaluation replies. Empty in a round without evaluation.
+        num_failures: clients that failed, counted in each attempt.
+        num_dropouts: sampled clients that dropped out.
+        num_missed_deadline: clients whose update arrived after the deadline.
+        simulated_seconds: simulated time in seconds since the beginning of the run.
+        uplink_bytes: bytes of the aggregated updates.
+        downlink_bytes: bytes of all broadcasts.
     """
 
     number: int
     arrays: ArrayRecord
-    metrics: dict[str, float]
+    metrics: MetricValues
     seconds: dict[str, float]
-    trained: Sequence[Message]
-    evaluated: Sequence[Message]
+    train_replies: Sequence[Message]
+    evaluate_replies: Sequence[Message]
     num_failures: int
     num_dropouts: int
     num_missed_deadline: int
@@ -44,8 +60,16 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Aggregated:
-    """A round between ``aggregate`` and ``server_training``."""
+class AggregatedRound:
+    """A round after ``aggregate`` and before ``server_training``.
+
+    Args:
+        server: the server with the seed of this round.
+        state: the state after ``aggregate``.
+        updates: the clients' updates in the order of clients.
+        server_round: 1, 2, ...
+        metrics: the metrics so far by name.
+    """
 
     server: Server
     state: State
@@ -55,78 +79,120 @@ class Aggregated:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A round that is done but for its evaluation: the clients', and the server's where that goes on too."""
+class PendingEvaluation:
+    """A round whose training is finished and whose evaluation is still running.
 
-    done: Round
-    asked: list[Message]
-    evaluating: PendingReplies | None
-    judging: MetricRecord | Callable[[], MetricRecord] | None
+    Args:
+        result: the round without the results of its evaluation.
+        messages: the evaluation messages to the clients.
+        replies: waits for the clients' replies. None if the messages have not been sent yet.
+        global_metrics: the server's metrics, or a function that waits for them. None if the server does not evaluate.
+    """
+
+    result: Round
+    messages: list[Message]
+    replies: PendingReplies | None
+    global_metrics: MetricRecord | Callable[[], MetricRecord] | None
 
 
 class ServerLoop(FlowerStrategy):
-    """Flower's methods in terms of the hooks ``init_server``, ``aggregate``, ``server_training``, ``aggregation_weights`` and ``shares``."""
+    """Flower's interface of a strategy, in terms of the hooks of :class:`fedkd.strategy.Strategy`."""
 
-    federation: Federation | None
+    broadcast_parts: ClassVar[tuple[str, ...]]
     clients_evaluate: ClassVar[bool] = True
-    """Clients measure the model that they would begin from; otherwise the strategy's ``client_ensemble`` is measured on their shards."""
+    """Whether clients evaluate the model from which they would start to train. If not, ``client_ensemble`` is evaluated on their local test
+    sets."""
+
+    _federation: Federation | None = None
+
+    # ------------------------------------------------------------------------------------------- hooks
+    @abstractmethod
+    def init_server(self, server: Server) -> State:
+        """See :meth:`fedkd.strategy.Strategy.init_server`."""
+
+    @abstractmethod
+    def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """See :meth:`fedkd.strategy.Strategy.aggregate`."""
+
+    @abstractmethod
+    def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
+        """See :meth:`fedkd.strategy.Strategy.server_training`."""
+
+    @abstractmethod
+    def aggregation_weights(self, updates: Sequence[Update]) -> list[float]:
+        """See :meth:`fedkd.strategy.Strategy.aggregation_weights`."""
+
+    # ------------------------------------------------------------------------------------------- Flower's interface
+    @property
+    def federation(self) -> Federation:
+        """The settings of the run. They must be set before the strategy is started."""
+        assert self._federation is not None, "set strategy.federation before the strategy is started"
+        return self._federation
+
+    @federation.setter
+    def federation(self, federation: Federation) -> None:
+        self._federation = federation
 
     def summary(self) -> None:
-        """Flower prints this at the start; a run folder holds the resolved configuration instead."""
+        """Print nothing. Flower calls this at the start, but a run folder holds the configuration already."""
 
-    def cohort(self, node_ids: Iterable[int], server_round: int) -> list[int]:
-        """The clients that are chosen for a round, ascending."""
+    def sample_clients(self, node_ids: Iterable[int], server_round: int) -> list[int]:
+        """The cohort of a round: the sampled clients in ascending order."""
         return self.federation.devices.sample_clients(node_ids, self.federation.clients_per_round, server_round)
 
-    def broadcast(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
-        """What every client of a phase receives: the shared parts of the state. One object for all messages."""
-        shared = ArrayRecord({name: array for name, array in arrays.items() if name.partition(":")[0] in self.broadcast_parts})
-        return RecordDict({serialization.BROADCAST: shared, "config": ConfigRecord({"server-round": server_round})})
+    def broadcast_content(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
+        """The content that all clients of a phase receive: the broadcast parts of the state, and the round. All messages share one object."""
+        parts = ArrayRecord({name: array for name, array in arrays.items() if name.partition(":")[0] in self.broadcast_parts})
+        return RecordDict({serialization.BROADCAST: parts, "config": ConfigRecord({"server-round": server_round})})
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message for each client of the round's cohort, but for those that drop out."""
-        self._arrays, self._cohort = arrays, self.cohort(grid.get_node_ids(), server_round)
-        content, devices = self.broadcast(arrays, server_round), self.federation.devices
-        ids = [i for i in self._cohort if not devices.drops_out(i, server_round)]
-        return [Message(content, message_type=MessageType.TRAIN, dst_node_id=i) for i in ids]
+        """One training message for each client of the cohort that does not drop out."""
+        self._arrays, self._cohort = arrays, self.sample_clients(grid.get_node_ids(), server_round)
+        content, devices = self.broadcast_content(arrays, server_round), self.federation.devices
+        clients = [client for client in self._cohort if not devices.drops_out(client, server_round)]
+        return [Message(content, message_type=MessageType.TRAIN, dst_node_id=client) for client in clients]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The state after the round; replies with errors are left out (``start`` has dealt with them by then)."""
+        """The state and the training metrics after a round. Replies with errors are ignored; ``start`` has handled them before."""
         replies = [reply for reply in replies if not reply.has_error()]
-        return self.refined(self.aggregated(server_round, replies)) if replies else (None, None)
+        return self.train_server(self.aggregate_replies(server_round, replies)) if replies else (None, None)
 
-    def aggregated(self, server_round: int, replies: Iterable[Message]) -> "Aggregated":
-        """The state after ``aggregate``; as it was where there is nothing to update it with."""
+    def aggregate_replies(self, server_round: int, replies: Iterable[Message]) -> AggregatedRound:
+        """The round after ``aggregate``. Without replies the state does not change."""
         server, device = self.federation.server, self.federation.server.device
         server = replace(server, seed=server.seed / "round" / server_round / "server")
-        updates = sorted((serialization.to_update(reply) for reply in replies), key=lambda u: u.client)
-        updates = [replace(u, state={p: {k: t.to(device) for k, t in ts.items()} for p, ts in u.state.items()}) for u in updates]
+        updates = sorted((serialization.to_update(reply) for reply in replies), key=lambda update: update.client)
+        updates = [
+            replace(u, state={part: {key: value.to(device) for key, value in tensors.items()} for part, tensors in u.state.items()})
+            for u in updates
+        ]
         state = serialization.from_record(self._arrays, device)
         if not updates:
-            return Aggregated(server, state, updates, server_round, {})
+            return AggregatedRound(server, state, updates, server_round, {})
         state, metrics = self.aggregate(server, state, updates, server_round)
         weights = self.aggregation_weights(updates)
         terms = {f"train_{name}": sum(w * u.metrics[name] for w, u in zip(weights, updates)) for name in updates[0].metrics}
-        return Aggregated(server, state, updates, server_round, {**terms, **metrics})
+        return AggregatedRound(server, state, updates, server_round, {**terms, **metrics})
 
-    def refined(self, after: "Aggregated") -> tuple[ArrayRecord, MetricRecord]:
-        """The state after ``server_training`` too, which a round without updates goes without."""
-        state, metrics = after.state, {}
-        if after.updates:
-            state, metrics = self.server_training(after.server, after.state, after.updates, after.server_round)
-        return serialization.to_record(state), MetricRecord({name: float(value) for name, value in {**after.metrics, **metrics}.items()})
+    def train_server(self, aggregated: AggregatedRound) -> tuple[ArrayRecord, MetricRecord]:
+        """The state and the metrics after ``server_training``. A round without updates has no server training."""
+        state, metrics = aggregated.state, dict[str, Tensor]()
+        if aggregated.updates:
+            state, metrics = self.server_training(aggregated.server, state, aggregated.updates, aggregated.server_round)
+        numbers: MetricValues = {name: float(value) for name, value in {**aggregated.metrics, **metrics}.items()}
+        return serialization.to_record(state), MetricRecord(numbers)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message for every client there is: the public code's metric is over all of them."""
+        """One evaluation message for every client, as FedGen's public code measures the accuracy over all clients."""
         if not self.clients_evaluate:
             return []
-        content = self.broadcast(arrays, server_round)
-        return [Message(content, message_type=MessageType.EVALUATE, dst_node_id=i) for i in sorted(grid.get_node_ids())]
+        content = self.broadcast_content(arrays, server_round)
+        return [Message(content, message_type=MessageType.EVALUATE, dst_node_id=client) for client in sorted(grid.get_node_ids())]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Accuracy over all clients' own test examples (micro average), that of the worst tenth, the spread, and accuracy over newcomers'."""
-        records = {r.metadata.src_node_id: next(iter(r.content.metric_records.values())) for r in replies if not r.has_error()}
-        counts = {client: (int(record["num-examples"]), int(record["num-correct"])) for client, record in records.items()}
+        """The metrics over all clients' local test sets, see :func:`fedkd.metrics.accuracy.local_test_metrics`."""
+        metrics = {reply.metadata.src_node_id: serialization.metrics_of(reply.content) for reply in replies if not reply.has_error()}
+        counts = {client: (int(numbers["num-examples"]), int(numbers["num-correct"])) for client, numbers in metrics.items()}
         scores = local_test_metrics(list(counts.values()))
         return None if scores is None else MetricRecord({**scores, **new_client_metrics(counts, self.federation.devices.new_clients)})
 
@@ -144,79 +210,97 @@ class ServerLoop(FlowerStrategy):
         simulated_seconds: float = 0.0,
         on_round: Callable[[Round], None] | None = None,
     ) -> Result:
-        """Flower's loop, and: it can begin at ``start_round``, ``simulated_seconds`` seconds after the first began; it knows failures, clients
-        that drop out or are late, and rounds in which nobody is left; it hands every round to ``on_round``.
+        """Run the server rounds ``start_round``..``num_rounds``.
 
-        A round's evaluation, the clients' and that of ``evaluate_fn`` where it returns a function that waits for it, goes on while the
-        server refines and while the next round's clients begin to train: nobody waits for it but ``on_round``. On grids that cannot
-        be asked two things at once one follows the other.
+        Unlike Flower's own loop, this one can resume a run, applies the failure policy, and simulates dropout, stragglers and deadlines.
+
+        The evaluation of a round runs in parallel with the server's training and with the local training of the next round. Grids that cannot
+        process two requests at a time do one after the other.
+
+        Args:
+            grid: the grid that delivers messages to the clients.
+            initial_arrays: the server's state before ``start_round``. None takes ``init_server``.
+            num_rounds: the last round.
+            timeout: seconds to wait for the clients in each phase.
+            train_config: not used, as clients read the run's configuration.
+            evaluate_config: not used either.
+            evaluate_fn: ``(server round, arrays) -> metrics`` of the server's evaluation, or a function that waits for these metrics.
+            start_round: the first round, 1 unless a run is resumed.
+            simulated_seconds: simulated time in seconds before ``start_round``.
+            on_round: called with each round after its evaluation.
 
         Raises:
-            ClientFailure: a client failed and the policy does not put up with it.
+            ClientFailure: a client failed, and the policy does not allow the run to continue.
         """
-        assert self.federation is not None, "give the strategy its federation before starting it"
-        arrays = serialization.to_record(self.init_server(self.federation.server)) if initial_arrays is None else initial_arrays
+        federation = self.federation
+        arrays = serialization.to_record(self.init_server(federation.server)) if initial_arrays is None else initial_arrays
         result = Result()
         result.arrays = arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        under_way: Evaluation | None = None
+        pending: PendingEvaluation | None = None
 
-        def conclude() -> None:
-            if under_way is not None:
-                done, scores = self.evaluated(grid, under_way, timeout)
+        def finish_round() -> None:
+            if pending is not None:
+                done, scores = self.finish_evaluation(grid, pending, timeout)
                 result.arrays, result.train_metrics_clientapp[done.number] = done.arrays, MetricRecord(done.metrics)
                 result.evaluate_metrics_serverapp[done.number] = scores
                 if on_round:
-                    on_round(replace(done, metrics={**done.metrics, **scores}))
+                    on_round(replace(done, metrics={**done.metrics, **dict(scores)}))
 
         for number in range(start_round, num_rounds + 1):
             seconds = dict.fromkeys(("local_training", "server", "evaluation"), 0.0)
-            with clock(seconds, "local_training"):
+            with timed(seconds, "local_training"):
                 messages = list(self.configure_train(number, arrays, train_config, grid))
-                training = start_request(grid, messages, timeout)
-            conclude()  # the last round, while this one's clients train
-            with clock(seconds, "local_training"):
-                answered, num_failures = collect_replies(grid, messages, timeout, number, self.federation, training)
-            told = round_timing(self.federation.devices, number, len(self._cohort), messages, answered)
-            simulated_seconds += told.seconds
-            trained = [reply for reply in answered if reply.metadata.src_node_id not in told.late]
-            with clock(seconds, "server"):
-                after = self.aggregated(number, trained)
+                training = start_sending(grid, messages, timeout)
+            finish_round()  # the previous round, while the clients of this round train
+            with timed(seconds, "local_training"):
+                replies, num_failures = collect_replies(grid, messages, timeout, number, federation, training)
+            timing = round_timing(federation.devices, number, len(self._cohort), messages, replies)
+            simulated_seconds += timing.seconds
+            replies = [reply for reply in replies if reply.metadata.src_node_id not in timing.late]
+            with timed(seconds, "server"):
+                aggregated = self.aggregate_replies(number, replies)
                 if hasattr(grid, "commit"):
-                    grid.commit(reply.metadata.src_node_id for reply in trained)
-            with clock(seconds, "evaluation"):
-                due = number % self.federation.evaluate_every == 0 or number == num_rounds
-                before = serialization.to_record(after.state) if due else None
-                asked = list(self.configure_evaluate(number, before, evaluate_config, grid)) if due else []
-                evaluating = start_request(grid, asked, timeout)
-                judging = evaluate_fn(number, before) if due and evaluate_fn else None
-            with clock(seconds, "server"):
-                arrays, metrics = self.refined(after)
+                    grid.commit(reply.metadata.src_node_id for reply in replies)
+            evaluate_messages: list[Message] = []
+            evaluating: PendingReplies | None = None
+            global_metrics: MetricRecord | Callable[[], MetricRecord] | None = None
+            with timed(seconds, "evaluation"):
+                if number % federation.evaluate_every == 0 or number == num_rounds:
+                    state = serialization.to_record(aggregated.state)
+                    evaluate_messages = list(self.configure_evaluate(number, state, evaluate_config, grid))
+                    evaluating = start_sending(grid, evaluate_messages, timeout)
+                    global_metrics = evaluate_fn(number, state) if evaluate_fn else None
+            with timed(seconds, "server"):
+                arrays, metrics = self.train_server(aggregated)
             done = Round(
-                number, arrays, dict(metrics), seconds, trained, [], num_failures, len(self._cohort) - len(messages), len(told.late),
-                simulated_seconds, serialization.payload_bytes(trained), serialization.payload_bytes(messages),
+                number, arrays, dict(metrics), seconds, replies, [], num_failures, len(self._cohort) - len(messages), len(timing.late),
+                simulated_seconds, serialization.payload_bytes(replies), serialization.payload_bytes(messages),
             )  # fmt: skip
-            under_way = Evaluation(done, asked, evaluating, judging)
-        conclude()
+            pending = PendingEvaluation(done, evaluate_messages, evaluating, global_metrics)
+        finish_round()
         return result
 
-    def evaluated(self, grid: Grid, under_way: "Evaluation", timeout: float) -> tuple[Round, MetricRecord]:
-        """The round whose evaluation is under way, and what that gives, once it is there.
+    def finish_evaluation(self, grid: Grid, pending: PendingEvaluation, timeout: float) -> tuple[Round, MetricRecord]:
+        """Wait for the evaluation of a round.
+
+        Returns:
+            The round with the clients' evaluation replies, and the metrics of the evaluation.
 
         Raises:
-            ClientFailure: a client failed and the policy does not put up with it.
+            ClientFailure: a client failed, and the policy does not allow the run to continue.
         """
-        done, judging, scores = under_way.done, under_way.judging, MetricRecord()
-        with clock(done.seconds, "evaluation"):
-            replies, lost = collect_replies(grid, under_way.asked, timeout, done.number, self.federation, under_way.evaluating)
-            scores.update((judging() if callable(judging) else judging) or {})
+        done, scores = pending.result, MetricRecord()
+        with timed(done.seconds, "evaluation"):
+            replies, num_failures = collect_replies(grid, pending.messages, timeout, done.number, self.federation, pending.replies)
+            scores.update((pending.global_metrics() if callable(pending.global_metrics) else pending.global_metrics) or {})
             scores.update(self.aggregate_evaluate(done.number, replies) or {})
-        return replace(done, evaluated=replies, num_failures=done.num_failures + lost), scores
+        return replace(done, evaluate_replies=replies, num_failures=done.num_failures + num_failures), scores
 
 
 @contextmanager
-def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the wall time of the block to that of ``phase``."""
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the wall-clock time of the block, in seconds, to ``seconds[phase]``."""
     begin = time.perf_counter()
     yield
     seconds[phase] += time.perf_counter() - begin

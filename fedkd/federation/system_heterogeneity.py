@@ -1,6 +1,6 @@
 """System heterogeneity on a simulated clock: dropout, stragglers, speeds, bandwidths, and a deadline.
 
-The clock never reads the time of this machine.
+The simulated clock is computed from examples and bytes. It does not depend on the speed of the machine that runs the simulation.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +76,12 @@ class Systems:
 
 @dataclass(frozen=True)
 class RoundTiming:
-    """A round on the simulated clock: its length in seconds, and the clients that missed the deadline."""
+    """A round on the simulated clock.
+
+    Args:
+        seconds: duration of the round in simulated seconds.
+        late: the clients that missed the deadline.
+    """
 
     seconds: float
     late: frozenset[int]
@@ -84,19 +89,19 @@ class RoundTiming:
 
 @dataclass(frozen=True)
 class Devices:
-    """The clients' devices in one run. Every answer depends on seed, round, and client alone.
+    """The devices of all clients in one run. All results depend on seed, round, and client alone.
 
     Args:
-        systems: the rules.
-        seed: the run's.
-        shapes: batch size and local steps of a whole round, by client.
-        num_examples: for training, by client.
-        trace: the clients of each round of the trace, where there is one.
+        systems: the rules of the run.
+        seed: seed of the run.
+        workloads: batch size, and number of local steps in a round without stragglers, of each client [K].
+        num_examples: number of training examples of each client [K].
+        trace: the clients of each round of the trace. Empty without a trace.
     """
 
     systems: Systems
     seed: Seed
-    shapes: Sequence[tuple[int, int]]
+    workloads: Sequence[tuple[int, int]]
     num_examples: Sequence[int]
     trace: Sequence[Sequence[int]] = ()
 
@@ -117,23 +122,23 @@ class Devices:
         return self.sampler.sample(clients, number, server_round)
 
     # ------------------------------------------------------------------------------------------- dropout and stragglers
-    def draws(self, server_round: int, client: int, purpose: str) -> np.random.Generator:
-        """The random stream of a client in a round."""
+    def generator(self, server_round: int, client: int, purpose: str) -> np.random.Generator:
+        """The random generator of a client in a round, for one purpose."""
         return (self.seed / "systems" / "round" / server_round / "client" / client / purpose).numpy()
 
     def drops_out(self, client: int, server_round: int) -> bool:
         """Whether a sampled client does not answer."""
         rate = self.systems.dropout_rate
-        return rate > 0 and self.draws(server_round, client, "dropout").random() < rate
+        return rate > 0 and self.generator(server_round, client, "dropout").random() < rate
 
-    def steps(self, client: int, server_round: int) -> int:
-        """The local steps of a client: all of them, or the nearest whole number to a straggler's fraction."""
-        whole = self.shapes[client][1]
+    def local_steps(self, client: int, server_round: int) -> int:
+        """The number of local steps of a client in a round. A straggler does a fraction of its steps, rounded, and at least one."""
+        all_steps = self.workloads[client][1]
         if self.systems.straggler_rate == 0:
-            return whole
-        rng = self.draws(server_round, client, "steps")
+            return all_steps
+        rng = self.generator(server_round, client, "steps")
         straggles, fraction = rng.random() < self.systems.straggler_rate, rng.uniform(self.systems.straggler_min_fraction, 1)
-        return max(1, round(fraction * whole)) if straggles else whole
+        return max(1, round(fraction * all_steps)) if straggles else all_steps
 
     # ------------------------------------------------------------------------------------------- the simulated clock
     @cached_property
@@ -148,26 +153,29 @@ class Devices:
 
     def lognormal(self, purpose: str, median: float, sigma: float) -> list[float]:
         """``median * exp(sigma * normal)`` for every client."""
-        return (median * np.exp(sigma * (self.seed / "systems" / purpose).numpy().standard_normal(len(self.shapes)))).tolist()
+        return (median * np.exp(sigma * (self.seed / "systems" / purpose).numpy().standard_normal(len(self.workloads)))).tolist()
 
-    def seconds(self, client: int, server_round: int, received: int, sent: int) -> float:
-        """A client's time in a round in which it receives and sends so many bytes. Steps beside its local ones do not count."""
-        examples = self.shapes[client][0] * self.steps(client, server_round)
+    def client_seconds(self, client: int, server_round: int, received: int, sent: int) -> float:
+        """The simulated seconds of a client in a round in which it receives and sends so many bytes.
+
+        The computation counts the examples of the local steps only. Other work, such as FedMD's digest, takes no simulated time.
+        """
+        examples = self.workloads[client][0] * self.local_steps(client, server_round)
         bandwidth = self.bandwidths[client]
         return received / bandwidth + examples / self.speeds[client] + sent / bandwidth
 
     def round_timing(self, server_round: int, num_sampled: int, traffic: Mapping[int, tuple[int, int]]) -> RoundTiming:
-        """The time of a round: until its last update, or until the deadline where an update is missing then.
+        """The duration of a round, and the clients that missed the deadline.
 
-        Without a deadline, the server knows at once which clients drop out, and does not wait for them. The server's own computation and
-        evaluation take no simulated time.
+        A round lasts until the last update arrives, or until the deadline if an update is missing then. Without a deadline, the server knows
+        at once which clients drop out and does not wait for them. The server's computation and the evaluation take no simulated time.
 
         Args:
             server_round: 1, 2, ...
-            num_sampled: clients that were sampled.
-            traffic: bytes received and sent by each client that answers.
+            num_sampled: number of sampled clients.
+            traffic: the bytes that each replying client receives and sends.
         """
-        times = {client: self.seconds(client, server_round, *numbers) for client, numbers in traffic.items()}
+        times = {client: self.client_seconds(client, server_round, *numbers) for client, numbers in traffic.items()}
         deadline = self.systems.deadline
         late = frozenset(client for client, seconds in times.items() if deadline is not None and seconds > deadline)
         if deadline is not None and (late or len(times) < num_sampled):
@@ -179,23 +187,31 @@ HOMOGENEOUS = Systems(
     client_sampling="uniform", trace=None, dropout_rate=0.0, straggler_rate=0.0, straggler_min_fraction=0.2, deadline=None,
     examples_per_second=1000.0, speed_sigma=0.0, bytes_per_second=1.0e6, bandwidth_sigma=0.0, num_new_clients=0, new_clients_join_round=1,
 )  # fmt: skip
-"""The values of ``conf/systems/default.yaml``: every client is available, equally fast, and in time."""
+"""The values of ``conf/systems/default.yaml``: all clients are available, equally fast, and in time."""
 
 
 def make_devices(
-    systems: Systems, seed: Seed, shapes: Sequence[tuple[int, int]], num_examples: Sequence[int], clients_per_round: int, rounds: int
+    systems: Systems, seed: Seed, workloads: Sequence[tuple[int, int]], num_examples: Sequence[int], clients_per_round: int, rounds: int
 ) -> Devices:
     """The devices of a run.
 
+    Args:
+        systems: the rules of the run.
+        seed: seed of the run.
+        workloads: batch size, and number of local steps in a round without stragglers, of each client [K].
+        num_examples: number of training examples of each client [K].
+        clients_per_round: number of clients in the cohort of a round.
+        rounds: number of rounds.
+
     Raises:
-        ConfigError: the rules do not fit the run, or the trace names other clients.
+        ConfigError: the rules do not fit the run, or the trace names clients that do not exist.
     """
     join_round = systems.new_clients_join_round
     require(join_round <= rounds, "new_clients_join_round", f"must be at most rounds ({rounds})", join_round)
-    traced, population = systems.trace is not None, len(shapes)
-    most = population - (1 if traced else clients_per_round)
-    rest = "one client" if traced else f"clients_per_round ({clients_per_round})"
-    rule = f"must leave {rest} of {population}, hence be at most {most}"
+    has_trace, num_clients = systems.trace is not None, len(workloads)
+    most = num_clients - (1 if has_trace else clients_per_round)
+    rest = "one client" if has_trace else f"clients_per_round ({clients_per_round})"
+    rule = f"must leave {rest} of {num_clients} clients from the first round on, hence be at most {most}"
     require(systems.num_new_clients <= most, "num_new_clients", rule, systems.num_new_clients)
-    trace = read_trace(systems.trace, population) if systems.trace is not None else ()
-    return Devices(systems, seed, shapes, num_examples, trace)
+    trace = read_trace(systems.trace, num_clients) if systems.trace is not None else ()
+    return Devices(systems, seed, workloads, num_examples, trace)

@@ -1,31 +1,45 @@
-"""The base of all engines: a Flower Grid whose nodes are logical clients."""
+"""The base of all engines: a Flower Grid whose nodes are the clients 0..N-1.
+
+Strategies send one message per client and know nothing of workers. A ClientGrid delivers the messages of a phase in four steps:
+
+1. It splits the clients into chunks that train as one program, and assigns the chunks to workers.
+2. The engine sends each worker its chunks, the broadcast, and the states of its clients (:meth:`ClientGrid.start_work`). Engines differ in
+   this step only: :mod:`simulations.engine.local_engine`, :mod:`simulations.engine.ray_engine`, :mod:`simulations.engine.flower_engine`.
+3. The workers process their chunks (:mod:`simulations.engine.client_work`) and return the records of each client.
+4. The grid stores the new client states, and returns one reply per client.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedkd.federation import serialization
 from fedkd.metrics.accuracy import Score
-from simulations.engine.client_work import WORKER_LOST
-from simulations.engine.flower_compat import identify
-from simulations.engine.worker import Answers, Share, everyone, split
-from simulations.setup.evaluation import test_score
+from fedkd.types import Output
+from simulations.engine.client_work import WORKER_LOST, Assignment, Work
+from simulations.engine.flower_compat import set_task_identity
+from simulations.engine.worker import ClientResults, assign_chunks, clients_of
+from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import build_simulation
+
+PendingResults = Callable[[], ClientResults]
+"""A function that waits for the results of workers that are already at work."""
 
 
 class BlockingGrid(Grid):
-    """Messages that are pushed are asked at once by :meth:`send_and_receive`, which is all that is left to be written."""
+    """A Flower Grid in terms of ``send_and_receive`` alone, which subclasses implement."""
 
     def __init__(self) -> None:
         self._inbox: dict[str, Message] = {}
         self._numbers = count()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Ask at once; the replies wait for :meth:`pull_messages`."""
+        """Send messages and wait. The replies are stored for :meth:`pull_messages`."""
         ids = []
         for reply in self.send_and_receive(messages):
             ids.append(str(next(self._numbers)))
@@ -33,115 +47,139 @@ class BlockingGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to pushed messages, each once."""
-        return [self._inbox.pop(i) for i in message_ids if i in self._inbox]
+        """The stored replies, each of them once."""
+        return [self._inbox.pop(message_id) for message_id in message_ids if message_id in self._inbox]
 
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        """A message as Flower's own constructor makes it."""
+        """A message with the arguments of Flower's constructor."""
         return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
 
-Waiting = Callable[[], Answers]
-"""What was asked goes on meanwhile; calling this waits for the answers."""
-
-
 class ClientGrid(BlockingGrid):
-    """A grid of logical clients; subclasses say how a cohort is asked.
+    """A grid of the clients 0..N-1. Subclasses implement :meth:`start_work`.
 
-    A client's memory is its own. In a simulation the grid carries it: out with each request, back with each answer, in a
-    record of its own that is not counted as traffic; it holds from ``commit`` on, so a round that failed leaves no trace.
+    The grid holds the state of each client. A state is sent to the worker with each request and comes back with the reply. It is not part of
+    the traffic between client and server. New states take effect with :meth:`commit`, so a round that failed leaves no trace.
 
     Args:
-        num_clients: N.
-        config: the resolved configuration as YAML, from which workers build their world.
+        num_clients: number of clients N.
+        config: the resolved configuration as YAML, from which workers build the simulation.
     """
 
-    num_workers = 1
-    chunk: int | None
-    """How many clients a worker trains at once, where the configuration leaves it to the run; None is what the configuration says."""
+    num_workers: int = 1
+    """Number of workers among which the clients are divided."""
 
     def __init__(self, num_clients: int, config: str) -> None:
         super().__init__()
-        identify()
+        set_task_identity()
         self.num_clients, self.config = num_clients, config
-        self.chunk: int | None = None
-        self.memory: dict[int, ArrayRecord] = {}
-        self._pending: dict[int, ArrayRecord] = {}
+        self.clients_per_vmap: int | None = None
+        """Clients that a worker trains as one program. None takes the value of the configuration."""
+        self.client_states: dict[int, ArrayRecord] = {}
+        """The states of clients that have trained, after the last :meth:`commit`."""
+        self._uncommitted: dict[int, ArrayRecord] = {}
 
     @abstractmethod
-    def ask(self, kind: str, content: RecordDict, shares: list[Share], timeout: float | None) -> Waiting:
-        """Begin to ask every client, for its answer or error; ``shares`` are cut for the workers, one each; ``kind`` is train or evaluate."""
+    def start_work(self, kind: str, content: RecordDict, assignments: list[Assignment], timeout: float | None) -> PendingResults:
+        """Send work to the workers without waiting for the results.
 
-    def begin(self, messages: Iterable[Message], *, timeout: float | None = None) -> Callable[[], list[Message]]:
-        """Begin to ask all clients that ``messages`` address. The function that is returned waits for the replies: one each, sorted by
-        client, errors among them."""
+        Args:
+            kind: ``train`` or ``evaluate``.
+            content: the content that all clients share.
+            assignments: the chunks of clients of each worker.
+            timeout: seconds after which the clients without a result have failed. None waits without limit.
+
+        Returns:
+            A function that waits for the results.
+        """
+
+    def send(self, messages: Iterable[Message], *, timeout: float | None = None) -> Callable[[], list[Message]]:
+        """Send messages to clients without waiting for the replies.
+
+        Args:
+            messages: one message per client.
+            timeout: seconds after which the clients without a reply have failed. None waits without limit.
+
+        Returns:
+            A function that waits for the replies. There is one for each message, in the order of clients, and some may be errors.
+        """
         groups: dict[tuple[int, str], list[Message]] = {}
-        for message in sorted(messages, key=lambda m: m.metadata.dst_node_id):
+        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
-        asked = [(group, self.ask(kind, group[0].content, self.shares(kind, group), timeout)) for (_, kind), group in groups.items()]
+        started = [
+            (group, self.start_work(kind, group[0].content, self.assign_clients(kind, group), timeout))
+            for (_, kind), group in groups.items()
+        ]
 
-        def replies() -> list[Message]:
-            answered = [(message, answers) for group, wait in asked for answers in [wait()] for message in group]
-            made = [Message(self._keep(m.metadata.dst_node_id, answers), reply_to=m) for m, answers in answered]
-            return sorted(made, key=lambda r: r.metadata.src_node_id)
+        def receive() -> list[Message]:
+            results = [(message, by_client) for group, wait in started for by_client in [wait()] for message in group]
+            replies = [Message(self._take_state(m.metadata.dst_node_id, by_client), reply_to=m) for m, by_client in results]
+            return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
-        return replies
+        return receive
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Ask all clients that ``messages`` address; one reply each, sorted by client, errors among them."""
-        return self.begin(messages, timeout=timeout)()
+        """Send messages to clients, and wait for the replies. See :meth:`send`."""
+        return self.send(messages, timeout=timeout)()
 
-    def score(self, model: Callable) -> Callable[[], Score]:
-        """Begin the balanced test of ``model``; the function that is returned waits for it."""
-        return lambda: test_score(build_simulation(self.config), model)
+    def start_global_test(self, model: Callable[[Tensor], Output]) -> Callable[[], Score]:
+        """Evaluate a model on the global test set. The result is a function that waits for the score."""
+        return lambda: score_global_test(build_simulation(self.config), model)
 
-    def shares(self, kind: str, messages: list[Message]) -> list[Share]:
-        """The clients of ``messages`` in chunks, and those dealt out to the workers by the steps that they have to do."""
-        home, clients = build_simulation(self.config), [m.metadata.dst_node_id for m in messages]
+    def assign_clients(self, kind: str, messages: list[Message]) -> list[Assignment]:
+        """The chunks of clients of each worker, divided by the number of examples that each chunk processes.
+
+        Args:
+            kind: ``train`` or ``evaluate``. Clients are evaluated one at a time.
+            messages: messages with the same content, one per client.
+        """
+        simulation, clients = build_simulation(self.config), [message.metadata.dst_node_id for message in messages]
         if kind != "train":
-            chunks = [[client] for client in clients]
-            return split(chunks, self.num_workers, [len(home.partition.test[client]) for client in clients])
-        server_round = int(messages[0].content["config"]["server-round"])
-        chunks = (
-            home.chunks(clients, self.chunk or home.config.clients_per_vmap, server_round)
-            if serialization.BROADCAST in messages[0].content
-            else [[client] for client in clients]
-        )
-        return split(chunks, self.num_workers, [sum(home.load(client, server_round) for client in chunk) for chunk in chunks])
+            test_sizes = [len(simulation.partition.test[client]) for client in clients]
+            return assign_chunks([[client] for client in clients], self.num_workers, test_sizes)
+        content = messages[0].content
+        server_round, chunks = serialization.server_round_of(content), [[client] for client in clients]
+        if serialization.BROADCAST in content:
+            chunks = simulation.split_into_chunks(clients, self.clients_per_vmap or simulation.config.clients_per_vmap, server_round)
+        costs = [sum(simulation.num_examples_per_round(client, server_round) for client in chunk) for chunk in chunks]
+        return assign_chunks(chunks, self.num_workers, costs)
 
-    def _keep(self, client: int, answers: Answers) -> RecordDict | Error:
-        """The answer of ``client`` without its memory, which stays here until ``commit``."""
-        answer = answers.get(client, Error(code=WORKER_LOST, reason="no answer came back"))
-        if isinstance(answer, RecordDict) and serialization.CLIENT_STATE in answer:
-            self._pending[client] = answer.pop(serialization.CLIENT_STATE)
-        return answer
+    def work(self, assignment: Assignment) -> Work:
+        """The work of a worker with these chunks of clients."""
+        return Work(assignment, self.config)
+
+    def states_for(self, content: RecordDict, assignment: Assignment) -> dict[int, ArrayRecord]:
+        """The states to send with a message: those of the assigned clients that have trained, and none for Flower's strategies."""
+        if serialization.BROADCAST not in content:
+            return {}
+        return {client: self.client_states[client] for client in clients_of(assignment) if client in self.client_states}
 
     def commit(self, clients: Iterable[int] | None = None) -> None:
-        """The round stands: so do the memories that came back with it, or those of ``clients`` alone."""
-        self.memory.update(self._pending if clients is None else {c: self._pending[c] for c in clients if c in self._pending})
-        self._pending.clear()
-
-    def cohort(self, share: Share) -> ConfigRecord:
-        """What a worker is told: whom to ask, who of them at once, and of which world."""
-        return ConfigRecord({"clients": everyone(share), "chunks": [len(chunk) for chunk in share], "config": self.config})
-
-    def owns(self, content: RecordDict, share: Share) -> dict[int, ArrayRecord]:
-        """The memories of a share's clients, where the message is one of fedkd's."""
-        known = [client for client in everyone(share) if client in self.memory] if serialization.BROADCAST in content else []
-        return {client: self.memory[client] for client in known}
+        """Let the new states of ``clients`` take effect, and discard those of all others. None takes all new states."""
+        states = self._uncommitted
+        self.client_states.update(states if clients is None else {client: states[client] for client in clients if client in states})
+        self._uncommitted.clear()
 
     def get_node_ids(self) -> list[int]:
-        """0..N-1."""
+        """The clients 0..N-1."""
         return list(range(self.num_clients))
 
     def set_run(self, run: Any) -> None:
-        """Flower's runtime calls this; there is nothing to know of a run here."""
+        """Store Flower's information on the run. It is not used."""
         self._run = run
 
     @property
     def run(self) -> Any:
-        """What :meth:`set_run` was given."""
+        """The value of :meth:`set_run`."""
         return self._run
 
     def close(self) -> None:
-        """Give back what the grid holds."""
+        """Release what the grid holds."""
+
+    def _take_state(self, client: int, results: ClientResults) -> RecordDict | Error:
+        """The result of a client, without its new state, which is stored until :meth:`commit`."""
+        result = results.get(client, Error(code=WORKER_LOST, reason="the worker sent no reply"))
+        if isinstance(result, RecordDict) and serialization.CLIENT_STATE in result:
+            self._uncommitted[client] = serialization.array_record(result, serialization.CLIENT_STATE)
+            del result[serialization.CLIENT_STATE]
+        return result

@@ -1,15 +1,17 @@
-"""The ServerApp and the ClientApp, free of configuration: the same two run in every engine and under ``flwr run``.
+"""The work of a client process: train or evaluate the clients of a message, and reply.
 
-A ClientApp is asked for one client, or by a grid of :mod:`simulations.engine.base` for a cohort: then a record ``cohort`` names the
-clients and carries the configuration, each client's memory travels in a record of its own, and the answers come back the
-same way.
+A message reaches this module in one of two forms. A grid of :mod:`simulations.engine.base` adds a record ``work`` that lists the clients of
+one worker in chunks, and the states of these clients. The reply then holds the records of all of them. A message without this record is
+for the one client that is hosted by the node, whose state stays in the node's context.
 """
 
 import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -19,136 +21,225 @@ from fedkd.federation import serialization
 from fedkd.federation.client import Client
 from fedkd.metrics.accuracy import Score
 from fedkd.strategy import Strategy
-from fedkd.types import State, Update
+from fedkd.types import State, Tensors, Update
 from simulations.process import configure_process
 from simulations.setup.simulation import Simulation, build_simulation, simulation_from_overrides
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 
 CLIENT_RAISED, WORKER_LOST, TIMED_OUT = 2, 0, 3
-"""Codes of error replies; the first two are Flower's own."""
+"""Codes of error replies: a client raised an exception, its worker process ended, or the timeout passed. Flower defines the first two."""
+
+WORK = "work"
+"""Name of the record with the chunks of clients that a worker processes."""
+
+Assignment = list[list[int]]
+"""The chunks of clients that one worker processes. The clients of a chunk train as one program."""
+
+ClientStateRecords = list[ArrayRecord | None]
+"""The states of the clients of a chunk, None for clients that have not trained yet."""
+
+WorkFunction = Callable[[Simulation, RecordDict, State | None, ClientStateRecords, list[int]], list[RecordDict]]
+"""``(simulation, content, broadcast, client states, clients) -> replies``: :func:`train_chunk` or :func:`evaluate_chunk`."""
 
 
-Owns = list[ArrayRecord | None]
-
-Work = Callable[[Simulation, RecordDict, State | None, Owns, list[int]], list[RecordDict]]
-
-
-def answer(message: Message, context: Context, work: Work) -> Message:
-    """One client's answer as it is, or a cohort's answers with the client's number before each record's name."""
-    configure_process()
-    content = message.content
-    if "cohort" not in content:
-        home, own = simulation_from_overrides(str(context.run_config.get("overrides", ""))), context.state.get(serialization.CLIENT_STATE)
-        (reply,) = work(home, content, broadcast(home, content), [own], [int(context.node_config["partition-id"])])
-        if serialization.CLIENT_STATE in reply:
-            context.state[serialization.CLIENT_STATE] = reply.pop(serialization.CLIENT_STATE)
-        return Message(reply, reply_to=message)
-    cohort = content["cohort"]
-    owns = {client: content[name] for client in cohort["clients"] if (name := f"{client}/{serialization.CLIENT_STATE}") in content}
-    found = answers(work, content, cohort, owns)
-    return Message(
-        RecordDict({f"{client}/{name}": record for client, records in found.items() for name, record in records.items()}), reply_to=message
-    )
-
-
-def answers(work: Work, content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, ArrayRecord]) -> dict[int, RecordDict]:
-    """A cohort's answers, chunk by chunk: what the ClientApp replies with, and the engines of this package ask for.
+@dataclass(frozen=True)
+class Work:
+    """The work of one worker.
 
     Args:
-        work: :func:`train_chunk` or :func:`evaluate_chunk`.
-        content: what all clients share.
-        cohort: the clients, the lengths of their chunks, and the configuration as YAML.
-        owns: the memories of those that have one.
+        assignment: chunks of clients.
+        config: the resolved configuration of the run as YAML.
+    """
+
+    assignment: Assignment
+    config: str
+
+    def to_record(self) -> ConfigRecord:
+        """This work as a record of a message."""
+        clients = [client for chunk in self.assignment for client in chunk]
+        return ConfigRecord({"clients": clients, "chunks": [len(chunk) for chunk in self.assignment], "config": self.config})
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> "Work":
+        """The work of a record that :meth:`to_record` made."""
+        clients, sizes = iter(cast(list[int], record["clients"])), cast(list[int], record["chunks"])
+        return cls([list(islice(clients, size)) for size in sizes], str(record["config"]))
+
+
+def handle_message(message: Message, context: Context, work_function: WorkFunction) -> Message:
+    """The reply of a ClientApp.
+
+    Args:
+        message: the message of the server.
+        context: the context of the node, with the client's state where the node hosts one client.
+        work_function: :func:`train_chunk` or :func:`evaluate_chunk`.
+
+    Returns:
+        The records of the node's client. If the message has a record ``work``, the records of all its clients, where names have the
+        client in front: ``7/update``.
     """
     configure_process()
-    home, found = build_simulation(str(cohort["config"])), {}
-    shared, clients = broadcast(home, content), iter(cohort["clients"])
-    for chunk in [list(islice(clients, size)) for size in cohort["chunks"]]:
+    content = message.content
+    if WORK not in content:
+        simulation = simulation_from_overrides(str(context.run_config.get("overrides", "")))
+        client = int(cast(int, context.node_config["partition-id"]))
+        return Message(reply_of_node(simulation, content, context, work_function, client), reply_to=message)
+    work = Work.from_record(content.config_records[WORK])
+    names = {client: f"{client}/{serialization.CLIENT_STATE}" for chunk in work.assignment for client in chunk}
+    client_states = {client: serialization.array_record(content, name) for client, name in names.items() if name in content}
+    replies = run_chunks(work_function, content, work, client_states)
+    records = {f"{client}/{name}": record for client, reply in replies.items() for name, record in reply.items()}
+    return Message(RecordDict(records), reply_to=message)
+
+
+def reply_of_node(simulation: Simulation, content: RecordDict, context: Context, work_function: WorkFunction, client: int) -> RecordDict:
+    """The records of a node that hosts one client. The client's state is read from the node's context and stored there again."""
+    record = context.state.array_records.get(serialization.CLIENT_STATE)
+    (reply,) = work_function(simulation, content, decode_broadcast(simulation, content), [record], [client])
+    if serialization.CLIENT_STATE in reply:
+        context.state[serialization.CLIENT_STATE] = reply.pop(serialization.CLIENT_STATE)
+    return reply
+
+
+def run_chunks(
+    work_function: WorkFunction, content: RecordDict, work: Work, client_states: Mapping[int, ArrayRecord]
+) -> dict[int, RecordDict]:
+    """Process the chunks of one worker, one after the other.
+
+    An exception in a chunk becomes an error record of all its clients. The failure policy of the run decides what follows.
+
+    Args:
+        work_function: :func:`train_chunk` or :func:`evaluate_chunk`.
+        content: the content that all clients share.
+        work: the chunks of clients, and the configuration.
+        client_states: the states of clients that have trained before, by client.
+
+    Returns:
+        The records of each client. Clients that failed have one record ``error`` with ``code`` and ``reason``.
+    """
+    configure_process()
+    simulation = build_simulation(work.config)
+    broadcast, replies = decode_broadcast(simulation, content), dict[int, RecordDict]()
+    for chunk in work.assignment:
         try:
-            replies = work(home, content, shared, [owns.get(client) for client in chunk], chunk)
-        except Exception:  # noqa: BLE001 - whatever a client's code raises is its chunk's failure, and the run's policy decides
-            failed = ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})
-            replies = [RecordDict({"error": failed})] * len(chunk)
-        found.update(zip(chunk, replies))
-    return found
+            results = work_function(simulation, content, broadcast, [client_states.get(client) for client in chunk], chunk)
+        except Exception:
+            error = ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})
+            results = [RecordDict({"error": error})] * len(chunk)
+        replies.update(zip(chunk, results))
+    return replies
 
 
-def broadcast(home: Simulation, content: RecordDict) -> State | None:
-    """What every client of a message shares, decoded once; None where the message is not in fedkd's dialect."""
-    return serialization.from_record(content[serialization.BROADCAST], home.config.device) if serialization.BROADCAST in content else None
+def decode_broadcast(simulation: Simulation, content: RecordDict) -> State | None:
+    """The broadcast as a state on the run's device. None for a message of one of Flower's strategies, which has no such record."""
+    if serialization.BROADCAST not in content:
+        return None
+    return serialization.from_record(serialization.array_record(content, serialization.BROADCAST), simulation.config.device)
 
 
-def train_chunk(home: Simulation, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
-    """The training of clients that train at once: of each its update, its metrics, its memory."""
-    server_round = int(content["config"]["server-round"])
-    sites = [home.client(client, server_round) for client in clients]
-    if shared is None:
-        return [train_foreign(home, content, site, server_round) for site in sites]
-    memories = [remembered(own, site.device) for own, site in zip(owns, sites)]
+def train_chunk(
+    simulation: Simulation, content: RecordDict, broadcast: State | None, client_states: ClientStateRecords, clients: list[int]
+) -> list[RecordDict]:
+    """Train the clients of a chunk, several of them as one program.
+
+    Returns:
+        For each client its update, metrics, information, and new state.
+    """
+    server_round = serialization.server_round_of(content)
+    participants = [simulation.client(client, server_round) for client in clients]
+    if broadcast is None:
+        return [train_for_flower_strategy(simulation, content, client, server_round) for client in participants]
+    states = [decode_client_state(record, client.device) for record, client in zip(client_states, participants)]
     begin = time.perf_counter()
-    if len(sites) == 1:
-        trained = [home.strategy.train(sites[0], shared, memories[0], server_round)]
+    if len(participants) == 1:
+        trained = [simulation.strategy.train(participants[0], broadcast, states[0], server_round)]
     else:
-        trained = home.strategy.train_clients(sites, shared, memories, server_round)
-    seconds = (time.perf_counter() - begin) / len(sites)
-    return [records(update, kept, seconds) for update, kept in trained]
+        trained = simulation.strategy.train_clients(participants, broadcast, states, server_round)
+    seconds = (time.perf_counter() - begin) / len(participants)
+    return [training_reply(update, state, seconds) for update, state in trained]
 
 
-def train_foreign(home: Simulation, content: RecordDict, site: Client, server_round: int) -> RecordDict:
-    """One client's training in the dialect of Flower's own strategies."""
-    name, shared, half = foreign(home, content)
-    update, _ = half.train(site, shared, None, server_round)
+def train_for_flower_strategy(simulation: Simulation, content: RecordDict, client: Client, server_round: int) -> RecordDict:
+    """Train one client for a message of one of Flower's strategies."""
+    name, model, strategy = flower_strategy_parts(simulation, content)
+    update, _ = strategy.train(client, {"model": model}, None, server_round)
     metrics = MetricRecord({"num-examples": update.num_examples, **update.metrics})
     return RecordDict({name: ArrayRecord(update.state["model"]), serialization.METRICS: metrics})
 
 
-def records(update: Update, kept: State, seconds: float) -> RecordDict:
-    """A client's answer in records; ``seconds`` is its share of its chunk's training time."""
+def training_reply(update: Update, client_state: State, seconds: float) -> RecordDict:
+    """The records of a client after training.
+
+    Args:
+        update: the client's update.
+        client_state: the client's new state.
+        seconds: the client's share of the training time of its chunk.
+    """
     return RecordDict({
         serialization.UPDATE: serialization.to_record(update.state),
         serialization.METRICS: MetricRecord({"num-examples": update.num_examples, **update.metrics}),
         serialization.CLIENT_INFO: ConfigRecord({"architecture": update.architecture, "seconds": seconds, "worker": os.getpid()}),
-        serialization.CLIENT_STATE: serialization.to_record(kept),
+        serialization.CLIENT_STATE: serialization.to_record(client_state),
     })  # fmt: skip
 
 
-def evaluate_chunk(home: Simulation, content: RecordDict, shared: State | None, owns: Owns, clients: list[int]) -> list[RecordDict]:
-    """The scores of clients on their own test shards, one after the other."""
-    server_round, half, answers = int(content["config"]["server-round"]), home.strategy, []
-    if shared is None:
-        _, shared, half = foreign(home, content)
-    batch_size = home.config.evaluation.batch_size
-    for own, client in zip(owns, clients):
-        site = home.client(client, server_round, testing=True)
-        score = half.evaluate(site, shared, remembered(own, site.device), batch_size)
-        answers.append(RecordDict({serialization.METRICS: MetricRecord(scores(score))}))
-    return answers
+def evaluate_chunk(
+    simulation: Simulation, content: RecordDict, broadcast: State | None, client_states: ClientStateRecords, clients: list[int]
+) -> list[RecordDict]:
+    """Evaluate each client on its local test set, one after the other.
+
+    Returns:
+        For each client its metrics.
+    """
+    server_round, batch_size = serialization.server_round_of(content), simulation.config.evaluation.batch_size
+    if broadcast is None:
+        _, model, strategy = flower_strategy_parts(simulation, content)
+        broadcast = {"model": model}
+    else:
+        strategy = simulation.strategy
+    replies = []
+    for record, number in zip(client_states, clients):
+        client = simulation.client(number, server_round, testing=True)
+        score = strategy.evaluate(client, broadcast, decode_client_state(record, client.device), batch_size)
+        replies.append(RecordDict({serialization.METRICS: score_metrics(score)}))
+    return replies
 
 
-def remembered(own: ArrayRecord | None, device: torch.device) -> State | None:
-    """A client's memory as it travelled; None before its first round."""
-    return None if own is None else serialization.from_record(own, device)
+def decode_client_state(record: ArrayRecord | None, device: torch.device) -> State | None:
+    """A client's state on ``device``. None before the client's first round."""
+    return None if record is None else serialization.from_record(record, device)
 
 
-def scores(score: Score) -> dict[str, int | float]:
-    """A score as Flower's strategies expect it: the loss is a mean, ``num-examples`` its weight."""
-    total = int(score.total.sum())
-    return {
-        "num-examples": total,
+def score_metrics(score: Score) -> MetricRecord:
+    """A score with the names that Flower's strategies expect. ``loss`` is the mean over ``num-examples``."""
+    num_examples = int(score.total.sum())
+    return MetricRecord({
+        "num-examples": num_examples,
         "num-correct": int(score.correct.sum()),
-        "loss": score.loss / max(total, 1),
-        "accuracy": score.accuracy if total else 0.0,
-    }
+        "loss": score.loss / max(num_examples, 1),
+        "accuracy": score.accuracy if num_examples else 0.0,
+    })  # fmt: skip
 
 
-def foreign(home: Simulation, content: RecordDict) -> tuple[str, State, Strategy]:
-    """The dialect of Flower's own strategies: one ArrayRecord that is the whole model. The client's half is FedAvg's, or
-    FedProx's where the server asks for its proximal term."""
-    (name, record), *rest = content.array_records.items()
-    if rest:
-        raise ConfigError(f"a message of a strategy that is not fedkd's must carry one ArrayRecord, got {[name, *dict(rest)]}")
-    switches = {"batchnorm": "averaged", "aggregation": "examples", "lr_schedule": "constant", "lr_decay": 1.0, "shared_layers": "all"}
-    mu = content["config"].get("proximal-mu")
-    half = FedAvg(**switches) if mu is None else FedProx(**switches, mu=float(mu), weight_decay=0.0)
-    return name, {"model": home.receive(record)}, half
+def flower_strategy_parts(simulation: Simulation, content: RecordDict) -> tuple[str, Tensors, Strategy]:
+    """How a client takes part in one of Flower's strategies: it trains as in FedAvg, or as in FedProx if the message has ``proximal-mu``.
+
+    Returns:
+        The name of the message's ArrayRecord, the model in it, and the strategy that the client follows.
+
+    Raises:
+        ConfigError: the message does not have exactly one ArrayRecord.
+    """
+    (name, record), *others = content.array_records.items()
+    if others:
+        raise ConfigError(f"a message of one of Flower's strategies must have one ArrayRecord, got {[name, *dict(others)]}")
+    mu = content.config_records["config"].get("proximal-mu")
+    if mu is None:
+        strategy: Strategy = FedAvg(batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all")
+    else:
+        strategy = FedProx(
+            batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all",
+            mu=float(cast(float, mu)), weight_decay=0.0,
+        )  # fmt: skip
+    return name, simulation.to_model_tensors(record), strategy

@@ -1,4 +1,4 @@
-"""Ray: started or joined, asked for room, and its actors hired and dismissed."""
+"""Ray: starting it or connecting to a cluster, and acquiring and releasing its actors."""
 
 import os
 import signal
@@ -14,74 +14,85 @@ import psutil
 from fedkd.errors import ConfigError, require
 from simulations.engine.worker import Worker
 
-PATIENCE = 20.0
-"""Seconds that a cluster has to find room for actors."""
+PLACEMENT_TIMEOUT = 20.0
+"""Seconds that a cluster has to find free resources for actors."""
 
+MAX_DIRECT_BYTES = 2 << 20
+"""Up to this size in bytes an object is sent inside a message. Larger ones go through Ray's object store, which takes two milliseconds."""
 
-DIRECT = 2 << 20
-"""Bytes that travel with a question or an answer itself, and not through Ray's store, which takes two milliseconds."""
-
-
-QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-"""How Ray is started."""
-
+RAY_OPTIONS: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+"""Options with which Ray is started."""
 
 _idle: dict[float, list[Any]] = {}
-"""Actors of earlier runs of this process, by their share of a GPU: a new one takes seconds to import what it needs."""
+"""Actors of earlier runs of this process, by their GPUs. They are kept because a new actor takes seconds to import its modules."""
 
 
-def hire(ray: Any, num_gpus: float, number: int) -> list[Any]:
-    """Actors: those that wait since an earlier run, and new ones, in the place of those of another kind.
+def acquire_actors(ray: Any, num_gpus: float, number: int) -> list[Any]:
+    """Actors for a run: idle ones of earlier runs of this process first, then new ones.
+
+    Idle actors with another number of GPUs are ended, as they hold resources of the cluster.
+
+    Args:
+        ray: the initialized module.
+        num_gpus: GPUs of each actor.
+        number: number of actors.
 
     Raises:
-        ConfigError: there is no room for them.
+        ConfigError: the cluster has no free resources for them.
     """
-    for other in [share for share in _idle if share != num_gpus]:
+    for other in [gpus for gpus in _idle if gpus != num_gpus]:
         for actor in _idle.pop(other):
             ray.kill(actor)
-    waiting = _idle.setdefault(num_gpus, [])
-    hired = [waiting.pop() for _ in range(min(number, len(waiting)))]
-    if len(hired) < number:
-        find_room(ray, num_gpus, number - len(hired))
-        kind = ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
-        hired += [kind.remote() for _ in range(number - len(hired))]
-    return hired
+    idle = _idle.setdefault(num_gpus, [])
+    actors = [idle.pop() for _ in range(min(number, len(idle)))]
+    if len(actors) < number:
+        check_capacity(ray, num_gpus, number - len(actors))
+        actor_class = ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
+        actors += [actor_class.remote() for _ in range(number - len(actors))]
+    return actors
 
 
-def find_room(ray: Any, num_gpus: float, number: int) -> None:
-    """Wait until Ray could place so many actors, but no longer than ``PATIENCE``: without room it would let them wait for ever.
+def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
+    """Wait until the cluster has free resources for new actors, up to :data:`PLACEMENT_TIMEOUT` seconds.
+
+    Without this check Ray would let actors wait forever.
+
+    Args:
+        ray: the initialized module.
+        num_gpus: GPUs of each actor.
+        number: number of actors.
 
     Raises:
-        ConfigError: saying what was asked and what there is.
+        ConfigError: the resources are not free in time, or the cluster does not have them at all.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    each = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
-    total, asked = ray.cluster_resources(), {name: number * share for name, share in each.items()}
-    possible = all(total.get(name, 0.0) >= amount for name, amount in asked.items())
-    room = placement_group([each] * number) if possible else None
-    placed = room is not None and room.wait(PATIENCE)
+    per_actor = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
+    total = ray.cluster_resources()
+    possible = all(total.get(name, 0.0) >= number * amount for name, amount in per_actor.items())
+    reservation = placement_group([per_actor] * number) if possible else None
+    placed = reservation is not None and reservation.wait(PLACEMENT_TIMEOUT)
     free = ray.available_resources()
-    if room is not None:
-        remove_placement_group(room)
-    there = ", ".join(f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} free" for name in each)
-    wanted = " and ".join(f"{share:g} {name}" for name, share in each.items())
-    require(placed, "workers", f"must fit into the cluster, which has {there}, at {wanted} each", number)
+    if reservation is not None:
+        remove_placement_group(reservation)
+    resources = ", ".join(f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} free" for name in per_actor)
+    needed = " and ".join(f"{amount:g} {name}" for name, amount in per_actor.items())
+    require(placed, "workers", f"must fit into the cluster, which has {resources}, at {needed} each", number)
 
 
-def dismiss(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
-    """Let ``actors`` wait for the next run; those that do not answer at once, dead or still at work, end."""
+def release_actors(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
+    """Keep actors for the next run of this process. Actors that do not reply within a second, dead or still at work, are ended."""
     pings = [actor.ping.remote() for actor in actors]
     answered = set(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) if pings else set()
     for actor, ping in zip(actors, pings):
-        if ping in answered and alive(ray, ping):
+        if ping in answered and is_alive(ray, ping):
             _idle.setdefault(num_gpus, []).append(actor)
         else:
             ray.kill(actor)
 
 
-def alive(ray: Any, ping: Any) -> bool:
-    """The actor that was pinged answered, and not somebody for it that it is dead."""
+def is_alive(ray: Any, ping: Any) -> bool:
+    """Whether a finished ping was answered by the actor. Ray also finishes the ping of a dead actor, with an error."""
     try:
         ray.get(ping)
     except ray.exceptions.RayError:
@@ -90,15 +101,19 @@ def alive(ray: Any, ping: Any) -> bool:
 
 
 def start_ray(num_workers: int, address: str | None) -> Any:
-    """Ray, with room for ``num_workers`` actors on this machine unless it runs on a cluster already.
+    """The module ``ray``, initialized. Ray runs on this machine with at least ``num_workers`` CPUs, or on an existing cluster.
+
+    Args:
+        num_workers: number of actors that must fit on this machine.
+        address: address of an existing cluster. None takes ``RAY_ADDRESS``, or starts Ray on this machine.
 
     Raises:
-        ConfigError: no cluster answers at ``address``.
+        ConfigError: no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lets its workers stand back behind every other process
-    os.environ.setdefault("RAY_max_direct_call_object_size", str(DIRECT))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's workers have a lower priority than all other processes
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(MAX_DIRECT_BYTES))
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -107,23 +122,25 @@ def start_ray(num_workers: int, address: str | None) -> Any:
         _idle.clear()
     if not ray.is_initialized():
         _idle.clear()
-        with undisturbed():
+        with deferred_signals():
             if address is None:
-                ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), **QUIET)
+                ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), **RAY_OPTIONS)
             else:
-                join(ray, address)
+                connect_to_cluster(ray, address)
         if address is None:
-            take_along()
+            end_ray_on_sigterm()
     return ray
 
 
-def take_along() -> None:
-    """From now on SIGTERM ends this process as ever, and before it those of Ray that it has started: where a scheduler sends the signal to
-    all of them at once, Ray's agents can outlive the others for ever."""
+def end_ray_on_sigterm() -> None:
+    """Let SIGTERM end Ray's processes before this one.
+
+    A scheduler sends SIGTERM to all processes at once. Without this handler, Ray's agents can outlive the others forever.
+    """
     started = psutil.Process().children(recursive=True)
 
     def end(number: int, _: Any) -> None:
-        silence()
+        discard_output()
         for process in {*started, *psutil.Process().children(recursive=True)}:
             with suppress(psutil.Error):
                 process.kill()
@@ -134,8 +151,8 @@ def take_along() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
-def silence() -> None:
-    """Nothing more is printed by this process: what Ray's agents have to say of their own end arrives here, and is nobody's concern."""
+def discard_output() -> None:
+    """Discard all further output of this process, which would be messages of Ray about the end of its own agents."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -143,8 +160,8 @@ def silence() -> None:
         os.dup2(nowhere, stream)
 
 
-def join(ray: Any, address: str) -> None:
-    """Connect to a cluster; where nobody listens that is said at once, while Ray itself goes on asking for minutes.
+def connect_to_cluster(ray: Any, address: str) -> None:
+    """Connect to an existing cluster. A port on which nobody listens is an error at once, while Ray itself would try for minutes.
 
     Raises:
         ConfigError: no cluster answers.
@@ -152,33 +169,33 @@ def join(ray: Any, address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         if port.isdigit():
-            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
-        ray.init(address=address, **QUIET)
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PLACEMENT_TIMEOUT).close()
+        ray.init(address=address, **RAY_OPTIONS)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
         raise ConfigError(f"{rule}, got {address!r}: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended, the first time, and mean then what they meant before.
+def deferred_signals() -> Iterator[None]:
+    """Defer the first Ctrl-C or SIGTERM until the end of the block, and restore the handlers of both signals there.
 
-    In the middle of its start Ray would leave processes behind, and from then on its own way with SIGTERM is to abort with a page of
-    addresses.
+    If a signal ended Ray during its start, some of its processes would be left. Ray also installs its own handler of SIGTERM, which prints a
+    page of addresses.
     """
-    arrived: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        arrived.append(number)
-        if len(arrived) > 1:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if in_main_thread else {}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        for number in arrived[:1]:
-            signal.raise_signal(number)
+        for received_number in received[:1]:
+            signal.raise_signal(received_number)

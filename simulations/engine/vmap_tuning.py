@@ -1,6 +1,7 @@
-"""``clients_per_vmap=auto``: which number of clients trains fastest as one tensor program, by timing some steps of this very run.
+"""``clients_per_vmap=auto``: times a few training steps of this run, and chooses how many clients a worker trains as one program.
 
-Small networks are bound by what lies between operations and gain several times; wide ones are bound by arithmetic, and lose.
+The overhead of each operation dominates the time of small networks, which therefore train several times faster together. The arithmetic
+dominates the time of wide networks, which train slower together.
 """
 
 import statistics
@@ -15,58 +16,66 @@ from simulations.process import configure_process
 from simulations.setup.simulation import Simulation
 
 CANDIDATES = (1, 5, 10, 20)
+"""The numbers of clients that are tried."""
 
-STEPS, REPETITIONS, GAIN = 3, 3, 1.05
-"""Steps of one timing; timings of each candidate, one after the other in turn; how much faster a larger number must be to be kept."""
+NUM_STEPS = 3
+"""Training steps of one timing."""
+
+NUM_REPETITIONS = 3
+"""Timings of each candidate. Candidates are timed in turn, and the median counts."""
+
+MIN_SPEEDUP = 1.05
+"""A larger number of clients is chosen only if it is faster by this factor."""
 
 
-def choose_clients_per_vmap(home: Simulation, num_workers: int) -> tuple[int, dict[str, float]]:
-    """The number of clients to train at once, and milliseconds per client and step of each number that was tried.
+def choose_clients_per_vmap(simulation: Simulation, num_workers: int) -> tuple[int, dict[str, float]]:
+    """The number of clients that a worker trains as one program.
 
-    Every candidate leaves work for all workers. Clients of the largest group alike in batch size stand for all.
+    Every candidate leaves work for all workers. The timings use clients of the largest group with the same architecture and batch size.
 
     Args:
-        home: the run.
-        num_workers: among whom a round's clients are shared.
+        simulation: the simulation of the run.
+        num_workers: number of workers among which the clients of a round are divided.
+
+    Returns:
+        The number of clients, and the milliseconds per client and step of each candidate. There are no timings if 1 is the only candidate.
     """
     configure_process()
-    share = -(-home.config.clients_per_round // num_workers)
-    clients = alike(home)
-    numbers = [n for n in CANDIDATES if n == 1 or n <= min(share, len(clients))]
-    if len(numbers) == 1 or has_randomness(clients[0].model):
+    clients_per_worker = -(-simulation.config.clients_per_round // num_workers)
+    clients = largest_group(simulation)
+    candidates = [number for number in CANDIDATES if number == 1 or number <= min(clients_per_worker, len(clients))]
+    if len(candidates) == 1 or has_randomness(clients[0].model):
         return 1, {}
-    shared = {
-        part: tensors
-        for part, tensors in home.strategy.init_server(home.federation().server).items()
-        if part in home.strategy.broadcast_parts
-    }
-    milliseconds: dict[int, list[float]] = {number: [] for number in numbers}
-    for repetition in range(1 + REPETITIONS):
-        for number in numbers:
-            spent = seconds(home, clients[:number], shared) / (STEPS * number) * 1e3
-            if repetition > 0:  # the first warms up
-                milliseconds[number].append(spent)
+    strategy = simulation.strategy
+    state = strategy.init_server(simulation.federation().server)
+    broadcast = {part: tensors for part, tensors in state.items() if part in strategy.broadcast_parts}
+    milliseconds: dict[int, list[float]] = {number: [] for number in candidates}
+    for repetition in range(1 + NUM_REPETITIONS):
+        for number in candidates:
+            per_step = time_steps(simulation, clients[:number], broadcast) / (NUM_STEPS * number) * 1e3
+            if repetition > 0:  # the first one is a warm-up
+                milliseconds[number].append(per_step)
     median = {number: statistics.median(times) for number, times in milliseconds.items()}
     chosen = 1
-    for number in numbers[1:]:
-        if median[number] * GAIN < median[chosen]:
+    for number in candidates[1:]:
+        if median[number] * MIN_SPEEDUP < median[chosen]:
             chosen = number
     return chosen, {str(number): round(value, 4) for number, value in median.items()}
 
 
-def alike(home: Simulation) -> list[Client]:
-    """Clients of the commonest network and batch size, with few steps to do."""
-    kinds = [home.kind(number) for number in range(home.config.num_clients)]
-    kind = max(sorted(set(kinds)), key=kinds.count)
-    numbers = [number for number in range(home.config.num_clients) if kinds[number] == kind][: max(CANDIDATES)]
-    return [replace(home.client(number, 1), num_steps=STEPS) for number in numbers]
+def largest_group(simulation: Simulation) -> list[Client]:
+    """Clients with the most common architecture and batch size, as many as the largest candidate needs, with few local steps."""
+    groups = [simulation.vmap_group(client) for client in range(simulation.config.num_clients)]
+    largest = max(sorted(set(groups)), key=groups.count)
+    members = [client for client, group in enumerate(groups) if group == largest][: max(CANDIDATES)]
+    return [replace(simulation.client(client, 1), num_steps=NUM_STEPS) for client in members]
 
 
-def seconds(home: Simulation, clients: Sequence[Client], shared: State) -> float:
-    """Wall time of some steps of ``clients`` at once, or of one alone."""
+def time_steps(simulation: Simulation, clients: Sequence[Client], broadcast: State) -> float:
+    """The wall-clock seconds in which ``clients`` train as one program, or in which one client trains alone."""
     begin = time.perf_counter()
     if len(clients) == 1:
-        home.strategy.train(clients[0], shared, None, 1)
+        simulation.strategy.train(clients[0], broadcast, None, 1)
     else:
-        home.strategy.train_clients(clients, shared, [None] * len(clients), 1)
+        simulation.strategy.train_clients(clients, broadcast, [None] * len(clients), 1)
     return time.perf_counter() - begin

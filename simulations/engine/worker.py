@@ -1,11 +1,15 @@
-"""What runs where clients run: the process that answers a grid's requests, and the two ends of a request."""
+"""A worker process, and how work is divided among workers.
+
+``assign_chunks`` divides the chunks of a round among the workers. Each worker receives its chunks in one or more requests, and returns the
+records of each client. ``parse_errors`` then turns the error records of failed clients into Flower errors.
+"""
 
 import resource
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,119 +19,156 @@ from torch import Tensor, nn
 from fedkd.federation import serialization
 from fedkd.metrics.accuracy import Score
 from simulations.engine import record_tables
-from simulations.engine.client_work import CLIENT_RAISED, Work, answers, evaluate_chunk, train_chunk
-from simulations.engine.flower_compat import identify
+from simulations.engine.client_work import CLIENT_RAISED, WORK, Assignment, Work, WorkFunction, evaluate_chunk, run_chunks, train_chunk
+from simulations.engine.flower_compat import set_task_identity
 from simulations.process import configure_process
-from simulations.setup.evaluation import test_score
+from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import build_simulation
 
-Share = list[list[int]]
-"""What one worker is asked for: chunks of clients, each chunk trained at once."""
+WORK_FUNCTIONS: dict[str, WorkFunction] = {"train": train_chunk, "evaluate": evaluate_chunk}
+"""What a worker does for a message of each type."""
 
+ClientResults = dict[int, RecordDict | Error]
+"""The records of each client, or the error of a client that failed."""
 
-WORK: dict[str, Work] = {"train": train_chunk, "evaluate": evaluate_chunk}
-"""What is done for a message of each type."""
-
-
-Answers = dict[int, RecordDict | Error]
-"""By client: its records, or why there are none."""
-
-
-MANY = 64
-"""Chunks that a worker is asked for at once."""
+MAX_CHUNKS_PER_REQUEST = 64
+"""A worker receives up to this number of chunks in one request, and more in four requests."""
 
 
 class Worker:
-    """What a Ray actor is: a process that answers requests."""
+    """A Ray actor that trains and evaluates clients."""
 
     def __init__(self) -> None:
-        identify()
+        set_task_identity()
         configure_process()
-        if threading.current_thread() is threading.main_thread():  # Ray would take leave of a cluster that has got the same signal
+        if threading.current_thread() is threading.main_thread():  # Ray's handler would first say goodbye to a cluster that ends too
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def ping(self) -> None:
-        """Answer."""
+        """Return, which shows that the actor is alive and idle."""
 
     def score(self, config: str, model: bytes, begin: int, end: int) -> Score:
-        """The score of a :func:`packed` model on a part of the test set."""
+        """The score of a model on examples ``begin``..``end`` of the global test set.
+
+        Args:
+            config: the resolved configuration as YAML.
+            model: a model from :func:`pickle_model`.
+            begin: the first example.
+            end: one after the last example.
+        """
         from ray.cloudpickle import loads
 
-        return test_score(build_simulation(config), loads(model), begin, end)
+        return score_global_test(build_simulation(config), loads(model), begin, end)
 
     def peak_memory(self) -> int:
-        """The most memory that this process has held, in KiB."""
+        """The peak memory of this process in KiB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    def work(self, kind: str, content: RecordDict, cohort: ConfigRecord, owns: list[record_tables.Table]) -> list[record_tables.Table]:
-        """A cohort's answers, as tables."""
-        memories = {client: records[serialization.CLIENT_STATE] for client, records in record_tables.unpack(owns).items()}
-        return record_tables.pack(answers(WORK[kind], content, cohort, memories))
+    def work(self, kind: str, content: RecordDict, work: Work, client_states: list[record_tables.Table]) -> list[record_tables.Table]:
+        """Train or evaluate clients.
+
+        Args:
+            kind: ``train`` or ``evaluate``.
+            content: the content that all clients share.
+            work: the chunks of clients, and the configuration.
+            client_states: the states of clients that have trained before, as tables.
+
+        Returns:
+            The records of each client, as tables.
+        """
+        states = {
+            client: serialization.array_record(records, serialization.CLIENT_STATE)
+            for client, records in record_tables.unpack(client_states).items()
+        }
+        return record_tables.pack(run_chunks(WORK_FUNCTIONS[kind], content, work, states))
 
 
-def by_client(answers: RecordDict) -> dict[int, RecordDict]:
-    """``{"7/update": record}`` to ``{7: {"update": record}}``."""
+# ------------------------------------------------------------------------------------------- requests and replies
+def app_request(content: RecordDict, work: Work, client_states: Mapping[int, ArrayRecord]) -> RecordDict:
+    """The content of a message to a ClientApp that hosts several clients.
+
+    Args:
+        content: the content that all clients share.
+        work: the chunks of clients, and the configuration.
+        client_states: the states of clients that have trained before.
+    """
+    states = {f"{client}/{serialization.CLIENT_STATE}": state for client, state in client_states.items()}
+    return RecordDict({**content, WORK: work.to_record(), **states})
+
+
+def group_by_client(reply: RecordDict) -> dict[int, RecordDict]:
+    """The reply of such a ClientApp by client: ``{"7/update": record}`` becomes ``{7: {"update": record}}``."""
     clients: dict[int, RecordDict] = {}
-    for name, record in answers.items():
+    for name, record in reply.items():
         client, _, rest = name.partition("/")
         clients.setdefault(int(client), RecordDict())[rest] = record
     return clients
 
 
-def request(content: RecordDict, cohort: ConfigRecord, owns: Mapping[int, ArrayRecord]) -> RecordDict:
-    """What the ClientApp is sent for a cohort: what all share, whom it is for, and their memories."""
-    return RecordDict({**content, "cohort": cohort, **{f"{client}/{serialization.CLIENT_STATE}": own for client, own in owns.items()}})
+def parse_errors(replies: Mapping[int, RecordDict]) -> ClientResults:
+    """The records of each client, with a Flower error in place of an error record."""
+    return {
+        client: to_flower_error(records.config_records["error"]) if "error" in records else records for client, records in replies.items()
+    }
 
 
-def judged(clients: Mapping[int, RecordDict]) -> Answers:
-    """Answers, of which those that hold an error record are errors."""
-    return {client: failure(records["error"]) if "error" in records else records for client, records in clients.items()}
+def to_flower_error(record: ConfigRecord) -> Error:
+    """An error record as a Flower error."""
+    return Error(code=int(cast(int, record.get("code", CLIENT_RAISED))), reason=str(record["reason"]))
 
 
-def failure(record: ConfigRecord) -> Error:
-    """An error record as Flower's error."""
-    return Error(code=int(record.get("code", CLIENT_RAISED)), reason=str(record["reason"]))
-
-
-def packed(model: Callable) -> bytes:
-    """A model for the way to another process: Ray would pickle each of its tensors as a file of its own."""
+# ------------------------------------------------------------------------------------------- models
+def pickle_model(model: Callable) -> bytes:
+    """A model as bytes for another process. The bytes hold tensors as NumPy arrays, as Ray's own pickler is slow for many small tensors."""
     from ray.cloudpickle import Pickler
 
-    class Packer(Pickler):
-        def reducer_override(self, one: Any) -> Any:
-            if type(one) in (Tensor, nn.Parameter) and one.layout is torch.strided and one.is_cpu and one.dtype is not torch.bfloat16:
-                return unpacked, (type(one), one.detach().numpy(), one.requires_grad)
-            return super().reducer_override(one)
+    class TensorPickler(Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if type(obj) in (Tensor, nn.Parameter) and obj.layout is torch.strided and obj.is_cpu and obj.dtype is not torch.bfloat16:
+                return unpickle_tensor, (type(obj), obj.detach().numpy(), obj.requires_grad)
+            return super().reducer_override(obj)
 
     buffer = BytesIO()
-    Packer(buffer, protocol=5).dump(model)
+    TensorPickler(buffer, protocol=5).dump(model)
     return buffer.getvalue()
 
 
-def unpacked(kind: type, values: np.ndarray, requires_grad: bool) -> Tensor:
-    """A tensor or parameter."""
+def unpickle_tensor(kind: type, values: np.ndarray, requires_grad: bool) -> Tensor:
+    """The tensor or parameter of the given values. ``kind`` is ``torch.Tensor`` or ``nn.Parameter``."""
     tensor = torch.from_numpy(values)
     return kind(tensor, requires_grad) if kind is nn.Parameter else tensor.requires_grad_(requires_grad)
 
 
-def split(chunks: Sequence[list[int]], parts: int, load: Sequence[float]) -> list[Share]:
-    """``chunks``, each whole, in at most ``parts`` shares of nearly equal ``load``: the heaviest first, to whoever has least."""
-    parts = min(parts, len(chunks))
-    shares: list[list[int]] = [[] for _ in range(parts)]
-    loads = [0.0] * parts
-    for place in sorted(range(len(chunks)), key=lambda i: -load[i]):
-        lightest = loads.index(min(loads))
-        shares[lightest].append(place)
-        loads[lightest] += load[place]
-    return [[chunks[place] for place in sorted(share)] for share in shares]
+# ------------------------------------------------------------------------------------------- division of work
+def assign_chunks(chunks: Sequence[list[int]], num_workers: int, costs: Sequence[float]) -> list[Assignment]:
+    """Divide chunks among workers so that their costs are nearly equal.
+
+    The chunk with the highest cost is assigned first, always to the worker with the lowest cost so far.
+
+    Args:
+        chunks: chunks of clients. They are not divided.
+        num_workers: number of workers, >= 1.
+        costs: the cost of each chunk.
+
+    Returns:
+        One assignment per worker, at most ``num_workers`` and none of them empty.
+    """
+    num_workers = min(num_workers, len(chunks))
+    assigned: list[list[int]] = [[] for _ in range(num_workers)]
+    totals = [0.0] * num_workers
+    for place in sorted(range(len(chunks)), key=lambda i: -costs[i]):
+        worker = totals.index(min(totals))
+        assigned[worker].append(place)
+        totals[worker] += costs[place]
+    return [[chunks[place] for place in sorted(places)] for places in assigned]
 
 
-def portions(share: Share) -> list[Share]:
-    """A share in the portions in which it is asked for: many chunks in four, so that the driver reads the first while the next is worked on."""
-    size = len(share) if len(share) <= MANY else -(-len(share) // 4)
-    return [share[i : i + size] for i in range(0, len(share), size)]
+def split_into_requests(assignment: Assignment) -> list[Assignment]:
+    """The requests to one worker. Many chunks are sent in four requests, so that the driver reads a reply while the worker continues."""
+    size = len(assignment) if len(assignment) <= MAX_CHUNKS_PER_REQUEST else -(-len(assignment) // 4)
+    return [assignment[i : i + size] for i in range(0, len(assignment), size)]
 
 
-def everyone(share: Share) -> list[int]:
+def clients_of(assignment: Assignment) -> list[int]:
     """The clients of all chunks."""
-    return [client for chunk in share for client in chunk]
+    return [client for chunk in assignment for client in chunk]

@@ -1,58 +1,60 @@
-"""Strategies that are Flower's own, unmodified: run with fedkd's clients, failure policy and run folder."""
+"""Runs of Flower's own strategies, unmodified, with fedkd's clients, failure policy and run folder."""
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from omegaconf import DictConfig
 
 from fedkd.errors import ConfigError
 from fedkd.federation import serialization
 from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.messaging import Federation, collect_replies, round_timing
 from simulations.engine.base import ClientGrid
-from simulations.federation.round_records import save_partition, shift_rows
-from simulations.progress import round_progress
+from simulations.federation.round_records import shift_rows, write_partition_file
+from simulations.progress import MakeProgress, round_progress
 from simulations.run_folder.folder import RunFolder
-from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics, test_score
+from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics, score_global_test
 from simulations.setup.simulation import Simulation
 
 
 class PolicyGrid(Grid):
-    """Another grid under the run's failure policy: Flower's strategies go on with whoever answers, however few.
+    """A grid with the failure policy of a run. Flower's strategies would continue with all clients that reply, however few.
+
+    The grid also counts the traffic and the failures of a round.
 
     Args:
-        inner: where messages go.
-        policy: says what a failure means.
+        inner: the grid that delivers the messages.
+        federation: the settings with the failure policy.
     """
 
-    def __init__(self, inner: ClientGrid, policy: Federation) -> None:
-        self._inner, self._policy, self.simulated_seconds = inner, policy, 0.0
+    def __init__(self, inner: ClientGrid, federation: Federation) -> None:
+        self._inner, self._federation, self.simulated_seconds = inner, federation, 0.0
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count a round's traffic and failures."""
-        self.began, self.num_failures, self.num_clients_aggregated, self.uplink_bytes, self.downlink_bytes = time.perf_counter(), 0, 0, 0, 0
+        """Start to count the traffic and the failures of a new round."""
+        self.begin, self.num_failures, self.num_clients_aggregated = time.perf_counter(), 0, 0
+        self.uplink_bytes, self.downlink_bytes = 0, 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """The good replies; bytes are counted of training, as for every strategy."""
+        """Send messages, and return the replies without errors. Only the bytes of training count.
+
+        Raises:
+            ClientFailure: a client failed, and the policy does not allow the run to continue.
+        """
         messages = list(messages)
         if not messages:
             return []
-        number = int(messages[0].content["config"]["server-round"])
-        replies, failures = collect_replies(self._inner, messages, timeout, number, self._policy)
-        self.num_failures += failures
+        server_round = serialization.server_round_of(messages[0].content)
+        replies, num_failures = collect_replies(self._inner, messages, timeout, server_round, self._federation)
+        self.num_failures += num_failures
         if messages[0].metadata.message_type == "train":
-            self.uplink_bytes, self.downlink_bytes, self.num_clients_aggregated = (
-                serialization.payload_bytes(replies),
-                serialization.payload_bytes(messages),
-                len(replies),
-            )
-            self.simulated_seconds += round_timing(self._policy.devices, number, len(messages), messages, replies).seconds
+            self.uplink_bytes, self.downlink_bytes = serialization.payload_bytes(replies), serialization.payload_bytes(messages)
+            self.num_clients_aggregated = len(replies)
+            self.simulated_seconds += round_timing(self._federation.devices, server_round, len(messages), messages, replies).seconds
         return replies
 
     def get_node_ids(self) -> list[int]:
@@ -60,81 +62,86 @@ class PolicyGrid(Grid):
         return self._inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """As the inner grid does."""
+        """See the inner grid."""
         return self._inner.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """As the inner grid does."""
+        """See the inner grid."""
         return self._inner.pull_messages(message_ids)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the inner grid does."""
+        """See the inner grid."""
         return self._inner.create_message(*args, **kwargs)
 
     def set_run(self, run: Any) -> None:
-        """As the inner grid does."""
+        """See the inner grid."""
         self._inner.set_run(run)
 
     @property
     def run(self) -> Any:
-        """As the inner grid does."""
+        """See the inner grid."""
         return self._inner.run
 
 
 def start_flower_strategy(
-    home: Simulation, folder: RunFolder, grid: ClientGrid, shown: Callable[[DictConfig, int], AbstractContextManager] = round_progress
+    simulation: Simulation, folder: RunFolder, grid: ClientGrid, make_progress: MakeProgress = round_progress
 ) -> None:
-    """Run a strategy of Flower's own, whose state nobody can save: it is run whole or not at all.
+    """Run all rounds of one of Flower's strategies. Its state cannot be saved, so the run cannot be resumed.
+
+    Args:
+        simulation: the simulation of the run.
+        folder: the locked run folder.
+        grid: the grid of clients.
+        make_progress: ``(config, first round) -> progress``, see :func:`simulations.federation.runner.run_federation`.
 
     Raises:
-        ConfigError: an earlier run of it was interrupted; it cannot be resumed.
+        ConfigError: the folder holds rows of an earlier run that was interrupted.
+        ClientFailure: a client failed, and the policy does not allow the run to continue.
     """
-    config, kind = home.config, type(home.strategy)
+    config, strategy = simulation.config, simulation.flower_strategy
     if (folder.path / "metrics.csv").exists():
+        name = f"{type(strategy).__module__}.{type(strategy).__name__}"
         raise ConfigError(
-            f"strategy._target_ must be a strategy of fedkd for a run to be resumed, got {kind.__module__}.{kind.__name__}, whose state is "
-            f"its own and is not saved; remove {folder.path} to run it again from the beginning"
+            f"strategy._target_ must be a strategy of fedkd for a run that is resumed, got {name}, whose state is not saved; "
+            f"remove {folder.path} to start the run again"
         )
-    folder.begin(partial(save_partition, home), shift_rows(home))
-    watched = PolicyGrid(grid, home.federation())
-    with shown(config, 1) as progress, (home.seed / "foreign").globally():
+    folder.begin(partial(write_partition_file, simulation), shift_rows(simulation))
+    counting = PolicyGrid(grid, simulation.federation())
+    with make_progress(config, 1) as progress, (simulation.seed / "foreign").globally():
 
-        def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if number > 0:
+        def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round > 0:
                 row = {
-                    "round": number,
-                    "local_training_seconds": round(time.perf_counter() - watched.began, 4),
-                    **measure(home, number, arrays),
-                }
-                row |= {
-                    "uplink_bytes": watched.uplink_bytes,
-                    "downlink_bytes": watched.downlink_bytes,
-                    "num_failures": watched.num_failures,
-                }
-                row |= {
-                    "num_clients_aggregated": watched.num_clients_aggregated,
+                    "round": server_round,
+                    "local_training_seconds": round(time.perf_counter() - counting.begin, 4),
+                    **evaluate_round(simulation, server_round, arrays),
+                    "uplink_bytes": counting.uplink_bytes,
+                    "downlink_bytes": counting.downlink_bytes,
+                    "num_failures": counting.num_failures,
+                    "num_clients_aggregated": counting.num_clients_aggregated,
                     "num_dropouts": 0,
                     "num_missed_deadline": 0,
-                    "simulated_seconds": watched.simulated_seconds,
+                    "simulated_seconds": counting.simulated_seconds,
                 }
                 folder.row(row)
                 progress.advance(row)
-            watched.reset()
+            counting.reset()
             return None
 
-        initial = ArrayRecord(home.initial)
-        result = home.strategy.start(watched, initial, num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn)
-    folder.checkpoint(config.rounds, {"model": home.receive(result.arrays)}, {}, watched.simulated_seconds)
+        initial = ArrayRecord(simulation.initial)
+        result = strategy.start(counting, initial, num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn)
+    folder.checkpoint(config.rounds, {"model": simulation.to_model_tensors(result.arrays)}, {}, counting.simulated_seconds)
 
 
-def measure(home: Simulation, number: int, arrays: ArrayRecord) -> dict[str, float]:
-    """The scores after a round, where it is one to evaluate; local and server time cannot be told apart."""
-    began = time.perf_counter()
-    scores: dict[str, float] = {}
-    if number % home.config.evaluation.every == 0 or number == home.config.rounds:
-        model = assemble_model(home.model, home.initial, home.receive(arrays))
-        scores = {
-            **global_test_metrics(home, test_score(home, model)),
-            **{k: v for k, v in ensemble_local_metrics(home, model).items() if not isinstance(v, list)},
-        }
-    return {**scores, "server_seconds": 0, "evaluation_seconds": round(time.perf_counter() - began, 4)}
+def evaluate_round(simulation: Simulation, server_round: int, arrays: ArrayRecord) -> dict[str, float]:
+    """The metrics and the evaluation time of a round. There are no metrics if the round is not to be evaluated.
+
+    Flower's strategies do not tell local training from the server's work, so ``server_seconds`` is 0.
+    """
+    begin = time.perf_counter()
+    metrics: dict[str, float] = {}
+    if server_round % simulation.config.evaluation.every == 0 or server_round == simulation.config.rounds:
+        model = assemble_model(simulation.model, simulation.initial, simulation.to_model_tensors(arrays))
+        metrics = global_test_metrics(simulation, score_global_test(simulation, model))
+        metrics |= {name: value for name, value in ensemble_local_metrics(simulation, model).items() if not isinstance(value, list)}
+    return {**metrics, "server_seconds": 0, "evaluation_seconds": round(time.perf_counter() - begin, 4)}

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from flwr.app import Message
-
 from fedkd.config.build import build
 from fedkd.data.client_shift import Shift
 from fedkd.federation import serialization
@@ -12,57 +10,87 @@ from fedkd.partition.common import write_partition
 from simulations.run_folder.folder import RunFolder
 from simulations.setup.simulation import Simulation
 
-
-def open_folder(home: Simulation) -> RunFolder:
-    """The run folder of a simulation, locked."""
-    return RunFolder(home.config, home.hash, home.task.num_classes)
+Row = dict[str, float | str]
+"""One row of a CSV file."""
 
 
-def save_partition(home: Simulation, path: Path) -> None:
+def open_folder(simulation: Simulation) -> RunFolder:
+    """The run folder of a simulation, locked.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process is writing it.
+    """
+    return RunFolder(simulation.config, simulation.hash, simulation.task.num_classes)
+
+
+def write_partition_file(simulation: Simulation, path: Path) -> None:
     """Write ``partition.npz``: the indices of every client's examples, and their counts per class."""
-    write_partition(home.partition, path, home.train.y.cpu().numpy(), home.held.scored.y.cpu().numpy(), home.task.num_classes)
+    train_labels, test_labels = simulation.train.y.cpu().numpy(), simulation.client_data.local_test_pool.y.cpu().numpy()
+    write_partition(simulation.partition, path, train_labels, test_labels, simulation.task.num_classes)
 
 
 def metrics_row(done: Round) -> dict[str, float]:
-    """One round as a row of ``metrics.csv``."""
-    numbers = {name: value for name, value in done.metrics.items() if not isinstance(value, list)}
-    seconds = {f"{phase}_seconds": round(value, 4) for phase, value in done.seconds.items()}
-    traffic = {"uplink_bytes": done.uplink_bytes, "downlink_bytes": done.downlink_bytes, "num_failures": done.num_failures}
-    there = {
-        "num_clients_aggregated": len(done.trained),
+    """A round as a row of ``metrics.csv``."""
+    return {
+        "round": done.number,
+        **{name: value for name, value in done.metrics.items() if not isinstance(value, list)},
+        "uplink_bytes": done.uplink_bytes,
+        "downlink_bytes": done.downlink_bytes,
+        "num_failures": done.num_failures,
+        "num_clients_aggregated": len(done.train_replies),
         "num_dropouts": done.num_dropouts,
         "num_missed_deadline": done.num_missed_deadline,
+        "simulated_seconds": done.simulated_seconds,
+        **{f"{phase}_seconds": round(value, 4) for phase, value in done.seconds.items()},
     }
-    return {"round": done.number, **numbers, **traffic, **there, "simulated_seconds": done.simulated_seconds, **seconds}
 
 
-def client_rows(world: Simulation, done: Round) -> list[dict[str, float]]:
-    """One round as rows of ``clients.csv``: all clients in an evaluated round, otherwise those whose training counted."""
-    trained = {r.metadata.src_node_id: r.content[serialization.METRICS] for r in done.trained}
-    scores = {r.metadata.src_node_id: counted(r) for r in done.evaluated}
-    for client, (n, correct) in enumerate(zip(done.metrics.get("own_examples", []), done.metrics.get("own_correct", []))):
-        scores[client] = (n, correct)
+def client_rows(simulation: Simulation, done: Round) -> list[Row]:
+    """A round as rows of ``clients.csv``: all clients if the round was evaluated, otherwise those whose updates were aggregated."""
+    losses = {reply.metadata.src_node_id: serialization.metrics_of(reply.content)["loss"] for reply in done.train_replies}
+    counts = evaluation_counts(done)
     rows = []
-    for client in sorted({*trained, *scores}):
-        n, correct = scores.get(client, (0, 0))
-        row = {"round": done.number, "client_id": client, "architecture": world.networks[client].name, "trained": int(client in trained)}
-        row |= {"num_train_examples": len(world.partition.train[client]), "num_test_examples": len(world.partition.test[client])}
-        row |= {"train_loss": trained[client]["loss"]} if client in trained else {}
-        rows.append(row | ({"local_test_accuracy": correct / n} if n else {}))
+    for client in sorted({*losses, *counts}):
+        num_test_examples, num_correct = counts.get(client, (0, 0))
+        row: Row = {
+            "round": done.number,
+            "client_id": client,
+            "architecture": simulation.networks[client].name,
+            "trained": int(client in losses),
+            "num_train_examples": len(simulation.partition.train[client]),
+            "num_test_examples": len(simulation.partition.test[client]),
+        }
+        if client in losses:
+            row["train_loss"] = losses[client]
+        if num_test_examples:
+            row["local_test_accuracy"] = num_correct / num_test_examples
+        rows.append(row)
     return rows
 
 
-def shift_rows(world: Simulation) -> list[dict[str, float]]:
-    """Each client's levels, and the share of its training labels that were replaced; none where no client sees anything otherwise."""
-    shift = build(world.config, "shift")
+def evaluation_counts(done: Round) -> dict[int, tuple[int, int]]:
+    """The numbers of local test examples and of correct predictions, by client. Empty if the round was not evaluated."""
+    counts = {}
+    for reply in done.evaluate_replies:
+        numbers = serialization.metrics_of(reply.content)
+        counts[reply.metadata.src_node_id] = int(numbers["num-examples"]), int(numbers["num-correct"])
+    num_examples, num_correct = (done.metrics.get(name, []) for name in ("num_local_test_examples", "num_local_test_correct"))
+    if isinstance(num_examples, list) and isinstance(num_correct, list):
+        counts |= {client: (int(total), int(correct)) for client, (total, correct) in enumerate(zip(num_examples, num_correct))}
+    return counts
+
+
+def shift_rows(simulation: Simulation) -> list[Row]:
+    """The rows of ``shift.csv``: each client's levels of feature shift, and the fraction of its training labels that were replaced.
+
+    There are no rows if the run has neither feature shift nor label noise.
+    """
+    shift = build(simulation.config, "shift")
     if not (isinstance(shift, Shift) and (shift.changes_images or shift.changes_labels)):
         return []
-    views = shift.views(world.config.num_clients, world.task.shape[0], world.seed / "shift")
-    wrong = [(held.y != world.train.y[index]).double().mean().item() for held, index in zip(world.held.shards[0], world.partition.train)]
-    return [{"client_id": client, **vars(view), "label_noise": share} for client, (view, share) in enumerate(zip(views, wrong))]
-
-
-def counted(reply: Message) -> tuple[int, int]:
-    """Examples and correct answers of one client's evaluation."""
-    record = reply.content[serialization.METRICS]
-    return int(record["num-examples"]), int(record["num-correct"])
+    views = shift.views(simulation.config.num_clients, simulation.task.shape[0], simulation.seed / "shift")
+    rows: list[Row] = []
+    for client, (view, examples, indices) in enumerate(zip(views, simulation.client_data.train, simulation.partition.train)):
+        replaced = (examples.y != simulation.train.y[indices]).double().mean().item()
+        rows.append({"client_id": client, **vars(view), "label_noise": replaced})
+    return rows

@@ -1,4 +1,4 @@
-"""The data and the network of every client."""
+"""The data and the network of each client."""
 
 from dataclasses import dataclass, replace
 
@@ -18,58 +18,85 @@ from fedkd.types import Examples, Partition, Task, Tensors
 
 @dataclass(frozen=True)
 class ClientData:
-    """What follows from data, partition, shift and public set.
+    """The examples of all clients, and the data of the server.
 
     Args:
-        partition: who holds what of the training set and, in ``test``, of ``scored``.
-        scored: the set that the clients' own test shards are part of.
-        test: what the balanced test is on: the test set, or what the clients hold out (``evaluation.split``).
-        shards: what each client trains on, and what it is scored on, as it sees it.
-        public_data: the public set, if there is one; its labels are gone.
-        validation: what the clients hold out for early stopping, if anything.
+        partition: indices of each client's training examples in the training set, and of its local test set in ``local_test_pool``.
+        train: training examples of each client [K], with its feature shift and label noise.
+        local_test: local test set of each client [K], with its feature shift.
+        local_test_pool: the examples that the local test sets are taken from.
+        global_test: the global test set. With ``evaluation.split=validation`` it is the held-out training examples of all clients.
+        public_data: public examples without labels. None if the run has none.
+        validation: held-out training examples of all clients, for early stopping. None if nothing is held out, or if
+            ``evaluation.split=validation``.
     """
 
     partition: Partition
-    scored: Examples
-    test: Examples
-    shards: tuple[list[Examples], list[Examples]]
+    train: list[Examples]
+    local_test: list[Examples]
+    local_test_pool: Examples
+    global_test: Examples
     public_data: Examples | None
     validation: Examples | None
 
 
 def make_client_data(config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed) -> ClientData:
-    """Divide the data as configured.
+    """Divide training and test examples among the clients.
+
+    Args:
+        config: the resolved configuration of the run.
+        task: the classification task.
+        train: the training set.
+        test: the test set.
+        seed: seed of the run.
 
     Raises:
-        ConfigError: it cannot be; naming the key, the rule and the value.
+        ConfigError: the data cannot be divided in this way.
     """
-    enough = f"must be at most the number of training examples ({len(train)})"
-    require(config.num_clients <= len(train), "num_clients", enough, config.num_clients)
-    labels, rng, source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public_data")
+    rule = f"must be at most the number of training examples ({len(train)})"
+    require(config.num_clients <= len(train), "num_clients", rule, config.num_clients)
+    labels, rng, public_source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public_data")
     partition = call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
     train, test = train.to(config.device), test.to(config.device)
-    stays, validation = split_validation(partition.train, config.validation_fraction, seed / "validation")
-    stays, withheld = split_validation(stays, source.held_out, seed / "public")
-    held_out = train.subset(np.concatenate(validation)) if config.validation_fraction else None
-    public = call_part("public_data", source, task, train.subset(np.concatenate(withheld)), train.subset(np.concatenate(stays)), seed / "public")
-    tuning = config.evaluation.split == "validation"
-    scored, shards = (train, validation) if tuning else (test, partition.test)
+    train_indices, validation_indices = split_validation(partition.train, config.validation_fraction, seed / "validation")
+    train_indices, public_indices = split_validation(train_indices, public_source.held_out_fraction, seed / "public")
+    public_data = call_part(
+        "public_data", public_source, task, train.subset(np.concatenate(public_indices)), train.subset(np.concatenate(train_indices)),
+        seed / "public",
+    )  # fmt: skip
+    validation = train.subset(np.concatenate(validation_indices)) if config.validation_fraction else None
+    if config.evaluation.split == "validation":
+        assert validation is not None, "check_run requires validation_fraction > 0"
+        pool, global_test, test_indices = train, validation, validation_indices
+        all_test_indices, validation = np.sort(np.concatenate(validation_indices)), None
+    else:
+        pool, global_test, test_indices = test, test, partition.test
+        all_test_indices = np.arange(len(test))
     if config.evaluation.local_test == "all_examples":
-        shards = [np.sort(np.concatenate(validation)) if tuning else np.arange(len(test))] * config.num_clients
-    partition = replace(partition, train=stays, test=shards)
+        test_indices = [all_test_indices] * config.num_clients
+    partition = replace(partition, train=train_indices, test=test_indices)
+    shift = build(config, "shift")
+    shifted_train, shifted_test = call_part("shift", shift, train, pool, partition, task.num_classes, seed / "shift")
     return ClientData(
-        partition,
-        scored,
-        held_out if tuning else test,
-        call_part("shift", build(config, "shift"), train, scored, partition, task.num_classes, seed / "shift"),
-        None if public is None else public.without_labels(),
-        None if tuning else held_out,
+        partition=partition,
+        train=shifted_train,
+        local_test=shifted_test,
+        local_test_pool=pool,
+        global_test=global_test,
+        public_data=None if public_data is None else public_data.without_labels(),
+        validation=validation,
     )
 
 
 @dataclass(frozen=True)
 class Network:
-    """One architecture: its name, a workspace, and every parameter and buffer as the run begins."""
+    """One architecture.
+
+    Args:
+        name: name of the architecture.
+        model: the network. Its parameters are overwritten before every use.
+        initial: all parameters and buffers before the first round.
+    """
 
     name: str
     model: Classifier
@@ -77,17 +104,21 @@ class Network:
 
 
 def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed) -> tuple[list[Network], Network]:
-    """Every client's network, and the server's: the one that all have, or the first that is configured."""
-    maker, number = build(config, "model"), config.num_clients
-    name = config.choices.get("model", "model")
-    makers = maker.networks if isinstance(maker, HeterogeneousModels) else {name: maker}
-    seeds = {one: seed / "model" / one for one in makers} if isinstance(maker, HeterogeneousModels) else {name: seed / "model"}
-    assigned = (
-        call_part("model", maker.assign, number, (seed / "assignment").numpy()) if isinstance(maker, HeterogeneousModels) else [name] * number
-    )
+    """The network of each client [K], and that of the server.
+
+    The server has the network of all clients. With ``model=heterogeneous`` it has the first one that is configured.
+    """
+    factory, num_clients = build(config, "model"), config.num_clients
+    if isinstance(factory, HeterogeneousModels):
+        factories = dict(factory.networks)
+        seeds = {name: seed / "model" / name for name in factories}
+        assigned = call_part("model", factory.assign, num_clients, (seed / "assignment").numpy())
+    else:
+        only = config.choices.get("model", "model")
+        factories, seeds, assigned = {only: factory}, {only: seed / "model"}, [only] * num_clients
     networks = {}
-    for one, of in makers.items():
-        with seeds[one].globally():
-            model = call_part("model", of, task).to(config.device, dtype)
-        networks[one] = Network(one, model, snapshot(model))
-    return [networks[one] for one in assigned], next(iter(networks.values()))
+    for name, make_model in factories.items():
+        with seeds[name].globally():
+            model = call_part("model", make_model, task).to(config.device, dtype)
+        networks[name] = Network(name, model, snapshot(model))
+    return [networks[name] for name in assigned], next(iter(networks.values()))

@@ -1,4 +1,4 @@
-"""What fits together and what does not: refused at the start, before anything is trained."""
+"""Checks that the parts of a configuration fit together, made before anything is trained."""
 
 from collections.abc import Sequence
 
@@ -7,67 +7,89 @@ from omegaconf import DictConfig
 
 from fedkd.config.build import call_part
 from fedkd.errors import ConfigError, require
-from fedkd.federation.client import batchnorm_statistics
+from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from simulations.setup.clients import ClientData, Network
+from simulations.setup.strategy_table import strategies_with_model_heterogeneity
 
 
 def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num_examples: Sequence[int], seed: Seed) -> Devices:
-    """The clients' devices.
+    """The devices of all clients.
+
+    Args:
+        config: the resolved configuration of the run.
+        strategy: the strategy of the run.
+        systems: the rules of client sampling and system heterogeneity.
+        num_examples: number of training examples of each client [K].
+        seed: seed of the run.
 
     Raises:
-        ConfigError: the rules do not suit the run, or its strategy, where that is Flower's own and chooses clients itself.
+        ConfigError: the rules do not fit the run. Strategies of Flower allow the default rules only.
     """
     if not isinstance(strategy, Strategy):
-        rule = f"must be {{}} with {type(strategy).__name__}, which chooses clients itself and waits for all (with fedkd's strategies it may differ)"
         for name in ("client_sampling", "dropout_rate", "straggler_rate", "deadline", "num_new_clients"):
-            given, alike = getattr(systems, name), getattr(HOMOGENEOUS, name)
-            require(given == alike, f"systems.{name}", rule.format("null" if alike is None else alike), given)
-    batches = [min(config.batch_size, examples) for examples in num_examples]
-    steps = [config.local_steps or config.local_epochs * (examples // batch) for examples, batch in zip(num_examples, batches)]
-    return call_part("systems", make_devices, systems, seed, list(zip(batches, steps)), num_examples, config.clients_per_round, config.rounds)
+            value, default = getattr(systems, name), getattr(HOMOGENEOUS, name)
+            allowed = "null" if default is None else default
+            rule = f"must be {allowed} with {type(strategy).__name__}, which chooses clients itself and waits for all (choose a fedkd strategy)"
+            require(value == default, f"systems.{name}", rule, value)
+    batch_sizes = [min(config.batch_size, number) for number in num_examples]
+    steps = [config.local_steps or config.local_epochs * (number // size) for number, size in zip(num_examples, batch_sizes)]
+    workloads = list(zip(batch_sizes, steps))
+    return call_part("systems", make_devices, systems, seed, workloads, num_examples, config.clients_per_round, config.rounds)
 
 
-def check_compatibility(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], held: ClientData) -> None:
-    """Refuse what would fail later, or mean nothing.
+def check_compatibility(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], client_data: ClientData) -> None:
+    """Reject combinations of parts that would fail later or have no meaning.
 
     Raises:
-        ConfigError: naming the key, the rule, the value and what to do.
+        ConfigError: a client has too few examples, public data is missing, or the strategy does not support the clients' networks.
     """
     name = config.choices.get("strategy", config.strategy["_target_"])
-    enough_examples([len(index) for index in held.partition.train], networks)
-    if isinstance(strategy, Strategy) and strategy.needs_public_data and held.public_data is None:
-        raise ConfigError(
-            f"public_data must be a public data set for strategy {name}, which distills on one: public_data=held_out, client_images, other_dataset or noise, got none"
-        )
-    can = strategy.model_heterogeneity if isinstance(strategy, Strategy) else "none"
-    check_model_heterogeneity(name, can, {network.name: network.model.embedding_size for network in networks})
+    check_num_examples([len(indices) for indices in client_data.partition.train], networks)
+    if isinstance(strategy, Strategy) and strategy.needs_public_data and client_data.public_data is None:
+        rule = f"must be a data set for strategy {name}, which distills on public data (held_out, client_images, other_dataset or noise)"
+        raise ConfigError(f"public_data {rule}, got none")
+    heterogeneity = strategy.model_heterogeneity if isinstance(strategy, Strategy) else "none"
+    check_model_heterogeneity(name, heterogeneity, {network.name: network.model.embedding_size for network in networks})
 
 
-def enough_examples(sizes: Sequence[int], networks: Sequence[Network]) -> None:
-    """Every client has an example, and two where its network has BatchNorm."""
-    for client, (size, network) in enumerate(zip(sizes, networks)):
+def check_num_examples(num_examples: Sequence[int], networks: Sequence[Network]) -> None:
+    """Reject clients without training examples, and clients with one example whose network has BatchNorm.
+
+    Raises:
+        ConfigError: naming the client.
+    """
+    for client, (number, network) in enumerate(zip(num_examples, networks)):
         rule = "must leave no client without training examples (fewer clients, or a larger min_size)"
-        require(size > 0, "partition", rule, f"client {client} with none")
+        require(number > 0, "partition", rule, f"client {client} with none")
         rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, less held out, or model=mlp)"
-        require(size > 1 or not batchnorm_statistics(network.model), "partition", rule, f"client {client} with 1")
+        require(number > 1 or not batchnorm_statistic_names(network.model), "partition", rule, f"client {client} with 1")
 
 
-def check_model_heterogeneity(name: str, can: str, sizes: dict[str, int]) -> None:
-    """Clients of unlike networks, by the size of their embeddings, have a strategy that can do with them."""
-    if len(sizes) == 1:
+def check_model_heterogeneity(name: str, heterogeneity: str, embedding_sizes: dict[str, int]) -> None:
+    """Reject clients with different networks where the strategy does not support them.
+
+    Args:
+        name: the strategy.
+        heterogeneity: what the strategy supports: ``none``, ``same_embedding_size`` or ``any``.
+        embedding_sizes: the embedding size of each network by name.
+
+    Raises:
+        ConfigError: naming the strategies that support such networks.
+    """
+    if len(embedding_sizes) == 1:
         return
-    if can == "none":
-        from simulations.setup.strategy_table import strategies_with_model_heterogeneity
-
-        as_they_are, with_heads = strategies_with_model_heterogeneity()
-        advice = " or share heads alone (strategy.shared_layers=head)," if name in with_heads else ""
+    if heterogeneity == "none":
+        any_networks, head_only = strategies_with_model_heterogeneity()
+        advice = ", or share the head only (strategy.shared_layers=head)" if name in head_only else ""
         raise ConfigError(
-            f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(sizes)}; take one "
-            f"network,{advice} or a strategy that can: {', '.join(as_they_are)}; with strategy.shared_layers=head also {', '.join(with_heads)}"
+            f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(embedding_sizes)}; "
+            f"choose one network{advice}, or a strategy that supports several: {', '.join(any_networks)}; "
+            f"with strategy.shared_layers=head also {', '.join(head_only)}"
         )
-    if can == "same_embedding_size" and len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{one} {size}" for one, size in sizes.items())
-        raise ConfigError(f"model.networks must have embeddings of one size, as strategy {name} shares what reads them, got {shown}")
+    if heterogeneity == "same_embedding_size" and len(set(embedding_sizes.values())) > 1:
+        sizes = ", ".join(f"{network} {size}" for network, size in embedding_sizes.items())
+        rule = f"must have the same embedding size for all networks, as strategy {name} shares the layers after the embedding"
+        raise ConfigError(f"model.networks {rule}, got {sizes}")

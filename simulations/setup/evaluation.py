@@ -1,32 +1,47 @@
-"""The simulator's own measurements: one model on the balanced test set, and on every client's test shard."""
+"""The server's evaluation: one model on the global test set, and on the local test set of every client."""
 
 from collections.abc import Callable
 from math import isnan
 
 import torch
+from torch import Tensor
 
 from fedkd.metrics.accuracy import Score, evaluate, local_test_metrics, new_client_metrics
+from fedkd.types import Output
 from simulations.setup.simulation import Simulation
 
 
-def test_score(home: Simulation, model: Callable, begin: int = 0, end: int | None = None) -> Score:
-    """The score of ``model`` on the test set, or on its examples from ``begin`` to ``end``."""
-    examples = home.test if end is None else home.test.subset(torch.arange(begin, end, device=home.test.y.device))
-    return evaluate(model, examples, home.config.evaluation.batch_size, home.task.num_classes, home.dtype)
+def score_global_test(simulation: Simulation, model: Callable[[Tensor], Output], begin: int = 0, end: int | None = None) -> Score:
+    """The score of a model on the global test set, or on its examples ``begin``..``end``.
+
+    Args:
+        simulation: the simulation with the test set.
+        model: from images [B, channels, height, width] to an Output, in eval mode.
+        begin: the first example.
+        end: one after the last example. None takes the whole test set.
+    """
+    examples = simulation.global_test
+    if end is not None:
+        examples = examples.subset(torch.arange(begin, end, device=examples.y.device))
+    return evaluate(model, examples, simulation.config.evaluation.batch_size, simulation.task.num_classes, simulation.dtype)
 
 
-def global_test_metrics(home: Simulation, score: Score) -> dict[str, float]:
-    """Accuracy, mean loss and accuracy by class of a score on the whole test set."""
-    classes = (score.correct / score.total).tolist()
-    named = {f"global_test_accuracy_class_{c:02d}": value for c, value in enumerate(classes) if not isnan(value)}
-    return {"global_test_accuracy": score.accuracy, "global_test_loss": score.loss / len(home.test), **named}
+def global_test_metrics(simulation: Simulation, score: Score) -> dict[str, float]:
+    """Accuracy in 0..1, mean loss, and accuracy of each class that occurs, of a score on the whole global test set."""
+    accuracies = (score.correct / score.total).tolist()
+    by_class = {f"global_test_accuracy_class_{label:02d}": value for label, value in enumerate(accuracies) if not isnan(value)}
+    return {"global_test_accuracy": score.accuracy, "global_test_loss": score.loss / len(simulation.global_test), **by_class}
 
 
-def ensemble_local_metrics(home: Simulation, model: Callable) -> dict[str, float | list[int]]:
-    """One model on every client's own test shard."""
-    batch, classes = home.config.evaluation.batch_size, home.task.num_classes
-    scores = [evaluate(model, shard, batch, classes, home.dtype) for shard in home.held.shards[1]]
-    examples, correct = [int(s.total.sum()) for s in scores], [int(s.correct.sum()) for s in scores]
-    counts = list(zip(examples, correct))
-    newcomers = new_client_metrics(dict(enumerate(counts)), home.devices.new_clients)
-    return {**(local_test_metrics(counts) or {}), **newcomers, "own_examples": examples, "own_correct": correct}
+def ensemble_local_metrics(simulation: Simulation, model: Callable[[Tensor], Output]) -> dict[str, float | list[int]]:
+    """The local test metrics of one model that is evaluated on the local test sets of all clients.
+
+    ``num_local_test_examples`` and ``num_local_test_correct`` are lists [K] with the counts of each client.
+    """
+    batch_size, num_classes = simulation.config.evaluation.batch_size, simulation.task.num_classes
+    scores = [evaluate(model, examples, batch_size, num_classes, simulation.dtype) for examples in simulation.client_data.local_test]
+    num_examples, num_correct = [int(score.total.sum()) for score in scores], [int(score.correct.sum()) for score in scores]
+    counts = list(zip(num_examples, num_correct))
+    new_clients = new_client_metrics(dict(enumerate(counts)), simulation.devices.new_clients)
+    metrics = {**(local_test_metrics(counts) or {}), **new_clients}
+    return {**metrics, "num_local_test_examples": num_examples, "num_local_test_correct": num_correct}

@@ -1,4 +1,7 @@
-"""What a configuration stands for: data, partition, network, strategy. Built once in every process that needs it."""
+"""A simulation: data, partition, networks, strategy and devices of one configuration.
+
+Driver and workers each build the same simulation from the same configuration, so that only states and updates are sent between them.
+"""
 
 import hashlib
 import json
@@ -7,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.config.build import build, config_hash, call_part
+from fedkd.config.build import build, call_part, config_hash
 from fedkd.config.validation import check_run
 from fedkd.errors import require
 from fedkd.federation.client import Client
@@ -23,7 +25,9 @@ from fedkd.federation.server import Server
 from fedkd.federation.system_heterogeneity import Devices
 from fedkd.models.base import Classifier
 from fedkd.seed import Seed
+from fedkd.strategy import Strategy
 from fedkd.training.loop import Execution
+from fedkd.training.optimizers import OptimizerFactory
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
@@ -34,58 +38,64 @@ from simulations.setup.compatibility import check_compatibility, make_run_device
 
 @dataclass(frozen=True)
 class Simulation:
-    """Everything of a run that follows from its configuration alone, the same in every process.
+    """All parts of a run that follow from its configuration. They are equal in every process.
 
     Args:
-        config: resolved.
-        task: what is learnt.
+        config: the resolved configuration.
+        task: the classification task.
         train: the whole training set.
-        held: who holds what, and what is scored.
-        networks: each client's network; the server's is the first client's where all are alike, else the first that is configured.
-        server_network: the server's.
-        strategy: fedkd's or Flower's own.
-        optimizer: the clients'.
-        devices: who takes part, and how long that takes.
+        client_data: the examples of all clients.
+        networks: the network of each client [K].
+        server_network: the network of the server.
+        flower_strategy: the strategy, of fedkd or of Flower.
+        optimizer: ``(parameters, lr=...) -> optimizer`` of the clients.
+        devices: the devices of all clients.
     """
 
     config: DictConfig
     task: Task
     train: Examples
-    held: ClientData
+    client_data: ClientData
     networks: list[Network]
     server_network: Network
-    strategy: FlowerStrategy
-    optimizer: Any
+    flower_strategy: FlowerStrategy
+    optimizer: OptimizerFactory
     devices: Devices
 
+    @cached_property
+    def strategy(self) -> Strategy:
+        """The strategy, which must be one of fedkd's."""
+        assert isinstance(self.flower_strategy, Strategy), "a strategy of Flower has no hooks"
+        return self.flower_strategy
+
     @property
-    def test(self) -> Examples:
-        """What the balanced test is on."""
-        return self.held.test
+    def global_test(self) -> Examples:
+        """The global test set."""
+        return self.client_data.global_test
 
     @property
     def partition(self) -> Partition:
-        """Who holds which examples."""
-        return self.held.partition
+        """The indices of each client's examples."""
+        return self.client_data.partition
 
     @property
     def model(self) -> Classifier:
-        """The server's network."""
+        """The network of the server. Its parameters are overwritten before every use."""
         return self.server_network.model
 
     @property
     def initial(self) -> Tensors:
-        """Its parameters and buffers as the run begins."""
+        """All parameters and buffers of the server's network before the first round."""
         return self.server_network.initial
 
     @property
     def seed(self) -> Seed:
-        """The root of the run's randomness."""
+        """The seed of the run."""
         return Seed(self.config.seed)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of weights and images."""
+        """The type of weights and images."""
         return dtype_of(self.config)
 
     @cached_property
@@ -95,24 +105,32 @@ class Simulation:
 
     @cached_property
     def settings(self) -> SimpleNamespace:
-        """The run's own keys as plain values: a look into the configuration takes microseconds, and a round looks often."""
-        return SimpleNamespace(**{key: value for key, value in self.config.items() if not isinstance(value, DictConfig)})
+        """The run's own keys as plain values. Reading an OmegaConf key takes microseconds, and every round reads many."""
+        return SimpleNamespace(**{str(key): value for key, value in self.config.items() if not isinstance(value, DictConfig)})
 
     @cached_property
     def hash(self) -> str:
-        """Identity of the run: see :func:`fedkd.config.build.identity`."""
-        parts = hashlib.sha256()
+        """The hash that identifies the run, see :func:`fedkd.config.build.config_hash`."""
+        indices = hashlib.sha256()
         for index in (*self.partition.train, *self.partition.test):
-            parts.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
-        digests = {"train": self.train.digest, "test": self.test.digest, "partition": parts.hexdigest()}
-        digests |= {"public_data": self.held.public_data.digest} if self.held.public_data is not None else {}
-        trace = hashlib.sha256(json.dumps(self.devices.trace).encode()).hexdigest()
-        return config_hash(self.config, digests | ({"trace": trace} if self.devices.trace else {}))
+            indices.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
+        digests = {"train": self.train.digest, "test": self.global_test.digest, "partition": indices.hexdigest()}
+        if self.client_data.public_data is not None:
+            digests["public_data"] = self.client_data.public_data.digest
+        if self.devices.trace:
+            digests["trace"] = hashlib.sha256(json.dumps(self.devices.trace).encode()).hexdigest()
+        return config_hash(self.config, digests)
 
     def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
-        """Client ``number`` in round ``server_round``, with its training data, or with its test shard."""
+        """One client in one round.
+
+        Args:
+            number: the client, in 0..N-1.
+            server_round: 1, 2, ...
+            testing: give the client its local test set instead of its training examples.
+        """
         settings, network = self.settings, self.networks[number]
-        lr, momentum = (self.optimizer.keywords.get(name, 0.0) for name in ("lr", "momentum"))
+        options = getattr(self.optimizer, "keywords", {})
         return Client(
             id=number,
             task=self.task,
@@ -120,87 +138,119 @@ class Simulation:
             model=network.model,
             initial=network.initial,
             architecture=network.name,
-            data=self.held.shards[testing][number],
-            num_steps=self.devices.steps(number, server_round),
+            data=(self.client_data.local_test if testing else self.client_data.train)[number],
+            num_steps=self.devices.local_steps(number, server_round),
             batch_size=settings.batch_size,
             optimizer=self.optimizer,
-            lr=lr,
-            momentum=momentum,
+            lr=options.get("lr", 0.0),
+            momentum=options.get("momentum", 0.0),
             dtype=self.dtype,
             execution=self.execution,
-            public_data=self.held.public_data,
+            public_data=self.client_data.public_data,
         )
 
-    def shape(self, number: int) -> tuple[int, int]:
-        """Batch size and number of steps of a client's round, where it is no straggler."""
-        return self.devices.shapes[number]
+    def workload(self, client: int) -> tuple[int, int]:
+        """Batch size and number of local steps of a client in a round without stragglers."""
+        return self.devices.workloads[client]
 
-    def load(self, number: int, server_round: int) -> int:
-        """The examples that a client computes in a round."""
-        return self.shape(number)[0] * self.devices.steps(number, server_round)
+    def num_examples_per_round(self, client: int, server_round: int) -> int:
+        """The number of examples that a client processes in its local steps of a round."""
+        return self.workload(client)[0] * self.devices.local_steps(client, server_round)
 
-    def chunks(self, clients: Sequence[int], size: int, server_round: int) -> list[list[int]]:
-        """A round's clients in groups that train at once: alike in network and batch size, by steps and number, ``size`` at most.
+    def vmap_group(self, client: int) -> tuple[str, int]:
+        """Architecture and batch size. Only clients with equal values can train as one program."""
+        return self.networks[client].name, self.workload(client)[0]
 
-        It depends on nothing else, so neither do the results: not on the number of workers, nor on who else is asked again.
+    def split_into_chunks(self, clients: Sequence[int], size: int, server_round: int) -> list[list[int]]:
+        """Chunks of clients that train as one program each.
+
+        The clients of a chunk have the same architecture and batch size, and similar numbers of steps. Chunks do not depend on the number of
+        workers, so neither do results. A network with dropout trains one client at a time, whatever the size.
+
+        Args:
+            clients: the clients that train in the round.
+            size: maximum number of clients per chunk, >= 1.
+            server_round: 1, 2, ...
         """
-        alike: dict[tuple[str, int], list[int]] = {}
-        for client in sorted(clients, key=lambda number: (-self.devices.steps(number, server_round), number)) if size > 1 else clients:
-            alike.setdefault(self.kind(client), []).append(client)
-        sizes = {kind: 1 if has_randomness(self.networks[group[0]].model) else size for kind, group in alike.items()}
-        return [group[i : i + sizes[kind]] for kind, group in alike.items() for i in range(0, len(group), sizes[kind])]
+        groups: dict[tuple[str, int], list[int]] = {}
+        if size > 1:
+            clients = sorted(clients, key=lambda client: (-self.devices.local_steps(client, server_round), client))
+        for client in clients:
+            groups.setdefault(self.vmap_group(client), []).append(client)
+        sizes = {key: 1 if has_randomness(self.networks[group[0]].model) else size for key, group in groups.items()}
+        return [group[i : i + sizes[key]] for key, group in groups.items() for i in range(0, len(group), sizes[key])]
 
-    def kind(self, number: int) -> tuple[str, int]:
-        """What clients must have in common to train at once: network and batch size."""
-        return self.networks[number].name, self.shape(number)[0]
+    def to_model_tensors(self, arrays: ArrayRecord) -> Tensors:
+        """The model in a message of one of Flower's strategies, with the types of the server's network.
 
-    def receive(self, arrays: ArrayRecord) -> Tensors:
-        """A model of a strategy that is not fedkd's, as tensors of this model's types: Flower averages integers to floats."""
+        Flower averages integer buffers as floats, so they are rounded here.
+        """
         tensors = arrays.to_torch_state_dict()
-        whole = {key: tensors[key] if value.is_floating_point() else tensors[key].round() for key, value in self.initial.items()}
-        return {key: whole[key].to(value.device, value.dtype) for key, value in self.initial.items()}
+        rounded = {key: tensors[key] if value.is_floating_point() else tensors[key].round() for key, value in self.initial.items()}
+        return {key: rounded[key].to(value.device, value.dtype) for key, value in self.initial.items()}
 
     def federation(self) -> Federation:
-        """What the strategy must know of the run."""
+        """The settings of the run that its strategy needs."""
         config = self.config
         server = Server(
-            self.task, self.seed, self.model, self.initial, config.num_clients, config.evaluation.batch_size, self.dtype, self.held.public_data,
-            self.held.validation,
-        )  # fmt: skip
-        policy = config.on_client_failure, config.retries, config.evaluation.every
-        return Federation(server, config.clients_per_round, *policy, self.devices)
+            task=self.task,
+            seed=self.seed,
+            model=self.model,
+            initial=self.initial,
+            num_clients=config.num_clients,
+            batch_size=config.evaluation.batch_size,
+            dtype=self.dtype,
+            public_data=self.client_data.public_data,
+            validation=self.client_data.validation,
+        )
+        return Federation(
+            server=server,
+            clients_per_round=config.clients_per_round,
+            devices=self.devices,
+            on_client_failure=config.on_client_failure,
+            retries=config.retries,
+            evaluate_every=config.evaluation.every,
+        )
 
 
 def dtype_of(config: DictConfig) -> torch.dtype:
-    """Of weights and images."""
+    """The type of weights and images for ``config.precision``. With ``bfloat16`` the weights stay in float32."""
     return torch.float64 if config.precision == "float64" else torch.float32
 
 
 @lru_cache(maxsize=2)
 def build_simulation(text: str) -> Simulation:
-    """The world of a configuration given as YAML; built at the first call in this process.
+    """The simulation of a configuration. It is built by the first call in a process and kept for the next ones.
+
+    Args:
+        text: the resolved configuration as YAML.
 
     Raises:
-        ConfigError: naming the key that is wrong, its rule and its value.
+        ConfigError: a key has a wrong value, or parts do not fit together.
     """
     config = OmegaConf.create(text)
-    extend_sys_path(config.searchpath)  # of the driver, an actor, or a node
+    assert isinstance(config, DictConfig)
+    extend_sys_path(config.searchpath)  # so that workers and nodes find the user's modules too
     check_run(config)
     device = config.device
-    require(device == "cpu" or torch.cuda.is_available(), "device", "must be one that this machine has (no GPU is visible here)", device)
-    torch.set_num_threads(1)  # another number is another rounding
+    require(device == "cpu" or torch.cuda.is_available(), "device", "must be available on this machine (it has no GPU)", device)
+    torch.set_num_threads(1)  # the number of threads changes rounding
     task, train, test = call_part("data", build(config, "data"))
     seed = Seed(config.seed)
     strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
-    known = isinstance(strategy, FlowerStrategy)
-    require(known, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
-    held = make_client_data(config, task, train, test, seed)
-    networks, server = make_networks(config, task, dtype_of(config), seed)
-    check_compatibility(config, strategy, networks, held)
-    devices = make_run_devices(config, strategy, systems, [len(index) for index in held.partition.train], seed)
-    return Simulation(config, task, train.to(device), held, networks, server, strategy, optimizer, devices)
+    is_strategy = isinstance(strategy, FlowerStrategy)
+    require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
+    client_data = make_client_data(config, task, train, test, seed)
+    networks, server_network = make_networks(config, task, dtype_of(config), seed)
+    check_compatibility(config, strategy, networks, client_data)
+    devices = make_run_devices(config, strategy, systems, [len(indices) for indices in client_data.partition.train], seed)
+    return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices)
 
 
 def simulation_from_overrides(overrides: str) -> Simulation:
-    """The world of a configuration given as the words of a command line: that of a Flower node that hosts one client."""
+    """The simulation of ``overrides``, the words of a command line. A Flower node that is one client builds its simulation in this way.
+
+    Raises:
+        ConfigError: a key has a wrong value, or parts do not fit together.
+    """
     return build_simulation(OmegaConf.to_yaml(compose(shlex.split(overrides)), resolve=True))

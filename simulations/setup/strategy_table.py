@@ -26,13 +26,13 @@ HEADER = (
 )  # fmt: skip
 
 
-def names() -> list[str]:
+def strategy_names() -> list[str]:
     """The strategies in conf/."""
     return sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 
 
 @cache
-def strategy_of(name: str) -> Strategy:
+def shipped_strategy(name: str) -> Strategy:
     """The strategy of that name as shipped."""
     return build(compose([f"strategy={name}"]), "strategy")
 
@@ -44,7 +44,7 @@ def model_heterogeneity(name: str) -> str:
     """
     config: DictConfig = compose([f"strategy={name}"])
     words = {"any": "any", "same_embedding_size": "same embedding size"}
-    if (can := strategy_of(name).model_heterogeneity) != "none":
+    if (can := shipped_strategy(name).model_heterogeneity) != "none":
         return words[can]
     config.strategy.shared_layers = "head"
     try:
@@ -55,13 +55,13 @@ def model_heterogeneity(name: str) -> str:
 
 def strategies_with_model_heterogeneity() -> tuple[list[str], list[str]]:
     """Strategies that accept different architectures as shipped, and those that do with ``strategy.shared_layers=head``."""
-    found = {name: model_heterogeneity(name) for name in names()}
+    found = {name: model_heterogeneity(name) for name in strategy_names()}
     return [n for n, can in found.items() if can in ("any", "same embedding size")], [n for n, can in found.items() if can == "head only"]
 
 
-def traffic(name: str) -> tuple[State, State]:
+def round_traffic(name: str) -> tuple[State, State]:
     """The broadcast that a client receives in a round, and the update that it sends."""
-    strategy = strategy_of(name)
+    strategy = shipped_strategy(name)
     with Seed(0).globally():
         model = FedGenCNN(TASK, widths=(6, 16), pool=False, embedding_size=32)
     random = Seed(0).torch()
@@ -78,12 +78,12 @@ def traffic(name: str) -> tuple[State, State]:
     return shared, update.state
 
 
-def size(state: State) -> int:
+def num_bytes(state: State) -> int:
     """Size of a state's tensors in bytes."""
     return sum(value.numel() * value.element_size() for tensors in state.values() for value in tensors.values())
 
 
-def words(state: State) -> str:
+def part_names(state: State) -> str:
     """The names of a state's parts. ``model`` is called ``head`` where it has the last layer only."""
     return ", ".join("head" if part == "model" and only_head(tensors) else part for part, tensors in state.items())
 
@@ -93,19 +93,19 @@ def only_head(tensors: Tensors) -> bool:
     return all(key.startswith("head.") for key in tensors)
 
 
-def row(name: str) -> tuple[str, ...]:
+def table_row(name: str) -> tuple[str, ...]:
     """One line of the table."""
-    strategy, (down, up) = strategy_of(name), traffic(name)
+    strategy, (down, up) = shipped_strategy(name), round_traffic(name)
     yes = {True: "yes", False: "no"}
     return (
-        f"`{name}`", words(down), words(up), strategy.client_summary or "-", strategy.server_summary, yes[strategy.needs_public_data],
-        model_heterogeneity(name), yes[strategy.secure_aggregation], f"{size(down) / 1e3:.1f}", f"{size(up) / 1e3:.1f}",
+        f"`{name}`", part_names(down), part_names(up), strategy.client_summary or "-", strategy.server_summary, yes[strategy.needs_public_data],
+        model_heterogeneity(name), yes[strategy.secure_aggregation], f"{num_bytes(down) / 1e3:.1f}", f"{num_bytes(up) / 1e3:.1f}",
     )  # fmt: skip
 
 
 def table() -> str:
     """All strategies, in Markdown."""
-    rows = [HEADER, tuple("---:" if title.endswith("kB") else "---" for title in HEADER), *map(row, names())]
+    rows = [HEADER, tuple("---:" if title.endswith("kB") else "---" for title in HEADER), *map(table_row, strategy_names())]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 

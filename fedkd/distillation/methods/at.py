@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, maps, same_number, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, check_equal_stages, check_feature_maps, check_weight
 from fedkd.errors import require
 from fedkd.losses.attention_transfer import attention_transfer
 from fedkd.types import Metrics
@@ -30,24 +30,24 @@ class AT(Distiller):
           another scale.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
     power: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
+        check_weight(self.weight)
         require(self.power >= 1, "power", "must be >= 1 (2 is the paper's)", self.power)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """Both networks need equally many stages, with feature maps."""
-        same_number(pair)
-        maps(pair)
+        check_equal_stages(pair)
+        check_feature_maps(pair)
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``attention``: the weighted sum over stages."""
-        pairs = zip(seen.teacher.stages, seen.student.stages, strict=True)
-        apart = torch.stack([attention_transfer(t, s, power=self.power).mean() for t, s in pairs])
-        return {"attention": self.weight * apart.sum()}
+        pairs = zip(step.teacher.stages, step.student.stages, strict=True)
+        distances = torch.stack([attention_transfer(teacher, student, power=self.power).mean() for teacher, student in pairs])
+        return {"attention": self.weight * distances.sum()}

@@ -22,7 +22,8 @@ class StudentModule(nn.Module):
 
     def __init__(self, student: nn.Module, method: nn.Module | None = None) -> None:
         super().__init__()
-        self.student, self.method = student, method or nn.Module()
+        self.student: nn.Module = student
+        self.method: Any = method or nn.Module()  # each method knows the type of its modules
 
     def forward(self, x: Tensor) -> Output:
         """The output of the student."""
@@ -30,7 +31,7 @@ class StudentModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class Steps:
+class EpochSteps:
     """The steps of one epoch, for which a method may draw random numbers or set a schedule.
 
     Args:
@@ -79,10 +80,10 @@ class Sizes:
     def of(cls, network: nn.Module, task: Task, name: str) -> "Sizes":
         """The sizes of ``network``, measured on black images."""
         example = next(network.parameters(), torch.empty(0))
-        training = network.training
+        was_training = network.training
         with torch.no_grad():
             output = network.eval()(torch.zeros(2, *task.shape, dtype=example.dtype, device=example.device))
-        network.train(training)
+        network.train(was_training)
         return cls(name, tuple(stage.shape[1:] for stage in output.stages), output.embedding.shape[-1])
 
     def stage(self, number: int, key: str) -> torch.Size:
@@ -137,12 +138,14 @@ class Distiller:
         ce: Weight of the cross-entropy, >= 0. 0 leaves the labels out.
     """
 
-    taught: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
     """Whether the method needs a teacher."""
+
     needs_labels: ClassVar[bool] = False
     """Whether every image must have a label."""
-    scale: ClassVar[str | None] = None
-    """Name of the parameter that weights the method's own terms, which is tuned first. None where there is no such term."""
+
+    tuned_weight: ClassVar[str | None] = None
+    """Name of the parameter that weights the method's own terms. ``fedkd tune --distiller`` tunes it. None if there is no such parameter."""
 
     ce: float
 
@@ -156,7 +159,7 @@ class Distiller:
             ValueError: The message names the key, the rule and the value.
         """
 
-    def preparation(self) -> Sequence[str]:
+    def teacher_training(self) -> Sequence[str]:
         """Overrides of ``fedkd distill`` that train the teacher further before the student. Empty for none."""
         return ()
 
@@ -168,60 +171,67 @@ class Distiller:
         """The student together with the method's modules."""
         return StudentModule(pair.student, self.modules(pair))
 
-    def lr_of(self, name: str, epoch: int) -> float:
+    def lr_factor_of(self, name: str, epoch: int) -> float:
         """Factor of the learning rate of one parameter in an epoch, counted from 0."""
         return 1.0
 
-    def forgets(self, epoch: int) -> bool:
+    def resets_optimizer(self, epoch: int) -> bool:
         """Whether the optimizer starts this epoch, counted from 0, with a new state."""
         return False
 
-    def draw(self, steps: Steps) -> Tensors:
+    def draw(self, steps: EpochSteps) -> Tensors:
         """Random or scheduled tensors [S, ...] for all steps of an epoch."""
         return {}
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """Scalars by name that are added to the cross-entropy. Each has its weight already."""
         return {}
 
-    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
-        """The sum of all terms, and each term by name."""
-        student = model.submodule("student")(batch.x)
-        said = None if teacher is None else teacher.submodule("student")(batch.x)
-        terms = {"ce": self.ce * classification(student, said, batch.y, labelled)}
-        if said is not None:
-            y = batch.y if labelled else said.logits.argmax(-1)
-            terms |= self.terms(StepInput(student, said, y, model.submodule("method"), batch))
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labeled: bool) -> tuple[Tensor, Metrics]:
+        """The sum of all terms, and each term by name.
+
+        Args:
+            model: the learner with its current tensors.
+            teacher: the teacher with its tensors. None for methods without a teacher.
+            batch: the augmented images and their labels.
+            labeled: whether the labels may be used.
+        """
+        output = model.submodule("student")(batch.x)
+        teacher_output = None if teacher is None else teacher.submodule("student")(batch.x)
+        terms = {"ce": self.ce * classification_loss(output, teacher_output, batch.y, labeled)}
+        if teacher_output is not None:
+            y = batch.y if labeled else teacher_output.logits.argmax(-1)
+            terms |= self.terms(StepInput(output, teacher_output, y, model.submodule("method"), batch))
         return torch.stack(list(terms.values())).sum(), terms
 
     def networks(self, learner: StudentModule, tensors: Tensors) -> dict[str, tuple[nn.Module, Tensors]]:
         """The networks that are saved, without the method's modules: modules and tensors by name, ``student`` first."""
         return {"student": (learner.student, submodule_tensors(tensors, "student"))}
 
-    def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
+    def config_changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
         """Keys in which a saved network differs from the student's configuration."""
         return {}
 
 
-def classification(student: Output, teacher: Output | None, y: Tensor, labelled: bool) -> Tensor:
+def classification_loss(student: Output, teacher: Output | None, y: Tensor, labeled: bool) -> Tensor:
     """The mean cross-entropy with the labels, or with the teacher's probabilities where there are none."""
-    if labelled:
+    if labeled:
         return cross_entropy(student.logits, y).mean()
     assert teacher is not None, "images without labels have a teacher"
     return -(at_least_float32(teacher.logits).softmax(-1) * at_least_float32(student.logits).log_softmax(-1)).sum(-1).mean()
 
 
-def weight(value: float, key: str = "weight") -> None:
+def check_weight(value: float, key: str = "weight") -> None:
     """Reject a negative weight."""
     require(value >= 0, key, "must be >= 0 (0 switches the term off)", value)
 
 
-def temperature(value: float) -> None:
+def check_temperature(value: float) -> None:
     """Reject a temperature that is not positive."""
     require(value > 0, "temperature", "must be > 0", value)
 
 
-def same_number(pair: TeacherStudent, otherwise: str = "") -> None:
+def check_equal_stages(pair: TeacherStudent, otherwise: str = "") -> None:
     """Reject networks with different numbers of stages. ``otherwise`` names an alternative for the message."""
     student, teacher = (len(sizes.stages) for sizes in pair.sizes)
     rule = f"must be a network of as many stages as the teacher, {teacher}, for a method that compares all of them"
@@ -229,8 +239,8 @@ def same_number(pair: TeacherStudent, otherwise: str = "") -> None:
     require(student == teacher > 0, "student", rule, student)
 
 
-def maps(pair: TeacherStudent) -> None:
+def check_feature_maps(pair: TeacherStudent) -> None:
     """Reject networks whose stages do not return feature maps."""
     for sizes in pair.sizes:
-        flat = [tuple(stage) for stage in sizes.stages if len(stage) != 3]
-        require(not flat, sizes.name, "must be a network whose stages give maps (channels, height, width)", flat)
+        without_maps = [tuple(stage) for stage in sizes.stages if len(stage) != 3]
+        require(not without_maps, sizes.name, "must be a network whose stages are feature maps (channels, height, width)", without_maps)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedkd.distillation.methods.base import Distiller, StepInput, Steps, temperature, weight
+from fedkd.distillation.methods.base import Distiller, EpochSteps, StepInput, check_temperature, check_weight
 from fedkd.errors import require
 from fedkd.losses.decoupled_kl import decoupled
 from fedkd.types import Metrics, Tensors
@@ -32,8 +32,8 @@ class DKD(Distiller):
         - From the public code: the target's logit is left out of q. The public code lowers it by 1000.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "beta"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "beta"
 
     alpha: float
     beta: float
@@ -42,17 +42,17 @@ class DKD(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.alpha, "alpha")
-        weight(self.beta, "beta")
-        temperature(self.temperature)
+        check_weight(self.alpha, "alpha")
+        check_weight(self.beta, "beta")
+        check_temperature(self.temperature)
         require(self.warmup >= 0, "warmup", "must be >= 0 epochs", self.warmup)
 
-    def draw(self, steps: Steps) -> Tensors:
+    def draw(self, steps: EpochSteps) -> Tensors:
         """``warm``: the factor w(e) for every step."""
         return {"warm": torch.full((steps.number,), min((steps.epoch + 1) / self.warmup, 1.0) if self.warmup else 1.0)}
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``dkd``: both divergences, weighted."""
-        logits = seen.teacher.logits, seen.student.logits
-        value = decoupled(*logits, seen.y, self.alpha, self.beta, self.temperature).mean()
-        return {"dkd": seen.batch.warm.to(value.dtype) * value}
+        logits = step.teacher.logits, step.student.logits
+        value = decoupled(*logits, step.y, self.alpha, self.beta, self.temperature).mean()
+        return {"dkd": step.batch.warm.to(value.dtype) * value}

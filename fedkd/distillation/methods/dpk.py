@@ -1,15 +1,24 @@
 """DPK: dynamic prior knowledge. The teacher's features are the target and, in part, an input."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedkd.distillation.methods.base import Distiller, StepInput, Steps, TeacherStudent, maps, same_number, temperature, weight
+from fedkd.distillation.methods.base import (
+    Distiller,
+    EpochSteps,
+    StepInput,
+    TeacherStudent,
+    check_equal_stages,
+    check_feature_maps,
+    check_temperature,
+    check_weight,
+)
 from fedkd.errors import require
 from fedkd.losses.cka import unbiased_cka
 from fedkd.losses.hint import hint
@@ -59,7 +68,7 @@ def transformer(width: int, heads: int, depth: int) -> nn.Module:
 class Encoder(nn.TransformerEncoder):
     """PyTorch's encoder with plain attention on CPUs. There the fused kernel takes several times as long for so few tokens."""
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, P, width] -> [B, P, width]
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # [B, P, width] -> [B, P, width], without masks
         """The encoded tokens."""
         with nullcontext() if x.is_cuda else sdpa_kernel(SDPBackend.MATH):
             return super().forward(x)
@@ -96,6 +105,8 @@ class Prior(nn.Module):
 class Priors(nn.Module):
     """The modules of all stages, and for each stage the share of teacher patches. The share follows the gap between the networks."""
 
+    share: Tensor
+
     def __init__(self, pair: TeacherStudent, distiller: "DPK") -> None:
         super().__init__()
         sizes = [(student, teacher, distiller.patches(student, teacher)) for student, teacher in distiller.compared(pair)]
@@ -104,18 +115,19 @@ class Priors(nn.Module):
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor], noise: Sequence[Tensor], distiller: "DPK") -> list[tuple]:
         """For every stage the reconstructed map, and the mask of the teacher's patches."""
+        stages = cast(Iterable[Prior], self.stages)
         if distiller.ratio == "dynamic":
             with torch.no_grad():
-                seen = list(zip(students, teachers))
+                features = list(zip(students, teachers))
                 if distiller.gap == "tokens":
-                    seen = [stage.tokens(*one) for stage, one in zip(self.stages, seen)]
-                alike = torch.stack([unbiased_cka(t.flatten(1), s.flatten(1)) for s, t in seen])
-                self.share.lerp_((1 - alike.clamp(0, 1)).to(self.share), 1 - distiller.momentum)
-        chosen = [choose(share, draws, distiller.drawn, distiller.least) for share, draws in zip(self.share, noise)]
-        return [(stage(s, t, mask), mask) for stage, s, t, mask in zip(self.stages, students, teachers, chosen)]
+                    features = [stage.tokens(*maps) for stage, maps in zip(stages, features)]
+                similarity = torch.stack([unbiased_cka(teacher.flatten(1), student.flatten(1)) for student, teacher in features])
+                self.share.lerp_((1 - similarity.clamp(0, 1)).to(self.share), 1 - distiller.momentum)
+        chosen = [choose_teacher_patches(share, draws, distiller.drawn, distiller.least) for share, draws in zip(self.share, noise)]
+        return [(stage(s, t, mask), mask) for stage, s, t, mask in zip(stages, students, teachers, chosen)]
 
 
-def choose(share: Tensor, noise: Tensor, drawn: str = "exact", least: int = 0) -> Tensor:  # [], [B, P] -> [B, P]
+def choose_teacher_patches(share: Tensor, noise: Tensor, drawn: str = "exact", least: int = 0) -> Tensor:  # [], [B, P] -> [B, P]
     """Mask of the teacher's patches: the ``round(share P)`` patches with the lowest noise in each image, at least ``least``.
 
     With ``bernoulli`` each patch has probability ``share``.
@@ -165,8 +177,8 @@ class DPK(Distiller):
           choice and a parameter.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "beta"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "beta"
 
     alpha: float
     beta: float
@@ -189,9 +201,9 @@ class DPK(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.alpha, "alpha")
-        weight(self.beta, "beta")
-        temperature(self.temperature)
+        check_weight(self.alpha, "alpha")
+        check_weight(self.beta, "beta")
+        check_temperature(self.temperature)
         fixed = isinstance(self.ratio, int | float) and 0 <= self.ratio <= 1
         require(self.ratio == "dynamic" or fixed, "ratio", "must be dynamic, or a share in 0..1 (0: no prior)", self.ratio)
         require(0 <= self.momentum < 1, "momentum", "must be in 0..1, 1 excluded", self.momentum)
@@ -211,8 +223,8 @@ class DPK(Distiller):
         Dynamic pi needs batches of four images or more.
         """
         if self.stages == "all":
-            same_number(pair, "distiller.stages=last compares the last alone")
-        maps(pair)
+            check_equal_stages(pair, "distiller.stages=last compares the last alone")
+        check_feature_maps(pair)
         dynamic = self.ratio == "dynamic"
         require(batch_size > 3 or not dynamic, "batch_size", "must be > 3 where ratio=dynamic: unbiased CKA needs four images", batch_size)
         for name, place in (("student", 0), ("teacher", 1)):
@@ -233,11 +245,11 @@ class DPK(Distiller):
         self.places = [self.patches(*shapes) ** 2 for shapes in self.compared(pair)]
         return Priors(pair, self)
 
-    def lr_of(self, name: str, epoch: int) -> float:
+    def lr_factor_of(self, name: str, epoch: int) -> float:
         """``module_lr`` for the method's modules, 1 for the student."""
         return self.module_lr if name.startswith("method.") else 1.0
 
-    def draw(self, steps: Steps) -> Tensors:
+    def draw(self, steps: EpochSteps) -> Tensors:
         """Noise [S, B, P] for the choice of patches, one tensor per stage."""
         images = steps.batch_size if self.mask == "image" else 1
         draws = {
@@ -246,23 +258,23 @@ class DPK(Distiller):
         }
         return {name: noise.expand(-1, steps.batch_size, -1) for name, noise in draws.items()}
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``kd``: the weighted divergence of logits. ``maps``: the weighted error of the feature maps."""
         which = slice(None) if self.stages == "all" else slice(-1, None)
-        students, teachers = seen.student.stages[which], seen.teacher.stages[which]
-        noise = [getattr(seen.batch, f"noise_{number}") for number in range(len(students))]
-        integrated = seen.method(students, teachers, noise, self)
-        apart = torch.stack([self.apart(teacher, *one) for teacher, one in zip(teachers, integrated)])
-        divergence = kl_divergence(seen.teacher.logits, seen.student.logits, self.temperature).mean()
-        return {"kd": self.alpha * divergence, "maps": self.beta * apart.sum()}
+        students, teachers = step.student.stages[which], step.teacher.stages[which]
+        noise = [getattr(step.batch, f"noise_{number}") for number in range(len(students))]
+        integrated = step.method(students, teachers, noise, self)
+        errors = torch.stack([self.error(teacher, *maps) for teacher, maps in zip(teachers, integrated)])
+        divergence = kl_divergence(step.teacher.logits, step.student.logits, self.temperature).mean()
+        return {"kd": self.alpha * divergence, "maps": self.beta * errors.sum()}
 
-    def apart(self, teacher: Tensor, made: Tensor, chosen: Tensor) -> Tensor:
+    def error(self, teacher: Tensor, reconstructed: Tensor, chosen: Tensor) -> Tensor:
         """The mean squared error of one feature map, over the positions that count."""
         if self.positions == "all":
-            return hint(teacher, made).mean()
+            return hint(teacher, reconstructed).mean()
         side = round(chosen.shape[-1] ** 0.5)
         student = (
             (~chosen).view(-1, 1, side, side).repeat_interleave(teacher.shape[2] // side, 2).repeat_interleave(teacher.shape[3] // side, 3)
         )
-        error = (at_least_float32(made) - at_least_float32(teacher)).square() * student
+        error = (at_least_float32(reconstructed) - at_least_float32(teacher)).square() * student
         return error.sum() / (student.sum() * teacher.shape[1]).clamp(min=1)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, maps, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, check_feature_maps, check_weight
 from fedkd.errors import require
 from fedkd.losses.hint import hint
 from fedkd.types import Metrics
@@ -49,8 +49,8 @@ class FitNet(Distiller):
         - From the paper: student and regressor are trained together, as in the public recipes. The paper trains in two stages.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
     stage: int
@@ -58,11 +58,11 @@ class FitNet(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
+        check_weight(self.weight)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """Both networks need feature maps, and a convolution must be able to map the student's to the teacher's size."""
-        maps(pair)
+        check_feature_maps(pair)
         student, teacher = (sizes.stage(self.stage, "stage") for sizes in pair.sizes)
         fits = 2 * student[1] == teacher[1] or student[1] == 2 * teacher[1] or student[1] >= teacher[1]
         require(fits, "stage", f"must have a student's map that a convolution can bring to {tuple(teacher)}", tuple(student))
@@ -72,7 +72,7 @@ class FitNet(Distiller):
         student, teacher = (sizes.stage(self.stage, "stage") for sizes in pair.sizes)
         return Regressor(student, teacher, self.relu)
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``hint``: the weighted distance of the mapped features."""
-        mapped = seen.method(seen.student.stages[self.stage])
-        return {"hint": self.weight * hint(seen.teacher.stages[self.stage], mapped).mean()}
+        mapped = step.method(step.student.stages[self.stage])
+        return {"hint": self.weight * hint(step.teacher.stages[self.stage], mapped).mean()}

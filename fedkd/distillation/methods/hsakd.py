@@ -7,7 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent, classification, same_number, temperature, weight
+from fedkd.distillation.methods.base import (
+    Distiller,
+    StudentModule,
+    TeacherStudent,
+    check_equal_stages,
+    check_temperature,
+    check_weight,
+    classification_loss,
+)
 from fedkd.errors import ConfigError, require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
@@ -16,7 +24,8 @@ from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.types import Metrics, Output, Tensors
 
-QUARTERS = 4
+NUM_ROTATIONS = 4
+"""Rotations by 0, 90, 180 and 270 degrees."""
 
 
 def rotations(x: Tensor) -> Tensor:  # [B, channels, H, H] -> [4B, channels, H, H]
@@ -27,20 +36,17 @@ def rotations(x: Tensor) -> Tensor:  # [B, channels, H, H] -> [4B, channels, H, 
     """
     height, width = x.shape[-2:]
     require(height == width, "rotations", "must be of square images", f"{height}x{width}")
-    return torch.stack([x.rot90(k, (-2, -1)) for k in range(QUARTERS)], 1).flatten(0, 1)
+    return torch.stack([x.rot90(k, (-2, -1)) for k in range(NUM_ROTATIONS)], 1).flatten(0, 1)
 
 
 def joint_labels(y: Tensor) -> Tensor:  # [B] -> [4B]
     """``4 y_b + k``, in 0..4C-1, for the images of :func:`rotations`."""
-    return (QUARTERS * y[:, None] + torch.arange(QUARTERS, device=y.device)).flatten()
+    return (NUM_ROTATIONS * y[:, None] + torch.arange(NUM_ROTATIONS, device=y.device)).flatten()
 
 
 def class_logits(joint: Tensor) -> Tensor:  # [..., 4C] -> [..., C]
     """The sum of each class's four logits: class logits from the logits of class and rotation."""
-    return joint.unflatten(-1, (-1, QUARTERS)).sum(-1)
-
-
-ROTATIONS = 4
+    return joint.unflatten(-1, (-1, NUM_ROTATIONS)).sum(-1)
 
 
 class Branches(nn.Module):
@@ -60,31 +66,31 @@ class Branches(nn.Module):
     def branch(network: Classifier, after: int) -> nn.Module:
         """The modules that follow stage ``after``."""
         rest = list(network.stages)[after + 1 :] or [network.extra_stage()]
-        return nn.Sequential(*rest, network.embed, nn.Linear(network.embedding_size, ROTATIONS * network.task.num_classes))
+        return nn.Sequential(*rest, network.embed, nn.Linear(network.embedding_size, NUM_ROTATIONS * network.task.num_classes))
 
     def forward(self, stages: Sequence[Tensor], detach: bool) -> list[Tensor]:  # -> L times [4B, 4C]
         """Logits of class and rotation, index ``4 class + rotation``, for each stage's map."""
         return [branch(stage.detach() if detach else stage) for branch, stage in zip(self.branches, stages, strict=True)]
 
 
-def extensible(pair: TeacherStudent) -> None:
+def check_extra_stage(pair: TeacherStudent) -> None:
     """Reject networks without an additional stage for the last branch, and images that are not square."""
     height, width = pair.task.shape[-2:]
-    require(height == width, "data", "must have square images: they are turned by quarters (data.size)", f"{height}x{width}")
+    require(height == width, "data", "must have square images, as they are rotated by 90 degrees (set data.size)", f"{height}x{width}")
     try:
         pair.student.extra_stage()
     except ValueError as error:
         raise ConfigError(str(error).replace("model", "student", 1)) from error
 
 
-def upright(output: Output) -> Output:
+def without_rotations(output: Output) -> Output:
     """The outputs for the images that are not rotated: every fourth one."""
-    return Output(output.logits[::ROTATIONS], output.embedding[::ROTATIONS])
+    return Output(output.logits[::NUM_ROTATIONS], output.embedding[::NUM_ROTATIONS])
 
 
-def turned(batch: Batch) -> Tensor:  # [4B, ...]
+def rotated_images(batch: Batch) -> Tensor:  # [4B, ...]
     """A batch's images in all four rotations."""
-    assert batch.x is not None, "images are distilled on"
+    assert batch.x is not None, "the student is trained on images"
     return rotations(batch.x).contiguous(memory_format=torch.channels_last)
 
 
@@ -113,8 +119,8 @@ class HSAKD(Distiller):
         - From the public code: Nesterov's momentum is off as shipped. ``+optimizer.nesterov=true`` switches it on.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "joint"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "joint"
 
     joint: float
     kd: float
@@ -124,21 +130,21 @@ class HSAKD(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.joint, "joint")
-        weight(self.kd, "kd")
-        temperature(self.temperature)
+        check_weight(self.joint, "joint")
+        check_weight(self.kd, "kd")
+        check_temperature(self.temperature)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """Both networks need equally many stages, and the teacher needs branches."""
-        same_number(pair)
+        check_equal_stages(pair)
         if not isinstance(pair.teacher_method, Branches):
             raise ConfigError(
                 "teaching must give the teacher branches (teaching=[distiller=hsakd_teacher,student_init=teacher]), "
                 f"got {list(self.teaching)}"
             )
-        extensible(pair)
+        check_extra_stage(pair)
 
-    def preparation(self) -> Sequence[str]:
+    def teacher_training(self) -> Sequence[str]:
         """The training of the teacher's branches."""
         return self.teaching
 
@@ -146,17 +152,18 @@ class HSAKD(Distiller):
         """The student's branches."""
         return Branches(pair.fresh)
 
-    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labeled: bool) -> tuple[Tensor, Metrics]:
         """``ce``, ``joint`` and ``kd``, and their sum."""
         assert teacher is not None, "the method has a teacher"
-        x = turned(batch)
-        student, said = model.submodule("student")(x), teacher.submodule("student")(x)
-        learnt, known = model.submodule("method")(student.stages, self.detach), teacher.submodule("method")(said.stages, True)
-        apart = [kl_divergence(t, s, self.temperature).mean() for t, s in zip(known, learnt, strict=True)]
+        x = rotated_images(batch)
+        student_output, teacher_output = model.submodule("student")(x), teacher.submodule("student")(x)
+        student_branches = model.submodule("method")(student_output.stages, self.detach)
+        teacher_branches = teacher.submodule("method")(teacher_output.stages, True)
+        divergences = [kl_divergence(t, s, self.temperature).mean() for t, s in zip(teacher_branches, student_branches, strict=True)]
         terms = {
-            "ce": self.ce * classification(upright(student), upright(said), batch.y, labelled),
-            "joint": self.joint * torch.stack(apart).sum(),
-            "kd": self.kd * kl_divergence(said.logits, student.logits, self.temperature).mean(),
+            "ce": self.ce * classification_loss(without_rotations(student_output), without_rotations(teacher_output), batch.y, labeled),
+            "joint": self.joint * torch.stack(divergences).sum(),
+            "kd": self.kd * kl_divergence(teacher_output.logits, student_output.logits, self.temperature).mean(),
         }
         return torch.stack(list(terms.values())).sum(), terms
 
@@ -194,7 +201,7 @@ class HSAKDOnline(Distiller):
     """
 
     needs_labels: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "joint"
+    tuned_weight: ClassVar[str | None] = "joint"
 
     self_supervised: float
     joint: float
@@ -204,33 +211,35 @@ class HSAKDOnline(Distiller):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("self_supervised", "joint", "kd"):
-            weight(getattr(self, name), name)
-        temperature(self.temperature)
+            check_weight(getattr(self, name), name)
+        check_temperature(self.temperature)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """The network must have an additional stage for the last branch, and images must be square."""
-        extensible(pair)
+        check_extra_stage(pair)
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
         """The peer, and the branches of both networks."""
         return Peer(pair)
 
-    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labeled: bool) -> tuple[Tensor, Metrics]:
         """``ce``, ``self_supervised``, ``kd`` and ``joint``, and their sum."""
-        assert labelled, "rotations of classes need labels"
-        x, labels, method = turned(batch), joint_labels(batch.y), model.submodule("method")
+        assert labeled, "rotations of classes need labels"
+        x, labels, method = rotated_images(batch), joint_labels(batch.y), model.submodule("method")
         outputs = [model.submodule("student")(x), method.submodule("network")(x)]
         branches = [method.submodule(name)(output.stages, False) for name, output in zip(("own", "branches"), outputs)]
-        said = [[output.logits, *q] for output, q in zip(outputs, branches)]
+        logits = [[output.logits, *joint_logits] for output, joint_logits in zip(outputs, branches)]
         divergences = [
-            [kl_divergence(t.detach(), s, self.temperature).mean() for t, s in zip(theirs, mine)] for mine, theirs in (said, said[::-1])
+            [kl_divergence(t.detach(), s, self.temperature).mean() for t, s in zip(peer, network)]
+            for network, peer in (logits, logits[::-1])
         ]
+        losses = [classification_loss(without_rotations(output), None, batch.y, True) for output in outputs]
+        joint_losses = [cross_entropy(joint_logits, labels).mean() for of_network in branches for joint_logits in of_network]
         terms = {
-            "ce": self.ce * sum(classification(upright(output), None, batch.y, True) for output in outputs),
-            "self_supervised": self.self_supervised
-            * torch.stack([cross_entropy(q, labels).mean() for each in branches for q in each]).sum(),
-            "kd": self.kd * sum(each[0] for each in divergences),
-            "joint": self.joint * torch.stack([one for each in divergences for one in each[1:]]).sum(),
+            "ce": self.ce * (losses[0] + losses[1]),
+            "self_supervised": self.self_supervised * torch.stack(joint_losses).sum(),
+            "kd": self.kd * (divergences[0][0] + divergences[1][0]),
+            "joint": self.joint * torch.stack([term for of_network in divergences for term in of_network[1:]]).sum(),
         }
         return torch.stack(list(terms.values())).sum(), terms
 
@@ -260,37 +269,37 @@ class HSAKDTeacher(Distiller):
           with decays at 30, 60 and 90.
     """
 
-    scale: ClassVar[str | None] = "joint"
+    tuned_weight: ClassVar[str | None] = "joint"
 
     joint: float
     frozen: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.joint, "joint")
+        check_weight(self.joint, "joint")
 
     @property
-    def needs_labels(self) -> bool:
+    def needs_labels(self) -> bool:  # type: ignore[override]  # a class variable of other methods
         """Labels are needed unless the network is frozen and predicts them itself."""
         return not self.frozen
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """The network must have an additional stage for the last branch, and images must be square."""
-        extensible(pair)
+        check_extra_stage(pair)
 
     def modules(self, pair: TeacherStudent) -> nn.Module:
         """The network's branches."""
         return Branches(pair.fresh)
 
-    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labeled: bool) -> tuple[Tensor, Metrics]:
         """``ce`` and ``joint``, and their sum."""
-        assert labelled or self.frozen, "rotations of classes need labels"
+        assert labeled or self.frozen, "rotations of classes need labels"
         network = model.submodule("student")
-        output = network.eval_copy()(turned(batch)) if self.frozen else network(turned(batch))
-        y = batch.y if labelled else upright(output).logits.argmax(-1)
-        q, labels = model.submodule("method")(output.stages, self.frozen), joint_labels(y)
+        output = network.eval_copy()(rotated_images(batch)) if self.frozen else network(rotated_images(batch))
+        y = batch.y if labeled else without_rotations(output).logits.argmax(-1)
+        joint_logits, labels = model.submodule("method")(output.stages, self.frozen), joint_labels(y)
         terms = {
-            "ce": self.ce * classification(upright(output), None, y, True),
-            "joint": self.joint * torch.stack([cross_entropy(one, labels).mean() for one in q]).sum(),
+            "ce": self.ce * classification_loss(without_rotations(output), None, y, True),
+            "joint": self.joint * torch.stack([cross_entropy(logits, labels).mean() for logits in joint_logits]).sum(),
         }
         return torch.stack(list(terms.values())).sum(), terms

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.distillation.methods.base import Distiller, StepInput, Steps, TeacherStudent, same_number, weight
+from fedkd.distillation.methods.base import Distiller, EpochSteps, StepInput, TeacherStudent, check_equal_stages, check_weight
 from fedkd.errors import require
 from fedkd.losses.probabilistic_transfer import KERNELS, MIXTURES, probabilistic_knowledge_transfer
 from fedkd.types import Metrics, Output, Tensors
@@ -45,8 +45,8 @@ class InformationFlow(Distiller):
         - As in the public code there is no cross-entropy as shipped (``ce=0``). This is the paper's setting without labels.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
     kernels: Sequence[str]
@@ -60,8 +60,8 @@ class InformationFlow(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
-        weight(self.initial, "initial")
+        check_weight(self.weight)
+        check_weight(self.initial, "initial")
         require(0 <= self.decay <= 1, "decay", "must be in 0..1", self.decay)
         known = {*self.kernels} <= {*KERNELS, *MIXTURES}
         require(
@@ -73,31 +73,30 @@ class InformationFlow(Distiller):
         least = 1 if self.diagonal else 2
         require(batch_size > least, "batch_size", f"must be > {least}, as pairs of images are compared", batch_size)
         if self.layers == "all":
-            same_number(pair)
+            check_equal_stages(pair)
 
-    def preparation(self) -> Sequence[str]:
+    def teacher_training(self) -> Sequence[str]:
         """The training of the auxiliary teacher."""
         return self.teaching
 
-    def forgets(self, epoch: int) -> bool:
+    def resets_optimizer(self, epoch: int) -> bool:
         """Every epoch where ``forgetful`` is set."""
         return self.forgetful
 
-    def draw(self, steps: Steps) -> Tensors:
+    def draw(self, steps: EpochSteps) -> Tensors:
         """``critical``: the weight w_k for every step."""
         return {"critical": torch.full((steps.number,), self.initial * self.decay**steps.epoch)}
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``last``: the weighted divergence of the embeddings. ``flow``: that of the other layers."""
-        last, *others = [
-            self.apart(t, s) for t, s in zip(representations(seen.teacher, self.layers), representations(seen.student, self.layers))
-        ]
+        layers = zip(representations(step.teacher, self.layers), representations(step.student, self.layers))
+        last, *others = [self.divergence_of(teacher, student) for teacher, student in layers]
         terms = {"last": self.weight * last}
         if others:
-            terms["flow"] = self.weight * seen.batch.critical.to(last.dtype) * torch.stack(others).sum()
+            terms["flow"] = self.weight * step.batch.critical.to(last.dtype) * torch.stack(others).sum()
         return terms
 
-    def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
+    def divergence_of(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The divergence of one layer's similarities, summed over kernels."""
         values = [
             probabilistic_knowledge_transfer(teacher, student, kernel=kernel, divergence=self.divergence, diagonal=self.diagonal).mean()

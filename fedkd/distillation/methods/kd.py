@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, StepInput, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, check_temperature, check_weight
 from fedkd.losses.kl import kl_divergence
 from fedkd.types import Metrics
 
@@ -26,17 +26,17 @@ class KD(Distiller):
         - None known.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
     temperature: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
-        temperature(self.temperature)
+        check_weight(self.weight)
+        check_temperature(self.temperature)
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``kd``: the weighted divergence."""
-        return {"kd": self.weight * kl_divergence(seen.teacher.logits, seen.student.logits, self.temperature).mean()}
+        return {"kd": self.weight * kl_divergence(step.teacher.logits, step.student.logits, self.temperature).mean()}

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.distillation.methods.base import Distiller, classification, temperature, weight
+from fedkd.distillation.methods.base import Distiller, check_temperature, check_weight, classification_loss
 from fedkd.errors import require
 from fedkd.losses.gradient_filter import FILTERS, filter_gradient, gradient_mask
 from fedkd.losses.kl import kl_divergence
@@ -40,8 +40,8 @@ class KDDG(Distiller):
           the paper's.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
     temperature: float
@@ -51,22 +51,22 @@ class KDDG(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
-        temperature(self.temperature)
+        check_weight(self.weight)
+        check_temperature(self.temperature)
         require(self.filter in FILTERS, "filter", f"must be one of {', '.join(FILTERS)}", self.filter)
         require(self.apply_to in ("kd", "ce", "both"), "apply_to", "must be kd, ce or both", self.apply_to)
         require(self.threshold >= 0, "threshold", "must be >= 0", self.threshold)
 
-    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labeled: bool) -> tuple[Tensor, Metrics]:
         """``ce`` and ``kd``, and their sum."""
         assert teacher is not None, "the method has a teacher"
-        student, said = model.submodule("student")(batch.x), teacher.submodule("student")(batch.x)
-        y = batch.y if labelled else said.logits.argmax(-1)
-        keep = gradient_mask(self.filter, said.logits, student.logits.detach(), y, self.temperature, self.threshold)
+        student, teacher_output = model.submodule("student")(batch.x), teacher.submodule("student")(batch.x)
+        y = batch.y if labeled else teacher_output.logits.argmax(-1)
+        keep = gradient_mask(self.filter, teacher_output.logits, student.logits.detach(), y, self.temperature, self.threshold)
         through = student._replace(logits=filter_gradient(student.logits, keep))
         kd, ce = (through if self.apply_to in (which, "both") else student for which in ("kd", "ce"))
         terms = {
-            "ce": self.ce * classification(ce, said, batch.y, labelled),
-            "kd": self.weight * kl_divergence(said.logits, kd.logits, self.temperature).mean(),
+            "ce": self.ce * classification_loss(ce, teacher_output, batch.y, labeled),
+            "kd": self.weight * kl_divergence(teacher_output.logits, kd.logits, self.temperature).mean(),
         }
         return torch.stack(list(terms.values())).sum(), terms

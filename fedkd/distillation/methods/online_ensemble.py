@@ -1,12 +1,13 @@
 """Online ensemble: networks of decreasing width train together and learn from their mean logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent, temperature, weight
+from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent, check_temperature, check_weight
 from fedkd.errors import require
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.hint import hint
@@ -28,22 +29,26 @@ class Members(StudentModule):
 
     def __init__(self, pair: TeacherStudent, members: int, narrowed: int, detach: bool) -> None:
         super().__init__(pair.student)
-        widths = self.student.widths
-        rules = [
-            [w * (members - j) // members if i >= len(widths) - narrowed else w for i, w in enumerate(widths)] for j in range(1, members)
+        widest: Any = pair.student
+        widths = widest.widths
+        narrow_widths = [
+            [width * (members - j) // members if i >= len(widths) - narrowed else width for i, width in enumerate(widths)]
+            for j in range(1, members)
         ]
-        self.stem = self.student.stages[0][0][0].out_channels
-        self.whole = tuple(pair.fresh(stem=self.stem, widths=rule) for rule in rules)  # not registered: the forms of saved networks
+        self.stem = widest.stages[0][0][0].out_channels
+        self.whole: tuple[Any, ...] = tuple(pair.fresh(stem=self.stem, widths=each) for each in narrow_widths)
+        """The narrower networks with stems, as they are saved. A tuple, so that their parameters are not registered."""
         self.detach = detach
         self.method.members = nn.ModuleList(Member(network) for network in self.whole)
         self.method.adapters = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(narrow, wide, 1) for narrow, wide in zip(rule, widths, strict=True)) for rule in rules
+            nn.ModuleList(nn.Conv2d(narrow, wide, 1) for narrow, wide in zip(each, widths, strict=True)) for each in narrow_widths
         )
 
-    def forward(self, x: Tensor) -> list[Output]:
+    def forward(self, x: Tensor) -> list[Output]:  # type: ignore[override]  # several students
         """One Output per member, widest first."""
-        stem = self.student.stages[0][0](x)
-        first = Member.run(stem, [self.student.stages[0][1:], *self.student.stages[1:]], self.student.embed, self.student.head)
+        widest: Any = self.student
+        stem = widest.stages[0][0](x)
+        first = Member.run(stem, [widest.stages[0][1:], *widest.stages[1:]], widest.embed, widest.head)
         return [first, *(member(stem.detach() if self.detach else stem) for member in self.method.members)]
 
 
@@ -109,7 +114,7 @@ class OnlineEnsemble(Distiller):
     """
 
     needs_labels: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "kd"
+    tuned_weight: ClassVar[str | None] = "kd"
 
     maps: float
     kd: float
@@ -124,17 +129,17 @@ class OnlineEnsemble(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.maps, "maps")
-        weight(self.kd, "kd")
-        temperature(self.temperature)
+        check_weight(self.maps, "maps")
+        check_weight(self.kd, "kd")
+        check_temperature(self.temperature)
         require(self.members > 0, "members", "must be > 0", self.members)
         require(self.adapter_lr > 0, "adapter_lr", "must be > 0", self.adapter_lr)
         require(self.bn_eval in ("running", "batch"), "bn_eval", "must be running or batch", self.bn_eval)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """The student must be a ResNet with widths, not narrower than the number of members."""
-        widths = getattr(pair.student, "widths", None)
-        require(widths is not None, "student", "must be a ResNet, whose members differ in width", type(pair.student).__name__)
+        widths: Sequence[int] = getattr(pair.student, "widths", ())
+        require(len(widths) > 0, "student", "must be a ResNet, whose members differ in width", type(pair.student).__name__)
         require(1 <= self.narrowed <= len(widths), "narrowed", f"must be in 1..{len(widths)}, the student's stages", self.narrowed)
         require(self.members <= min(widths), "members", f"must be at most the student's smallest width ({min(widths)})", self.members)
 
@@ -142,30 +147,30 @@ class OnlineEnsemble(Distiller):
         """All members and their adapters."""
         return Members(pair, self.members, self.narrowed, self.detach)
 
-    def lr_of(self, name: str, epoch: int) -> float:
+    def lr_factor_of(self, name: str, epoch: int) -> float:
         """``adapter_lr`` for the adapters, or 0 in the first epoch with ``official_warm``."""
         if not name.startswith("method.adapters."):
             return 1.0
         return 0.0 if self.official_warm and epoch == 0 else self.adapter_lr
 
-    def forgets(self, epoch: int) -> bool:
+    def resets_optimizer(self, epoch: int) -> bool:
         """After the first epoch with ``official_warm``."""
         return self.official_warm and epoch == 1
 
-    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labelled: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, model: FunctionalModel, teacher: FunctionalModel | None, batch: Batch, labeled: bool) -> tuple[Tensor, Metrics]:
         """``ce``, ``maps`` and ``kd``, and their sum."""
-        assert labelled, "an ensemble without a teacher needs labels"
+        assert labeled, "an ensemble without a teacher needs labels"
         outputs = model(batch.x)
         ensemble = torch.stack([output.logits for output in outputs]).mean(0).detach()
-        wide = [stage.detach() for stage in outputs[0].stages]
+        targets = [stage.detach() for stage in outputs[0].stages]
         if self.adapters:
-            made = adapt(model, outputs)
+            maps = adapt(model, outputs)
         else:
-            wide, made = [m.mean(1) for m in wide], [[stage.mean(1) for stage in output.stages] for output in outputs[1:]]
-        apart = [hint(target, stage).mean() for each in made for target, stage in zip(wide, each, strict=True)]
+            targets, maps = [target.mean(1) for target in targets], [[stage.mean(1) for stage in output.stages] for output in outputs[1:]]
+        distances = [hint(target, stage).mean() for stages in maps for target, stage in zip(targets, stages, strict=True)]
         terms = {
             "ce": self.ce * torch.stack([cross_entropy(output.logits, batch.y).mean() for output in outputs]).sum(),
-            "maps": self.maps * (torch.stack(apart).sum() if apart else outputs[0].logits.new_zeros(())),
+            "maps": self.maps * (torch.stack(distances).sum() if distances else outputs[0].logits.new_zeros(())),
             "kd": self.kd * torch.stack([kl_divergence(ensemble, output.logits, self.temperature).mean() for output in outputs]).sum(),
         }
         return torch.stack(list(terms.values())).sum(), terms
@@ -179,7 +184,7 @@ class OnlineEnsemble(Distiller):
             for j, network in enumerate(learner.whole, 1)
         }}  # fmt: skip
 
-    def changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
+    def config_changes(self, learner: StudentModule, name: str) -> dict[str, Any]:
         """Stem and widths of a narrower member."""
         assert isinstance(learner, Members), "the ensemble trains its members"
         return (
@@ -191,5 +196,6 @@ def adapt(model: FunctionalModel, outputs: list[Output]) -> list[list[Tensor]]:
     """The maps of every member but the widest, mapped to the widest's channels."""
     adapters = model.submodule("method").submodule("adapters")
     return [
-        [adapters.submodule(str(j)).submodule(str(i))(stage) for i, stage in enumerate(output.stages)] for j, output in enumerate(outputs[1:])
+        [adapters.submodule(str(j)).submodule(str(i))(stage) for i, stage in enumerate(output.stages)]
+        for j, output in enumerate(outputs[1:])
     ]

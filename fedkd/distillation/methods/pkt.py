@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, check_weight
 from fedkd.errors import require
 from fedkd.losses.probabilistic_transfer import cosine_knowledge_transfer
 from fedkd.types import Metrics
@@ -27,19 +27,19 @@ class PKT(Distiller):
         - As in the public recipes, the similarity of an image with itself is part of its row.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
+        check_weight(self.weight)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """A batch must have two images or more."""
         require(batch_size > 1, "batch_size", "must be > 1, as pairs of images are compared", batch_size)
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``pkt``: the weighted divergence."""
-        return {"pkt": self.weight * cosine_knowledge_transfer(seen.teacher.embedding, seen.student.embedding).mean()}
+        return {"pkt": self.weight * cosine_knowledge_transfer(step.teacher.embedding, step.student.embedding).mean()}

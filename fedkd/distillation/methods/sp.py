@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, weight
+from fedkd.distillation.methods.base import Distiller, StepInput, TeacherStudent, check_weight
 from fedkd.errors import require
 from fedkd.losses.similarity_preserving import similarity_preserving
 from fedkd.types import Metrics
@@ -28,15 +28,15 @@ class SP(Distiller):
         - None known for one pair of stages. The sum over several pairs is not implemented.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
     stage: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight(self.weight)
+        check_weight(self.weight)
 
     def check(self, pair: TeacherStudent, batch_size: int) -> None:
         """Both networks need the stage, and a batch must have two images or more."""
@@ -44,7 +44,7 @@ class SP(Distiller):
             sizes.stage(self.stage, "stage")
         require(batch_size > 1, "batch_size", "must be > 1, as pairs of images are compared", batch_size)
 
-    def terms(self, seen: StepInput) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """``similarity``: the weighted distance of Gram matrices."""
-        teacher, student = (output.stages[self.stage] for output in (seen.teacher, seen.student))
+        teacher, student = (output.stages[self.stage] for output in (step.teacher, step.student))
         return {"similarity": self.weight * similarity_preserving(teacher, student).mean()}
