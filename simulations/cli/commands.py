@@ -127,9 +127,9 @@ def export_command(run: Path, client: int | None, output: Path | None) -> int:
     Example:
       fedkd export "$(fedkd run rounds=2 strategy=fedavg engine=local | sed -n 's/^run: //p')"
     """
-    from simulations.cli.model_export import export_run
+    from simulations.federation.model_export import export_model
 
-    for path in export_run(run, client, output):
+    for path in export_model(run, client, output):
         click.echo(path)
     return OK
 

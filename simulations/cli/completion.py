@@ -100,6 +100,12 @@ def list_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
     return _items([*folders(incomplete), *(words("config", _typed(ctx), incomplete) if incomplete else [])])
 
 
+def report_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """A folder of runs, or the preset of a report."""
+    presets = [f"report={name}" for name in options("report")]
+    return _items([*folders(incomplete), *(one for one in ["report=", *presets] if incomplete and one.startswith(incomplete))])
+
+
 def run_folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """A run folder, or a parent of run folders."""
     return _items(folders(incomplete))

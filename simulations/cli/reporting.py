@@ -2,62 +2,90 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from simulations.cli import completion
 from simulations.cli.exit_codes import OK, one_line_errors
-from simulations.cli.usage import run_command
+from simulations.cli.usage import check_words, run_command
 
+NAMES = "A,B,..."
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command(name="report", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument(
-    "folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path), shell_complete=completion.run_folders
-)
+@click.command(name="report", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.argument("words", nargs=-1, metavar="FOLDER... [KEY=VALUE]...", shell_complete=completion.report_words)
 @click.option("--output", type=FOLDER, metavar="FOLDER", help="Where the files go. Default: 'report' beside the runs.")
+@click.option("--report", metavar="PRESET", help="A yaml file with options, or an option of conf/report, such as two_column.")
 @click.option("--baseline", metavar="STRATEGY", help="The strategy (or row of the table) that others are compared with. Default: fedavg.")
-@click.option("--target", type=float, metavar="ACCURACY", help="Also the rounds and bytes to this accuracy, in 0..1.")
+@click.option("--target", type=float, metavar="ACCURACY", help="Add the rounds, bytes and time to this accuracy, in 0..1.")
 @click.option("--until", type=int, metavar="ROUND", help="Report the runs as they were after this round.")
-@click.option(
-    "--interval",
-    type=click.Choice(("t", "bootstrap")),
-    default="t",
-    show_default=True,
-    help="95 % interval over seeds: Student's t or BCa bootstrap.",
-)
-@click.option("--figures/--no-figures", default=True, help="Draw figures, or print tables alone.")
-def report_command(
-    folders: tuple[Path, ...],
-    output: Path | None,
-    baseline: str | None,
-    target: float | None,
-    until: int | None,
-    interval: str,
-    figures: bool,
-) -> int:
-    """Write tables and figures of runs: CSV, Markdown, LaTeX, PDF, PNG and one HTML page.
+@click.option("--metric", metavar="NAME", help="One metric for comparisons and figures. Default: global and local test accuracy.")
+@click.option("--interval", metavar="t|bootstrap", help="95 % interval over seeds: Student's t (default) or BCa bootstrap.")
+@click.option("--spread", metavar="interval|std", help="After the sign ± and in bands: the interval (default) or the standard deviation.")
+@click.option("--decimals", type=int, metavar="N", help="Digits after the point of accuracies in percent.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=TEXT", help="Printed name of a strategy or setting; may be repeated.")
+@click.option("--order", metavar=NAMES, help="Strategies in this order.")
+@click.option("--strategies", metavar=NAMES, help="These strategies alone.")
+@click.option("--settings", metavar=NAMES, help="These settings alone, in this order.")
+@click.option("--figures/--no-figures", default=None, help="Draw figures (default), or print tables alone.")
+@click.option("--panels", metavar="none|settings", help="One figure with a panel per setting, and one table of settings x strategies.")
+@click.option("--width", type=float, metavar="INCHES", help="Width of figures.")
+@click.option("--font-size", type=float, metavar="POINTS", help="Font size of figures.")
+@click.option("--smoothing", type=int, metavar="ROUNDS", help="Moving average of curves over this many evaluated rounds.")
+@click.option("--band", metavar="fill|lines|none", help="How the spread is drawn around curves.")
+@click.option("--formats", metavar="pdf,png,svg", help="File formats of figures.")
+def report_command(words: Sequence[str], output: Path | None, labels: Sequence[str], **options: Any) -> int:
+    """Write tables and figures of runs: CSV, Markdown, LaTeX, figures and one HTML page.
 
     FOLDER is a run folder or a parent of run folders. Runs that differ in the seed alone form one row. Nothing is trained.
+    KEY=VALUE sets an option like its flag: report=two_column decimals=1.
 
     \b
     Example:
       fedkd report outputs/digits --baseline fedavg --target 0.8
     """
-    from simulations.reports.builder import Options, build_report
+    from simulations.reports.builder import report_folders
+    from simulations.reports.options import options_from
 
-    build_report(list(folders), output, Options(baseline, target, interval, until, figures))
+    folders = [Path(word) for word in words if "=" not in word or Path(word).exists()]
+    pairs = [word.partition("=") for word in words if Path(word) not in folders]
+    if not folders:
+        raise click.UsageError("FOLDER must be given: a run folder or a parent of run folders, such as outputs")
+    given = {key.replace("-", "_"): parsed(value) for key, _, value in pairs}
+    given |= {key: value for key, value in options.items() if value is not None}
+    given |= {"labels": list(labels)} if labels else {}
+    report_folders(folders, options_from(given), output)
     return OK
+
+
+def parsed(text: str) -> Any:
+    """A value as YAML has it."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command by itself. Returns the exit code."""
+    try:
+        with one_line_errors():
+            return run_command(report_command.main, arguments, "python -m simulations.report")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else OK
 
 
 @click.command(name="reproduce", context_settings={"ignore_unknown_options": True})
 @click.argument("experiment", shell_complete=completion.experiments)
 @click.option("--plan", is_flag=True, help="Show which runs are finished, interrupted and missing; exit code 3 where some are missing.")
 @click.option("--table-only", is_flag=True, help="Print the table of the finished runs; nothing is run and no data are needed.")
-@click.option("--seeds", metavar="A,B,...", help="Seeds. Default: the experiment's.")
-@click.option("--settings", metavar="A,B,...", help="Settings by name, rows of the table. Default: all.")
-@click.option("--strategies", metavar="A,B,...", help="Strategies by name. Default: all.")
+@click.option("--seeds", metavar=NAMES, help="Seeds. Default: the experiment's.")
+@click.option("--settings", metavar=NAMES, help="Settings by name, rows of the table. Default: all.")
+@click.option("--strategies", metavar=NAMES, help="Strategies by name. Default: all.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time, each in its own process. Default: one per core.")
 @click.option("--quiet", is_flag=True, help="Plain lines instead of moving bars, as for a log file.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=completion.run_words)
@@ -81,7 +109,6 @@ def reproduce_command(
     Example, without any data or run:
       fedkd reproduce fedgen_table1_mnist --plan --seeds 0
     """
-    from simulations.cli.usage import check_words
     from simulations.experiments.reproduce import plan_reproduction, reproduce
 
     if plan and table_only:
@@ -107,12 +134,3 @@ def numbers(text: str) -> list[int]:
     if not all(one.strip().isdigit() for one in text.split(",")):
         raise click.BadParameter(f"must be whole numbers with commas between, got {text!r}", param_hint="--seeds")
     return [int(one) for one in text.split(",")]
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run the command by itself. Returns the exit code."""
-    try:
-        with one_line_errors():
-            return run_command(report_command.main, arguments, "python -m simulations.report")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else OK

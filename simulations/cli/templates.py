@@ -304,7 +304,7 @@ DISTILLER = '''\
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.distillation.methods.base import Distiller, Seen
+from fedkd.distillation.methods.base import Distiller, StepInput
 from fedkd.errors import require
 from fedkd.types import Metrics
 
@@ -317,8 +317,8 @@ class {title}(Distiller):
         weight: >= 0, weight of the squared error of the logits.
     """
 
-    taught: ClassVar[bool] = True
-    scale: ClassVar[str | None] = "weight"
+    needs_teacher: ClassVar[bool] = True
+    tuned_weight: ClassVar[str | None] = "weight"
 
     weight: float
 
@@ -326,9 +326,9 @@ class {title}(Distiller):
         super().__post_init__()
         require(self.weight >= 0, "weight", "must be >= 0 (0 switches the term off)", self.weight)
 
-    def terms(self, seen: Seen) -> Metrics:
+    def terms(self, step: StepInput) -> Metrics:
         """The terms beside the cross-entropy, weighted already."""
-        return {{"regression": self.weight * (seen.student.logits - seen.teacher.logits).square().mean()}}
+        return {{"regression": self.weight * (step.student.logits - step.teacher.logits).square().mean()}}
 '''
 
 DISTILLER_YAML = """\

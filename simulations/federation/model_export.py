@@ -1,0 +1,77 @@
+"""``fedkd export``: the model of a run as safetensors, as a description in JSON, and as a ``torch.export`` program."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+
+from fedkd.errors import RunFolderError
+from fedkd.files import write_atomically
+from simulations.distillation.export import Logits
+from simulations.distillation.teachers import is_federated
+from simulations.federation.trained_model import load_model
+from simulations.setup.simulation import build_simulation
+
+
+def export_model(folder: Path, client: int | None = None, output: Path | None = None) -> list[Path]:
+    """Write the model of a run folder.
+
+    Args:
+        folder: of a federated run, or of a finished distillation.
+        client: None for the global model (or the student); k for the model that client k would use.
+        output: the folder of the files; None for ``<folder>/export``.
+
+    Returns:
+        The files: ``<name>.safetensors`` with the tensors, ``<name>.json`` with the configuration of the network and the scaling of its
+        input, which is ``(byte / scale - mean) / std``, and ``<name>.pt2``, a program from images [B, channels, height, width] to logits
+        [B, classes]. ``<name>`` is ``global_model``, ``client_<k>`` or ``student``.
+
+    Raises:
+        RunFolderError: the folder is no run's, or the run has no such model.
+    """
+    folder = folder.expanduser().absolute()
+    model = load_model(folder, client)
+    name, about = _description(folder, client)
+    output = folder / "export" if output is None else output.expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    return save_network(output, name, model, about)
+
+
+def save_network(folder: Path, name: str, model: nn.Module, about: dict[str, Any]) -> list[Path]:
+    """Write ``<name>.safetensors`` with ``about`` in its header, ``<name>.json`` and ``<name>.pt2``; returns the paths."""
+    paths = [folder / f"{name}.{suffix}" for suffix in ("safetensors", "json", "pt2")]
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    temporary = folder / f".{name}.tmp"
+    save_file(tensors, temporary, {"fedkd": json.dumps(about)})
+    temporary.replace(paths[0])
+    write_atomically(paths[1], (json.dumps(about, indent=1) + "\n").encode())
+    example = torch.zeros(2, *about["shape"], dtype=next(model.parameters()).dtype)
+    program = torch.export.export(Logits(model).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, temporary)
+    temporary.replace(paths[2])
+    return paths
+
+
+def _description(folder: Path, client: int | None) -> tuple[str, dict[str, Any]]:
+    """The name of the model, its network's configuration, and the scaling of its input."""
+    config = OmegaConf.load(folder / "config.yaml")
+    if not is_federated(config):
+        described = folder / "student.json"
+        if not described.is_file():
+            raise RunFolderError(f"{folder} must be finished before its student is exported; run the same command again to continue")
+        return "student", json.loads(described.read_text(encoding="utf-8"))
+    config.device = "cpu"
+    simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+    task, network = simulation.task, OmegaConf.to_container(config.model, resolve=True)
+    chosen = simulation.server_network if client is None else simulation.networks[client]
+    if isinstance(network, dict) and chosen.name in network.get("networks", {}):
+        network = network["networks"][chosen.name]
+    about = {
+        "network": network, "shape": list(task.shape), "num_classes": task.num_classes, "scale": simulation.train.scale,
+        "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
+    }  # fmt: skip
+    return "global_model" if client is None else f"client_{client}", about
