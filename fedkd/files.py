@@ -1,4 +1,4 @@
-"""Files that are written atomically, and the version of the files in a run folder. This module needs no torch."""
+"""Atomic writing of files, and the schema version of run folders. This module needs no torch."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,12 @@ SCHEMA_VERSION = 2
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """``path`` holds all of ``content`` or what it held before, whatever happens in between.
+    """Write ``content`` to ``path``. After a crash the file holds either its old content or all of the new content.
 
-    The temporary has a fixed name: a folder has one writer, and what a killed one left is overwritten.
+    The temporary file has a fixed name, because a folder has one writer. A temporary file of a killed process is overwritten.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:

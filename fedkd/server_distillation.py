@@ -1,4 +1,4 @@
-"""What strategies have in common whose server distils the clients' whole models into their mean."""
+"""The base class of strategies whose server distills the clients' whole models into their mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,13 @@ from fedkd.types import State
 
 @dataclass(kw_only=True)
 class ServerDistillation(Strategy):
-    """Federated averaging, after which the server trains the mean on what the clients' models say; ``aggregate`` leaves the mean as ``average``."""
+    """Federated averaging, after which the server trains the mean model with the clients' models as teachers.
+
+    A subclass's ``aggregate`` stores the mean model as the part ``average`` of the state.
+
+    Raises:
+        ConfigError: ``batchnorm`` is not ``averaged``, or ``shared_layers`` is not ``all``.
+    """
 
     secure_aggregation: ClassVar[bool] = False
 
@@ -25,14 +31,19 @@ class ServerDistillation(Strategy):
         require(self.shared_layers == "all", "shared_layers", "must be all: the teachers are whole networks", self.shared_layers)
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The mean of the clients' models, before the distillation."""
-        return (
-            {"global_test_accuracy_before_distillation": assemble_model(server.model, server.initial, state["average"])}
-            if "average" in state
-            else {}
-        )
+        """The mean of the clients' models before the distillation; nothing before the first round."""
+        if "average" not in state:
+            return {}
+        return {"global_test_accuracy_before_distillation": assemble_model(server.model, server.initial, state["average"])}
 
     def require_image_generator(self, generator: Callable[..., Any]) -> None:
-        """Refuse a generator that makes anything else."""
+        """Check that a generator makes images.
+
+        Args:
+            generator: a generator's class, or a ``functools.partial`` of it.
+
+        Raises:
+            ConfigError: it makes embeddings.
+        """
         kind = getattr(getattr(generator, "func", generator), "output_kind", "images")
         require(kind == "images", "generator", "must make images (image_conv)", kind)

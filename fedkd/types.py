@@ -1,6 +1,6 @@
-"""The data types of fedkd. Read this file first.
+"""The data types that all packages share. Read this file first.
 
-Letters in shape comments: B batch, C classes, D features of the embedding, K clients, S local steps, N examples.
+Letters in shape comments: B batch size, C classes, D embedding size, K clients, S local steps, N examples, H height, W width.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,20 +14,28 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 """Named tensors: the parameters and buffers of one network, or any other part of a state."""
 
-
 State = dict[str, Tensors]
-"""``{part: {key: tensor}}``: what is on the wire is what is in memory is what is in the checkpoint."""
-
+"""``{part: {key: tensor}}``. Memory, messages, and checkpoints use this one form."""
 
 Metrics = dict[str, Tensor]
-"""Named tensors of any fixed shape that a loss gives besides its value; the training loop sums them over steps."""
+"""Named tensors of any fixed shape that a loss returns beside its value. The training loop sums them over steps."""
 
 
+# ------------------------------------------------------------------------------------------------------- tasks and networks
 @dataclass(frozen=True)
 class Task:
-    """What is to be learnt: images of one ``shape`` (channels, height, width) into ``num_classes`` classes.
+    """A classification task.
 
-    Networks see ``(pixel - mean) / std`` of pixels 0..max_pixel; mean and std are per channel, or one for all.
+    A network receives ``(pixel - mean) / std``, where pixels are in 0..``max_pixel``.
+
+    Args:
+        name: name of the data set.
+        shape: shape of an image: (channels, height, width).
+        num_classes: number of classes, C.
+        class_names: names of classes 0..C-1, or empty.
+        mean: subtracted from pixels: one number per channel, or one number for all channels.
+        std: pixels are divided by it: one number per channel, or one number for all channels.
+        max_pixel: value of a pixel of full brightness: 1, or 255 where bytes are not scaled (``scale`` 1).
     """
 
     name: str
@@ -37,11 +45,16 @@ class Task:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     max_pixel: float = 1.0
-    """The pixel of full brightness: 1, but 255 where bytes are kept as they are (``scale`` 1)."""
 
 
 class Output(NamedTuple):
-    """What a classifier says of a batch: logits [B, C], the embedding that its head reads [B, D], and the maps of its stages."""
+    """The output of a classifier.
+
+    Args:
+        logits: [B, C].
+        embedding: input of the classifier's head [B, D].
+        stages: output of each stage of the network, [B, channels, H, W] each.
+    """
 
     logits: Tensor
     embedding: Tensor
@@ -49,7 +62,13 @@ class Output(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What a server's generator makes, for labels y [N]: embeddings [N, D], which heads read, or images, which whole networks read."""
+    """Examples made by a server's generator.
+
+    Args:
+        values: embeddings [N, D], which are the input of heads, or images [N, channels, H, W], which are the input of networks.
+        y: labels [N].
+        are_embeddings: whether ``values`` are embeddings.
+    """
 
     values: Tensor
     y: Tensor
@@ -57,22 +76,23 @@ class Generated(NamedTuple):
 
 
 Loss = Callable[[Output, Output, Tensor], Tensor]
-"""``(student, teacher, y [B]) -> [B]``: a loss never reduces; means stand in strategies and distillers."""
+"""``(student, teacher, y [B]) -> [B]``. A loss never reduces over the batch; strategies and distillers take the mean."""
 
 
+# --------------------------------------------------------------------------------------------------------------------- data
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Labelled images, kept as they are stored; they become floats batch by batch.
+    """Labeled images in their stored form. Each batch is converted to floats when it is used.
 
     Args:
-        x: images [N or more, channels, height, width], unsigned bytes; or floats, where they were generated.
+        x: images [>= N, channels, height, width]: unsigned bytes, or floats where a generator made them.
         y: labels [N], int64, in 0..C-1.
-        scale: the byte that counts as 1.0 (255 for ordinary images, 16 for scikit-learn's digits).
+        scale: the byte that stands for 1.0: 255 for ordinary images, 16 for scikit-learn's digits.
         mean: per channel, subtracted after scaling.
-        std: per channel, divided by.
-        digest: hash of the decoded content, so that a run is known by its data and not by a path.
-        rows: which of ``x`` these examples are [N], int64, so that a subset shares its images; None is all, in order.
-        groups: where examples come from (their domain) [N], int64, of which a batch shall have equally many; None: nobody asks.
+        std: per channel, images are divided by it.
+        digest: hash of the decoded content. It identifies the data independently of their path.
+        rows: index into ``x`` of each example [N], int64, so that a subset shares its images; None: all images, in order.
+        groups: domain of each example [N], int64. Each batch has the same number of examples of every domain; None: no domains.
     """
 
     x: Tensor
@@ -87,60 +107,74 @@ class Examples:
     def __len__(self) -> int:
         return len(self.y)
 
-    def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The images at ``index`` (any shape) as floats."""
+    def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:  # [...] -> [..., channels, H, W]
+        """The images of the examples ``index``, normalized, as floats."""
         return self.normalize(self.gather(self.storage_rows(index)), dtype)
 
-    def gather(self, places: Tensor) -> Tensor:
-        """The images as they are stored at ``places`` in ``x`` (any shape): whole images are copied, several times faster than ``x[places]``."""
-        return self.x.index_select(0, places.flatten()).unflatten(0, places.shape)
+    def gather(self, rows: Tensor) -> Tensor:  # [...] -> [..., channels, H, W]
+        """The stored images at ``rows`` of ``x``. Copying whole images is several times faster than ``x[rows]``."""
+        return self.x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
-    def storage_rows(self, index: Tensor) -> Tensor:
-        """The places in ``x`` of the examples at ``index`` (any shape)."""
+    def storage_rows(self, index: Tensor) -> Tensor:  # [...] -> [...]
+        """The rows of ``x`` that hold the examples ``index``."""
         return index if self.rows is None else self.rows[index]
 
-    def normalize(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images as they are stored, [..., channels, height, width], as floats: ``(x / scale - mean) / std``."""
+    def normalize(self, stored: Tensor, dtype: torch.dtype) -> Tensor:  # [..., channels, H, W] -> the same shape
+        """Stored images as floats: ``(x / scale - mean) / std``."""
         x = stored.to(dtype, copy=True)
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
         return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
 
     def without_labels(self) -> "Examples":
-        """The same images, whose labels are all 0."""
+        """The same images with label 0 for all of them."""
         return replace(self, y=torch.zeros_like(self.y))
 
     def without_images(self) -> "Examples":
-        """How images become floats, without any images."""
+        """The normalization alone: no images and no labels."""
         return Examples(torch.empty(0), torch.empty(0), self.scale, self.mean, self.std)
 
     def subset(self, index: np.ndarray | Tensor) -> "Examples":
-        """The examples at ``index`` [n]; the images are shared, not copied."""
+        """The examples ``index`` [n]. The images are shared, not copied."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.y.device)
         groups = None if self.groups is None else self.groups[index]
         return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.storage_rows(index), groups=groups)
 
     def to(self, device: torch.device | str) -> "Examples":
-        """The same examples on ``device``; itself if they are there already."""
+        """The same examples on ``device``; the object itself if they are there already."""
         if self.x.device == torch.device(device):
             return self
-        rows, groups = (None if one is None else one.to(device) for one in (self.rows, self.groups))
+        rows, groups = (None if tensor is None else tensor.to(device) for tensor in (self.rows, self.groups))
         return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows, groups)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Who holds what: ``train[k]`` and ``test[k]`` are the indices, ascending, of client k's own examples."""
+    """The assignment of examples to clients.
+
+    Args:
+        train: for each client the indices of its training examples, ascending, int64.
+        test: for each client the indices of its local test examples, ascending, int64.
+        num_draws: number of random splits that were drawn until one obeyed the rules of the partition, >= 1.
+    """
 
     train: list[np.ndarray]
     test: list[np.ndarray]
     num_draws: int = 1
-    """How many random splits were drawn until one obeyed the rules; 1 if the first did."""
 
 
+# ---------------------------------------------------------------------------------------------------------- state and updates
 @dataclass(frozen=True)
 class Update:
-    """What the server sees of a client, and all it sees."""
+    """The message of one client to the server after its local training. The server receives nothing else from a client.
+
+    Args:
+        client: number of the client.
+        num_examples: number of its training examples.
+        architecture: name of its network.
+        state: the tensors that it sends.
+        metrics: means over its local steps, by name.
+    """
 
     client: int
     num_examples: int
@@ -150,12 +184,12 @@ class Update:
 
 
 def flatten(state: State) -> Tensors:
-    """``{part: {key: tensor}}`` to ``{"part:key": tensor}``."""
+    """Convert ``{part: {key: tensor}}`` to ``{"part:key": tensor}``."""
     return {f"{part}:{key}": value for part, tensors in state.items() for key, value in tensors.items()}
 
 
-def unflatten(tensors: Mapping[str, torch.Tensor]) -> State:
-    """The inverse of :func:`flatten`; a part without tensors does not survive."""
+def unflatten(tensors: Mapping[str, Tensor]) -> State:
+    """The inverse of :func:`flatten`. Parts without tensors are lost."""
     state: State = {}
     for name, value in tensors.items():
         part, _, key = name.partition(":")

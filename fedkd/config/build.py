@@ -13,45 +13,65 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.errors import ConfigError
 
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
-
-RUN_KEYS_WITHOUT_EFFECT = ("name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath", "choices", "distill",
-    "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard",
+RUN_KEYS_WITHOUT_EFFECT = (
+    "name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath",
+    "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard",
 )  # fmt: skip
+"""Keys of a federated run that cannot change its result."""
+
+DISTILLATION_KEYS_WITHOUT_EFFECT = (
+    "name", "checkpoint_every", "teacher_run", "round", "student_init", "output", "progress", "export", "retrieval", "tuned_params",
+    "searchpath", "choices",
+)  # fmt: skip
+"""Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 
 PATH_KEYS = ("root", "path", "cache", "download", "trace")
+"""Keys of a part that tell where files are. The files' content is hashed instead."""
+
+OWN_PACKAGES = ("fedkd", "strategies", "simulations")
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # Hydra logs every exception that it also raises
 
 
+# ------------------------------------------------------------------------------------------------------------------ objects
 def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
-    """The object that ``config[part]`` describes; ``args`` and ``kwargs`` are handed to its ``_target_``.
+    """The object that ``config[part]`` describes. Its ``_target_`` is called with ``args`` and ``kwargs`` in addition.
 
     Raises:
-        ConfigError: as raised by the object, with the path to the part in front of it.
+        ConfigError: the object refuses a value; the message begins with the key.
     """
     try:
         return instantiate(config[part], *args, _convert_="all", **kwargs)
     except InstantiationException as error:
         if not isinstance(error.__cause__, ValueError):
             raise
-        where = re.search(r"full_key: (\S+)", str(error))
-        raise ConfigError(f"{where.group(1) if where else part}.{error.__cause__}") from error.__cause__
+        full_key = re.search(r"full_key: (\S+)", str(error))
+        raise ConfigError(f"{full_key.group(1) if full_key else part}.{error.__cause__}") from error.__cause__
 
 
-def call_part(part: str, maker: Callable[..., Any], *args: Any) -> Any:
-    """``maker(*args)``; a ``ValueError`` of it is raised again with the path to the part in front."""
+def call_part(part: str, function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``, where ``function`` is an object of the configuration, or a method of one.
+
+    Raises:
+        ConfigError: the call raises a ``ValueError``; the message begins with ``part``.
+    """
     try:
-        return maker(*args)
+        return function(*args)
     except ValueError as error:
         raise ConfigError(f"{part}.{error}") from error
 
 
+# ------------------------------------------------------------------------------------------------------------------- hashes
 def config_hash(config: DictConfig, digests: Mapping[str, str]) -> str:
-    """Twelve hexadecimal digits that stand for everything that can change the result.
+    """Twelve hexadecimal digits that identify a federated run by everything that can change its result.
 
-    Left out: engine, output, progress and paths. Data and a trace count by the content of ``digests``, the failure policy only where it
-    may drop clients.
+    Keys without an effect and paths are left out. The failure policy is included only if it may drop clients.
+
+    Args:
+        config: configuration of the run.
+        digests: hash of the content of each data set and file, by name.
     """
-    node = OmegaConf.to_container(config, resolve=True)
+    node = to_dict(config)
     kept = {key: value for key, value in node.items() if key not in RUN_KEYS_WITHOUT_EFFECT}
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
@@ -61,33 +81,24 @@ def config_hash(config: DictConfig, digests: Mapping[str, str]) -> str:
 
 
 def without_paths(node: Any) -> Any:
-    """A part without the keys that say where its files are."""
+    """A part of a configuration without the keys :data:`PATH_KEYS`, at any depth."""
     return {key: without_paths(value) for key, value in node.items() if key not in PATH_KEYS} if isinstance(node, Mapping) else node
 
 
-DISTILLATION_KEYS_WITHOUT_EFFECT = (
-    "name",
-    "checkpoint_every",
-    "teacher_run",
-    "round",
-    "student_init",
-    "output",
-    "progress",
-    "export",
-    "retrieval",
-    "tuned_params",
-    "searchpath",
-    "choices",
-)
-
-
 def with_class_names(node: Any) -> Any:
-    """A configuration whose ``_target_``s of fedkd are class names alone, so that moving a class to another module changes no hash."""
+    """A configuration in which ``_target_`` of fedkd's own classes is the class name alone. Moving a class then changes no hash."""
     if isinstance(node, Mapping):
         return {key: class_name(value) if key == "_target_" else with_class_names(value) for key, value in node.items()}
-    return [with_class_names(one) for one in node] if isinstance(node, list) else node
+    return [with_class_names(item) for item in node] if isinstance(node, list) else node
 
 
 def class_name(target: str) -> str:
-    """The last component of a path into fedkd's own packages; any other path as it is."""
-    return target.rpartition(".")[2] if target.partition(".")[0] in ("fedkd", "strategies", "simulations") else target
+    """The class name of a dotted path into fedkd's own packages. Any other path is returned as it is."""
+    return target.rpartition(".")[2] if target.partition(".")[0] in OWN_PACKAGES else target
+
+
+def to_dict(config: DictConfig) -> dict[str, Any]:
+    """A resolved configuration as nested dictionaries and lists."""
+    node = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(node, dict), "a configuration is a dictionary"
+    return {str(key): value for key, value in node.items()}

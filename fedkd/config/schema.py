@@ -1,4 +1,4 @@
-"""The keys of a federated run and of a distillation, and what they mean."""
+"""The keys of a federated run and of a distillation, with their types and meanings."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 
 @dataclass
 class Evaluation:
-    """When and how models are scored.
+    """When and on which examples models are evaluated.
 
     Args:
-        every: so many rounds.
-        batch_size: of evaluations.
-        examples: of the ``test`` set, or those that clients hold out for ``validation``.
-        shards: every client's model is scored on its ``own`` test shard, of the labels that it holds, or on ``all`` examples.
+        every: rounds between two evaluations, >= 1; the last round is always evaluated.
+        batch_size: examples per batch of an evaluation, >= 1.
+        split: ``test``: the test set; ``validation``: the training examples that clients hold out (``validation_fraction``).
+        local_test: ``own_classes``: every client's model is tested on its local test set, which has the classes of its training
+            examples; ``all_examples``: on all test examples.
     """
 
     every: int
@@ -23,40 +24,52 @@ class Evaluation:
 
 @dataclass
 class Run:
-    """One experiment. Keys that cannot change a result are left out of its hash (see :func:`identity`).
+    """One federated run. Keys that cannot change a result are not part of its hash (see :func:`fedkd.config.build.config_hash`).
 
     Args:
         name: folder under ``output`` that groups runs.
-        seed: root of all randomness.
-        rounds: federated rounds.
-        num_clients: the population.
-        clients_per_round: how many of it train in a round.
-        local_steps: optimizer steps of a client in a round; null with ``local_epochs``.
-        local_epochs: passes over a client's data in a round; null with ``local_steps``.
-        batch_size: of local training.
-        validation_fraction: 0..1 (1 excluded), share of each client's training examples that is held out: for early stopping, and for choosing
-            parameters (``evaluation.split``).
-        clients_per_vmap: how many clients a worker trains as one tensor program; 1 is one after the other. Another number changes rounding.
-            ``auto`` times some, keeps the fastest, and notes it in the run folder.
-        compile: fuse the operations of a local step with ``torch.compile``: tens of seconds at the start, and another rounding.
-        precision: ``float32`` or ``float64``, of weights and images; ``bfloat16`` is float32 with local training's convolutions and
-            products in bfloat16.
-        device: ``cpu`` or ``cuda``.
-        on_client_failure: ``raise``, ``retry`` or ``drop``.
-        retries: attempts after the first, for ``retry``.
-        timeout: seconds that a phase of a round may take.
-        checkpoint_every: rounds between checkpoints; the last round always makes one.
-        output: where run folders go.
+        seed: root of all randomness, any integer.
+        rounds: number of server rounds, >= 1.
+        num_clients: number of clients of the federation, >= 1.
+        clients_per_round: number of clients that are sampled in a round, 1..``num_clients``.
+        local_steps: optimizer steps of a client in a round, >= 1; null where ``local_epochs`` is set.
+        local_epochs: passes over a client's data in a round, >= 1; null where ``local_steps`` is set.
+        batch_size: examples per batch of local training, >= 1.
+        validation_fraction: fraction of each client's training examples that is held out, in [0, 1). They are used for early stopping, and
+            for selecting parameters (``evaluation.split=validation``).
+        clients_per_vmap: number of clients that a worker trains as one tensor program, >= 1; 1: one client after the other. The number
+            changes rounding. ``auto`` times several numbers, keeps the fastest one, and stores it in the run folder.
+        compile: compile a local step with ``torch.compile``. It takes tens of seconds at the start and changes rounding.
+        precision: type of weights and images, ``float32`` or ``float64``; ``bfloat16``: float32 weights, and convolutions and matrix
+            products of local training in bfloat16.
+        device: ``cpu``, ``cuda``, or ``cuda:<number>``.
+        on_client_failure: what follows a failure of a client: ``raise`` ends the run, ``retry`` trains the client again, ``drop``
+            continues without its update.
+        retries: attempts after the first one where ``on_client_failure`` is ``retry``, >= 0.
+        timeout: seconds that one phase of a round may take, > 0.
+        checkpoint_every: rounds between two checkpoints, >= 1; the last round always writes one.
+        output: folder of the run folders.
         progress: show a progress bar.
-        distill: the distiller (a name in conf/distiller) by which the aggregated model is distilled after the last round; null: none.
-        distill_every: and after every so many rounds, a multiple of ``checkpoint_every``; null: after the last alone.
-        distill_overrides: what is overridden in ``simulations.distill`` for it: student, source, epochs.
-        generator_diagnostics_every: rounds between looks at the server's generator (``generator.csv``, ``latents.csv``), for strategies that have one;
-            null: none.
-        tensorboard: write every round's figures as TensorBoard events too, into the run folder's ``tensorboard``.
-        tuned_params: the file in which ``simulations.experiments.tuning`` has noted its choices: the strategy's own is taken from there; null: none is.
-        searchpath: the user's folders, absolute: each holds ``conf/<group>/<option>.yaml`` and modules. They are appended to ``sys.path``.
-        choices: names of the yaml files that were chosen, filled in by the command.
+        distill: option of conf/distiller with which the global model is distilled after the last round; null: no distillation.
+        distill_every: rounds between two further distillations, a multiple of ``checkpoint_every``; null: after the last round only.
+        distill_overrides: overrides of the distillation's configuration: student, image_source, epochs, ...
+        generator_diagnostics_every: rounds between two diagnostics of the server's generator (``generator.csv``, ``latents.csv``), >= 1;
+            null: no diagnostics.
+        tensorboard: also write the metrics of every round as TensorBoard events, into the folder ``tensorboard`` of the run folder.
+        tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the strategy is taken; null: no file.
+        searchpath: absolute paths of the user's folders. Each contains ``conf/<group>/<option>.yaml`` and modules. They are appended to
+            ``sys.path``.
+        evaluation: when and on which examples models are evaluated, see :class:`Evaluation`.
+        data: the data set.
+        partition: the assignment of examples to clients.
+        shift: feature shift and label noise of clients.
+        systems: client sampling and system heterogeneity.
+        public_data: the server's public data.
+        model: the network, or one network per client.
+        optimizer: the clients' optimizer.
+        strategy: the federated algorithm.
+        engine: how clients are run.
+        choices: name of the chosen option of each group. The command sets it.
     """
 
     name: str
@@ -100,10 +113,10 @@ class Run:
 
 @dataclass
 class Composed(Run):
-    """A run as it is composed from conf/: an experiment describes the sweep that it belongs to beside it, which is no part of a run.
+    """A run's configuration as Hydra composes it. An experiment's file also describes a sweep, which is not part of a run.
 
     Args:
-        reproduce: as ``simulations.experiments.plan`` has it; taken out before anything else looks.
+        reproduce: description of the sweep, see ``simulations.experiments.plan``. It is removed after composing.
     """
 
     reproduce: dict[str, Any] = field(default_factory=dict)
@@ -111,37 +124,49 @@ class Composed(Run):
 
 @dataclass
 class Distillation:
-    """One student's training. Keys that cannot change a result are left out of its hash.
+    """One distillation: the training of a student. Keys that cannot change a result are not part of its hash.
 
     Args:
         name: folder under ``output`` that groups runs.
-        seed: root of all randomness of the student's training.
-        teacher_run: folder of a finished federated run, whose aggregated model is the teacher and whose data are distilled on; or of a finished
-            distillation, whose student is. Null: the teacher is trained here.
-        round: of the run; null: it must be finished. Else its checkpoint must be of this round.
-        teacher_kind: the run's aggregated ``model``, or the ``ensemble`` of its clients.
-        num_classes: the first so many classes alone; null is all.
-        num_train_images: so many training images, equally many of each class, drawn once for all seeds; null is all.
-        validation_fraction: 0..1 (1 excluded), share of the training images that is held out, and scored in place of the test set.
-        epochs: of the student's training.
-        steps_per_epoch: of an epoch; null is a pass over the images.
-        batch_size: of every step.
-        milestones: 0..1, ascending: after these shares of the epochs the learning rate is multiplied by ``lr_decay``.
-        lr_decay: 0..1.
-        student_init: folder of a distillation whose student this one begins as; ``teacher``: it begins as its teacher; ``alone``: as
-            the same network trained with labels alone; null: anew.
-        teacher_seed: root of the randomness of the teacher's training.
-        teacher_epochs: of the teacher's training; null is ``epochs``.
-        evaluate_every: so many epochs, and the last.
-        evaluation_batch_size: of evaluations.
-        checkpoint_every: epochs between checkpoints.
-        export: write the student as a program of its own too (``torch.export``), and time it.
-        retrieval: and what its embedding finds again among the training images.
-        layer_information_images: so many training images on which every layer's information is measured after each evaluation; 0: none.
-        compile, precision, device, output, progress: as of a federated run.
-        tuned_params: the file in which ``simulations.experiments.tuning`` has noted its choices: the distiller's own is taken from there; null: none is.
-        searchpath: as of a federated run.
-        choices: names of the yaml files that were chosen, filled in by the command.
+        seed: root of all randomness of the student's training, any integer.
+        teacher_run: folder of a finished run that provides the teacher and the data: the global model of a federated run, or the student
+            of a distillation; null: train a teacher first.
+        round: round of the checkpoint of ``teacher_run``; null: the run must be finished.
+        teacher_kind: ``global_model``; or ``client_ensemble``: the mean logits of the clients' models.
+        num_classes: use only the first this many classes, >= 2; null: all.
+        num_train_images: number of training images, equally many per class, the same for all seeds, >= 1; null: all.
+        validation_fraction: fraction of the training images that is held out and replaces the test set, in [0, 1).
+        epochs: epochs of the student's training, >= 1.
+        steps_per_epoch: optimizer steps per epoch, >= 1; null: one pass over the images.
+        batch_size: images per step, >= 1.
+        milestones: fractions of the training after which the learning rate is multiplied by ``lr_decay``, ascending, in (0, 1).
+        lr_decay: factor of the learning rate, in [0, 1].
+        student_init: initial weights of the student. A folder of a distillation: those of its student; ``teacher``: the teacher's;
+            ``alone``: those of the same network trained with labels only; null: random.
+        teacher_seed: root of all randomness of the teacher's training, any integer.
+        teacher_epochs: epochs of the teacher's training, >= 1; null: the same as ``epochs``.
+        evaluate_every: epochs between two evaluations, >= 1; the last epoch is always evaluated.
+        evaluation_batch_size: images per batch of an evaluation, >= 1.
+        checkpoint_every: epochs between two checkpoints, >= 1.
+        export: export the student with ``torch.export`` and measure its latency.
+        retrieval: measure image retrieval by embeddings, with the test images as queries and the training images as database.
+        layer_information_images: number of training images with which the information of each layer about the label is measured after
+            each evaluation, >= 0; 0: no measurement.
+        compile: compile a training step with ``torch.compile``. It takes tens of seconds at the start and changes rounding.
+        precision: ``float32``, ``float64``, or ``bfloat16``, see :class:`Run`.
+        device: ``cpu``, ``cuda``, or ``cuda:<number>``.
+        output: folder of the run folders.
+        progress: show a progress bar.
+        tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the distiller is taken; null: no file.
+        searchpath: absolute paths of the user's folders, see :class:`Run`.
+        data: the data set.
+        augmentation: random crops and flips of training images.
+        teacher: the teacher's network; null where ``teacher_run`` is set.
+        student: the student's network.
+        distiller: the distillation method.
+        image_source: the images that the student is trained on.
+        optimizer: the optimizer of student and teacher.
+        choices: name of the chosen option of each group. The command sets it.
     """
 
     name: str

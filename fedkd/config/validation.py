@@ -1,9 +1,12 @@
-"""Checks of a configuration: its own keys, and the values of each part against the signature that its ``_target_`` names."""
+"""Checks of a configuration: its own keys, and the values of each part against the signature that its ``_target_`` names.
+
+All checks run before any work. Every error is one line: key, rule, value, and remedy.
+"""
 
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,45 +15,46 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from fedkd.config.build import to_dict
 from fedkd.config.schema import Distillation, Run
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, nearest, require
 
 RUN_PARTS = ("data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "engine")
+"""Keys of a federated run whose value is an object with a ``_target_``."""
+
+DISTILLATION_PARTS = ("data", "augmentation", "teacher", "student", "distiller", "image_source", "optimizer")
+"""Keys of a distillation whose value is an object with a ``_target_``."""
+
+POSITIVE_RUN_KEYS = (
+    "rounds", "num_clients", "clients_per_round", "batch_size", "checkpoint_every", "evaluation.every", "evaluation.batch_size",
+)  # fmt: skip
+
+POSITIVE_DISTILLATION_KEYS = ("epochs", "batch_size", "evaluate_every", "evaluation_batch_size", "checkpoint_every")
 
 EXTRAS = {"flwr_datasets": "flwr-datasets"}
-"""Packages that parts may name and that need not be installed, and the extra that brings each."""
+"""Optional packages that a part may name, and the extra of fedkd that installs each."""
+
+OWN_KEYS = ("_target_", "_partial_")
+"""Keys of a part that are Hydra's and not parameters of the part's class."""
 
 
+# --------------------------------------------------------------------------------------------------- keys of a configuration
 def check_run(config: DictConfig) -> None:
-    """Everything that the run's own keys must obey, before any work.
+    """Check all keys of a federated run.
 
     Raises:
-        ConfigError: naming the key, the rule and the value.
+        ConfigError: a key or a value is wrong.
     """
-    known = [one.name for one in fields(Run)]
-    for key in config:
-        require(key in known, str(key), f"must be a key of the run ({', '.join(known)})", config[key])
-    for key in (
-        "rounds",
-        "num_clients",
-        "clients_per_round",
-        "batch_size",
-        "checkpoint_every",
-        "evaluation.every",
-        "evaluation.batch_size",
-    ):
+    check_keys(config, [field.name for field in fields(Run)], "a federated run")
+    for key in POSITIVE_RUN_KEYS:
         value = OmegaConf.select(config, key)
         require(value is not None and value >= 1, key, "must be >= 1", value)
     population = f"must be at most num_clients ({config.num_clients})"
     require(config.clients_per_round <= config.num_clients, "clients_per_round", population, config.clients_per_round)
     steps, epochs = config.local_steps, config.local_epochs
     require((steps is None) != (epochs is None), "local_steps", f"or local_epochs must be set, and not both (local_epochs={epochs})", steps)
-    require(
-        (steps or epochs or 0) >= 1,
-        "local_steps" if epochs is None else "local_epochs",
-        "must be >= 1",
-        steps if epochs is None else epochs,
-    )
+    key, value = ("local_steps", steps) if epochs is None else ("local_epochs", epochs)
+    require(value >= 1, key, "must be >= 1", value)
     chunk = config.clients_per_vmap
     require(chunk == "auto" or (isinstance(chunk, int) and chunk >= 1), "clients_per_vmap", "must be >= 1, or auto", chunk)
     choices = {
@@ -59,16 +63,9 @@ def check_run(config: DictConfig) -> None:
         "evaluation.local_test": ("own_classes", "all_examples"),
     }
     for key, allowed in choices.items():
-        value = OmegaConf.select(config, key)
-        require(value in allowed, key, f"must be one of {', '.join(allowed)}", value)
-    require(
-        0 <= config.validation_fraction < 1,
-        "validation_fraction",
-        "must be a share in 0..1, 1 excluded (0 holds nothing out)",
-        config.validation_fraction,
-    )
-    held_out = config.evaluation.split == "test" or config.validation_fraction > 0
-    require(held_out, "validation_fraction", "must be > 0 where evaluation.split=validation", config.validation_fraction)
+        check_choice(key, OmegaConf.select(config, key), allowed)
+    has_examples = config.evaluation.split == "test" or config.validation_fraction > 0
+    require(has_examples, "validation_fraction", "must be > 0 where evaluation.split=validation", config.validation_fraction)
     require(config.retries >= 0, "retries", "must be >= 0", config.retries)
     require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
     every = config.distill_every
@@ -76,75 +73,148 @@ def check_run(config: DictConfig) -> None:
     require(fits, "distill_every", f"must be null, or a multiple of checkpoint_every ({config.checkpoint_every})", every)
     every = config.generator_diagnostics_every
     require(every is None or every >= 1, "generator_diagnostics_every", "must be >= 1 rounds, or null for never", every)
-    check_common(config)
+    check_common_keys(config)
     for part in RUN_PARTS:
-        check_types(OmegaConf.to_container(config[part], resolve=True), part)
+        check_part(to_dict(config[part]), part)
 
 
-def check_common(config: DictConfig) -> None:
-    """The keys that runs and distillations have in common.
+def check_distillation(config: DictConfig) -> None:
+    """Check all keys of a distillation.
 
     Raises:
-        ConfigError: naming the key, the rule and the value.
+        ConfigError: a key or a value is wrong.
     """
-    precisions = ("float32", "float64", "bfloat16")
-    require(config.precision in precisions, "precision", f"must be one of {', '.join(precisions)}", config.precision)
+    check_keys(config, [field.name for field in fields(Distillation)], "a distillation")
+    for key in POSITIVE_DISTILLATION_KEYS:
+        require(config[key] >= 1, key, "must be >= 1", config[key])
+    for key, least in (("num_classes", 2), ("num_train_images", 1), ("steps_per_epoch", 1), ("teacher_epochs", 1)):
+        require(config[key] is None or config[key] >= least, key, f"must be >= {least}, or null", config[key])
+    check_choice("teacher_kind", config.teacher_kind, ("global_model", "client_ensemble"))
+    milestones = list(config.milestones)
+    ascending = milestones == sorted(milestones) and all(0 < fraction < 1 for fraction in milestones)
+    require(ascending, "milestones", "must be ascending fractions of the training, between 0 and 1", milestones)
+    require(0 <= config.lr_decay <= 1, "lr_decay", "must be in 0..1", config.lr_decay)
+    require(config.layer_information_images >= 0, "layer_information_images", "must be >= 0 images", config.layer_information_images)
+    check_common_keys(config)
+    for part in DISTILLATION_PARTS:
+        if config[part] is not None:
+            check_part(to_dict(config[part]), part)
+
+
+def check_common_keys(config: DictConfig) -> None:
+    """Check the keys that federated runs and distillations share.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    fraction = config.validation_fraction
+    require(0 <= fraction < 1, "validation_fraction", "must be a fraction in 0..1, 1 excluded (0 holds nothing out)", fraction)
+    check_choice("precision", config.precision, ("float32", "float64", "bfloat16"))
     require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
     require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
 
 
-def check_types(node: Mapping[str, Any], key: str) -> None:
-    """Compare a part's values with the annotations of the signature that its ``_target_`` names, and its parts' likewise.
+def check_keys(config: DictConfig, known: Iterable[str], owner: str) -> None:
+    """Check that all keys of ``config`` are ``known``.
 
     Raises:
-        ConfigError: naming the key, the rule and the value.
+        ConfigError: a key is not; the message names the nearest known key.
+    """
+    known = list(known)
+    for key in map(str, config):
+        if key not in known:
+            remedy = nearest(key, known) or f"; its keys are {', '.join(known)}"
+            raise ConfigError(f"{key} must be a key of {owner}, got {config[key]!r}{remedy}")
+
+
+def check_choice(key: str, value: Any, allowed: Iterable[str]) -> None:
+    """Check that ``value`` is one of ``allowed``.
+
+    Raises:
+        ConfigError: it is not; the message names all allowed values.
+    """
+    allowed = list(allowed)
+    require(value in allowed, key, f"must be one of {', '.join(allowed)}", value)
+
+
+# ------------------------------------------------------------------------------------------------------------------- parts
+def check_part(node: Mapping[str, Any], key: str) -> None:
+    """Compare a part's values with the signature that its ``_target_`` names, and those of the parts inside it likewise.
+
+    Args:
+        node: the part: ``_target_`` and parameters.
+        key: path of the part, for messages.
+
+    Raises:
+        ConfigError: ``_target_`` cannot be imported, a parameter is unknown or missing, or a value has the wrong type.
     """
     require("_target_" in node, f"{key}._target_", "must name a class or function", node)
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        root = str(node["_target_"]).partition(".")[0]
-        advice = f"; pip install 'fedkd[{EXTRAS[root]}]'" if root in EXTRAS and sys.modules.get(root) is None else ""
-        raise ConfigError(f"{key}._target_ must be importable, got {node['_target_']!r}: {' '.join(str(error).split())}{advice}") from error
-    require(callable(target), f"{key}._target_", "must name a class or function", node["_target_"])
+    target = import_target(node["_target_"], key)
     signature = inspect.signature(target)
-    known = {name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    open_ended = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
-    hints = {name: p.annotation for name, p in signature.parameters.items()}
+    known = sorted(name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    any_name = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
     for name, value in node.items():
-        if name in ("_target_", "_partial_"):
+        if name in OWN_KEYS:
             continue
-        require(
-            name in known or open_ended, f"{key}.{name}", f"must be a parameter of {target.__name__} ({', '.join(sorted(known))})", value
-        )
+        if name not in known and not any_name:
+            remedy = nearest(name, known) or f"; its parameters are {', '.join(known) or 'none'}"
+            raise ConfigError(f"{key}.{name} must be a parameter of {target.__name__}, got {value!r}{remedy}")
         if isinstance(value, Mapping) and "_target_" in value:
-            check_types(value, f"{key}.{name}")
-        elif isinstance(value, Mapping) and value and all(isinstance(one, Mapping) for one in value.values()):
-            for inner, one in value.items():
-                check_types(one, f"{key}.{name}.{inner}")
-        elif name in hints:
-            check_type(hints[name], value, f"{key}.{name}")
+            check_part(value, f"{key}.{name}")
+        elif isinstance(value, Mapping) and value and all(isinstance(inner, Mapping) for inner in value.values()):
+            for inner_name, inner in value.items():
+                check_part(inner, f"{key}.{name}.{inner_name}")
+        elif name in signature.parameters:
+            check_type(signature.parameters[name].annotation, value, f"{key}.{name}")
     if not node.get("_partial_"):
-        needed = {name for name in known if signature.parameters[name].default is inspect.Parameter.empty}
-        require(needed <= set(node), key, f"must give all that {target.__name__} needs; missing are", sorted(needed - set(node)))
+        required = {name for name in known if signature.parameters[name].default is inspect.Parameter.empty}
+        missing = sorted(required - set(node))
+        require(not missing, key, f"must set all parameters of {target.__name__} that have no default; missing are", missing)
     elif inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
-        check_optimizer(target, {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}, key)
+        check_optimizer(target, {name: value for name, value in node.items() if name not in OWN_KEYS}, key)
+
+
+def import_target(path: str, key: str) -> Any:
+    """The class or function with the dotted path ``path``.
+
+    Raises:
+        ConfigError: it cannot be imported, or is neither a class nor a function.
+    """
+    try:
+        target = get_object(path)
+    except Exception as error:
+        package = str(path).partition(".")[0]
+        install = f"; pip install 'fedkd[{EXTRAS[package]}]'" if package in EXTRAS and sys.modules.get(package) is None else ""
+        raise ConfigError(f"{key}._target_ must be importable, got {path!r}: {' '.join(str(error).split())}{install}") from error
+    require(callable(target), f"{key}._target_", "must name a class or function", path)
+    return target
 
 
 def check_optimizer(target: type[torch.optim.Optimizer], arguments: Mapping[str, Any], key: str) -> None:
-    """Refuse now what the optimizer would refuse at a client's first step."""
+    """Construct the optimizer once, so that wrong arguments are refused now and not at a client's first step.
+
+    Raises:
+        ConfigError: the optimizer refuses its arguments.
+    """
     try:
         target([torch.zeros(1, requires_grad=True)], **arguments)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{key} must be what {target.__name__} takes, got {dict(arguments)}: {error}") from error
+        raise ConfigError(f"{key} must have valid arguments of {target.__name__}, got {dict(arguments)}: {error}") from error
 
 
-def check_type(hint: Any, value: Any, key: str) -> None:
-    """Refuse ``value`` where it is not what ``hint`` says; lists pass for tuples and for arrays, which YAML has not, integers for floats."""
-    if hint is inspect.Parameter.empty or isinstance(hint, str) or (isinstance(value, list) and "ndarray" in str(hint)):
+def check_type(annotation: Any, value: Any, key: str) -> None:
+    """Check a value against the annotation of its parameter.
+
+    YAML has no tuples and arrays, so a list passes for both. An integer passes for a float.
+
+    Raises:
+        ConfigError: the value has another type.
+    """
+    unchecked = annotation is inspect.Parameter.empty or isinstance(annotation, str)
+    if unchecked or (isinstance(value, list) and "ndarray" in str(annotation)):
         return
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
         return
     try:
@@ -152,47 +222,3 @@ def check_type(hint: Any, value: Any, key: str) -> None:
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"{key} must be {rule}, got {value!r}") from None
-
-
-DISTILLATION_PARTS = ("data", "augmentation", "teacher", "student", "distiller", "image_source", "optimizer")
-
-
-def check_distillation(config: DictConfig) -> None:
-    """Everything that a distillation's own keys must obey, before any work.
-
-    Raises:
-        ConfigError: naming the key, the rule and the value.
-    """
-    known = [one.name for one in fields(Distillation)]
-    for key in config:
-        require(key in known, str(key), f"must be a key of a distillation ({', '.join(known)})", config[key])
-    for key in ("epochs", "batch_size", "evaluate_every", "evaluation_batch_size", "checkpoint_every"):
-        require(config[key] >= 1, key, "must be >= 1", config[key])
-    for key in ("num_classes", "num_train_images", "steps_per_epoch", "teacher_epochs"):
-        require(
-            config[key] is None or config[key] >= (2 if key == "num_classes" else 1),
-            key,
-            "must be null, or positive (num_classes: > 1)",
-            config[key],
-        )
-    require(
-        config.teacher_kind in ("global_model", "client_ensemble"),
-        "teacher_kind",
-        "must be global_model or client_ensemble",
-        config.teacher_kind,
-    )
-    require(
-        0 <= config.validation_fraction < 1,
-        "validation_fraction",
-        "must be a share in 0..1, 1 excluded (0 holds nothing out)",
-        config.validation_fraction,
-    )
-    stones = list(config.milestones)
-    ascending = stones == sorted(stones) and all(0 < one < 1 for one in stones)
-    require(ascending, "milestones", "must be ascending shares of the training, between 0 and 1", stones)
-    require(0 <= config.lr_decay <= 1, "lr_decay", "must be in 0..1", config.lr_decay)
-    require(config.layer_information_images >= 0, "layer_information_images", "must be >= 0 images", config.layer_information_images)
-    check_common(config)
-    for part in DISTILLATION_PARTS:
-        if config[part] is not None:
-            check_types(OmegaConf.to_container(config[part], resolve=True), part)

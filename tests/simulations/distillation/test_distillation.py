@@ -302,7 +302,7 @@ def test_the_student_s_program_gives_the_student_s_logits(house):
         (["image_source=public", "data@source.data=rotated_mnist"], r"^source\.data\.data\.root must hold the files of mnist, got "),
         (["run=nowhere"], r"^run must be a run folder .* got '.*nowhere'$"),
         (["epochs=0"], r"^epochs must be >= 1, got 0$"),
-        (["milestones=[0.9,0.5]"], r"^milestones must be ascending shares of the training"),
+        (["milestones=[0.9,0.5]"], r"^milestones must be ascending fractions of the training"),
         (["distiller.temperature=0"], r"^distiller\.temperature must be > 0, got 0"),
         (["distiller=kd_sp", "distiller.parts.kd.ce=1"], r"^distiller\.parts\.kd\.ce must be 0: the sum has the cross-entropy, got 1"),
         (["distiller=at", "distiller.power=0.5"], r"^distiller\.power must be >= 1 \(2 is the paper's\), got 0\.5$"),
