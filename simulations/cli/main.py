@@ -73,13 +73,9 @@ class Command(click.Group):
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print the version and end."""
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import PackageNotFoundError, version
+        import fedkd
 
-        try:
-            number = version("fedkd")
-        except PackageNotFoundError:
-            number = "not installed, running from a checkout"
-        click.echo(f"fedkd {number}")
+        click.echo(f"fedkd {fedkd.__version__}")
         ctx.exit(OK)
 
 

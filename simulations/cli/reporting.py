@@ -109,10 +109,10 @@ def reproduce_command(
     Example, without any data or run:
       fedkd reproduce fedgen_table1_mnist --plan --seeds 0
     """
-    from simulations.experiments.reproduce import plan_reproduction, reproduce
-
     if plan and table_only:
         raise click.UsageError("--plan must be given without --table-only")
+    from simulations.experiments.reproduce import plan_reproduction, reproduce
+
     name = experiment.removeprefix("experiment=")
     check_words(words, [option for one in reproduce_command.params for option in one.opts])
     return reproduce(

@@ -27,12 +27,12 @@ from fedkd.types import Metrics, State
 
 @dataclass(kw_only=True)
 class {title}(Strategy):
-    """``CE + weight KL(uniform || softmax(embedding))``; weight = 0 is FedAvg.
+    """Client: ``CE(z, y) + weight KL(uniform || softmax(embedding))``.
 
-    The term is FedMAX's (Chen et al., ECML PKDD 2020), as an example: replace it by your own.
+    The term is that of FedMAX (Chen et al., ECML PKDD 2020), as an example. Replace it by your own.
 
     Args:
-        weight: >= 0, weight of the term.
+        weight: Weight of the term, >= 0. 0 is FedAvg.
     """
 
     client_summary: ClassVar[str] = "entropy of the embedding"
@@ -151,7 +151,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check, owned
+from fedkd.partition.common import check_arguments, test_shards_of_own_classes
 from fedkd.types import Partition
 
 
@@ -160,7 +160,7 @@ class {title}:
     """Examples sorted by label, of which each client holds one block, but for a part that is dealt out at random.
 
     Args:
-        mixed: 0..1, part of the examples that is dealt out at random; 1 is IID.
+        mixed: Part of the examples that is dealt out at random, in [0, 1]. 1 is IID.
     """
 
     mixed: float
@@ -170,13 +170,13 @@ class {title}:
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
         """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness."""
-        check(train_labels, test_labels, num_clients)
+        check_arguments(train_labels, test_labels, num_clients)
         order = rng.permutation(len(train_labels))
         cut = round(self.mixed * len(order))
         dealt, rest = order[:cut], order[cut:][np.argsort(train_labels[order[cut:]], kind="stable")]
         pieces = zip(np.array_split(dealt, num_clients), np.array_split(rest[::-1], num_clients))
         train = [np.sort(np.concatenate(piece)).astype(np.int64) for piece in pieces]
-        return Partition(train, owned(train, train_labels, test_labels))
+        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels))
 '''
 
 PARTITION_YAML = """\
@@ -314,7 +314,7 @@ class {title}(Distiller):
     """``ce CE(z_s, y) + weight mean_c (z_s - z_t)^2``: the logits are regressed, as an example.
 
     Args:
-        weight: >= 0, weight of the squared error of the logits.
+        weight: Weight of the squared error of the logits, >= 0.
     """
 
     needs_teacher: ClassVar[bool] = True
