@@ -80,6 +80,7 @@ class FedDF(ServerDistillation):
         teacher_logits = self.teacher(server, models, images) if self.steps else images.y.new_zeros(0)
 
         def batches_of(steps: slice) -> Batches:
+            """The batches of a slice of steps."""
             index = positions[steps]
             return Batches(images.y[index], index, images, server.dtype, {"teacher": teacher_logits[index]})
 
