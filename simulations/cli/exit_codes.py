@@ -31,7 +31,7 @@ RESUME = "All rounds up to the last checkpoint are on disk; run the same command
 def exit_code(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the text of an error of a run or of its user; None for an error in fedkd's own code."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; run the same command to continue from the last checkpoint"
+        return INTERRUPTED, "interrupted: run the same command to continue from the last checkpoint"
     if isinstance(error, StopRun):
         return OK, f"stopped: {_line(error)}"
     if isinstance(error, (ClientFailure, FloatingPointError)):  # DivergedError is of this kind too

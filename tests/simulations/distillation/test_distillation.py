@@ -21,7 +21,7 @@ from simulations.distillation.folder import read_rows, read_trained_tensors
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.distillation.setup import make_setup
 from simulations.progress import ProgressBar
-from tests.conftest import ROOT
+from tests.small_runs import ROOT
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf" / "distiller").glob("*.yaml"))
 SMALL = (
@@ -139,7 +139,7 @@ def test_the_teacher_is_not_moved(house):
     from fedkd.distillation.student_training import Progress
 
     training.epoch(Progress(0, setup.start))
-    assert all(torch.equal(training.taught[key], taught[key]) for key in taught)
+    assert all(torch.equal(training.teacher_tensors[key], taught[key]) for key in taught)
 
 
 @pytest.mark.parametrize("name", ["kd", "fitnet", "at", "sp", "pkt", "dkd", "dpk", "information_flow", "kddg", "kd_sp"])
@@ -152,7 +152,7 @@ def test_no_method_moves_its_teacher(name, house):
     from fedkd.distillation.student_training import Progress
 
     training.epoch(Progress(0, setup.start))
-    assert all(torch.equal(training.taught[key], taught[key]) and training.taught[key].grad is None for key in taught)
+    assert all(torch.equal(training.teacher_tensors[key], taught[key]) and training.teacher_tensors[key].grad is None for key in taught)
     assert all(one.grad is None for one in setup.teacher.parameters())
 
 
@@ -651,7 +651,7 @@ def test_killed_at_any_moment_and_started_again_is_never_killed(tmp_path):
 
 def test_an_error_is_a_line(tmp_path):
     done = subprocess.run(command(tmp_path, "distiller.weight=-1"), check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and done.stderr == "error: distiller.weight must be >= 0 (0 switches the term off), got -1\n"
+    assert done.returncode == 2 and done.stderr == "error: distiller.weight must be >= 0 (0 switches the term off), got -1\n"
 
 
 def test_a_ladder_of_teachers_is_drawn_with_its_rank_correlation(house, tmp_path, capsys):

@@ -83,7 +83,7 @@ def patient(seconds: float) -> str:
 def test_more_gpus_than_this_machine_has(tmp_path):
     command = Command((*GIVEN, "engine.workers=2", "engine.num_gpus=64"), tmp_path)
     end = command.end(timeout=60)
-    assert end.code == 1 and end.out == "" and len(end.err.splitlines()) == 1
+    assert end.code == 2 and end.out == "" and len(end.err.splitlines()) == 1
     assert all(words in end.err for words in ("error: engine.num_gpus must be at most ", "as 2 workers share ", " GPUs, got 64"))
     until(lambda: not command.alive(), 10, "the end of all its processes")
 
@@ -114,7 +114,7 @@ def test_nobody_at_the_address(tmp_path):
     began = time.monotonic()
     for address in (f"127.0.0.1:{port}", "nonsense"):
         end = quick(tmp_path, *GIVEN, f"engine.address={address}")
-        assert end.code == 1 and end.out == "" and len(end.err.splitlines()) == 1
+        assert end.code == 2 and end.out == "" and len(end.err.splitlines()) == 1
         rule = "engine.address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
         assert end.err.startswith(f"error: {rule}, got '{address}': "), end.err
     assert time.monotonic() - began < 60

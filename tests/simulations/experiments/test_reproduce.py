@@ -28,7 +28,7 @@ from simulations.experiments.sweep import PATIENCE, one_line
 from simulations.progress import ProgressTable
 from simulations.reports.figures.forest_plot import forest, limits
 from simulations.run_folder.reader import FederatedRun, read_run
-from tests.conftest import ROOT
+from tests.small_runs import ROOT
 from tests.processes import Command, differing, processes, until
 
 TINY = ["data=digits", "num_clients=6", "clients_per_round=3", "local_steps=2", "batch_size=16", "partition.min_size=2", "rounds=6"]
@@ -146,13 +146,13 @@ def test_the_command_line_is_checked(words, message):
 
 
 def test_a_selection_must_leave_something_to_compare():
-    with pytest.raises(ValueError, match="^columns must have FedAvg among them, to which all figures are ratios"):
+    with pytest.raises(ValueError, match="^strategies must have FedAvg among them, to which all metrics are ratios"):
         reproduce.parse_arguments(["experiment=fedgen_table3", "strategies=FedGen 8"])
-    with pytest.raises(ValueError, match="^columns must be there in one of the rows at least"):
+    with pytest.raises(ValueError, match="^strategies must be run in one of the settings at least"):
         reproduce.parse_arguments(["experiment=fedgen_public_code", "settings=alpha 1 for 100 rounds", "strategies=FedProx"])
     asked = reproduce.parse_arguments(["experiment=fedgen_ablation", "strategies=FedAvg,FedProx"])
     assert asked.experiment.baseline is None and asked.experiment.figures == []
-    assert asked.experiment.note.endswith("FedGen, from which differences are, is not among the columns.")
+    assert asked.experiment.note.endswith("FedGen, from which differences are, is not among the strategies.")
 
 
 def test_a_failure_is_said_in_a_line_that_ends_with_what_went_wrong():
@@ -191,7 +191,7 @@ def test_the_plan_says_what_is_there(copy, capsys):
     shutil.rmtree(there["fedavg", 0])
     header = there["fedgen", 1] / "checkpoint.json"
     header.write_text(header.read_text().replace('"finished": true', '"finished": false'))
-    assert command(copy, "only=plan") == 1
+    assert command(copy, "only=plan") == 3
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["missing", "finished", "finished", "interrupted", "4"]
     assert lines[0].endswith("-  alpha 1, FedAvg, seed 0") and str(there["fedgen", 1]) in lines[3]
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path):
     until(lambda: any(path.stat().st_size for path in tmp_path.rglob("metrics.csv")), what="the first row")
     started.kill(signal.SIGINT)
     ended = started.end()
-    assert ended.code == 130 and ended.err.endswith("interrupted: run the same command to go on from the last checkpoint\n")
+    assert ended.code == 130 and ended.err.endswith("interrupted: run the same command to continue from the last checkpoint\n")
     until(lambda: not started.alive(), PATIENCE, "the end of what it has started")
     assert not processes("FEDKD_TEST_MARK=" + started.mark)
 
@@ -529,7 +529,7 @@ def test_plain_lines_have_round_accuracy_and_time_left(capsys):
         board.end("one", "done")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0] == "one: round 2/20 0:00:00 left" and lines[-1] == "one: done"
-    with ProgressTable(shown=False) as board:
+    with ProgressTable(enabled=False) as board:
         board.begin("one", 1, 0)
         board.advance("one", {"round": 1, "accuracy": 0.5})
     assert capsys.readouterr().err == ""

@@ -17,7 +17,7 @@ from fedkd.checkpoint import read_checkpoint
 from fedkd.federation import serialization
 from simulations.engine.local_engine import LocalGrid
 from simulations.flower_app import client_app
-from tests.conftest import SMALL, same, settle
+from tests.small_runs import SMALL, same_tensors, small_simulation
 from tests.processes import ROOT, TINY, metrics, processes, quick, until
 
 ALL = ("num_clients=6", "clients_per_round=6", "rounds=5", "local_steps=3", "partition.alpha=1.0", "progress=false", "output=runs")
@@ -82,13 +82,13 @@ def simulated(tmp_path_factory) -> dict[str, Path]:
 def test_flowers_runtime_gives_the_same_bits(local, simulated, name):
     ours, theirs = read_checkpoint(local[name]), read_checkpoint(simulated[name])
     assert ours.round == {"fedgen": 3, "adam": 5}[name]
-    assert same(ours.state, theirs.state) and same(ours.memories, theirs.memories)
+    assert same_tensors(ours.state, theirs.state) and same_tensors(ours.client_states, theirs.client_states)
     assert metrics(local[name]).equals(metrics(simulated[name])) and local[name].name == simulated[name].name
 
 
 def test_an_unmodified_strategy_gives_the_same_bits_in_ray(local, tmp_path):
     folder = done(tmp_path, "engine=ray", "engine.workers=2", *ALL, *ADAM)
-    assert same(read_checkpoint(folder).state, read_checkpoint(local["adam"]).state)
+    assert same_tensors(read_checkpoint(folder).state, read_checkpoint(local["adam"]).state)
     assert metrics(folder).equals(metrics(local["adam"]))
 
 
@@ -114,11 +114,11 @@ def test_flwr_run_gives_the_same_accuracies(local, tmp_path):
             lambda: any(json.loads(p.read_text())["finished"] for p in tmp_path.glob("runs/*/*/checkpoint.json")), 240, "the end of the run"
         )
     finally:
-        for process in processes(f"FLWR_HOME={tmp_path / 'home'}"):
+        for process in processes(f"FLWR_HOME={tmp_path / 'simulation'}"):
             os.kill(process, signal.SIGKILL)
     (folder,) = (tmp_path / "runs" / "digits").iterdir()
     assert metrics(folder).equals(metrics(local["fedgen"]))
-    assert same(read_checkpoint(folder).state, read_checkpoint(local["fedgen"]).state)
+    assert same_tensors(read_checkpoint(folder).state, read_checkpoint(local["fedgen"]).state)
 
 
 # ---------------------------------------------------------------------------------------------------------- Flower's strategies
@@ -137,11 +137,11 @@ def theirs(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_the_proximal_term_of_flowers_fedprox_reaches_the_clients(theirs, tmp_path):
-    switches = ("strategy.batchnorm=averaged", "strategy.lr_schedule=constant", "strategy.lr_decay=1.0")
-    assert same(read_checkpoint(theirs["0.0"]).state, read_checkpoint(theirs["FedAvg"]).state)
+    protocol = ("strategy.batchnorm=averaged", "strategy.lr_schedule=constant", "strategy.lr_decay=1.0")
+    assert same_tensors(read_checkpoint(theirs["0.0"]).state, read_checkpoint(theirs["FedAvg"]).state)
     assert not close(theirs["5.0"], theirs["0.0"])
-    assert close(theirs["5.0"], done(tmp_path, "engine=local", *ALL, "strategy=fedprox", "strategy.mu=5.0", *switches))
-    assert close(theirs["FedAvg"], done(tmp_path, "engine=local", *ALL, "strategy=fedavg", *switches))
+    assert close(theirs["5.0"], done(tmp_path, "engine=local", *ALL, "strategy=fedprox", "strategy.mu=5.0", *protocol))
+    assert close(theirs["FedAvg"], done(tmp_path, "engine=local", *ALL, "strategy=fedavg", *protocol))
 
 
 def test_the_rows_of_an_unmodified_strategy(theirs):
@@ -156,7 +156,7 @@ def test_an_unmodified_strategy_in_a_yaml_of_ones_own(local, tmp_path):
     (tmp_path / "mine" / "strategy").mkdir(parents=True)
     (tmp_path / "mine" / "strategy" / "adam.yaml").write_text("_target_: flwr.serverapp.strategy.FedAdam\nfraction_evaluate: 0.0\n")
     folder = done(tmp_path, "--config-dir=mine", "engine=local", *ALL, "strategy=adam")
-    assert same(read_checkpoint(folder).state, read_checkpoint(local["adam"]).state)
+    assert same_tensors(read_checkpoint(folder).state, read_checkpoint(local["adam"]).state)
 
 
 def test_an_interrupted_run_of_an_unmodified_strategy_is_not_resumed(local, tmp_path):
@@ -164,7 +164,7 @@ def test_an_interrupted_run_of_an_unmodified_strategy_is_not_resumed(local, tmp_
     folder = tmp_path / "runs" / "digits" / local["adam"].name
     (folder / "checkpoint.safetensors").unlink()
     ended = quick(tmp_path, "engine=local", *ALL, *ADAM)
-    assert ended.code == 1 and ended.out == "" and "Traceback" not in ended.err
+    assert ended.code == 2 and ended.out == "" and "Traceback" not in ended.err
     assert all(word in ended.err.strip().splitlines()[-1] for word in ("strategy._target_", "FedAdam", "resumed", str(folder)))
     assert len(metrics(folder)) == 5
 
@@ -176,28 +176,28 @@ def test_the_failure_policy_holds_for_an_unmodified_strategy(tmp_path):
 
 def test_a_wrong_parameter_of_an_unmodified_strategy(tmp_path):
     ended = quick(tmp_path, "engine=local", *flower("FedAdam", "+strategy.momentum=0.9"))
-    assert ended.code == 1 and "error: strategy.momentum must be a parameter of FedAdam" in ended.err
+    assert ended.code == 2 and "error: strategy.momentum must be a parameter of FedAdam" in ended.err
 
 
 # ---------------------------------------------------------------------------------------------------------- one client a node
 def test_a_node_that_is_one_client_keeps_its_memory():
     overrides = ["strategy=feddistill_logits", "num_clients=4", "clients_per_round=4"]
-    home, text = settle(*overrides)
-    strategy, grid = home.strategy, LocalGrid(4, text)
+    simulation, text = small_simulation(*overrides)
+    strategy, grid = simulation.strategy, LocalGrid(4, text)
     run_config = {"overrides": " ".join([*SMALL, *overrides])}
     context = Context(run_id=1, node_id=7, node_config={"partition-id": 2, "num-partitions": 4}, state=RecordDict(), run_config=run_config)
-    arrays = serialization.to_record(strategy.init_server(home.federation().server))
+    arrays = serialization.to_record(strategy.init_server(simulation.federation().server))
     for number in (1, 2, 3):
         (message,) = [m for m in strategy.configure_train(number, arrays, ConfigRecord(), grid) if m.metadata.dst_node_id == 2]
         alone = client_app(Message(message.content, dst_node_id=7, message_type="train"), context)
         (reply,) = grid.send_and_receive([message])
         grid.commit()
         assert serialization.CLIENT_STATE not in alone.content, "its memory stays with it"
-        assert same(
+        assert same_tensors(
             serialization.from_record(alone.content[serialization.UPDATE]), serialization.from_record(reply.content[serialization.UPDATE])
         )
-        assert same(serialization.from_record(context.state[serialization.CLIENT_STATE]), serialization.from_record(grid.memory[2]))
+        assert same_tensors(serialization.from_record(context.state[serialization.CLIENT_STATE]), serialization.from_record(grid.client_states[2]))
         assert int(serialization.from_record(context.state[serialization.CLIENT_STATE])["client"]["last_round"]) == number
     (message,) = [m for m in strategy.configure_evaluate(3, arrays, ConfigRecord(), grid) if m.metadata.dst_node_id == 2]
     alone = client_app(Message(message.content, dst_node_id=7, message_type="evaluate"), context)
-    assert alone.content[serialization.METRICS]["num-examples"] == len(home.partition.test[2])
+    assert alone.content[serialization.METRICS]["num-examples"] == len(simulation.partition.test[2])

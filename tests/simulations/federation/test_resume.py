@@ -13,13 +13,13 @@ from simulations.config import compose
 from simulations.engine.local_engine import LocalGrid
 from simulations.federation.runner import run_federation
 from simulations.setup.simulation import build_simulation
-from tests.conftest import STRATEGIES, options
+from tests.small_runs import STRATEGIES, strategy_overrides
 from tests.processes import ROOT, TINY, Command, differing, metrics, quick, rows, run, until
 
 LONG = (*TINY, "rounds=30", "output=runs")
 LOCAL = ("engine=local", *LONG)
 RAY = ("engine=ray", "engine.workers=2", *LONG)
-INTERRUPTED = "interrupted: run the same command to go on from the last checkpoint\n"
+INTERRUPTED = "interrupted: run the same command to continue from the last checkpoint\n"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def killed(tmp_path_factory) -> Path:
     second = quick(where / "second", "engine=local", *TINY, "rounds=30", f"output={where / 'runs'}")
     command.kill()
     command.end()
-    assert second.code == 1 and "in use" in second.err and second.err.startswith("error: output"), second.err
+    assert second.code == 2 and "in use" in second.err and second.err.startswith("error: output"), second.err
     assert 3 <= rows(where) < 30, "it was killed in its middle"
     return where
 
@@ -79,16 +79,16 @@ def test_killed_and_resumed(copy, whole):
 class Dying(LocalGrid):
     """Ends the run when its third round is to begin."""
 
-    def begin(self, messages, *, timeout=None):
+    def send(self, messages, *, timeout=None):
         if messages[0].content["config"]["server-round"] == 3:
             raise KeyboardInterrupt
-        return super().begin(messages, timeout=timeout)
+        return super().send(messages, timeout=timeout)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_interrupted_after_two_rounds_and_resumed(tmp_path, name):
     """Whatever server and clients remember goes on from the checkpoint: consensus, generator, its moments, control variates, tables."""
-    given = [*(one for one in TINY if not one.startswith("strategy.")), f"strategy={name}", *options(name), "engine=local", "rounds=4"]
+    given = [*(one for one in TINY if not one.startswith("strategy.")), f"strategy={name}", *strategy_overrides(name), "engine=local", "rounds=4"]
     given += ["validation_fraction=0.2"] if name == "feddf" else []
     folders = [run_federation(compose([*given, f"output={tmp_path / 'whole'}"]))]
     with pytest.raises(KeyboardInterrupt):
@@ -160,10 +160,10 @@ def test_finished_at_another_commit_is_said(whole, tmp_path):
 
 
 def test_a_sweep_started_again_does_what_is_missing(tmp_path):
-    options = ("-m", "engine=local", *TINY, "rounds=1", "output=runs")
-    first = quick(tmp_path, *options, "seed=0,1")
+    strategy_overrides = ("-m", "engine=local", *TINY, "rounds=1", "output=runs")
+    first = quick(tmp_path, *strategy_overrides, "seed=0,1")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.csv")}
-    second = quick(tmp_path, *options, "seed=0,1,2")
+    second = quick(tmp_path, *strategy_overrides, "seed=0,1,2")
     assert first.code == second.code == 0 and first.out.count("run: ") == 2 and second.out.count("run: ") == 3
     assert first.out.count("finished already") == 0 and second.out.count("finished already") == 2
     assert len(times) == 4 and all(path.stat().st_mtime_ns == then for path, then in times.items())
@@ -174,7 +174,7 @@ def refused(folder: Path, *words: str) -> None:
     """Not resumed, and nothing touched."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     ended = quick(folder.parents[2], *LOCAL)
-    assert ended.code == 1 and ended.out == "" and len(ended.err.strip().splitlines()) == 1
+    assert ended.code == 2 and ended.out == "" and len(ended.err.strip().splitlines()) == 1
     assert all(word in ended.err for word in words), ended.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -11,11 +11,12 @@ import yaml
 
 from fedkd.checkpoint import read_checkpoint
 from fedkd.config.build import config_hash
-from simulations.config import compose, error_line
+from simulations.config import compose
 from simulations.federation.runner import make_paths_absolute, run_federation
+from simulations.overrides import explain
 from simulations.setup.simulation import build_simulation
-from tests.conftest import options
 from tests.processes import TINY, quick, run
+from tests.small_runs import strategy_overrides
 
 GIVEN = ("engine=local", *TINY, "output=runs")
 
@@ -131,7 +132,7 @@ def test_a_traceback_for_who_asks(tmp_path):
 def test_explain_gives_one_line():
     error = ValueError("Could not override 'x'.\nTo append to your config use +x=1")
     error.__cause__ = ValueError("Key 'x' not in 'Run'\n    full_key: x\n    object_type=Run")
-    assert error_line(error) == "Could not override 'x'.; Key 'x' not in 'Run'"
+    assert explain(error) == "Could not override 'x'.; Key 'x' not in 'Run'"
 
 
 def test_paths_of_the_data_are_absolute_for_workers_that_stand_elsewhere(tmp_path, monkeypatch):
@@ -166,17 +167,17 @@ def test_columns_that_only_evaluated_rounds_have_are_there(tmp_path):
 def test_what_a_server_distilled_is_measured_beside_what_it_began_from(tmp_path, name, others):
     """Against networks filled from the checkpoint and counted by hand."""
     given = [one for one in GIVEN if not one.startswith(("strategy.", "output"))]
-    config = compose([*given, f"strategy={name}", *options(name), "rounds=2", "local_steps=20", "optimizer.lr=0.1", f"output={tmp_path}"])
+    config = compose([*given, f"strategy={name}", *strategy_overrides(name), "rounds=2", "local_steps=20", "optimizer.lr=0.1", f"output={tmp_path}"])
     folder = run_federation(config)
     with open(folder / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    state, home = read_checkpoint(folder).state, build_simulation((folder / "config.yaml").read_text())
-    x, y = home.test.x / 16, home.test.y
+    state, simulation = read_checkpoint(folder).state, build_simulation((folder / "config.yaml").read_text())
+    x, y = simulation.global_test.x / 16, simulation.global_test.y
 
     def logits(tensors: dict) -> torch.Tensor:
-        home.model.load_state_dict(tensors)
+        simulation.model.load_state_dict(tensors)
         with torch.no_grad():
-            return home.model.eval()(x).logits
+            return simulation.model.eval()(x).logits
 
     said = {"accuracy": logits(state["model"]), "global_test_accuracy_before_distillation": logits(state["average"])}
     if "ensemble" in others:
