@@ -28,13 +28,13 @@ SPLITS = {
     "dirichlet 0.1": ["partition=dirichlet", "partition.alpha=0.1"],
     "dirichlet 0.05": ["partition=dirichlet", "partition.alpha=0.05"],
     "fedgen 0.1": ["partition=fedgen", "partition.alpha=0.1"],
-    "classes 2": ["partition=classes_per_client", "partition.per_client=2"],
-    "label_shards 2": ["partition=shards", "partition.per_client=2"],
-    "quantity 0.5": ["partition=quantity_skew", "partition.alpha=0.5"],
-    "thinned dirichlet 0.1": ["partition=subsample", "partition.base.alpha=0.1"],
+    "classes_per_client 2": ["partition=classes_per_client", "partition.per_client=2"],
+    "shards 2": ["partition=shards", "partition.per_client=2"],
+    "quantity_skew 0.5": ["partition=quantity_skew", "partition.alpha=0.5"],
+    "subsample 0.1": ["partition=subsample", "partition.base.alpha=0.1"],
 }
 
-SHIFTS = ("rotation", "domains", "noise", "blur", "colour", "label_noise")
+SHIFTS = ("rotation", "domains", "noise", "blur", "color", "label_noise")
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,19 @@ def strip(of: Scene, title: str, setting: Sequence[str]) -> Strip:
     label = 4 % of.task.num_classes
     places = np.flatnonzero(of.train.y.numpy() == label)
     shift, views, held = of.shifted(setting, [places[:1]] * of.config.num_clients)
-    if knob := shift.get(title):
+    if knob := shift.get("color_jitter" if title == "color" else title):
         title = f"{title} {len(knob) if isinstance(knob, ListConfig) else f'{knob:g}'}"
     full, number = full_scale(of.train), min(SHOWN, of.config.num_clients)
     if not shift.label_noise:
         images = [of.train.x[places[0]], *(one.x[one.rows[0]] for one in held[:number])]
-        return Strip(title, [_shown(image, full) for image in images], ["as it is", *(_level(view) for view in views[:number])])
+        return Strip(title, [_shown(image, full) for image in images], ["original", *(_level(view) for view in views[:number])])
     index = of.split(SPLITS["iid"]).train
     held = of.shifted(setting, index)[2]
     firsts = [int(np.isin(own, places).argmax()) for own in index[:number]]
     images = [of.train.x[places[0]], *(one.x[one.rows[first]] for one, first in zip(held, firsts))]
     given = [int(one.y[first]) for one, first in zip(held, firsts)]
     wrong = frozenset(client + 1 for client, (own, first) in enumerate(zip(index, firsts)) if of.train.y[own[first]] != given[client])
-    return Strip(title, [_shown(image, full) for image in images], ["as it is", *map(str, given)], wrong)
+    return Strip(title, [_shown(image, full) for image in images], ["original", *map(str, given)], wrong)
 
 
 def _shown(stored: torch.Tensor, full: float) -> np.ndarray:  # [C, H, W] -> [H, W, C]

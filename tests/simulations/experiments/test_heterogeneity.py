@@ -6,7 +6,7 @@ from matplotlib.image import imread
 
 from simulations.config import compose
 from simulations.experiments.heterogeneity import SHIFTS, SPLITS, compare, panel, scene, strip, wrong_labels
-from tests.conftest import ROOT, settle
+from tests.small_runs import ROOT, small_simulation
 
 TEN = ["num_clients=10"]
 
@@ -31,8 +31,8 @@ def test_what_is_given_makes_a_panel_and_a_strip_more(tmp_path):
 
 def test_a_panel_shows_the_split_that_a_run_would_have(digits):
     shown = panel(digits, "mine", SPLITS["dirichlet 0.1"])
-    home, _ = settle(*TEN, "clients_per_round=10", *SPLITS["dirichlet 0.1"])
-    held = [np.bincount(home.train.y[index], minlength=10) for index in home.partition.train]
+    simulation, _ = small_simulation(*TEN, "clients_per_round=10", *SPLITS["dirichlet 0.1"])
+    held = [np.bincount(simulation.train.y[index], minlength=10) for index in simulation.partition.train]
     assert np.array_equal(shown.counts, held) and shown.note.startswith("d 0.")
 
 
@@ -49,7 +49,7 @@ def test_strips_show_one_image_and_labels_that_are_framed_are_wrong(digits):
 
 def test_every_split_and_shift_of_conf_is_shown():
     shown = {word.removeprefix("partition=") for setting in SPLITS.values() for word in setting if word.startswith("partition=")}
-    assert shown == {path.stem for path in (ROOT / "conf" / "partition").glob("*.yaml")} - {"file", "flwr_datasets"}
+    assert shown == {path.stem for path in (ROOT / "conf" / "partition").glob("*.yaml")} - {"from_file", "flwr_datasets"}
     assert set(SHIFTS) == {path.stem for path in (ROOT / "conf" / "shift").glob("*.yaml")} - {"none"}
 
 
