@@ -17,24 +17,24 @@ from simulations.cli.signatures import Signature, arguments, defines_main, first
 from simulations.overrides import CONF, groups, nearest, options, search_path, unknown_option
 
 GROUPS = {
-    "augmentation": "how training images of a distillation are changed in every epoch",
+    "augmentation": "random changes of the training images of a distillation",
     "data": "the data set",
     "distiller": "the distillation method",
     "engine": "where clients run",
-    "evaluation": "when and on which examples models are scored",
-    "experiment": "a published or shipped experiment: settings, strategies, seeds",
-    "generator": "the generator of a strategy that has one",
+    "evaluation": "when, and on which examples, models are evaluated",
+    "experiment": "an experiment: settings, strategies and seeds",
+    "generator": "the generator of a strategy",
     "image_source": "where the images of a distillation come from",
     "model": "the network",
     "optimizer": "the optimizer of local training",
     "partition": "which client holds which examples",
-    "protocol": "the switches that every strategy has: public code or paper",
-    "public_data": "the public (proxy) data that server and clients share",
+    "protocol": "settings that every strategy has, as in FedGen's public code or paper",
+    "public_data": "public (proxy) data, shared by the server and the clients",
     "recipe": "the settings of a published distillation",
-    "report": "how a report looks: fedkd report FOLDER report=OPTION",
-    "shift": "how clients see the same image otherwise: feature shift and label noise",
+    "report": "options of a report: fedkd report FOLDER report=OPTION",
+    "shift": "feature shift and label noise of clients",
     "strategy": "the federated algorithm",
-    "systems": "which clients are sampled, and system heterogeneity",
+    "systems": "client sampling and system heterogeneity",
 }
 """What each group chooses."""
 
