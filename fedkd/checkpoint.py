@@ -20,34 +20,34 @@ class Checkpoint:
     round: int
     config: str
     state: State
-    memories: Mapping[int, State]
+    client_states: Mapping[int, State]
     simulated_seconds: float = 0.0
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
-    """Write ``checkpoint.safetensors``, which says in its header what it is, and ``checkpoint.json``, the same for people."""
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: str = "checkpoint") -> None:
+    """Write ``<name>.safetensors``, which says in its header what it is, and ``<name>.json``, the same for people."""
     tensors = {f"server|{name}": value for name, value in flatten(checkpoint.state).items()}
-    for client, memory in checkpoint.memories.items():
+    for client, memory in checkpoint.client_states.items():
         tensors |= {f"{client}|{name}": value for name, value in flatten(memory).items()}
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "finished": checkpoint.round == rounds}
     header["simulated_seconds"], header["schema"] = checkpoint.simulated_seconds, SCHEMA_VERSION
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"fedkd": json.dumps(header)})
-    write_atomically(folder / "checkpoint.safetensors", content)
-    write_header(folder, header)
+    write_atomically(folder / f"{name}.safetensors", content)
+    write_header(folder, header, name)
 
 
-def write_header(folder: Path, header: Mapping[str, object]) -> None:
-    """``checkpoint.json``: what the checkpoint says of itself, for people, and for whoever reads files only."""
-    write_atomically(folder / "checkpoint.json", (json.dumps(header, indent=1) + "\n").encode())
+def write_header(folder: Path, header: Mapping[str, object], name: str = "checkpoint") -> None:
+    """``<name>.json``: what the checkpoint says of itself, for people, and for whoever reads files only."""
+    write_atomically(folder / f"{name}.json", (json.dumps(header, indent=1) + "\n").encode())
 
 
-def read_header(folder: Path) -> dict[str, object] | None:
+def read_header(folder: Path, name: str = "checkpoint") -> dict[str, object] | None:
     """What the checkpoint in ``folder`` says of itself; None where there is none.
 
     Raises:
         RunFolderError: the file is there and is not a checkpoint of fedkd.
     """
-    path = folder / "checkpoint.safetensors"
+    path = folder / f"{name}.safetensors"
     if not path.exists():
         return None
     try:
@@ -63,15 +63,15 @@ def read_header(folder: Path) -> dict[str, object] | None:
     return header
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path, name: str = "checkpoint") -> Checkpoint:
     """The checkpoint in ``folder``, which must have one."""
-    header = read_header(folder)
+    header = read_header(folder, name)
     assert header is not None, f"no checkpoint in {folder}"
     parts: dict[str, dict] = {}
-    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
-        for name in sorted(file.keys()):
-            owner, _, rest = name.partition("|")
-            parts.setdefault(owner, {})[rest] = file.get_tensor(name)
+    with safe_open(folder / f"{name}.safetensors", "pt") as file:
+        for key in sorted(file.keys()):
+            owner, _, rest = key.partition("|")
+            parts.setdefault(owner, {})[rest] = file.get_tensor(key)
     state = unflatten(parts.pop("server", {}))
     return Checkpoint(
         int(header["round"]),

@@ -5,7 +5,7 @@ never a Flower type. The switches that belong to every algorithm are fields here
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import require
 from fedkd.federation.aggregation import assemble_model, average, mean_batchnorm_statistics
-from fedkd.federation.client import Client, batchnorm_statistics
-from fedkd.federation.messaging import Federation
+from fedkd.federation.client import Client, batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.federation.server_loop import ServerLoop
 from fedkd.losses.cross_entropy import cross_entropy
@@ -64,8 +63,6 @@ class Strategy(ServerLoop):
     lr_schedule: Literal["constant", "round", "last_participation"]
     lr_decay: float
     shared_layers: Literal["all", "head"]
-
-    federation: Federation | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
@@ -133,7 +130,7 @@ class Strategy(ServerLoop):
         """
         if self.shared_layers == "head":
             return None
-        return assemble_model(server.model, server.initial, {**state["model"], **mean_batchnorm_statistics(list(server.memories.values()))})
+        return assemble_model(server.model, server.initial, {**state["model"], **mean_batchnorm_statistics(list(server.client_states.values()))})
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """Further models for the balanced test, by name (``accuracy_<name>``): such as the model before the server's own distillation."""
@@ -153,7 +150,7 @@ class Strategy(ServerLoop):
     # ------------------------------------------------------------------------------------------- helpers for the hooks
     def local_parameter_names(self, model: nn.Module) -> frozenset[str]:
         """Names of what never leaves a client: its BatchNorm statistics where they are ``local``, all but the head where only that is shared."""
-        kept = batchnorm_statistics(model) if self.batchnorm == "local" else frozenset()
+        kept = batchnorm_statistic_names(model) if self.batchnorm == "local" else frozenset()
         return kept if self.shared_layers == "all" else kept | {key for key in model.state_dict() if not key.startswith("head.")}
 
     def shared_parameters(self, model: nn.Module, tensors: Tensors) -> Tensors:
@@ -184,7 +181,7 @@ class Strategy(ServerLoop):
         client, phases, tensors, client_state = self._prepare(client, broadcast, client_state, server_round)
         for batches, loss in phases:
             fitted = fit(
-                client.model, tensors, batches, loss, client.stepper, broadcast=broadcast, client_state=client_state, execution=client.execution
+                client.model, tensors, batches, loss, client.make_optimizer, broadcast=broadcast, client_state=client_state, execution=client.execution
             )
             tensors = fitted.tensors
         return self._conclude(client, len(batches), fitted, broadcast, client_state, server_round)
@@ -194,16 +191,16 @@ class Strategy(ServerLoop):
     ) -> list[tuple[Update, State]]:
         """The round of several clients of one architecture and batch size at once: the same numbers, but for rounding."""
         ready = [self._prepare(client, broadcast, client_state, server_round) for client, client_state in zip(clients, client_states)]
-        sites, plans, tensors, memories = (list(column) for column in zip(*ready))
+        sites, plans, tensors, client_states = (list(column) for column in zip(*ready))
         factors = [site.lr / sites[0].lr for site in sites]
         for together in zip(*plans, strict=True):
             steps, (loss, *_) = zip(*together)
             fitted = fit_clients(
-                sites[0].model, tensors, steps, loss, sites[0].stepper, broadcast=broadcast, client_states=memories, lr_factors=factors,
+                sites[0].model, tensors, steps, loss, sites[0].make_optimizer, broadcast=broadcast, client_states=client_states, lr_factors=factors,
                 execution=sites[0].execution,
             )  # fmt: skip
             tensors = [one.tensors for one in fitted]
-        done = zip(sites, steps, fitted, memories)
+        done = zip(sites, steps, fitted, client_states)
         return [
             self._conclude(site, len(batches), left, broadcast, client_state, server_round) for site, batches, left, client_state in done
         ]

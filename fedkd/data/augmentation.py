@@ -1,4 +1,4 @@
-"""Images of a batch moved and mirrored: all at once, by draws made ahead."""
+"""Random crops and horizontal flips of a whole batch of images. All random numbers are drawn before the training."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,14 @@ from fedkd.types import Examples, Tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A random crop of the padded image, then half of them mirrored: what CIFAR's recipe does, one draw an image and step.
+    """A random crop of the padded image, then a random horizontal flip, as in the standard recipe for CIFAR.
 
     Args:
-        crop: >= 0, pixels by which an image moves at most, up, down, left and right; what comes in is black.
-        flip: mirror left and right with probability 1/2.
+        crop: maximum shift in pixels, up, down, left, and right, >= 0. New pixels are black.
+        flip: flip every image horizontally with probability 1/2.
+
+    Raises:
+        ConfigError: ``crop`` is negative.
     """
 
     crop: int
@@ -26,7 +29,17 @@ class Augmentation:
         require(self.crop >= 0, "crop", "must be >= 0 pixels (0 does not move images)", self.crop)
 
     def draw(self, num_steps: int, batch_size: int, seed: Seed) -> Tensors:
-        """Draws of all steps: ``moves`` [S, B, 2] in -crop..crop, down and right, and ``mirrored`` [S, B]."""
+        """The random numbers for all steps of a training.
+
+        Args:
+            num_steps: number of steps, S.
+            batch_size: images per step, B.
+            seed: random stream.
+
+        Returns:
+            ``moves`` [S, B, 2]: shift down and right in -crop..crop, unless ``crop`` is 0. ``mirrored`` [S, B]: 1 where an image is
+            flipped, unless ``flip`` is false.
+        """
         draws = {}
         if self.crop:
             moves = torch.randint(2 * self.crop + 1, (num_steps, batch_size, 2), generator=(seed / "moves").torch())
@@ -36,7 +49,13 @@ class Augmentation:
         return draws
 
     def __call__(self, x: Tensor, draws: Tensors, black: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
-        """The images of one step; ``black`` [C] is the value of a black pixel."""
+        """Augment the images of one step.
+
+        Args:
+            x: images.
+            draws: the random numbers of this step: ``moves`` [B, 2] and ``mirrored`` [B].
+            black: value of a black pixel [C], see :func:`black_pixel`.
+        """
         if not draws:
             return x
         height, width = x.shape[2:]
@@ -46,11 +65,11 @@ class Augmentation:
         if "mirrored" in draws:
             columns = torch.where(draws["mirrored"][:, None] == 1, columns.flip(1), columns)
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]  # [B, H, W]
-        moved = x.flatten(2).gather(2, places.flatten(1)[:, None].expand(-1, x.shape[1], -1)).view(x.shape)
+        index = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]  # [B, H, W]
+        moved = x.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, x.shape[1], -1)).view(x.shape)
         return torch.where(inside[:, None], moved, black[:, None, None])
 
 
-def black_pixel(data: Examples, dtype: torch.dtype) -> Tensor:  # [C]
-    """The value that a black pixel has for networks."""
+def black_pixel(data: Examples, dtype: torch.dtype) -> Tensor:  # [channels]
+    """The normalized value of a black pixel."""
     return torch.tensor([-mean / std for mean, std in zip(data.mean, data.std)], dtype=dtype, device=data.y.device)

@@ -1,4 +1,4 @@
-"""The base of data sets: finding files, decoding images once through the cache, and checking pixels and labels."""
+"""The base class of data sets: finding files, decoding images once through the cache, and checking pixels and labels."""
 
 import pickle
 import struct
@@ -21,12 +21,10 @@ from fedkd.errors import ConfigError, require
 from fedkd.types import Examples, Task
 
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's mode for a number of channels."""
-
+"""Pillow's image mode for each number of channels."""
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
-"""Pillow's modes of more than 8 bits a channel."""
-
+"""Pillow's image modes with more than 8 bits per channel."""
 
 DECODER_ERRORS = (
     OSError,
@@ -42,32 +40,66 @@ DECODER_ERRORS = (
     pickle.UnpicklingError,
     Image.DecompressionBombError,
 )
-"""What Pillow, torchvision, SciPy and pickle raise on files that are damaged. Out of memory is not among them."""
+"""Exceptions of Pillow, torchvision, SciPy, and pickle for damaged files. ``MemoryError`` is not one of them."""
 
 
+# ------------------------------------------------------------------------------------------------------------------ errors
 @contextmanager
-def decoder_errors(where: str) -> Iterator[None]:
-    """Turn whatever a decoder says of a broken file into a ``ValueError`` that names it."""
+def decoder_errors(location: str) -> Iterator[None]:
+    """Convert the exceptions of decoders inside the block.
+
+    Args:
+        location: the file that is decoded, for the message.
+
+    Raises:
+        ConfigError: a decoder failed, so the file is damaged.
+    """
     try:
         yield
     except DECODER_ERRORS as error:
-        raise damaged_file(where, f"{type(error).__name__}: {error}") from error
+        raise damaged_file(location, f"{type(error).__name__}: {error}") from error
 
 
-def damaged_file(where: str, why: str) -> ValueError:
-    """The error for a file that is there but cannot be read."""
-    return ValueError(f"root must hold intact files, got a damaged one: {where} ({why}); replace it by an intact copy")
+def damaged_file(location: str, reason: str) -> ConfigError:
+    """The error for a file that exists and cannot be decoded."""
+    return ConfigError(f"root must hold intact files, got a damaged one: {location} ({reason}); replace it with an intact copy")
 
 
-def to_array(image: Image.Image, channels: int, size: Sequence[int] | None, where: str) -> np.ndarray:  # [channels, height, width]
-    """An image as bytes, converted to ``channels`` and resized (bicubic, without keeping proportions) to ``size`` (height, width).
+def check_size(size: Sequence[int] | None) -> None:
+    """Check that ``size`` is None, or (height, width) in pixels.
 
     Raises:
-        ConfigError: naming ``where``, when the image is damaged or holds more than 8 bits a channel.
+        ConfigError: it is neither.
     """
-    with decoder_errors(where):
+    valid = size is None or (len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size))
+    require(valid, "size", "must be null or two whole numbers > 0, height and width in pixels", size)
+
+
+def check_channels(channels: int) -> None:
+    """Check that ``channels`` is 1 (gray) or 3 (color).
+
+    Raises:
+        ConfigError: it is another number.
+    """
+    require(channels in MODES, "channels", "must be 1 (gray) or 3 (color)", channels)
+
+
+# ------------------------------------------------------------------------------------------------------------------ images
+def to_array(image: Image.Image, channels: int, size: Sequence[int] | None, location: str) -> np.ndarray:  # [channels, height, width]
+    """An image as unsigned bytes.
+
+    Args:
+        image: a Pillow image.
+        channels: number of channels to convert to, 1 or 3.
+        size: (height, width) to resize to, bicubic, without keeping the proportions; None: no resizing.
+        location: the image's file, for messages.
+
+    Raises:
+        ConfigError: the image is damaged, or has more than 8 bits per channel.
+    """
+    with decoder_errors(location):
         image.load()
-    require(image.mode not in DEEP_MODES, where, "must hold 8 bits a channel", image.mode)
+    require(image.mode not in DEEP_MODES, location, "must hold 8 bits per channel", image.mode)
     image = image if image.mode == MODES[channels] else image.convert(MODES[channels])
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -76,59 +108,56 @@ def to_array(image: Image.Image, channels: int, size: Sequence[int] | None, wher
 
 
 def fill_arrays(
-    new: Allocate, part: str, num_examples: int, examples: Iterable[tuple[np.ndarray, int]], num_classes: int | None, where: str
+    allocate: Allocate, part: str, num_examples: int, examples: Iterable[tuple[np.ndarray, int]], num_classes: int | None, location: str
 ) -> np.ndarray:  # [N]
-    """Allocate and fill ``<part>_x`` [N, channels, height, width] and ``<part>_y`` [N]; gives the labels.
+    """Allocate and fill the arrays ``<part>_x`` [N, channels, height, width] and ``<part>_y`` [N].
 
     Args:
-        new: allocates an array.
+        allocate: allocates an array in the cache.
         part: ``train`` or ``test``.
-        num_examples: how many examples follow, N.
-        examples: images [channels, height, width], bytes, and their labels.
-        num_classes: labels must be below it; None takes what is below N.
-        where: the file or folder they come from, for errors.
+        num_examples: number of examples, N.
+        examples: images [channels, height, width], unsigned bytes, each with its label.
+        num_classes: C; labels must be in 0..C-1. None: labels must be in 0..N-1.
+        location: the file or folder of the examples, for messages.
+
+    Returns:
+        The labels.
 
     Raises:
-        ConfigError: when there is no example, when images differ in shape, or when a label is out of range.
+        ConfigError: there is no example, images have different shapes, or a label is out of range.
     """
-    require(num_examples > 0, where, f"must hold at least one {part} example", num_examples)
-    x, y = None, new(f"{part}_y", (num_examples,), "int64")
+    require(num_examples > 0, location, f"must hold at least one {part} example", num_examples)
+    x, y = None, allocate(f"{part}_y", (num_examples,), "int64")
     limit = num_examples if num_classes is None else num_classes
     for i, (image, label) in enumerate(examples):
         if x is None:
-            x = new(f"{part}_x", (num_examples, *image.shape), "uint8")
+            x = allocate(f"{part}_x", (num_examples, *image.shape), "uint8")
         if image.shape != x.shape[1:]:
-            raise ConfigError(f"{where}: images must have one shape, {x.shape[1:]} as the first, got {image.shape} at {i}; set data.size")
+            raise ConfigError(
+                f"{location}: images must have one shape, {x.shape[1:]} as the first, got {image.shape} at {i}; set data.size"
+            )
         if not 0 <= label < limit:
-            raise damaged_file(where, f"labels must be in 0..{limit - 1}, got {label} at position {i}")
+            raise damaged_file(location, f"labels must be in 0..{limit - 1}, got {label} at position {i}")
         x[i], y[i] = image, label
     return y
 
 
-def check_size(size: Sequence[int] | None) -> None:
-    """``size`` is None or (height, width) in pixels."""
-    whole = size is None or (len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size))
-    require(whole, "size", "must be null or two whole numbers > 0, height and width in pixels", size)
-
-
-def check_channels(channels: int) -> None:
-    """``channels`` is 1 (grey) or 3 (colour)."""
-    require(channels in MODES, "channels", "must be 1 (grey) or 3 (colour)", channels)
-
-
+# ----------------------------------------------------------------------------------------------------------------- sources
 @dataclass(frozen=True, kw_only=True)
 class DataSource(ABC):
-    """What the sources in files have in common.
+    """A data set in files. Calling it returns the task, the training examples, and the test examples.
+
+    The images are decoded on the first call on a machine. Later calls memory-map them from the cache.
 
     Args:
         root: the folder that holds the files.
-        cache: the folder for decoded images; null is ``$XDG_CACHE_HOME/fedkd`` or ``~/.cache/fedkd``.
-        scale: the byte that counts as 1.0, > 0.
+        cache: the folder for decoded images; null: ``$XDG_CACHE_HOME/fedkd`` or ``~/.cache/fedkd``.
+        scale: the byte that stands for 1.0, > 0.
         mean: per channel, subtracted after scaling.
-        std: per channel, > 0, divided by.
+        std: per channel, > 0; images are divided by it after that.
 
     Raises:
-        ConfigError: on calling, when files are missing or damaged, or when the cache cannot be written.
+        ConfigError: on creation if a value is out of range; on calling if files are missing or damaged, or the cache cannot be written.
     """
 
     root: str
@@ -146,27 +175,41 @@ class DataSource(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the task is called."""
+        """Name of the task."""
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The files that determine the content; a ``ValueError`` naming ``root`` if one is missing."""
+        """The files that determine the decoded content.
+
+        Raises:
+            ConfigError: a file is missing.
+        """
 
     @abstractmethod
     def recipe(self) -> dict[str, object]:
-        """The parameters, besides ``root``, that determine the decoded content."""
+        """The parameters besides ``root`` that determine the decoded content."""
 
     @abstractmethod
-    def decode(self, new: Allocate) -> tuple[str, ...]:
-        """Fill train_x, train_y, test_x and test_y; gives the classes' names, none if they have none."""
+    def decode(self, allocate: Allocate) -> tuple[str, ...]:
+        """Allocate and fill the arrays ``train_x``, ``train_y``, ``test_x``, and ``test_y``.
+
+        Args:
+            allocate: allocates an array in the cache.
+
+        Returns:
+            The names of the classes; empty if the classes have no names.
+
+        Raises:
+            ConfigError: a file is damaged.
+        """
 
     @property
     def folder(self) -> Path:
-        """``root``, absolute."""
+        """``root`` as an absolute path."""
         return Path(self.root).expanduser().resolve()
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
-        """Task, training and test examples; decoded on the first call on a machine, memory-mapped on every later one."""
+        """The task, the training examples, and the test examples."""
         content = cache.load_content(self.cache, self.name, self._key(), self.decode)
         train, test = self._examples(content, "train"), self._examples(content, "test")
         require(
@@ -181,8 +224,12 @@ class DataSource(ABC):
         task = Task(self.name, (channels, height, width), num_classes, content.class_names, train.mean, train.std, 255 / train.scale)
         return task, train, test
 
+    def missing_file(self, path: Path, remedy: str) -> ConfigError:
+        """The error for a file that does not exist."""
+        return ConfigError(f"root must hold the files of {self.name}, got {str(self.root)!r}, where {path} is missing; {remedy}")
+
     def _key(self) -> dict[str, object]:
-        """What determines the decoded content: decoder, parameters, place, and every file's name, size and time."""
+        """Everything that determines the decoded content: decoder, parameters, folder, and name, size and time of every file."""
         stats = [(str(path.relative_to(self.folder)), path.stat()) for path in self.files()]
         return {
             "source": type(self).__qualname__,
@@ -193,21 +240,18 @@ class DataSource(ABC):
         }
 
     def _examples(self, content: Content, part: str) -> Examples:
+        """The examples of one part: ``train`` or ``test``."""
         x, y = (torch.from_numpy(np.asarray(content.arrays[f"{part}_{which}"])) for which in "xy")
         return Examples(x, y, float(self.scale), tuple(map(float, self.mean)), tuple(map(float, self.std)), content.digest)
-
-    def missing_file(self, path: Path, remedy: str) -> ValueError:
-        """The error for a file that is not there."""
-        return ValueError(f"root must hold the files of {self.name}, got {str(self.root)!r}, where {path} is missing; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizedSource(DataSource):
-    """A source whose images may be of any size and colour until they are decoded.
+    """A data set whose files may have any size and number of channels.
 
     Args:
-        size: (height, width) in pixels to resize to, bicubic; null where all images have one size already.
-        channels: 1 (grey) or 3 (colour).
+        size: (height, width) in pixels to resize to, bicubic; null where all images have one size.
+        channels: 1 (gray) or 3 (color); images are converted.
     """
 
     size: Sequence[int] | None
@@ -219,4 +263,5 @@ class ResizedSource(DataSource):
         check_channels(self.channels)
 
     def recipe(self) -> dict[str, object]:
+        """``size`` and ``channels``."""
         return {"size": None if self.size is None else list(self.size), "channels": self.channels}

@@ -1,4 +1,4 @@
-"""The cache of decoded images: decoded once, then shared as memory-mapped arrays that are checked by their digest."""
+"""The cache of decoded images. A data set is decoded once per machine; all processes memory-map the result and check its digests."""
 
 import hashlib
 import json
@@ -9,56 +9,37 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from fedkd.errors import ConfigError
 
-
-def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Over names, types, shapes and values: the same for the same data, wherever and however it is stored."""
-    state = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        state.update(memoryview(array).cast("B"))
-    return state.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Over the bytes of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def json_digest(value: object) -> str:
-    """Over anything that JSON can hold, whatever the order of its keys."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 log = logging.getLogger("fedkd")
 
-
 FORMAT = 1
-"""Counts the layouts of an entry; part of every key, so that a new layout never meets an old entry."""
-
+"""Version of the layout of an entry. It is part of every key, so that a new layout never reads an old entry."""
 
 Allocate = Callable[[str, tuple[int, ...], str], np.ndarray]
 """``(name, shape, dtype) -> array`` on disk, to be filled."""
 
-
 Decode = Callable[[Allocate], tuple[str, ...]]
-"""Allocates and fills the arrays, and gives the names of the classes."""
+"""Allocates and fills the arrays, and returns the names of the classes."""
 
-
-_verified: set[tuple] = set()
-"""Entries that this process has checked, by path and by the stat of every file: a changed file is checked again."""
+_verified: set[tuple[Any, ...]] = set()
+"""Entries that this process has checked: their path, and the stat of every file, so that a changed file is checked again."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """Decoded data: arrays by name, the classes' names, and a digest of the arrays that knows of no path."""
+    """A decoded data set.
+
+    Args:
+        arrays: ``train_x``, ``train_y``, ``test_x``, and ``test_y``.
+        class_names: names of the classes, or empty.
+        digest: hash of the arrays, independent of any path.
+    """
 
     arrays: dict[str, np.ndarray]
     class_names: tuple[str, ...]
@@ -66,17 +47,40 @@ class Content:
 
 
 class _Damaged(Exception):
-    """Why an entry cannot be trusted."""
+    """An entry of the cache is damaged; the message gives the reason."""
 
 
+# ----------------------------------------------------------------------------------------------------------------- digests
+def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash of names, types, shapes, and values of arrays. It does not depend on where and how they are stored."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        state.update(array.data.cast("B"))
+    return state.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hash of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def json_digest(value: object) -> str:
+    """Hash of a value that JSON can represent. It does not depend on the order of keys."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- folder and locks
 def cache_directory(cache: str | None) -> Path:
-    """Where entries stand: ``cache``, or ``$XDG_CACHE_HOME/fedkd``, or ``~/.cache/fedkd``. Created if it is missing.
+    """The folder of the cache: ``cache``, or else ``$XDG_CACHE_HOME/fedkd`` or ``~/.cache/fedkd``. It is created if it is missing.
 
     Raises:
-        ConfigError: naming ``cache``, when the directory cannot be created.
+        ConfigError: the folder cannot be created.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
-    path = Path(cache).expanduser().absolute() if cache else home
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
+    path = Path(cache).expanduser().absolute() if cache else default
     with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -84,7 +88,11 @@ def cache_directory(cache: str | None) -> Path:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write at ``path`` into the error of a user who chose the wrong directory."""
+    """Convert a failure to write to ``path`` inside the block.
+
+    Raises:
+        ConfigError: ``path`` cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -94,47 +102,56 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def process_lock(directory: Path, name: str) -> Iterator[None]:
-    """Let one process of this machine into the block at a time."""
-    guard = FileLock(directory / f"{name}.lock")
-    with write_errors(directory):
+def process_lock(folder: Path, name: str) -> Iterator[None]:
+    """Let only one process of this machine into the block at a time.
+
+    Args:
+        folder: folder of the lock's file.
+        name: name of the lock.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    lock = FileLock(folder / f"{name}.lock")
+    with write_errors(folder):
         try:
-            guard.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            log.info("waiting for the process that holds %s", guard.lock_file)
-            guard.acquire()
+            log.info("waiting for the process that holds %s", lock.lock_file)
+            lock.acquire()
     try:
         yield
     finally:
-        guard.release()
+        lock.release()
 
 
+# ----------------------------------------------------------------------------------------------------------------- entries
 def load_content(cache: str | None, name: str, key: Mapping[str, object], decode: Decode) -> Content:
-    """The content that ``key`` stands for: read from the cache, decoded into it first if need be.
+    """The decoded data set that ``key`` identifies. It is decoded into the cache first if it is not there.
 
     Args:
-        cache: the directory of entries; None is the user's cache directory.
-        name: what the entry is called, for people.
-        key: everything that determines the decoded content, of types that JSON knows.
-        decode: fills the arrays; it is called by at most one process at a time.
+        cache: the folder of the cache; None: the user's cache folder.
+        name: name of the data set; part of the entry's file name.
+        key: everything that determines the decoded content, of types that JSON can represent.
+        decode: fills the arrays; at most one process calls it at a time.
 
     Raises:
-        ConfigError: naming ``cache`` when it cannot be written; and what ``decode`` raises.
+        ConfigError: the cache cannot be written, or ``decode`` raised one.
     """
     root = cache_directory(cache)
     entry = root / f"{name}-{json_digest({'format': FORMAT, **key})}"
-    content = _attempt(entry)
+    content = _read_if_intact(entry)
     if content is None:
         with process_lock(root, entry.name):
-            content = _attempt(entry)  # another process may have built it while this one waited
+            content = _read_if_intact(entry)  # another process may have built it while this one waited
             if content is None:
                 _build(entry, decode)
                 content = _read(entry)
     return content
 
 
-def _attempt(entry: Path) -> Content | None:
-    """The entry's content; None if there is none that can be trusted."""
+def _read_if_intact(entry: Path) -> Content | None:
+    """The content of an entry; None if there is no entry, or a damaged one."""
     try:
         return _read(entry) if entry.exists() else None
     except _Damaged as error:
@@ -143,7 +160,7 @@ def _attempt(entry: Path) -> Content | None:
 
 
 def _read(entry: Path) -> Content:
-    """Open an entry, checking every file's size and checksum once per process."""
+    """Open an entry. Size and checksum of every file are checked once per process."""
     try:
         meta = json.loads((entry / "meta.json").read_text())
         _verify(entry, meta)
@@ -153,13 +170,13 @@ def _read(entry: Path) -> Content:
         raise _Damaged(str(error)) from error
 
 
-def _verify(entry: Path, meta: dict) -> None:
+def _verify(entry: Path, meta: Mapping[str, Any]) -> None:
     """Compare the entry's files with ``meta``, and ``meta`` with its own checksum."""
     content = meta["content"]
     paths = [entry / f"{name}.npy" for name in content["files"]]
     stats = [path.stat() for path in (entry / "meta.json", *paths)]
-    mark = (str(entry), *((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
-    if mark in _verified:
+    signature = (str(entry), *((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
+    if signature in _verified:
         return
     if meta["checksum"] != json_digest(content):
         raise _Damaged("meta.json does not match its own checksum")
@@ -168,30 +185,30 @@ def _verify(entry: Path, meta: dict) -> None:
             raise _Damaged(f"{path.name} holds {path.stat().st_size} bytes instead of {expected['size']}")
         if file_digest(path) != expected["checksum"]:
             raise _Damaged(f"{path.name} does not match its checksum")
-    _verified.add(mark)
+    _verified.add(signature)
 
 
 def _build(entry: Path, decode: Decode) -> None:
-    """Decode into a directory beside ``entry``, then rename it; whoever calls holds the entry's lock."""
+    """Decode into a temporary folder beside ``entry``, then rename it. The caller holds the entry's lock."""
     log.info("decoding images into %s", entry)
-    for orphan in entry.parent.glob(f".{entry.name}.*"):  # of builders that were killed: the lock says that none is alive
+    for orphan in entry.parent.glob(f".{entry.name}.*"):  # left by killed processes: the lock proves that none is running
         shutil.rmtree(orphan, ignore_errors=True)
     temporary = entry.parent / f".{entry.name}.{os.getpid()}"
     try:
         with write_errors(entry.parent):
             temporary.mkdir()
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.memmap] = {}
         class_names = decode(lambda name, shape, dtype: arrays.setdefault(name, _allocate(temporary / f"{name}.npy", shape, dtype)))
         with write_errors(entry.parent):
             _finish(temporary, arrays, class_names)
-            shutil.rmtree(entry, ignore_errors=True)  # a damaged one; whoever has it open keeps its pages
+            shutil.rmtree(entry, ignore_errors=True)  # a damaged entry; a process that has it open keeps its pages
             temporary.rename(entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A new array on disk whose blocks are reserved: a full disk is an error here instead of a crash on writing."""
+def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """A new array on disk. Its blocks are reserved now, so that a full disk is an error here and not a crash on writing."""
     with write_errors(path.parent):
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):

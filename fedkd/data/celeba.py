@@ -1,4 +1,4 @@
-"""CelebA with one attribute as the label."""
+"""CelebA, with one attribute as the label."""
 
 import os
 from dataclasses import dataclass
@@ -13,14 +13,18 @@ from fedkd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class CelebA(TorchvisionSource):
-    """Faces: 162,770 and 19,962 colour images; two classes, without the attribute (0) and with it (1).
+    """CelebA (Liu et al., ICCV 2015): 162,770 training and 19,962 test images of faces, in color, with two classes.
 
-    FedGen resizes to 84x84, keeps the values 0..255 as they are (scale 1) and asks for ``Smiling``. It deals out the celebrities
-    of LEAF's json; this source holds torchvision's training and test images, without their identities, and leaves the
-    validation images out. The 202,599 image files are known by the time of their folder, not one by one.
+    Class 0 are faces without the attribute, class 1 faces with it. FedGen resizes to 84x84, keeps the values 0..255 (scale 1), and uses
+    the attribute ``Smiling``. Its code distributes the celebrities of LEAF's JSON file. This source has torchvision's training and test
+    images without the identities, and leaves out the validation images. The cache recognizes a change of the 202,599 image files by the
+    time of their folder, not of each file.
 
     Args:
         attribute: one of the 40 attributes in ``list_attr_celeba.txt``, such as ``Smiling``.
+
+    Raises:
+        ConfigError: on calling if there is no such attribute, or files are missing or damaged.
     """
 
     attribute: str
@@ -30,25 +34,36 @@ class CelebA(TorchvisionSource):
 
     @property
     def name(self) -> str:
+        """``celeba_`` and the attribute in lower case."""
         return f"celeba_{self.attribute.lower()}"
 
     def recipe(self) -> dict[str, object]:
+        """``size`` and ``attribute``."""
         return {**super().recipe(), "attribute": self.attribute}
 
     def required(self, train: bool) -> dict[str, str | None]:
+        """The text files with their MD5, and the folder of images. Both parts use the same files."""
         published = {name: md5 for _, md5, name in self.dataset.file_list if name.endswith(".txt")}
         return {os.path.join(self.dataset.base_folder, name): md5 for name, md5 in {**published, "img_align_celeba": None}.items()}
 
     def open(self, train: bool, download: bool) -> VisionDataset:
+        """torchvision's object for the training part or the test part, with attributes as targets."""
         return self.dataset(self.folder, split="train" if train else "test", target_type="attr", download=download)
 
     def origin(self, dataset: VisionDataset, i: int) -> str:
+        """The file of image ``i``."""
         return os.path.join(dataset.root, dataset.base_folder, "img_align_celeba", dataset.filename[i])
 
     def label(self, dataset: VisionDataset, target: Any) -> int:
+        """1 where the face has the attribute, else 0."""
         return int(target[dataset.attr_names.index(self.attribute)])
 
     def class_names(self, dataset: VisionDataset) -> tuple[str, ...]:
-        names = [name for name in dataset.attr_names if name]  # the file's header ends in a blank
+        """``not <attribute>`` and ``<attribute>``.
+
+        Raises:
+            ConfigError: there is no such attribute.
+        """
+        names = [name for name in dataset.attr_names if name]  # the header of the file ends with a space
         require(self.attribute in names, "attribute", f"must be one of {', '.join(names)}", self.attribute)
         return (f"not {self.attribute}", self.attribute)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the original files: pickled batches of which torchvision knows the MD5."""
+"""CIFAR-10 and CIFAR-100 in the original files: pickled batches with published MD5s."""
 
 import os
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from fedkd.data.torchvision_base import TorchvisionSource
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(TorchvisionSource):
-    """50,000 and 10,000 colour images of 32x32 pixels, 10 classes."""
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32x32 pixels, in color, with 10 classes."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.CIFAR10
     channels: ClassVar[int] = 3
 
     def required(self, train: bool) -> dict[str, str | None]:
+        """The batches of one part, and the file with the names of classes."""
         published = dict(self.dataset.train_list if train else self.dataset.test_list)
         published[self.dataset.meta["filename"]] = self.dataset.meta["md5"]
         return {os.path.join(self.dataset.base_folder, name): md5 for name, md5 in published.items()}
@@ -25,6 +26,6 @@ class CIFAR10(TorchvisionSource):
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR100(CIFAR10):
-    """50,000 and 10,000 colour images of 32x32 pixels, 100 fine classes."""
+    """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32x32 pixels, in color, with 100 fine classes."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.CIFAR100

@@ -15,22 +15,23 @@ from fedkd.seed import Seed
 from fedkd.types import Examples, Partition
 
 CHUNK_SIZE = 4096
-"""Images that are computed at once, as floats."""
+"""Images that are transformed at once, as floats."""
 
 
+# ----------------------------------------------------------------------------------------------- the images of one client
 @dataclass(frozen=True, kw_only=True)
 class ClientView:
-    """One client's levels; without arguments, it sees images as they are.
+    """The levels of one client. The defaults change neither images nor labels.
 
     Args:
         rotation: degrees, counter-clockwise.
-        domain: degrees likewise, on top of it: the angle of the domain that the client is in.
-        noise: >= 0, standard deviation, as a share of the full scale.
-        blur: >= 0, standard deviation in pixels.
-        brightness: factor of all values.
-        contrast: factor of the distances from the image's mean grey.
-        hue: -0.5..0.5, part of the circle of colours by which they turn; 0 for grey images.
-        label_noise: 0..1, share of its training labels that are replaced.
+        domain: degrees, counter-clockwise, in addition to ``rotation``: the angle of the client's domain.
+        noise: standard deviation of Gaussian noise as a fraction of the full scale, >= 0.
+        blur: standard deviation of a Gaussian blur in pixels, >= 0.
+        brightness: factor of all values, >= 0.
+        contrast: factor of the differences from the image's mean gray value, >= 0.
+        hue: shift of the hue as a fraction of the color circle, -0.5..0.5; 0 for gray images.
+        label_noise: fraction of the client's training labels that are replaced, 0..1.
     """
 
     rotation: float = 0.0
@@ -44,46 +45,49 @@ class ClientView:
 
 
 def apply_views(shards: Sequence[Examples], views: Sequence[ClientView], full: float, seed: Seed, name: str) -> list[Examples]:
-    """``shards`` as their clients see them, images in one new storage that all share; computed on the CPU, kept where they were.
+    """Transform the images of all clients. The result is computed on the CPU, and returned on the device of ``shards``.
 
     Args:
-        shards: each client's examples; where two clients hold the same one, each gets its own version of it.
+        shards: each client's examples. Where two clients have the same example, each gets its own version of the image.
         views: each client's levels.
-        full: the byte that counts as full scale.
-        seed: of the noise, split by client and ``name``.
-        name: of these shards, so that training and test examples have noise of their own.
+        full: the byte that stands for the full scale.
+        seed: random stream of the noise; each client and ``name`` have a stream of their own.
+        name: ``train`` or ``test``.
+
+    Returns:
+        Each client's examples. The images of all clients are in one new storage.
     """
     device, shape = shards[0].x.device, shards[0].x.shape[1:]
     storage = torch.empty((sum(map(len, shards)), *shape), dtype=torch.uint8)
-    places = torch.arange(len(storage)).split([len(shard) for shard in shards])
+    rows_by_client = torch.arange(len(storage)).split([len(shard) for shard in shards])
     with single_thread():
-        for client, (shard, view, place) in enumerate(zip(shards, views, places)):
-            random = (seed / client / name).torch()
-            for part in torch.arange(len(shard)).split(CHUNK_SIZE):
-                storage[place[part]] = apply_view(view, shard.gather(shard.storage_rows(part.to(device))).cpu(), full, random)
+        for client, (shard, view, rows) in enumerate(zip(shards, views, rows_by_client)):
+            generator = (seed / client / name).torch()
+            for chunk in torch.arange(len(shard)).split(CHUNK_SIZE):
+                storage[rows[chunk]] = apply_view(view, shard.gather(shard.storage_rows(chunk.to(device))).cpu(), full, generator)
     storage = storage.to(device)
-    return [replace(shard, x=storage, rows=place.to(device)) for shard, place in zip(shards, places)]
+    return [replace(shard, x=storage, rows=rows.to(device)) for shard, rows in zip(shards, rows_by_client)]
 
 
-def apply_view(view: ClientView, stored: Tensor, full: float, random: torch.Generator) -> Tensor:  # [N, C, H, W]
-    """Images as they look: turned, blurred, in other colours, and noisy, in this order; bytes, rounded once, at the end.
+def apply_view(view: ClientView, stored: Tensor, full: float, generator: torch.Generator) -> Tensor:  # [N, C, H, W] -> the same shape
+    """Rotate images, blur them, change their colors, and add noise, in this order. The result is rounded to bytes once, at the end.
 
-    Turning is bilinear, about the centre; what comes into the picture is 0. A blur sees the picture mirrored at its edges.
+    The rotation is bilinear, about the center; new pixels are 0. The blur mirrors the image at its edges.
 
     Args:
         view: the levels.
-        stored: unsigned bytes.
-        full: the byte that counts as full scale.
-        random: of the noise.
+        stored: images, unsigned bytes.
+        full: the byte that stands for the full scale.
+        generator: draws the noise.
     """
-    from torchvision.transforms.v2 import InterpolationMode, functional  # seconds, which a run that needs it not does not wait for
+    from torchvision.transforms.v2 import InterpolationMode, functional  # imported late: it takes seconds, and most runs need no view
 
     x = stored.float() / full
     if angle := view.rotation + view.domain:
         x = functional.rotate(x, angle, InterpolationMode.BILINEAR)
     if view.blur:
-        rows, columns = (blur_matrix(side, view.blur) for side in x.shape[-2:])
-        x = rows @ x @ columns.T
+        vertical, horizontal = (blur_matrix(side, view.blur) for side in x.shape[-2:])
+        x = vertical @ x @ horizontal.T
     if view.brightness != 1:
         x = functional.adjust_brightness(x, view.brightness)
     if view.contrast != 1:
@@ -91,12 +95,17 @@ def apply_view(view: ClientView, stored: Tensor, full: float, random: torch.Gene
     if view.hue:
         x = functional.adjust_hue(x, view.hue)
     if view.noise:
-        x = x + view.noise * torch.randn(x.shape, generator=random)
+        x = x + view.noise * torch.randn(x.shape, generator=generator)
     return (x * full).round_().clamp_(0, full).to(torch.uint8)
 
 
 def blur_matrix(side: int, deviation: float) -> Tensor:  # [side, side]
-    """A Gaussian blur along one axis of ``side`` pixels, three standard deviations wide to each hand, as a matrix: far faster than a convolution."""
+    """A Gaussian blur along one axis as a matrix, which is far faster than a convolution.
+
+    Args:
+        side: pixels of the axis.
+        deviation: standard deviation in pixels; the kernel extends three deviations to each side.
+    """
     from torchvision.transforms.v2 import functional
 
     reach = min(ceil(3 * min(deviation, side)), side - 1)
@@ -104,13 +113,13 @@ def blur_matrix(side: int, deviation: float) -> Tensor:  # [side, side]
 
 
 def full_scale(examples: Examples) -> float:
-    """The byte that stands for white: the one that counts as 1.0, or 255 where images are kept as 0..255."""
+    """The byte of a white pixel: ``scale``, or 255 where images are kept as 0..255."""
     return examples.scale if len(examples.x) == 0 or examples.x.max() <= examples.scale else 255.0
 
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """One thread within the block: on their number hangs which algorithm torch takes for a product, and so the last bit."""
+    """Use one torch thread inside the block. The number of threads changes the algorithm of a matrix product, and so its last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,23 +128,30 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# ------------------------------------------------------------------------------------------------ the shift of all clients
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """Each client sees its images in its own way, and some labels of its training examples are wrong. All knobs compose; at 0 they do nothing.
+    """Feature shift and label noise. All parameters can be combined; each has no effect at 0.
 
-    A client's levels are drawn once, and hold for its training examples and its test shard alike (wrong labels: training only). The
-    balanced test set stays as it is.
+    A client's levels are drawn once. They apply to its training examples and to its local test set; label noise applies to training
+    examples only. The global test set is not changed.
 
     Args:
-        rotation: 0..180 degrees: images are turned by an angle from ``-rotation..rotation``.
-        domains: angles in degrees, counter-clockwise, of which every client has one, in turn; null: none. Rotated MNIST is 0, 15, 30, 45, 60, 75.
-        noise: >= 0, standard deviation of Gaussian noise on pixels, as a share of the full scale.
-        blur: >= 0, standard deviation in pixels of a Gaussian blur.
-        color_jitter: 0..1: brightness and contrast are multiplied by factors from ``1 - color_jitter..1 + color_jitter``; hues turn by up to half of it.
-        label_noise: 0..1, share of a client's training labels that are replaced.
-        label_noise_kind: ``symmetric``: by any other class alike; ``pair``: by the next class.
-        noisy_client_fraction: 0..1, share of the clients that have wrong labels at all.
-        per_client: ``random``: each client draws its levels of noise, blur and label noise uniformly from 0 to the knob; ``same``: all have the knob's.
+        rotation: images are rotated by an angle from ``-rotation..rotation``, 0..180 degrees.
+        domains: angles in degrees, counter-clockwise. Client k has the angle k modulo their number; null: none. Rotated MNIST has 0, 15,
+            30, 45, 60, 75.
+        noise: standard deviation of Gaussian noise on pixels as a fraction of the full scale, >= 0.
+        blur: standard deviation of a Gaussian blur in pixels, >= 0.
+        color_jitter: brightness and contrast are multiplied by factors from ``1 - color_jitter..1 + color_jitter``, and hues are shifted
+            by at most half of it, 0..1.
+        label_noise: fraction of a client's training labels that are replaced, 0..1.
+        label_noise_kind: ``symmetric``: a label is replaced by any other class with equal probability; ``pair``: by the next class.
+        noisy_client_fraction: fraction of the clients that have label noise, 0..1.
+        per_client: ``random``: each client draws its levels of noise, blur, and label noise uniformly from 0 to the parameter's value;
+            ``same``: all clients have the parameter's value.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     rotation: float
@@ -164,69 +180,92 @@ class Shift:
 
     @property
     def changes_images(self) -> bool:
-        """Some client may see its images otherwise than they are."""
+        """Whether the images of a client may change."""
         return bool(self.rotation or self.domains or self.noise or self.blur or self.color_jitter)
 
     @property
     def changes_labels(self) -> bool:
-        """Some client may have wrong labels."""
+        """Whether a client may have wrong labels."""
         return self.label_noise > 0 and self.noisy_client_fraction > 0
 
     def __call__(
         self, train: Examples, test: Examples, partition: Partition, num_classes: int, seed: Seed
     ) -> tuple[list[Examples], list[Examples]]:
-        """Each client's training examples and test shard as the client sees them; all training examples share their images' storage,
-        and where images stay as they are, it is that of ``train``.
+        """The examples of all clients.
+
+        Args:
+            train: the training set.
+            test: the test set.
+            partition: the indices of each client's examples.
+            num_classes: number of classes, C.
+            seed: random stream.
+
+        Returns:
+            Each client's training examples and each client's local test set. All clients share one storage of training images; it is that
+            of ``train`` if the shift does not change images.
 
         Raises:
-            ConfigError: labels shall be wrong where there is but one class.
+            ConfigError: there is label noise, and only one class.
         """
-        held, shown = [train.subset(index) for index in partition.train], [test.subset(index) for index in partition.test]
+        train_shards, test_shards = [train.subset(index) for index in partition.train], [test.subset(index) for index in partition.test]
         if not (self.changes_images or self.changes_labels):
-            return held, shown
-        views = self.views(len(held), train.x.shape[1], seed)
+            return train_shards, test_shards
+        views = self.views(len(train_shards), train.x.shape[1], seed)
         if self.changes_images:
             full = full_scale(train)
-            held, shown = apply_views(held, views, full, seed / "noise", "train"), apply_views(shown, views, full, seed / "noise", "test")
+            train_shards = apply_views(train_shards, views, full, seed / "noise", "train")
+            test_shards = apply_views(test_shards, views, full, seed / "noise", "test")
         if self.changes_labels:
-            require(num_classes > 1, "label_noise", "must be 0 where there is but one class", self.label_noise)
-            streams = [seed / "label_noise" / client / "labels" for client in range(len(held))]
-            held = [replace(one, y=self._mixed_up(one.y, view.label_noise, num_classes, at)) for one, view, at in zip(held, views, streams)]
-        return held, shown
+            require(num_classes > 1, "label_noise", "must be 0 where there is only one class", self.label_noise)
+            streams = [seed / "label_noise" / client / "labels" for client in range(len(train_shards))]
+            train_shards = [
+                replace(shard, y=self._with_wrong_labels(shard.y, view.label_noise, num_classes, stream))
+                for shard, view, stream in zip(train_shards, views, streams)
+            ]
+        return train_shards, test_shards
 
     def views(self, num_clients: int, num_channels: int, seed: Seed) -> list[ClientView]:
-        """Every client's levels. Each knob draws from streams of its own, so none depends on another; a larger knob moves levels in proportion."""
+        """Every client's levels.
+
+        Each parameter has random streams of its own, so that its levels do not depend on the other parameters. They are proportional to
+        the parameter's value.
+
+        Args:
+            num_clients: number of clients, K.
+            num_channels: channels of the images, 1 or 3.
+            seed: random stream.
+        """
         noisy = (seed / "noisy_clients").numpy().permutation(num_clients)[: int(self.noisy_client_fraction * num_clients + 0.5)]
-        turn = self.color_jitter / 2 if num_channels == 3 else 0.0
+        max_hue = self.color_jitter / 2 if num_channels == 3 else 0.0
         return [
             ClientView(
-                rotation=_between(-self.rotation, self.rotation, seed / "rotation" / client),
+                rotation=_uniform(-self.rotation, self.rotation, seed / "rotation" / client),
                 domain=float(self.domains[client % len(self.domains)]) if self.domains else 0.0,
-                noise=self._level("noise", seed / "noise" / client),
-                blur=self._level("blur", seed / "blur" / client),
-                brightness=_between(1 - self.color_jitter, 1 + self.color_jitter, seed / "brightness" / client),
-                contrast=_between(1 - self.color_jitter, 1 + self.color_jitter, seed / "contrast" / client),
-                hue=_between(-turn, turn, seed / "hue" / client),
-                label_noise=self._level("label_noise", seed / "label_noise" / client) if client in noisy else 0.0,
+                noise=self._level(self.noise, seed / "noise" / client),
+                blur=self._level(self.blur, seed / "blur" / client),
+                brightness=_uniform(1 - self.color_jitter, 1 + self.color_jitter, seed / "brightness" / client),
+                contrast=_uniform(1 - self.color_jitter, 1 + self.color_jitter, seed / "contrast" / client),
+                hue=_uniform(-max_hue, max_hue, seed / "hue" / client),
+                label_noise=self._level(self.label_noise, seed / "label_noise" / client) if client in noisy else 0.0,
             )
             for client in range(num_clients)
         ]
 
-    def _level(self, knob: str, stream: Seed) -> float:
-        """A client's level of ``knob``."""
-        return getattr(self, knob) if self.per_client == "same" else _between(0.0, getattr(self, knob), stream)
+    def _level(self, maximum: float, stream: Seed) -> float:
+        """A client's level of the parameter with the value ``maximum``."""
+        return maximum if self.per_client == "same" else _uniform(0.0, maximum, stream)
 
-    def _mixed_up(self, y: Tensor, share: float, num_classes: int, stream: Seed) -> Tensor:  # [n]
-        """``y`` with ``share`` of the labels replaced, a fraction of one rounded at random; those replaced are all wrong."""
-        random = stream.numpy()
-        number = int(share * len(y) + random.random())
-        which = torch.from_numpy(random.permutation(len(y))[:number])
-        steps = random.integers(1, num_classes, number) if self.label_noise_kind == "symmetric" else np.ones(number, np.int64)
-        wrong = y.cpu().clone()
-        wrong[which] = (wrong[which] + torch.from_numpy(steps)) % num_classes
-        return wrong.to(y.device)
+    def _with_wrong_labels(self, y: Tensor, fraction: float, num_classes: int, stream: Seed) -> Tensor:  # [n] -> [n]
+        """``y`` with a fraction of the labels replaced by wrong ones. The number of wrong labels is rounded at random."""
+        rng = stream.numpy()
+        number = int(fraction * len(y) + rng.random())
+        index = torch.from_numpy(rng.permutation(len(y))[:number])
+        offsets = rng.integers(1, num_classes, number) if self.label_noise_kind == "symmetric" else np.ones(number, np.int64)
+        labels = y.cpu().clone()
+        labels[index] = (labels[index] + torch.from_numpy(offsets)) % num_classes
+        return labels.to(y.device)
 
 
-def _between(low: float, high: float, stream: Seed) -> float:
-    """Drawn uniformly."""
+def _uniform(low: float, high: float, stream: Seed) -> float:
+    """A uniform random number from ``low..high``."""
     return float(low + (high - low) * stream.numpy().random())

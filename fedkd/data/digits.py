@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the data that need no file and no download."""
+"""scikit-learn's handwritten digits. They need neither a file nor a download."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from fedkd.types import Examples, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """1,797 grey images of 8x8 pixels, values 0..16, 10 classes (``sklearn.datasets.load_digits``).
+    """1,797 gray images of 8x8 pixels with values 0..16 and 10 classes (``sklearn.datasets.load_digits``).
 
-    Every fifth example of each class is a test example: 1,442 for training, 355 for testing.
+    Every fifth example of each class is a test example: 1,442 training and 355 test images.
     """
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
-        """Task, training and test examples."""
+        """The task, the training examples, and the test examples."""
         digits = load_digits()
         x, y = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
         held_out = np.zeros(len(y), dtype=bool)

@@ -1,4 +1,4 @@
-"""Images in folders named after their classes: ``root/train/<class>/*.png`` and ``root/test/<class>/*.png``."""
+"""Images in folders that are named after their classes: ``root/train/<class>/*.png`` and ``root/test/<class>/*.png``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,34 +7,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedkd.data.base import ResizedSource, fill_arrays, to_array, decoder_errors
+from fedkd.data.base import ResizedSource, decoder_errors, fill_arrays, to_array
 from fedkd.data.cache import Allocate
 from fedkd.errors import require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Suffixes of image files, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(ResizedSource):
-    """Classes are the folders in ``root/train``, in alphabetical order; files of other kinds and hidden ones are passed over."""
+    """Images in one folder per class. The classes are the folders in ``root/train``, in alphabetical order.
+
+    Hidden files and files with other suffixes are ignored.
+    """
 
     @property
     def name(self) -> str:
+        """``image_folder``."""
         return "image_folder"
 
     def files(self) -> list[Path]:
+        """All image files, see :meth:`fedkd.data.base.DataSource.files`."""
         return [path for part in ("train", "test") for paths in self._by_class(part).values() for path in paths]
 
-    def decode(self, new: Allocate) -> tuple[str, ...]:
+    def decode(self, allocate: Allocate) -> tuple[str, ...]:
+        """Decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
         class_names = tuple(self._by_class("train"))
         for part in ("train", "test"):
             by_class = self._by_class(part)
             num_examples = sum(map(len, by_class.values()))
-            fill_arrays(new, part, num_examples, self._examples_of(by_class, class_names), len(class_names), str(self.folder / part))
+            images = self._labeled_images(by_class, class_names)
+            fill_arrays(allocate, part, num_examples, images, len(class_names), str(self.folder / part))
         return class_names
 
     def _by_class(self, part: str) -> dict[str, list[Path]]:
-        """The images of each class, in alphabetical order."""
+        """The image files of each class, classes and files in alphabetical order."""
         folder = self.folder / part
         if not folder.is_dir():
             raise self.missing_file(folder, "point data.root to a folder with train/<class>/ and test/<class>/")
@@ -49,7 +57,8 @@ class ImageFolder(ResizedSource):
             require(not unknown, str(folder), "must hold classes of the training folder only", unknown)
         return by_class
 
-    def _examples_of(self, by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
+    def _labeled_images(self, by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
+        """Every image [channels, height, width] with its label."""
         for name, paths in by_class.items():
             for path in paths:
                 with decoder_errors(str(path)), Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""MNIST and its kin: grey images of 28x28 pixels in IDX files (format: http://yann.lecun.com/exdb/mnist)."""
+"""MNIST, Fashion-MNIST, and EMNIST: gray images of 28x28 pixels in IDX files (format: http://yann.lecun.com/exdb/mnist)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,43 +15,53 @@ from fedkd.errors import require
 
 
 def check_idx(path: Path) -> None:
-    """An IDX file of bytes is as long as its header promises; else a ``ValueError`` names it."""
+    """Check that an IDX file of bytes has the length that its header implies.
+
+    Raises:
+        ConfigError: it has another length, or no valid header.
+    """
     with decoder_errors(str(path)), path.open("rb") as file:
         head = file.read(16)
     num_dimensions = head[3] if len(head) >= 8 and head[:3] == b"\x00\x00\x08" else 0
     sizes = [int.from_bytes(head[4 * d + 4 : 4 * d + 8], "big") for d in range(num_dimensions)]
-    if not 1 <= num_dimensions <= 3 or path.stat().st_size != 4 + 4 * num_dimensions + int(np.prod(sizes)):
-        raise damaged_file(str(path), f"it holds {path.stat().st_size} bytes, and its header promises images or labels of sizes {sizes}")
+    length = path.stat().st_size
+    if not 1 <= num_dimensions <= 3 or length != 4 + 4 * num_dimensions + int(np.prod(sizes)):
+        raise damaged_file(str(path), f"it holds {length} bytes, and its header promises images or labels of sizes {sizes}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MNIST(TorchvisionSource):
-    """Handwritten digits: 60,000 and 10,000 grey images of 28x28 pixels, 10 classes."""
+    """MNIST (LeCun et al. 1998): 60,000 training and 10,000 test images of handwritten digits, gray, 28x28 pixels, 10 classes."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.MNIST
     channels: ClassVar[int] = 1
 
     def inspect(self, path: Path) -> None:
+        """Check the length of an IDX file, see :func:`check_idx`."""
         check_idx(path)
 
     def required(self, train: bool) -> dict[str, str | None]:
+        """The files of images and of labels of one part."""
         prefix = f"{self.dataset.__name__}/raw/{'train' if train else 't10k'}"
         return {f"{prefix}-images-idx3-ubyte": None, f"{prefix}-labels-idx1-ubyte": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FashionMNIST(MNIST):
-    """Clothes: 60,000 and 10,000 grey images of 28x28 pixels, 10 classes."""
+    """Fashion-MNIST (Xiao et al. 2017): 60,000 training and 10,000 test images of clothes, gray, 28x28 pixels, 10 classes."""
 
     dataset: ClassVar[type[VisionDataset]] = torchvision.datasets.FashionMNIST
 
 
 @dataclass(frozen=True, kw_only=True)
 class EMNIST(TorchvisionSource):
-    """Handwritten letters and digits, grey, 28x28 pixels, turned upright (the files hold them transposed).
+    """EMNIST (Cohen et al. 2017): handwritten letters and digits, gray, 28x28 pixels. The transposed images of the files are made upright.
 
     Args:
-        split: ``letters`` (26 classes, case ignored), ``balanced``, ``byclass``, ``bymerge``, ``digits`` or ``mnist``.
+        split: ``letters`` (26 classes, upper and lower case together), ``balanced``, ``byclass``, ``bymerge``, ``digits`` or ``mnist``.
+
+    Raises:
+        ConfigError: there is no such split; on calling if files are missing or damaged.
     """
 
     split: str
@@ -65,26 +75,34 @@ class EMNIST(TorchvisionSource):
 
     @property
     def name(self) -> str:
+        """``emnist_<split>``."""
         return f"emnist_{self.split}"
 
     def recipe(self) -> dict[str, object]:
+        """``size`` and ``split``."""
         return {**super().recipe(), "split": self.split}
 
     def inspect(self, path: Path) -> None:
+        """Check the length of an IDX file, see :func:`check_idx`."""
         check_idx(path)
 
     def required(self, train: bool) -> dict[str, str | None]:
+        """The files of images and of labels of one part."""
         prefix = f"EMNIST/raw/emnist-{self.split}-{'train' if train else 'test'}"
         return {f"{prefix}-images-idx3-ubyte": None, f"{prefix}-labels-idx1-ubyte": None}
 
     def open(self, train: bool, download: bool) -> VisionDataset:
+        """torchvision's object for the training part or the test part of the split."""
         return self.dataset(self.folder, split=self.split, train=train, download=download)
 
     def label(self, dataset: VisionDataset, target: Any) -> int:
-        return int(target) - (dataset.classes[0] == "N/A")  # the letters are numbered from 1 in the files
+        """The label in 0..C-1. The files number letters from 1, and torchvision names class 0 ``N/A``."""
+        return int(target) - (dataset.classes[0] == "N/A")
 
     def class_names(self, dataset: VisionDataset) -> tuple[str, ...]:
+        """The characters."""
         return tuple(name for name in dataset.classes if name != "N/A")
 
     def upright(self, image: Image.Image) -> Image.Image:
+        """The transposed image."""
         return image.transpose(Image.Transpose.TRANSPOSE)

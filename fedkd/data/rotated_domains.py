@@ -1,4 +1,4 @@
-"""One data set in several domains: a part of it turned by each of several angles (rotated MNIST)."""
+"""A data set in several domains: a different part of it is rotated by each of several angles (rotated MNIST)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +14,21 @@ from fedkd.types import Examples, Task
 
 @dataclass(frozen=True, kw_only=True)
 class RotatedDomains:
-    """The training images in as many parts as there are angles, each turned by its own; the one left out is the test.
+    """One domain per angle. One domain can be left out of the training, and is then the test set.
 
-    Ghifary et al., ICCV 2015, as the public code of DomainBed (Gulrajani, Lopez-Paz 2021) has it: the parts are disjoint, drawn once for
-    all seeds; which domain an image is of is kept, and batches have equally many of each. Here the test set's images make up the domain
-    that is left out, and none of the training images.
+    Rotated MNIST of Ghifary et al., ICCV 2015, as in the public code of DomainBed (Gulrajani and Lopez-Paz 2021). The training images are
+    divided into disjoint parts, the same for all seeds, and each part is rotated by its angle. ``Examples.groups`` holds the domain of
+    each image, and batches have the same number of images of every domain. Deviation: the domain that is left out consists of the test
+    set's images, and of no training images.
 
     Args:
-        data: the source of images.
-        angles: degrees, counter-clockwise, one a domain.
-        held_out: the place of the angle, from 0, that is tested on and not trained on; null: all are both.
-        examples: > 0, training images of each domain; null is as many as there are.
+        data: the data set to rotate.
+        angles: degrees, counter-clockwise, one per domain, at least two.
+        held_out: index of the domain that is tested on and not trained on, from 0; null: all domains are trained on and tested on.
+        examples: training images per domain, > 0; null: as many as there are.
+
+    Raises:
+        ConfigError: a value is out of range; on calling if there are too few images.
     """
 
     data: Callable[[], tuple[Task, Examples, Examples]]
@@ -34,34 +38,46 @@ class RotatedDomains:
 
     def __post_init__(self) -> None:
         require(len(self.angles) > 1, "angles", "must hold two or more angles in degrees", list(self.angles))
-        within = self.held_out is None or 0 <= self.held_out < len(self.angles)
-        require(within, "held_out", f"must be the place of an angle, 0..{len(self.angles) - 1}, or null", self.held_out)
-        require(self.examples is None or self.examples > 0, "examples", "must be > 0 images a domain, or null for all", self.examples)
+        valid = self.held_out is None or 0 <= self.held_out < len(self.angles)
+        require(valid, "held_out", f"must be the index of an angle, 0..{len(self.angles) - 1}, or null", self.held_out)
+        require(self.examples is None or self.examples > 0, "examples", "must be > 0 images per domain, or null for all", self.examples)
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
-        """Task, training and test examples."""
+        """The task, the training examples, and the test examples."""
         try:
             task, train, test = self.data()
         except ValueError as error:
             raise ConfigError(f"data.{error}") from error
-        trained = [domain for domain in range(len(self.angles)) if domain != self.held_out]
-        tested = [self.held_out] if self.held_out is not None else trained
-        train, test = self.turned(train, "train", trained, len(self.angles)), self.turned(test, "test", tested, len(tested))
+        train_domains = [domain for domain in range(len(self.angles)) if domain != self.held_out]
+        test_domains = [self.held_out] if self.held_out is not None else train_domains
+        train = self.rotate(train, "train", train_domains, len(self.angles))
+        test = self.rotate(test, "test", test_domains, len(test_domains))
         return replace(task, name=f"rotated_{task.name}"), train, test
 
-    def turned(self, images: Examples, part: str, domains: Sequence[int], parts: int) -> Examples:
-        """Disjoint parts of ``images``, one for each of ``domains``, turned."""
+    def rotate(self, images: Examples, part: str, domains: Sequence[int], num_parts: int) -> Examples:
+        """Divide images into disjoint parts, and rotate one part for each domain.
+
+        Args:
+            images: the images.
+            part: ``train`` or ``test``.
+            domains: the domains to make.
+            num_parts: number of parts. If it is the number of ``domains``, they use the parts in order; else domain d uses part d.
+
+        Raises:
+            ConfigError: there are fewer images than ``examples`` per part.
+        """
         order = torch.randperm(len(images), generator=(Seed(0) / "domains" / part).torch())
-        size = len(images) // parts if self.examples is None or part == "test" else self.examples
-        require(size * parts <= len(images), "examples", f"must be at most {len(images) // parts}, a part of the {part}ing images", size)
+        size = len(images) // num_parts if self.examples is None or part == "test" else self.examples
+        limit = len(images) // num_parts
+        require(size * num_parts <= len(images), "examples", f"must be at most {limit}, a part of the {part}ing images", size)
         full, x, y = full_scale(images), [], []
-        for place, domain in enumerate(domains):
-            index = order[(place if parts == len(domains) else domain) * size :][:size].sort().values
+        for position, domain in enumerate(domains):
+            start = (position if num_parts == len(domains) else domain) * size
+            index = order[start : start + size].sort().values
+            view = ClientView(domain=float(self.angles[domain]))
             with single_thread():
-                x.append(
-                    apply_view(ClientView(domain=float(self.angles[domain])), images.gather(images.storage_rows(index)), full, torch.Generator())
-                )
+                x.append(apply_view(view, images.gather(images.storage_rows(index)), full, torch.Generator()))
             y.append(images.y[index])
         groups = torch.arange(len(domains)).repeat_interleave(size)
-        new = Examples(torch.cat(x), torch.cat(y), images.scale, images.mean, images.std, groups=groups)
-        return replace(new, digest=content_digest({"x": new.x.numpy(), "y": new.y.numpy()}))
+        rotated = Examples(torch.cat(x), torch.cat(y), images.scale, images.mean, images.std, groups=groups)
+        return replace(rotated, digest=content_digest({"x": rotated.x.numpy(), "y": rotated.y.numpy()}))

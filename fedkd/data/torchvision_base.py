@@ -1,4 +1,4 @@
-"""What torchvision's data sets have in common: its classes download, check and parse; we ask them for every example once."""
+"""The base class of torchvision's data sets: its classes download, check, and parse the files; every example is read once."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,41 +12,45 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.utils import check_integrity
 
 from fedkd.data import cache
-from fedkd.data.base import DataSource, check_size, damaged_file, fill_arrays, to_array, decoder_errors
+from fedkd.data.base import DataSource, check_size, damaged_file, decoder_errors, fill_arrays, to_array
 from fedkd.data.cache import Allocate
 from fedkd.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSource(DataSource):
-    """A data set of torchvision under ``root``, in torchvision's own layout.
+    """A data set of torchvision in the folder ``root``, in torchvision's own layout.
 
     Args:
-        download: whether torchvision may download the files that are missing.
-        size: (height, width) in pixels to resize to; null keeps the images as they are.
+        download: let torchvision download missing files.
+        size: (height, width) in pixels to resize to, bicubic; null: no resizing.
     """
 
     download: bool
     size: Sequence[int] | None
 
     dataset: ClassVar[type[VisionDataset]]
+    """torchvision's class."""
+
     channels: ClassVar[int]
+    """Number of channels, 1 or 3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size(self.size)
         require(isinstance(self.download, bool), "download", "must be true or false", self.download)
 
+    # --------------------------------------------------------------------------------------------- hooks of a data set
     @abstractmethod
     def required(self, train: bool) -> dict[str, str | None]:
-        """The files of one part, relative to ``root``, and the MD5 that torchvision wants of them."""
+        """The files of the training part or of the test part, relative to ``root``, each with its published MD5 or None."""
 
     def open(self, train: bool, download: bool) -> VisionDataset:
-        """One part as torchvision reads it."""
+        """torchvision's object for the training part or the test part."""
         return self.dataset(self.folder, train=train, download=download)
 
     def label(self, dataset: VisionDataset, target: Any) -> int:
-        """The label in 0..C-1 of torchvision's target."""
+        """The label in 0..C-1 for torchvision's target."""
         return int(target)
 
     def class_names(self, dataset: VisionDataset) -> tuple[str, ...]:
@@ -54,24 +58,36 @@ class TorchvisionSource(DataSource):
         return tuple(dataset.classes)
 
     def upright(self, image: Image.Image) -> Image.Image:
-        """The image as it should be seen."""
+        """The image in its upright orientation."""
         return image
 
     def origin(self, dataset: VisionDataset, i: int) -> str:
-        """The file of image ``i``, for errors; empty if it has none of its own."""
+        """The file of image ``i``, for messages; empty if the images have no files of their own."""
         return ""
 
     def inspect(self, path: Path) -> None:
-        """Raise ``ValueError`` if a file without a published MD5 cannot be intact."""
+        """Check a file that has no published MD5.
 
+        Raises:
+            ConfigError: it is damaged.
+        """
+
+    # ------------------------------------------------------------------------------------------------- hooks of the base
     @property
     def name(self) -> str:
+        """The class name in lower case."""
         return type(self).__name__.lower()
 
     def recipe(self) -> dict[str, object]:
+        """``size``."""
         return {"size": None if self.size is None else list(self.size)}
 
     def files(self) -> list[Path]:
+        """The files of both parts; missing ones are downloaded first if ``download`` is true.
+
+        Raises:
+            ConfigError: a file is missing, or a download failed.
+        """
         paths = [self.folder / name for train in (True, False) for name in self.required(train)]
         if self.download and not all(path.exists() for path in paths):
             self._fetch()
@@ -80,24 +96,27 @@ class TorchvisionSource(DataSource):
                 raise self.missing_file(path, "point data.root to them, or set data.download=true")
         return paths
 
-    def decode(self, new: Allocate) -> tuple[str, ...]:
-        sources = {train: self._intact(train) for train in (True, False)}  # before the hard work
-        for train, where in sources.items():
-            with decoder_errors(where):
+    def decode(self, allocate: Allocate) -> tuple[str, ...]:
+        """Check and decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
+        locations = {train: self._check_files(train) for train in (True, False)}  # all checks come before the long decoding
+        for train, location in locations.items():
+            with decoder_errors(location):
                 dataset = self.open(train, download=False)
             names = self.class_names(dataset)
-            fill_arrays(new, "train" if train else "test", len(dataset), self._examples_of(dataset, where), len(names), where)
+            part = "train" if train else "test"
+            fill_arrays(allocate, part, len(dataset), self._labeled_images(dataset, location), len(names), location)
         return names
 
-    def _examples_of(self, dataset: VisionDataset, where: str) -> Iterator[tuple[np.ndarray, int]]:
+    def _labeled_images(self, dataset: VisionDataset, location: str) -> Iterator[tuple[np.ndarray, int]]:
+        """Every image [channels, height, width] with its label."""
         for i in range(len(dataset)):
-            origin = self.origin(dataset, i) or where
+            origin = self.origin(dataset, i) or location
             with decoder_errors(origin):
                 image, target = dataset[i]
             yield to_array(self.upright(image), self.channels, self.size, origin), self.label(dataset, target)
 
     def _fetch(self) -> None:
-        """Let torchvision download both parts, one process at a time."""
+        """Let torchvision download both parts. Only one process of a machine downloads at a time."""
         directory = cache.cache_directory(self.cache)
         with cache.process_lock(directory, f"download-{self.name}"):
             for train in (True, False):
@@ -109,8 +128,15 @@ class TorchvisionSource(DataSource):
                         f"bring the files to {self.folder} by other means and set data.download=false"
                     ) from error
 
-    def _intact(self, train: bool) -> str:
-        """The files of one part, for errors; a ``ValueError`` names the first that is not what torchvision wants."""
+    def _check_files(self, train: bool) -> str:
+        """Check the files of one part.
+
+        Returns:
+            Their paths, for messages.
+
+        Raises:
+            ConfigError: a file is damaged, or its MD5 is not the published one.
+        """
         required = self.required(train)
         for name, md5 in required.items():
             path = self.folder / name

@@ -27,7 +27,7 @@ class FunctionalModel:
         self._module, self._frozen = module, frozen
         self._tensors = dict(module.state_dict(keep_vars=True)) if tensors is None else tensors
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         return functional_call(self._module, self._tensors, inputs)
 
     def head(self, z: Tensor) -> Tensor:

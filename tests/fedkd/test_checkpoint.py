@@ -7,7 +7,7 @@ import torch
 
 from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_checkpoint
 from fedkd.files import write_atomically
-from tests.conftest import same
+from tests.small_runs import same_tensors
 
 STATE = {
     "model": {"fc.weight": torch.randn(3, 4), "n": torch.tensor(7)},
@@ -22,8 +22,8 @@ MEMORIES = {
 def test_round_trip(tmp_path):
     write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, MEMORIES, 0.1 + 0.2), rounds=9)
     back = read_checkpoint(tmp_path)
-    assert (back.round, back.config, back.simulated_seconds) == (3, "abc", 0.1 + 0.2) and list(back.memories) == [2, 11]
-    assert same(back.state, STATE) and same(dict(back.memories), MEMORIES)
+    assert (back.round, back.config, back.simulated_seconds) == (3, "abc", 0.1 + 0.2) and list(back.client_states) == [2, 11]
+    assert same_tensors(back.state, STATE) and same_tensors(dict(back.client_states), MEMORIES)
 
 
 def test_the_header_says_what_it_is(tmp_path):

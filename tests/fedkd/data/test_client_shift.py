@@ -18,7 +18,7 @@ from fedkd.data.client_shift import ClientView, Shift, apply_view, full_scale
 from fedkd.data.digits import Digits
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, flatten
-from tests.conftest import ROOT, run, same, settle
+from tests.small_runs import ROOT, small_run, same_tensors, small_simulation
 from tests.processes import TINY, Command, differing, quick, rows, until
 
 NEUTRAL = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "shift" / "none.yaml"))
@@ -254,33 +254,33 @@ def test_a_single_class_has_no_wrong_label():
 
 def test_all_knobs_together_and_a_cohort_is_each_client_alone():
     options = (*OVERRIDES, "strategy=fedavg", "precision=float64", "clients_per_round=5", "batch_size=8")
-    alone, together = run(*options), run(*options, "clients_per_vmap=3")
+    alone, together = small_run(*options), small_run(*options, "clients_per_vmap=3")
     for (key, value), other in zip(flatten(together.state).items(), flatten(alone.state).values()):
         assert_close(value, other, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
-    assert not same(run(*options[6:]).state, alone.state), "the shift is of consequence"
+    assert not same_tensors(small_run(*options[6:]).state, alone.state), "the shift is of consequence"
 
 
 def test_what_clients_hold_out_is_seen_as_they_see_it_with_its_true_labels():
-    home, _ = settle(
+    simulation, _ = small_simulation(
         "shift.domains=[90]", "shift.label_noise=1.0", "shift.per_client=same", "validation_fraction=0.3", "evaluation.split=validation"
     )
-    for shard, index in zip(home.held.shards[1], home.partition.test):
-        assert torch.equal(stored(shard), home.train.x[index].rot90(1, (-2, -1))) and torch.equal(shard.y, home.train.y[index])
-    assert home.test.x is home.train.x, "the balanced test stays as it is"
+    for shard, index in zip(simulation.client_data.local_test, simulation.partition.test):
+        assert torch.equal(stored(shard), simulation.train.x[index].rot90(1, (-2, -1))) and torch.equal(shard.y, simulation.train.y[index])
+    assert simulation.global_test.x is simulation.train.x, "the balanced test stays as it is"
 
 
 def test_every_knob_is_in_the_hash():
-    hashes = [settle(*given)[0].hash for given in ([], *([option] for option in OVERRIDES), ["shift.noise=0.1", "shift.per_client=same"])]
+    hashes = [small_simulation(*given)[0].hash for given in ([], *([option] for option in OVERRIDES), ["shift.noise=0.1", "shift.per_client=same"])]
     assert len(set(hashes)) == len(hashes)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "shift").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_yaml_changes_what_it_is_called_after(path):
-    home, _ = settle(f"shift={path.stem}")
-    turned = {field.name for field in fields(Shift) if home.config.shift[field.name] != NEUTRAL[field.name]}
+    simulation, _ = small_simulation(f"shift={path.stem}")
+    turned = {field.name for field in fields(Shift) if simulation.config.shift[field.name] != NEUTRAL[field.name]}
     assert turned - {"noisy_client_fraction", "per_client"} == {path.stem} - {"none"}
-    images = [not torch.equal(stored(shard), home.train.x[index]) for shard, index in zip(home.held.shards[0], home.partition.train)]
-    labels = [not torch.equal(shard.y, home.train.y[index]) for shard, index in zip(home.held.shards[0], home.partition.train)]
+    images = [not torch.equal(stored(shard), simulation.train.x[index]) for shard, index in zip(simulation.client_data.train, simulation.partition.train)]
+    labels = [not torch.equal(shard.y, simulation.train.y[index]) for shard, index in zip(simulation.client_data.train, simulation.partition.train)]
     assert any(images) == (path.stem in IMAGES) and any(labels) == (path.stem == "label_noise")
 
 
@@ -295,14 +295,14 @@ def test_what_each_client_got_stands_in_the_run_folder(tmp_path):
     assert ended.code == 0, ended.err
     rows_ = table(ended.folder)
     assert list(rows_[0]) == ["client", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise"]
-    home, _ = settle(*TINY, *OVERRIDES, "shift.noisy_client_fraction=0.5", "strategy=fedgen")
-    views = shift(**KNOBS, noisy_client_fraction=0.5).views(6, 1, home.seed / "shift")
+    simulation, _ = small_simulation(*TINY, *OVERRIDES, "shift.noisy_client_fraction=0.5", "strategy=fedgen")
+    views = shift(**KNOBS, noisy_client_fraction=0.5).views(6, 1, simulation.seed / "shift")
     for client, (row, view) in enumerate(zip(rows_, views, strict=True)):
         assert row["client"] == str(client)
         assert all(float(row[name]) == getattr(view, name) for name in row if name not in ("client", "label_noise"))
-        wrong = (home.held.shards[0][client].y != home.train.y[home.partition.train[client]]).double().mean().item()
+        wrong = (simulation.client_data.train[client].y != simulation.train.y[simulation.partition.train[client]]).double().mean().item()
         assert float(row["label_noise"]) == pytest.approx(wrong)
-        assert abs(wrong - view.label_noise) < 1 / len(home.partition.train[client])
+        assert abs(wrong - view.label_noise) < 1 / len(simulation.partition.train[client])
     assert sum(float(row["label_noise"]) > 0 for row in rows_) == 3
     assert not (quick(tmp_path, *given).folder / "shift.csv").exists(), "nobody is told of nothing"
 

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from fedkd.data.augmentation import Augmentation, black_pixel
 from fedkd.data.digits import Digits
 from fedkd.data.rotated_domains import RotatedDomains
-from fedkd.distillation.student_training import order
+from fedkd.distillation.student_training import example_order
 from fedkd.seed import Seed
 
 
@@ -43,11 +43,11 @@ def test_all_domains_are_trained_on_and_tested_where_none_is_left_out():
 
 def test_a_batch_has_equally_many_of_each_domain():
     _, train, _ = domains()()
-    index = order(train.subset(torch.arange(0, len(train) - 20)), Seed(0).torch())
+    index = example_order(train.subset(torch.arange(0, len(train) - 20)), Seed(0).torch())
     assert sorted(index.tolist()) == list(range(len(train) - 20))
     counts = train.groups[index].view(-1)[: 20 * 32].view(-1, 32)
     assert (counts.sum(1) == 16).all()
-    assert not torch.equal(index, order(train.subset(torch.arange(0, len(train) - 20)), Seed(1).torch()))
+    assert not torch.equal(index, example_order(train.subset(torch.arange(0, len(train) - 20)), Seed(1).torch()))
 
 
 @pytest.mark.parametrize(

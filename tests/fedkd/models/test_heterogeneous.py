@@ -11,7 +11,7 @@ import torch
 from fedkd.models.heterogeneous import HeterogeneousModels
 from simulations.config import compose
 from simulations.federation.runner import run_federation
-from tests.conftest import SMALL, run, same, settle
+from tests.small_runs import SMALL, small_run, same_tensors, small_simulation
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
 
@@ -69,38 +69,38 @@ def test_as_many_names_as_clients():
 
 
 def test_every_client_trains_its_own_network_from_the_same_weights_as_its_kin():
-    home, _ = settle("model=heterogeneous", "strategy=feddistill_logits")
-    names = [home.client(k, 1).architecture for k in range(6)]
+    simulation, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits")
+    names = [simulation.client(k, 1).architecture for k in range(6)]
     assert names == ["cnn_small", "cnn_wide", "mlp"] * 2
-    assert home.client(0, 1).model is home.client(3, 1).model is not home.client(1, 1).model
-    assert home.initial is home.client(0, 1).initial
-    single, _ = settle("model=mlp", "strategy=feddistill_logits")
-    assert single.client(0, 1).initial.keys() == home.client(2, 1).initial.keys()
+    assert simulation.client(0, 1).model is simulation.client(3, 1).model is not simulation.client(1, 1).model
+    assert simulation.initial is simulation.client(0, 1).initial
+    single, _ = small_simulation("model=mlp", "strategy=feddistill_logits")
+    assert single.client(0, 1).initial.keys() == simulation.client(2, 1).initial.keys()
 
 
 def test_a_cohort_is_of_one_network():
-    home, _ = settle("model=heterogeneous", "strategy=feddistill_logits", "batch_size=8")
-    chunks = home.chunks(range(6), 5, 1)
+    simulation, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits", "batch_size=8")
+    chunks = simulation.split_into_chunks(range(6), 5, 1)
     assert sorted(map(sorted, chunks)) == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_what_a_network_is_does_not_depend_on_the_others():
     """Another network more, and the weights of those that were there stay."""
-    one, _ = settle("model=heterogeneous", "strategy=feddistill_logits")
-    two, _ = settle("model=heterogeneous", "strategy=feddistill_logits", "+model@model.networks.more=mlp")
-    assert same(one.client(1, 1).initial, two.client(1, 1).initial)
+    one, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits")
+    two, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits", "+model@model.networks.more=mlp")
+    assert same_tensors(one.client(1, 1).initial, two.client(1, 1).initial)
     assert two.client(3, 1).architecture == "more"
 
 
 def test_fedgen_s_generator_learns_from_heads_of_unlike_networks():
     """And what it makes reaches the heads of all: with alpha they end elsewhere than without."""
     given = ("model=heterogeneous", "strategy=fedgen", "strategy.shared_layers=head", "strategy.generator_steps=4", "clients_per_round=6")
-    ran, without = run(*given), run(*given, "strategy.alpha=0")
-    assert not same(ran.state["model"], without.state["model"])
+    ran, without = small_run(*given), small_run(*given, "strategy.alpha=0")
+    assert not same_tensors(ran.state["model"], without.state["model"])
     for client in range(6):
-        local = ran.memories[client]["local"]
+        local = ran.client_states[client]["local"]
         extractor = next(key for key in local if key.endswith("weight"))
-        assert not torch.equal(local[extractor], ran.home.client(client, 1).initial[extractor])
+        assert not torch.equal(local[extractor], ran.simulation.client(client, 1).initial[extractor])
 
 
 def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
@@ -117,8 +117,8 @@ def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
     folder = run_federation(compose(given))
     rows = pd.read_csv(folder / "clients.csv").query("round == 2")
     assert rows["architecture"].tolist() == ["cnn_small", "cnn_wide", "mlp"] * 2 and set(rows["num_test_examples"]) == {355}
-    ran = run(*given[:-2])
-    shared = {part: ran.state[part] for part in ran.home.strategy.broadcast_parts}
+    ran = small_run(*given[:-2])
+    shared = {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts}
     for client, accuracy in zip(rows["client"], rows["local_test_accuracy"]):
-        site = replace(ran.home.client(client, 2), data=ran.home.test)
-        assert ran.home.strategy.evaluate(site, shared, ran.memories.get(client), 100).accuracy == pytest.approx(accuracy, abs=1e-12)
+        site = replace(ran.simulation.client(client, 2), data=ran.simulation.global_test)
+        assert ran.simulation.strategy.evaluate(site, shared, ran.client_states.get(client), 100).accuracy == pytest.approx(accuracy, abs=1e-12)

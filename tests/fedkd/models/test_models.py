@@ -7,13 +7,13 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.testing import assert_close
 
-from fedkd.federation.client import batchnorm_statistics
+from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.models.cnn import FedGenCNN
 from fedkd.models.generators import FeatureMLP
 from fedkd.models.mlp import MLP
 from fedkd.models.resnet import ResNet
 from fedkd.types import Task
-from tests.conftest import ROOT
+from tests.small_runs import ROOT
 
 MNIST, LETTERS, CELEBA = Task("mnist", (1, 28, 28), 10), Task("letters", (1, 28, 28), 26), Task("celeba", (3, 84, 84), 2)
 CIFAR10, CIFAR100 = Task("cifar10", (3, 32, 32), 10), Task("cifar100", (3, 32, 32), 100)
@@ -62,7 +62,7 @@ def test_a_residual_network_s_stages_halve_the_maps_and_its_embedding_is_their_m
     output = model(torch.rand(2, 3, 32, 32))
     assert [tuple(stage.shape) for stage in output.stages] == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
     assert_close(output.embedding, output.stages[-1].mean((2, 3)))
-    assert all((stage >= 0).all() for stage in output.stages) and len(batchnorm_statistics(model)) == 3 * 15
+    assert all((stage >= 0).all() for stage in output.stages) and len(batchnorm_statistic_names(model)) == 3 * 15
 
 
 def test_a_block_whose_residual_is_zero_passes_its_input():
@@ -100,9 +100,9 @@ def test_fedgen_s_embedding_has_no_activation():
 
 def test_batchnorm_statistics_are_the_buffers_and_nothing_else():
     model = FedGenCNN(MNIST, widths=[6, 16], pool=False, embedding_size=32)
-    assert batchnorm_statistics(model) == {name for name, _ in model.named_buffers()} and len(batchnorm_statistics(model)) == 6
-    assert batchnorm_statistics(MLP(MNIST, widths=[4])) == frozenset()
-    assert batchnorm_statistics(nn.BatchNorm1d(3)) == {"running_mean", "running_var", "num_batches_tracked"}
+    assert batchnorm_statistic_names(model) == {name for name, _ in model.named_buffers()} and len(batchnorm_statistic_names(model)) == 6
+    assert batchnorm_statistic_names(MLP(MNIST, widths=[4])) == frozenset()
+    assert batchnorm_statistic_names(nn.BatchNorm1d(3)) == {"running_mean", "running_var", "num_batches_tracked"}
 
 
 def test_a_generator_makes_one_embedding_for_each_label_and_heeds_label_and_noise():

@@ -17,7 +17,7 @@ from fedkd.training.functional_model import FunctionalModel, load, snapshot, sub
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import flatten_optimizer, restore_optimizer, scale_lr
 from fedkd.types import Examples, Task
-from tests.conftest import same, settle
+from tests.small_runs import same_tensors, small_simulation
 
 TASK = Task("toy", (1, 4, 4), 3)
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -109,7 +109,7 @@ def test_fit_is_the_plain_loop(optimizer):
         value.backward()
         stepper.step()
         total += value.detach()
-    assert same(fitted.tensors, plain.state_dict())
+    assert same_tensors(fitted.tensors, plain.state_dict())
     assert torch.equal(fitted.metric_sums["loss"], total)
     assert torch.equal(fitted.metric_sums["labels"], torch.bincount(site.batches().y.flatten(), minlength=3))
 
@@ -121,9 +121,9 @@ def test_a_training_cut_in_two_is_one_training(optimizer):
     halves = [Batches(batches.y[cut], batches.index[cut], site.data) for cut in (slice(3), slice(3, None))]
     first = fit(site.model, site.initial, halves[0], cross_entropy, optimizer)
     second = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer, optimizer_state=first.optimizer)
-    assert same(second.tensors, whole.tensors) and same(second.optimizer, whole.optimizer)
+    assert same_tensors(second.tensors, whole.tensors) and same_tensors(second.optimizer, whole.optimizer)
     forgetful = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer)
-    assert same(forgetful.tensors, whole.tensors) == (not whole.optimizer)
+    assert same_tensors(forgetful.tensors, whole.tensors) == (not whole.optimizer)
 
 
 def test_an_optimizer_s_state_is_named_and_copied():
@@ -140,7 +140,7 @@ def test_an_optimizer_s_state_is_named_and_copied():
     fresh.step()
     assert flat["step/head.weight"] == 1 and optimizer.state[model.head.weight]["step"] == 1
     optimizer.step()
-    assert same(flat, kept)
+    assert same_tensors(flat, kept)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_fit_begins_from_what_it_is_given_and_writes_into_no_argument():
     nn.init.zeros_(site.model.head.weight)
     first = fit(site.model, start, site.batches(), cross_entropy, SGD).tensors
     again = fit(site.model, start, site.batches(), cross_entropy, SGD).tensors
-    assert same(first, again) and same(start, before) and not same(first, before)
+    assert same_tensors(first, again) and same_tensors(start, before) and not same_tensors(first, before)
 
 
 def test_fit_refuses_a_start_that_lacks_a_tensor():
@@ -209,7 +209,7 @@ def test_a_bound_network_runs_its_head_and_another_s_weights(bound_to_tensors):
     elsewhere, before = bound.at(other), snapshot(model)
     output = elsewhere(x)
     assert not output.logits.requires_grad
-    assert same(snapshot(model), before) and model.training  # eval mode: the statistics are read and not written
+    assert same_tensors(snapshot(model), before) and model.training  # eval mode: the statistics are read and not written
     load(model, {**before, **{name: value.detach() for name, value in other.items()}})
     torch.testing.assert_close(output.logits, model.eval()(x).logits.detach())
 
@@ -243,7 +243,7 @@ def test_a_batch_can_be_without_images():
 # ------------------------------------------------------------------------------------------------------------- execution
 def test_bfloat16_is_another_rounding_of_the_same_training():
     """Weights stay float32; one step differs by what bfloat16 rounds, and not by more, alone and in a cohort."""
-    wide, narrow = (settle("strategy=fedavg", f"precision={name}", "local_steps=1")[0] for name in ("float32", "bfloat16"))
+    wide, narrow = (small_simulation("strategy=fedavg", f"precision={name}", "local_steps=1")[0] for name in ("float32", "bfloat16"))
     shared = {"model": wide.strategy.init_server(wide.federation().server)["model"]}
     exact, _ = wide.strategy.train(wide.client(0, 1), shared, None, 1)
     alone, _ = narrow.strategy.train(narrow.client(0, 1), shared, None, 1)
@@ -258,16 +258,16 @@ def test_bfloat16_is_another_rounding_of_the_same_training():
 @pytest.mark.slow
 @pytest.mark.parametrize("cohort", [False, True])
 def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
-    plain, compiled = (settle("strategy=fedgen", f"compile={flag}", "local_steps=2", "precision=float64")[0] for flag in ("false", "true"))
+    plain, compiled = (small_simulation("strategy=fedgen", f"compile={flag}", "local_steps=2", "precision=float64")[0] for flag in ("false", "true"))
     state = plain.strategy.init_server(plain.federation().server)
     shared = {part: state[part] for part in plain.strategy.broadcast_parts}
     results = []
-    for home in (plain, compiled):
-        sites = [home.client(0, 2), home.client(1, 2)]
+    for simulation in (plain, compiled):
+        sites = [simulation.client(0, 2), simulation.client(1, 2)]
         done = (
-            home.strategy.train_clients(sites, shared, [None, None], 2)
+            simulation.strategy.train_clients(sites, shared, [None, None], 2)
             if cohort
-            else [home.strategy.train(s, shared, None, 2) for s in sites]
+            else [simulation.strategy.train(s, shared, None, 2) for s in sites]
         )
         results.append(done)
     for (one, kept_one), (other, kept_other) in zip(*results):

@@ -16,7 +16,7 @@ from fedkd.training.step_program import Program, tree_leaves, simplify
 from fedkd.types import Examples
 from simulations.engine.local_engine import LocalGrid
 from simulations.setup.simulation import Simulation
-from tests.conftest import STRATEGIES, options, run, same, settle
+from tests.small_runs import STRATEGIES, strategy_overrides, small_run, same_tensors, small_simulation
 
 ALWAYS, NEVER = 0, 10**9
 
@@ -36,13 +36,13 @@ def graphs() -> list:
 def federation(*overrides: str) -> tuple[dict, dict, dict]:
     """The state, the memories and the metrics after the last round, of programs of its own."""
     loop._programs.clear()
-    home, text = settle("rounds=2", *overrides)
-    grid = LocalGrid(home.config.num_clients, text)
-    result = home.strategy.start(grid, num_rounds=home.config.rounds)
-    memories = {client: serialization.from_record(record) for client, record in sorted(grid.memory.items())}
+    simulation, text = small_simulation("rounds=2", *overrides)
+    grid = LocalGrid(simulation.config.num_clients, text)
+    result = simulation.strategy.start(grid, num_rounds=simulation.config.rounds)
+    client_states = {client: serialization.from_record(record) for client, record in sorted(grid.client_states.items())}
     return (
         serialization.from_record(result.arrays),
-        memories,
+        client_states,
         {number: dict(record) for number, record in result.train_metrics_clientapp.items()},
     )
 
@@ -50,19 +50,19 @@ def federation(*overrides: str) -> tuple[dict, dict, dict]:
 def agree(monkeypatch, *overrides: str) -> None:
     """A federation whose steps are all replayed is, bit for bit, the one whose steps are all run as they are written."""
     monkeypatch.setattr(step_program, "REPLAY_AFTER", NEVER)
-    state, memories, metrics = federation(*overrides)
+    state, client_states, metrics = federation(*overrides)
     assert graphs() == [], "nothing was recorded"
     monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     replayed = federation(*overrides)
     assert graphs() and None not in graphs(), "all of it was"
-    assert same(replayed[0], state) and replayed[2] == metrics
-    assert replayed[1].keys() == memories.keys() and all(same(replayed[1][client], memory) for client, memory in memories.items())
+    assert same_tensors(replayed[0], state) and replayed[2] == metrics
+    assert replayed[1].keys() == client_states.keys() and all(same_tensors(replayed[1][client], memory) for client, memory in client_states.items())
 
 
 @pytest.mark.parametrize("cohort", [1, 3])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_replayed_federation_is_the_one_that_is_run_as_written(monkeypatch, name, cohort):
-    agree(monkeypatch, f"strategy={name}", *options(name), f"clients_per_vmap={cohort}")
+    agree(monkeypatch, f"strategy={name}", *strategy_overrides(name), f"clients_per_vmap={cohort}")
 
 
 def test_also_where_clients_leave_and_optimizers_remember(monkeypatch):
@@ -75,7 +75,7 @@ def test_also_where_clients_leave_and_optimizers_remember(monkeypatch):
 
 @pytest.mark.parametrize("cohort", [1, 3])
 def test_also_in_bfloat16(monkeypatch, cohort):
-    agree(monkeypatch, "strategy=fedgen", *options("fedgen"), f"clients_per_vmap={cohort}", "precision=bfloat16")
+    agree(monkeypatch, "strategy=fedgen", *strategy_overrides("fedgen"), f"clients_per_vmap={cohort}", "precision=bfloat16")
 
 
 def test_a_graph_is_recorded_once_a_kind_of_step_has_been_run_often(monkeypatch):
@@ -241,7 +241,7 @@ def test_a_network_with_dropout_trains_as_it_is_written(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
     monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
     site = averaging().client(0, 1)
-    loop.fit(model, snapshot(model), site.batches(), lambda m, b, s, o: (nn.functional.cross_entropy(m(b.x), b.y), {}), site.stepper)
+    loop.fit(model, snapshot(model), site.batches(), lambda m, b, s, o: (nn.functional.cross_entropy(m(b.x), b.y), {}), site.make_optimizer)
     assert graphs() == [None]
 
 
@@ -249,13 +249,13 @@ def test_a_network_with_dropout_trains_as_it_is_written(monkeypatch):
 @lru_cache(maxsize=1)
 def averaging() -> Simulation:
     """A world to take parts from."""
-    return settle("strategy=fedavg")[0]
+    return small_simulation("strategy=fedavg")[0]
 
 
 def parts(**changes) -> tuple:
     """What a program is made of."""
-    home = averaging()
-    made = {"module": home.model, "loss": home.strategy.loss, "data": home.train, "dtype": torch.float32, "execution": Execution()}
+    simulation = averaging()
+    made = {"module": simulation.model, "loss": simulation.strategy.loss, "data": simulation.train, "dtype": torch.float32, "execution": Execution()}
     return tuple({**made, **changes}.values())
 
 
@@ -271,21 +271,21 @@ def test_programs_are_kept_while_they_are_among_the_thirty_two_used_last():
 
 def test_a_program_is_found_again_by_equal_parts():
     """Every access to a bound method is a new object, and so is every client's subset of the images."""
-    home = averaging()
+    simulation = averaging()
     first = cached_program(parts(), object)
     assert cached_program(parts(), object) is first
-    assert cached_program(parts(loss=home.strategy.loss, data=home.client(3, 2).data, dtype=torch.float32, execution=Execution()), object) is first
-    labelled = partial(home.strategy.loss, head=home.model.head)
-    assert cached_program(parts(loss=labelled), object) is cached_program(parts(loss=partial(home.strategy.loss, head=home.model.head)), object)
+    assert cached_program(parts(loss=simulation.strategy.loss, data=simulation.client(3, 2).data, dtype=torch.float32, execution=Execution()), object) is first
+    labelled = partial(simulation.strategy.loss, head=simulation.model.head)
+    assert cached_program(parts(loss=labelled), object) is cached_program(parts(loss=partial(simulation.strategy.loss, head=simulation.model.head)), object)
 
 
 def test_other_parts_are_another_program():
-    home = averaging()
-    data, other = home.train, replace(home.strategy)
+    simulation = averaging()
+    data, other = simulation.train, replace(simulation.strategy)
     variants = [
-        {}, {"loss": other.loss}, {"loss": home.strategy.initial_weights}, {"loss": partial(home.strategy.loss, head=home.model.head)},
-        {"loss": partial(home.strategy.loss, head=home.model)}, {"loss": partial(home.strategy.loss, body=home.model.head)},
-        {"module": home.model.head}, {"dtype": torch.float64}, {"execution": Execution(compile=True)},
+        {}, {"loss": other.loss}, {"loss": simulation.strategy.initial_weights}, {"loss": partial(simulation.strategy.loss, head=simulation.model.head)},
+        {"loss": partial(simulation.strategy.loss, head=simulation.model)}, {"loss": partial(simulation.strategy.loss, body=simulation.model.head)},
+        {"module": simulation.model.head}, {"dtype": torch.float64}, {"execution": Execution(compile=True)},
         {"execution": Execution(autocast=True)}, {"data": None}, {"data": Examples(data.x, data.y, 255.0, data.mean, data.std)},
         {"data": Examples(data.x, data.y, data.scale, (0.1,), data.std)}, {"data": Examples(data.x, data.y, data.scale, data.mean, (0.2,))},
     ]  # fmt: skip
@@ -298,20 +298,20 @@ def test_other_parts_are_another_program():
 def test_two_strategies_and_two_scalings_do_not_share_a_step(monkeypatch):
     """Through fit: the same network and shapes, and graphs of their own."""
     monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
-    ran = run("strategy=fedprox")
-    home, shared, site = ran.home, ran.state, ran.home.client(0, 2)
-    strong, bright = replace(home.strategy, mu=100.0), replace(site.data, mean=(0.9,))
+    ran = small_run("strategy=fedprox")
+    simulation, shared, site = ran.simulation, ran.state, ran.simulation.client(0, 2)
+    strong, bright = replace(simulation.strategy, mu=100.0), replace(site.data, mean=(0.9,))
     results = []
-    for strategy, data in ((home.strategy, site.data), (strong, site.data), (home.strategy, bright)):
+    for strategy, data in ((simulation.strategy, site.data), (strong, site.data), (simulation.strategy, bright)):
         results.append(strategy.train(replace(site, data=data), shared, None, 2)[0].state)
         monkeypatch.setattr(step_program, "REPLAY_AFTER", NEVER)
         kept = dict(loop._programs)
         loop._programs.clear()
-        assert same(strategy.train(replace(site, data=data), shared, None, 2)[0].state, results[-1])
+        assert same_tensors(strategy.train(replace(site, data=data), shared, None, 2)[0].state, results[-1])
         loop._programs.clear()
         loop._programs.update(kept)
         monkeypatch.setattr(step_program, "REPLAY_AFTER", ALWAYS)
-    assert len(graphs()) == 3 and not same(results[0], results[1]) and not same(results[0], results[2])
+    assert len(graphs()) == 3 and not same_tensors(results[0], results[1]) and not same_tensors(results[0], results[2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------- tidy
@@ -341,7 +341,7 @@ def test_tidy_never_removes_the_update_of_a_batchnorm(norm):
     written, replayed = snapshot(module), snapshot(module)
     for _ in range(2):
         assert torch.equal(function(x, *written.values())[0], graph(x, *replayed.values())[0])
-    assert same(written, replayed) and replayed["norm.num_batches_tracked"] == 2 and (replayed["norm.running_mean"] > 0.2).all()
+    assert same_tensors(written, replayed) and replayed["norm.num_batches_tracked"] == 2 and (replayed["norm.running_mean"] > 0.2).all()
 
 
 def test_tidy_removes_what_nobody_uses_and_views_that_change_nothing():

@@ -9,21 +9,21 @@ from torch.testing import assert_close
 
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import flatten
-from tests.conftest import STRATEGIES, options, run, settle
+from tests.small_runs import STRATEGIES, strategy_overrides, small_run, small_simulation
 
 MODELS = {"fedgen_cnn": [], "mlp": [], "pooled": ["model=fedgen_cnn", "model.pool=true", "model.widths=[4]"]}
 
 
 def cohort(name: str, *overrides: str, **changes):
     """All six clients in round 3, the last of them for the first time, and what they receive."""
-    ran = run(f"strategy={name}", *options(name), "rounds=2", "clients_per_round=5", "batch_size=8", "precision=float64", *overrides)
-    clients = [replace(ran.home.client(k, 3), **changes) for k in range(6)]
+    ran = small_run(f"strategy={name}", *strategy_overrides(name), "rounds=2", "clients_per_round=5", "batch_size=8", "precision=float64", *overrides)
+    clients = [replace(ran.simulation.client(k, 3), **changes) for k in range(6)]
     assert {min(8, len(client.data)) for client in clients} == {8}
     return (
-        ran.home.strategy,
+        ran.simulation.strategy,
         clients,
-        {part: ran.state[part] for part in ran.home.strategy.broadcast_parts},
-        [ran.memories.get(k) for k in range(6)],
+        {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts},
+        [ran.client_states.get(k) for k in range(6)],
     )
 
 
@@ -74,25 +74,25 @@ def test_in_single_precision_one_step_agrees():
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_rounds_agree(name):
     """Three whole rounds, server and all."""
-    options_ = (f"strategy={name}", *options(name), "precision=float64", "clients_per_round=5", "batch_size=8")
-    alone, together = run(*options_), run(*options_, "clients_per_vmap=3")
-    for left, right in ((together.state, alone.state), *zip(together.memories.values(), alone.memories.values())):
+    options_ = (f"strategy={name}", *strategy_overrides(name), "precision=float64", "clients_per_round=5", "batch_size=8")
+    alone, together = small_run(*options_), small_run(*options_, "clients_per_vmap=3")
+    for left, right in ((together.state, alone.state), *zip(together.client_states.values(), alone.client_states.values())):
         for (key, value), other in zip(flatten(left).items(), flatten(right).values()):
             assert_close(value, other, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
-    assert together.memories.keys() == alone.memories.keys()
+    assert together.client_states.keys() == alone.client_states.keys()
 
 
 def test_chunks_are_cut_by_batch_size_and_steps_alone():
     """Small clients, whose batches are smaller, train among themselves; those with more steps first; and a subset is cut alike."""
-    home, _ = settle("num_clients=8", "local_steps=null", "local_epochs=1", "partition.alpha=0.3", "batch_size=64")
-    chunks = home.chunks(range(8), 2, 1)
+    simulation, _ = small_simulation("num_clients=8", "local_steps=null", "local_epochs=1", "partition.alpha=0.3", "batch_size=64")
+    chunks = simulation.split_into_chunks(range(8), 2, 1)
     assert sorted(client for chunk in chunks for client in chunk) == list(range(8)) and max(map(len, chunks)) == 2
     for chunk in chunks:
-        assert len({home.shape(client)[0] for client in chunk}) == 1
-        assert [home.shape(c)[1] for c in chunk] == sorted((home.shape(c)[1] for c in chunk), reverse=True)
-    assert len({home.shape(client)[0] for client in range(8)}) > 1, "there are clients smaller than a batch"
-    assert home.chunks(chunks[-1] + chunks[0], 2, 1) == [chunks[0], chunks[-1]]
-    assert home.chunks([3, 1], 1, 1) == [[3], [1]]
+        assert len({simulation.workload(client)[0] for client in chunk}) == 1
+        assert [simulation.workload(c)[1] for c in chunk] == sorted((simulation.workload(c)[1] for c in chunk), reverse=True)
+    assert len({simulation.workload(client)[0] for client in range(8)}) > 1, "there are clients smaller than a batch"
+    assert simulation.split_into_chunks(chunks[-1] + chunks[0], 2, 1) == [chunks[0], chunks[-1]]
+    assert simulation.split_into_chunks([3, 1], 1, 1) == [[3], [1]]
 
 
 def test_networks_with_dropout_train_one_by_one():
