@@ -86,7 +86,7 @@ def describe_run(folder: Path, config: Mapping[str, Any]) -> Row:
         "kind": "distillation" if distillation else "federated",
         "strategy": choices.get(part) or _class_name(config.get(part)),
         "data": choices.get("data") or _class_name(config.get("data")),
-        "setting": f"{choices.get('teacher', 'teacher')} to {choices.get('student', 'student')}" if distillation else setting(config),
+        "setting": " to ".join(choices[key] for key in ("teacher", "student") if key in choices) if distillation else setting(config),
         "seed": config.get("seed"),
         "round": done,
         "rounds": config.get("epochs" if distillation else "rounds"),
@@ -99,7 +99,10 @@ def describe_run(folder: Path, config: Mapping[str, Any]) -> Row:
 
 
 def setting(config: Mapping[str, Any]) -> str:
-    """The partition with its first parameter, and the shift where there is one: ``dirichlet alpha=0.1, rotation``."""
+    """The partition with its first parameter, and the shift where there is one: ``dirichlet alpha=0.1, rotation``.
+
+    ``validation`` marks a trial of ``fedkd tune``, whose accuracies are of held-out training examples.
+    """
     choices = config.get("choices") or {}
     words = []
     partition = config.get("partition") or {}
@@ -114,6 +117,8 @@ def setting(config: Mapping[str, Any]) -> str:
         words.append(f"{name} {key}={value}")
     if choices.get("shift") not in (None, "none"):
         words.append(choices["shift"])
+    if (config.get("evaluation") or {}).get("split") == "validation":
+        words.append("validation")
     return ", ".join(words)
 
 

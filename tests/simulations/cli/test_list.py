@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from simulations.cli.inspection import age_of
 from simulations.cli.main import cli
+from simulations.run_folder.listing import setting
 from tests.simulations.cli.run_folders import make_run
 
 
@@ -139,6 +140,21 @@ def test_a_damaged_folder_is_listed_and_can_be_removed(outputs):
     (broken / "metrics.csv").write_text("round,local_test_accuracy\n1,zero\n")
     assert "b" in hashes()
     assert run(str(broken), "--remove", "--yes").exit_code == 0 and not broken.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "dirichlet alpha=0.1"),
+        ({"partition": {"_target_": "x.IID"}}, "iid"),
+        ({"partition": {"_target_": "x.File", "path": "/data/skew.npz"}}, "file skew"),
+        ({"shift": {"_target_": "x.Shift"}, "choices": {"partition": "iid", "shift": "rotation"}}, "iid, rotation"),
+        ({"evaluation": {"split": "validation"}}, "dirichlet alpha=0.1, validation"),
+    ],
+)
+def test_settings(changes, text):
+    config = {"partition": {"_target_": "x.Dirichlet", "alpha": 0.1, "min_size": 2}, **changes}
+    assert setting(config) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (7200, "2 h"), (200000, "2 d")])
