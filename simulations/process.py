@@ -22,7 +22,8 @@ def configure_process() -> None:
     Clients train in parallel, so a second thread of one worker would take the core of another one.
 
     Every training step allocates the memory that the step before has freed. By default glibc returns it to the system in between, and the
-    system clears it page by page. This can take as long as the arithmetic of the step. On systems without glibc the allocator is not changed.
+    system clears it page by page. This can take as long as the arithmetic of the step. On systems without glibc the allocator is not
+    changed.
     """
     import torch  # not needed for cores(), which reports use without torch
 

@@ -40,12 +40,15 @@ class NoiseAndGenerator(nn.Module):
 
 @dataclass(frozen=True)
 class Synthesis:
-    """``bn sum_kl(||var - var_kl|| + ||mean - mean_kl||) + oh CE(z, y) - adv mean(1(argmax z != argmax z_s) KL(softmax z || softmax z_s))``.
+    """``bn sum_kl(||var - var_kl|| + ||mean - mean_kl||) + oh CE(z, y) - adv mean(1[argmax z != argmax z_s] KL(p || p_s))``.
 
-    z are the mean logits of the teachers, and z_s those of the student. mean_kl and var_kl are the running statistics of BatchNorm layer l of
-    teacher k, mean and var those of its input. Without BatchNorm the first term is 0.
+    p and p_s are the probabilities of the logits z and z_s.
 
-    As in DENSE's public code, each batch of images has a new generator, the noise is trained too, and labels are drawn uniformly and sorted.
+    z are the mean logits of the teachers, and z_s those of the student. mean_kl and var_kl are the running statistics of BatchNorm layer l
+    of teacher k, mean and var those of its input. Without BatchNorm the first term is 0.
+
+    As in DENSE's public code, each batch of images has a new generator, the noise is trained too, and labels are drawn uniformly and
+    sorted.
 
     Source:
         Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022.

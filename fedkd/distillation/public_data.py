@@ -122,8 +122,8 @@ CHUNK_SIZE = 256
 class Noise:
     """Images of Gaussian noise whose amplitude decreases with the spatial frequency f as ``1 / f^exponent``.
 
-    The exponent of natural images is near 1. Noise needs no data. It shows how a method works with images that belong to no class. Images of
-    a trained generator are part of the methods that train it (DENSE, FedFTG).
+    The exponent of natural images is near 1. Noise needs no data. It shows how a method works with images that belong to no class. Images
+    of a trained generator are part of the methods that train it (DENSE, FedFTG).
 
     Args:
         size: number of images, > 0.

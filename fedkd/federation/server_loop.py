@@ -141,7 +141,7 @@ class ServerLoop(FlowerStrategy):
         return self.federation.devices.sample_clients(node_ids, self.federation.clients_per_round, server_round)
 
     def broadcast_content(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
-        """The content that all clients of a phase receive: the broadcast parts of the state, and the round. All messages share one object."""
+        """The content that all clients of a phase receive, as one object: the broadcast parts of the state, and the round."""
         parts = ArrayRecord({name: array for name, array in arrays.items() if name.partition(":")[0] in self.broadcast_parts})
         return RecordDict({serialization.BROADCAST: parts, "config": ConfigRecord({"server-round": server_round})})
 
@@ -214,8 +214,8 @@ class ServerLoop(FlowerStrategy):
 
         Unlike Flower's own loop, this one can resume a run, applies the failure policy, and simulates dropout, stragglers and deadlines.
 
-        The evaluation of a round runs in parallel with the server's training and with the local training of the next round. Grids that cannot
-        process two requests at a time do one after the other.
+        The evaluation of a round runs in parallel with the server's training and with the local training of the next round. Grids that
+        cannot process two requests at a time do one after the other.
 
         Args:
             grid: the grid that delivers messages to the clients.

@@ -167,8 +167,8 @@ class Devices:
     def round_timing(self, server_round: int, num_sampled: int, traffic: Mapping[int, tuple[int, int]]) -> RoundTiming:
         """The duration of a round, and the clients that missed the deadline.
 
-        A round lasts until the last update arrives, or until the deadline if an update is missing then. Without a deadline, the server knows
-        at once which clients drop out and does not wait for them. The server's computation and the evaluation take no simulated time.
+        A round lasts until the last update arrives, or until the deadline if an update is missing then. Without a deadline, the server
+        knows at once which clients drop out and does not wait for them. The server's computation and the evaluation take no simulated time.
 
         Args:
             server_round: 1, 2, ...

@@ -58,8 +58,8 @@ class BlockingGrid(Grid):
 class ClientGrid(BlockingGrid):
     """A grid of the clients 0..N-1. Subclasses implement :meth:`start_work`.
 
-    The grid holds the state of each client. A state is sent to the worker with each request and comes back with the reply. It is not part of
-    the traffic between client and server. New states take effect with :meth:`commit`, so a round that failed leaves no trace.
+    The grid holds the state of each client. A state is sent to the worker with each request and comes back with the reply. It is not part
+    of the traffic between client and server. New states take effect with :meth:`commit`, so a round that failed leaves no trace.
 
     Args:
         num_clients: number of clients N.

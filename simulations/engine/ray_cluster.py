@@ -180,8 +180,8 @@ def connect_to_cluster(ray: Any, address: str) -> None:
 def deferred_signals() -> Iterator[None]:
     """Defer the first Ctrl-C or SIGTERM until the end of the block, and restore the handlers of both signals there.
 
-    If a signal ended Ray during its start, some of its processes would be left. Ray also installs its own handler of SIGTERM, which prints a
-    page of addresses.
+    If a signal ended Ray during its start, some of its processes would be left. Ray also installs its own handler of SIGTERM, which prints
+    a page of addresses.
     """
     received: list[int] = []
 

@@ -32,8 +32,8 @@ from simulations.setup.simulation import build_simulation
 class RayGrid(ClientGrid):
     """Clients run in Ray actors.
 
-    An actor that dies is replaced. Its chunks are then sent again, one at a time, so that the chunk that ended the actor does not take other
-    chunks with it. A client whose actor dies twice has failed.
+    An actor that dies is replaced. Its chunks are then sent again, one at a time, so that the chunk that ended the actor does not take
+    other chunks with it. A client whose actor dies twice has failed.
 
     After the timeout, actors that are still at work are ended and replaced. All clients without a result have then failed.
 
@@ -111,7 +111,7 @@ class RayGrid(ClientGrid):
         return wait
 
     def start_global_test(self, model: Callable[[Tensor], Output]) -> Callable[[], Score]:
-        """Evaluate a model on the global test set, which the actors divide among them. The result is a function that waits for the score."""
+        """Evaluate a model on the global test set, which the actors divide. The result is a function that waits for the score."""
         ray, simulation = self._ray, build_simulation(self.config)
         num_examples, batch_size = len(simulation.global_test), simulation.config.evaluation.batch_size
         begins = [num_examples * worker // self.num_workers // batch_size * batch_size for worker in range(self.num_workers)]

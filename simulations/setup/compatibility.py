@@ -32,7 +32,7 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
         for name in ("client_sampling", "dropout_rate", "straggler_rate", "deadline", "num_new_clients"):
             value, default = getattr(systems, name), getattr(HOMOGENEOUS, name)
             allowed = "null" if default is None else default
-            rule = f"must be {allowed} with {type(strategy).__name__}, which chooses clients itself and waits for all (choose a fedkd strategy)"
+            rule = f"must be {allowed} with {type(strategy).__name__}, which chooses clients itself (or use another strategy)"
             require(value == default, f"systems.{name}", rule, value)
     batch_sizes = [min(config.batch_size, number) for number in num_examples]
     steps = [config.local_steps or config.local_epochs * (number // size) for number, size in zip(num_examples, batch_sizes)]
@@ -64,7 +64,7 @@ def check_num_examples(num_examples: Sequence[int], networks: Sequence[Network])
     for client, (number, network) in enumerate(zip(num_examples, networks)):
         rule = "must leave no client without training examples (fewer clients, or a larger min_size)"
         require(number > 0, "partition", rule, f"client {client} with none")
-        rule = "must leave every client two training examples, as BatchNorm needs them (min_size=2, fewer clients, less held out, or model=mlp)"
+        rule = "must leave every client two training examples for BatchNorm (min_size=2, fewer clients, less held out, or model=mlp)"
         require(number > 1 or not batchnorm_statistic_names(network.model), "partition", rule, f"client {client} with 1")
 
 
@@ -85,8 +85,8 @@ def check_model_heterogeneity(name: str, heterogeneity: str, embedding_sizes: di
         any_networks, head_only = strategies_with_model_heterogeneity()
         advice = ", or share the head only (strategy.shared_layers=head)" if name in head_only else ""
         raise ConfigError(
-            f"model must be one network for all clients with strategy {name}, which averages whole models, got {', '.join(embedding_sizes)}; "
-            f"choose one network{advice}, or a strategy that supports several: {', '.join(any_networks)}; "
+            f"model must be one network for all clients with strategy {name}, which averages whole models, "
+            f"got {', '.join(embedding_sizes)}; choose one network{advice}, or another strategy: {', '.join(any_networks)}; "
             f"with strategy.shared_layers=head also {', '.join(head_only)}"
         )
     if heterogeneity == "same_embedding_size" and len(set(embedding_sizes.values())) > 1:

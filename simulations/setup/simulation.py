@@ -164,8 +164,8 @@ class Simulation:
     def split_into_chunks(self, clients: Sequence[int], size: int, server_round: int) -> list[list[int]]:
         """Chunks of clients that train as one program each.
 
-        The clients of a chunk have the same architecture and batch size, and similar numbers of steps. Chunks do not depend on the number of
-        workers, so neither do results. A network with dropout trains one client at a time, whatever the size.
+        The clients of a chunk have the same architecture and batch size, and similar numbers of steps. Chunks do not depend on the number
+        of workers, so neither do results. A network with dropout trains one client at a time, whatever the size.
 
         Args:
             clients: the clients that train in the round.

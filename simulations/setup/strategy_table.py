@@ -19,21 +19,23 @@ from fedkd.types import Examples, State, Task, Tensors
 from simulations.config import CONF, compose
 
 TASK = Task("mnist", (1, 28, 28), 10)
+"""The task of the measured networks."""
 
 HEADER = (
     "strategy", "downlink", "uplink", "client adds", "server", "public data", "model heterogeneity", "secure aggregation",
     "downlink kB", "uplink kB",
 )  # fmt: skip
+"""The titles of the columns."""
 
 
 def strategy_names() -> list[str]:
-    """The strategies in conf/."""
+    """The options of ``conf/strategy``."""
     return sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 
 
 @cache
 def shipped_strategy(name: str) -> Strategy:
-    """The strategy of that name as shipped."""
+    """A strategy with the values of its yaml file."""
     return build(compose([f"strategy={name}"]), "strategy")
 
 
@@ -42,10 +44,9 @@ def model_heterogeneity(name: str) -> str:
 
     ``head only`` is the same embedding size with ``strategy.shared_layers=head``.
     """
+    if (heterogeneity := shipped_strategy(name).model_heterogeneity) != "none":
+        return heterogeneity.replace("_", " ")
     config: DictConfig = compose([f"strategy={name}"])
-    words = {"any": "any", "same_embedding_size": "same embedding size"}
-    if (can := shipped_strategy(name).model_heterogeneity) != "none":
-        return words[can]
     config.strategy.shared_layers = "head"
     try:
         return "none" if build(config, "strategy").model_heterogeneity == "none" else "head only"
@@ -55,8 +56,9 @@ def model_heterogeneity(name: str) -> str:
 
 def strategies_with_model_heterogeneity() -> tuple[list[str], list[str]]:
     """Strategies that accept different architectures as shipped, and those that do with ``strategy.shared_layers=head``."""
-    found = {name: model_heterogeneity(name) for name in strategy_names()}
-    return [n for n, can in found.items() if can in ("any", "same embedding size")], [n for n, can in found.items() if can == "head only"]
+    heterogeneity = {name: model_heterogeneity(name) for name in strategy_names()}
+    as_shipped = [name for name, value in heterogeneity.items() if value in ("any", "same embedding size")]
+    return as_shipped, [name for name, value in heterogeneity.items() if value == "head only"]
 
 
 def round_traffic(name: str) -> tuple[State, State]:
@@ -64,18 +66,18 @@ def round_traffic(name: str) -> tuple[State, State]:
     strategy = shipped_strategy(name)
     with Seed(0).globally():
         model = FedGenCNN(TASK, widths=(6, 16), pool=False, embedding_size=32)
-    random = Seed(0).torch()
-    x = torch.randint(256, (6000, *TASK.shape), generator=random).to(torch.uint8)
-    data = Examples(x, torch.randint(TASK.num_classes, (len(x),), generator=random), 255.0, (0.5,), (0.5,))
+    generator = Seed(0).torch()
+    x = torch.randint(256, (6000, *TASK.shape), generator=generator).to(torch.uint8)
+    data = Examples(x, torch.randint(TASK.num_classes, (len(x),), generator=generator), 255.0, (0.5,), (0.5,))
     server = Server(TASK, Seed(0), model, snapshot(model), 20, 500, torch.float32, data)
-    shared = {part: tensors for part, tensors in strategy.init_server(server).items() if part in strategy.broadcast_parts}
+    broadcast = {part: tensors for part, tensors in strategy.init_server(server).items() if part in strategy.broadcast_parts}
     client = Client(
         id=0, task=TASK, seed=Seed(0), model=model, initial=snapshot(model), architecture="fedgen_cnn", data=data.subset(torch.arange(64)),
         num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01, momentum=0.0, dtype=torch.float32,
         public_data=data,
     )  # fmt: skip
-    update, _ = strategy.train(client, shared, None, 1)
-    return shared, update.state
+    update, _ = strategy.train(client, broadcast, None, 1)
+    return broadcast, update.state
 
 
 def num_bytes(state: State) -> int:
@@ -95,12 +97,19 @@ def only_head(tensors: Tensors) -> bool:
 
 def table_row(name: str) -> tuple[str, ...]:
     """One line of the table."""
-    strategy, (down, up) = shipped_strategy(name), round_traffic(name)
-    yes = {True: "yes", False: "no"}
+    strategy, (broadcast, update) = shipped_strategy(name), round_traffic(name)
     return (
-        f"`{name}`", part_names(down), part_names(up), strategy.client_summary or "-", strategy.server_summary, yes[strategy.needs_public_data],
-        model_heterogeneity(name), yes[strategy.secure_aggregation], f"{num_bytes(down) / 1e3:.1f}", f"{num_bytes(up) / 1e3:.1f}",
-    )  # fmt: skip
+        f"`{name}`",
+        part_names(broadcast),
+        part_names(update),
+        strategy.client_summary or "-",
+        strategy.server_summary,
+        "yes" if strategy.needs_public_data else "no",
+        model_heterogeneity(name),
+        "yes" if strategy.secure_aggregation else "no",
+        f"{num_bytes(broadcast) / 1e3:.1f}",
+        f"{num_bytes(update) / 1e3:.1f}",
+    )
 
 
 def table() -> str:

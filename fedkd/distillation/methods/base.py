@@ -145,7 +145,7 @@ class Distiller:
     """Whether every image must have a label."""
 
     tuned_weight: ClassVar[str | None] = None
-    """Name of the parameter that weights the method's own terms. ``fedkd tune --distiller`` tunes it. None if there is no such parameter."""
+    """Name of the weight of the method's own terms, which ``fedkd tune --distiller`` tunes. None if there is no such weight."""
 
     ce: float
 
