@@ -1,135 +1,49 @@
-"""``fedkd report``: tables and figures from run folders. It reads files only and never trains.
+"""A report: tables and figures from run folders. Building one reads files only and never trains.
 
-Headlines are the last round and the mean of the last ten evaluated rounds. The best round is never used: it would select on the test set.
+Headline metrics are the final round and the mean of the last ten evaluated rounds. The best round is never used, because choosing it would
+select on the test set.
 """
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from fedkd.errors import ConfigError, RunFolderError, require
 from simulations.overrides import nearest
 from simulations.reports import html
-from simulations.reports.distillation_groups import DistillationRun, distinct, groups, read_distillation, students, task
-from simulations.reports.figures import distillation, generator, selection
-from simulations.reports.figures.selection import LINES, Drawing
+from simulations.reports.arrangement import arrange, names_of
+from simulations.reports.curves import curve_table
+from simulations.reports.distillation_section import distillation_names, distillation_section, divide, read_distillations
+from simulations.reports.figures import generator, selection
+from simulations.reports.figures.drawing import write_all
+from simulations.reports.figures.style import FigureStyle
 from simulations.reports.groups import Group, comparable, gather, group
+from simulations.reports.options import ReportOptions
+from simulations.reports.run_description import describe_federated
 from simulations.reports.section import Note, ReportSection, excluded_runs
 from simulations.reports.statistics import INTERVALS
-from simulations.reports.summary import is_baseline, results
-from simulations.reports.tables import clients as client_tables
-from simulations.reports.tables import federated as federated_tables
-from simulations.reports.tables.distillation import costs, domains, flows, ladder, members, ordered, table, trainings
-from simulations.reports.tables.federated import comparisons, unpaired
-from simulations.reports.tables.table import Table
+from simulations.reports.summary import results
+from simulations.reports.tables import clients, federated
+from simulations.reports.tables.table import NumberFormat, Table
+from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import RUN_FILES, SETTING, find_run_folders, is_distillation, read_run
 
-
-def part(folders: Sequence[Path], output: Path) -> tuple[ReportSection | None, list[str]]:
-    """The tables and figures (to be drawn) of finished distillations, None without any; and a note on each that is left out."""
-    lessons, notes = [], []
-    for folder in folders:
-        try:
-            lessons.append(read_distillation(folder))
-        except ValueError as error:
-            notes.append(f"{folder}: {error}")
-    if not lessons:
-        return None, notes
-    lessons, again = distinct(lessons)
-    lessons = students(lessons)
-    labelled = groups(lessons)
-    tables = [table(labelled), costs(labelled), members(labelled), domains(lessons)]
-    selection = []
-    for number, lines in enumerate(together(labelled), 1):
-        stem = output / ("curves" if number == 1 else f"curves_{number}")
-        selection.append(Drawing("Accuracy by epoch", stem, distillation.curves, (lines, stem)))
-    behind = {"trainings": trainings(labelled)}
-    if (known := flows(labelled)) is not None:
-        behind["flow"] = known
-        selection.append(Drawing("Information of each layer", output / "flow", distillation.flow, (known, output / "flow")))
-    if steps := ladder(labelled):
-        tables.append(ordered(steps))
-        selection.append(Drawing("Students by their teachers", output / "ladder", distillation.ladder, (steps, output / "ladder")))
-    found = [one for one in tables if one is not None]
-    return ReportSection("Distillations", "distillation", found, selection, behind), notes + again
-
-
-def together(labelled: Mapping[str, Sequence[DistillationRun]]) -> list[dict[str, Sequence[DistillationRun]]]:
-    """Lines of one figure each: students of one task, at most as many as can be told apart, the one trained with labels in each."""
-    parts = []
-    for names in gather(list(labelled), lambda name: (labelled[name][0].choice("student"), task(labelled[name][0]))):
-        base = [name for name in names if labelled[name][0].choice("distiller") == "none"][:1]
-        others, room = [name for name in names if name not in base], LINES - len(base)
-        parts += [[*base, *others[start : start + room]] for start in range(0, max(len(others), 1), room)]
-    return [{name: labelled[name] for name in names} for names in sorted(parts, key=len, reverse=True)]
-
-
 WRITTEN = "written.txt"
-"""The names of the files that a report has written, so that the next one in the same folder leaves nothing of it beside its own."""
+"""The file with the names of all files of a report, which the next report in the same folder removes."""
 
 
-def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of comparable runs among ``folders``, and a note on each run left out.
+def report_folders(folders: Sequence[Path], options: ReportOptions | None = None, output: Path | None = None, quiet: bool = False) -> Path:
+    """Write the report of the runs in ``folders``.
 
-    With ``until``, every run counts as if it had ended after that round; runs that are shorter are left out.
-    """
-    runs, notes = [], []
-    for folder in folders:
-        try:
-            runs.append(read_run(folder, until))
-        except ValueError as error:
-            notes.append(f"{folder}: {error}")
-    kept, unlike = comparable(runs)
-    return group(kept), notes + unlike
-
-
-def tables(groups: Sequence[Group], baseline: str = "fedavg", target: float | None = None, kind: str = "t") -> list[Table]:
-    """All tables that these groups give."""
-    found = [
-        federated_tables.headlines(groups, kind),
-        federated_tables.way(groups, target, kind),
-        federated_tables.differences(groups, baseline, kind),
-        comparisons(groups, baseline, kind),
-        *federated_tables.by_setting(groups, kind),
-        client_tables.server_side(groups, kind),
-        client_tables.clients(groups, kind),
-        client_tables.by_network(groups, kind),
-        client_tables.classes(groups, kind),
-        client_tables.skew(groups, kind),
-        client_tables.phases(groups, kind),
-    ]
-    return [table for table in found if table is not None]
-
-
-def made(folder: Path) -> Path:
-    """The folder, which is there now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@dataclass(frozen=True)
-class Options:
-    """How it is reported: the strategy with which others are compared, the accuracy to reach (in 0..1), the kind of interval, the round after
-    which runs count as ended, and whether figures are drawn."""
-
-    baseline: str | None = None
-    target: float | None = None
-    kind: str = "t"
-    until: int | None = None
-    figures: bool = True
-
-
-def build_report(folders: Sequence[Path], output: Path | None = None, options: Options | None = None) -> Path:
-    """Write the report of the runs in ``folders``, and print its tables and the paths of its files.
+    The tables and the paths of the files go to standard output, notes on excluded runs and missing figures to standard error.
 
     Args:
         folders: run folders, or parents of run folders.
-        output: the folder of the report; None for ``report`` beside the runs.
         options: how the runs are reported; None for the defaults.
+        output: the folder of the report; None for ``report`` beside the runs.
+        quiet: nothing is printed.
 
     Returns:
         The folder of the report.
@@ -138,81 +52,183 @@ def build_report(folders: Sequence[Path], output: Path | None = None, options: O
         RunFolderError: a folder does not exist, or no finished run is in ``folders``.
         ConfigError: an option is wrong, or ``output`` cannot be written.
     """
-    options = Options() if options is None else options
-    require(options.target is None or 0 < options.target <= 1, "--target", "must be an accuracy in 0..1 (0.9 is 90 %)", options.target)
+    options = ReportOptions() if options is None else options
     found = find_run_folders(folders)
-    distilled = [folder for folder in found if is_distillation(folder)]
-    groups, notes = collect([folder for folder in found if folder not in distilled], options.until)
-    if options.baseline is not None and groups and not any(is_baseline(one, options.baseline) for one in groups):
-        lines = list(dict.fromkeys(one.line for one in groups))
-        rule = f"must be a strategy of the runs, or one of {', '.join(map(repr, lines))}"
-        raise ConfigError(f"--baseline {rule}; got {options.baseline!r}{nearest(options.baseline, lines)}")
-    options = replace(options, baseline=options.baseline or "fedavg")
-    target = output or Path(os.path.commonpath([folder.absolute().parent for folder in found])) / "report"
+    parent = Path(os.path.commonpath([folder.absolute().parent for folder in found]))
+    target = output or parent / "report"
     rule = "must not be the folder of a run, whose files a report would overwrite"
-    require(not any((target / name).exists() for name in RUN_FILES), "--output", rule, str(target))
+    require(not any((target / name).exists() for name in RUN_FILES), "output", rule, str(target))
+    sections, excluded, missing = build_sections(found, target, options)
+    for folder, reason in [] if quiet else excluded:
+        print(f"excluded: {folder}: {reason}", file=sys.stderr)
+    if not sections:
+        raise RunFolderError("no finished run is left to report; finish one, or give another folder")
     try:
-        distillations, more = part(distilled, target)
-        for note in [*notes, *more]:
-            print(f"excluded: {note}", file=sys.stderr)
-        if not groups and distillations is None:
-            raise RunFolderError("no finished run is left to report; finish one, or give another folder")
-        report(groups, distillations, [tuple(note.split(": ", 1)) for note in [*notes, *more]], made(target), options)
-    except BrokenPipeError:  # the reader of a pipe has closed it
-        raise
+        paths = write_report(sections, excluded, missing, target, options, parent.name)
     except OSError as error:
-        raise ConfigError(f"--output must be a folder that can be written, got {str(target)!r} ({error}); choose another") from error
+        raise ConfigError(f"output must be a folder that can be written, got {str(target)!r} ({error}); choose another") from error
+    if not quiet:
+        print("\n".join(map(str, sections)))
+        print(*paths, sep="\n")
+        print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
     return target
 
 
-def report(groups: Sequence[Group], distillations: ReportSection | None, left_out: Sequence[Note], output: Path, options: Options) -> None:
-    """Write all files, print the tables and the paths."""
-    parts, csvs, missing = ([], {}, []) if not groups else federated(groups, output, options)
-    parts += [] if distillations is None else [distillations]
-    forget(output)
-    for name, frame in csvs.items():
-        frame.to_csv(output / f"{name}.csv", index=False)
-    paths = [output / f"{name}.csv" for name in csvs]
-    omitted = excluded_runs(left_out)
-    for part in parts:
-        paths += part.write(output, omitted if part is parts[0] else [])
-    figures = [drawing for part in parts for drawing in part.drawings] if options.figures else []
-    selection.write(figures)
-    if not options.figures:
-        parts = [replace(part, drawings=[]) for part in parts]
-    print("\n".join(map(str, parts)))
-    paths += [path for drawing in figures for path in drawing.paths]
-    paths.append(html.write(parts, omitted, facts(groups, left_out, options), missing, output))
+def build_sections(folders: Sequence[Path], output: Path, options: ReportOptions) -> tuple[list[ReportSection], list[Note], list[str]]:
+    """The sections of a report, before a file is written.
+
+    Args:
+        folders: of runs.
+        output: the folder of the report.
+        options: of the report.
+
+    Returns:
+        The sections, a note on each excluded run, and notes on figures and comparisons that are missing.
+
+    Raises:
+        ConfigError: an option names a strategy, a setting or a baseline that no run has.
+    """
+    distilled = [folder for folder in folders if is_distillation(folder)]
+    groups, notes = collect([folder for folder in folders if folder not in distilled], options.until)
+    distillations, more = read_distillations(distilled)
+    federated_names = [*names_of(groups), *(one.setting for one in groups)]
+    for_runs, for_distillations = divide(options, federated_names, distillation_names(distillations))
+    missing: list[str] = []
+    sections = []
+    if groups:
+        section, missing = federated_section(groups, output, for_runs)
+        sections.append(section)
+    if distillations:
+        sections.append(distillation_section(distillations, output, for_distillations))
+    excluded = [(folder, reason) for folder, _, reason in (note.partition(": ") for note in [*notes, *more])]
+    return sections, excluded, missing
+
+
+def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
+    """The groups of comparable runs among ``folders``, and a note on each excluded run.
+
+    Args:
+        folders: of federated runs.
+        until: every run counts as if it had ended after this round; shorter runs are excluded.
+    """
+    runs, notes = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder, until))
+        except ValueError as error:
+            notes.append(f"{folder}: {error}")
+    kept, excluded = comparable(runs)
+    return group(kept), notes + excluded
+
+
+def federated_section(groups: Sequence[Group], output: Path, options: ReportOptions) -> tuple[ReportSection, list[str]]:
+    """The section of federated runs, and notes on figures and comparisons that are missing.
+
+    Raises:
+        ConfigError: an option names a strategy, a setting or a baseline that no run has.
+    """
+    options = replace(options, baseline=baseline_of(groups, options))
+    groups = arrange(groups, options)
+    baseline = options.baseline or ""
+    columns = list(selection.axis_labels(options))
+    numbers = {"results": results(groups, options.target, options.kind)}
+    numbers["curves"] = curve_table(groups, columns, options.kind, options.smoothing)
+    style = selection.style_of(groups, options)
+    drawings, missing = selection.planned(groups, output, options, style) if options.figures else ([], [])
+    missing += federated.unpaired(groups, baseline)
+    if options.figures:
+        settings = gather(sorted(groups, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING))
+        more, generated, unreadable = generator.planned(settings, output, style)
+        numbers |= {} if generated is None else {"generator": generated}
+        drawings, missing = [*drawings, *more], [*missing, *unreadable]
+    runs = list({run.folder: run for one in groups for run in one.runs}.values())
+    facts = {"Federated runs": f"{len(runs)} in {len(groups)} rows", **describe_federated(runs), "Baseline": _printed(groups, baseline)}
+    facts |= {} if options.target is None else {"Target": f"{round(100 * options.target, 6):g} %"}
+    facts |= {} if options.until is None else {"Until round": str(options.until)}
+    return ReportSection("Federated runs", "results", facts, tables(groups, options), drawings, numbers), missing
+
+
+def baseline_of(groups: Sequence[Group], options: ReportOptions) -> str:
+    """The baseline as it is printed: the chosen strategy or line, or FedAvg.
+
+    Raises:
+        ConfigError: no run is of the chosen baseline.
+    """
+    if options.baseline is None:
+        return "fedavg"
+    if not any(one.is_called(options.baseline) for one in groups):
+        lines = list(dict.fromkeys(one.line for one in groups))
+        rule = f"must be a strategy of the runs, or one of {', '.join(map(repr, lines))}"
+        raise ConfigError(f"baseline {rule}; got {options.baseline!r}{nearest(options.baseline, [*names_of(groups), *lines])}")
+    return options.baseline
+
+
+def _printed(groups: Sequence[Group], baseline: str) -> str:
+    """The baseline under its printed name, with a remark where no run is of it."""
+    found = list(dict.fromkeys(one.line for one in groups if one.is_called(baseline)))
+    return ", ".join(found) or f"{STRATEGY_NAMES.get(baseline, baseline)} (no runs)"
+
+
+def tables(groups: Sequence[Group], options: ReportOptions) -> list[Table]:
+    """All tables of these groups."""
+    form, metrics, baseline = NumberFormat(options.kind, options.decimals), options.metrics, options.baseline or "fedavg"
+    panels = options.panels == "settings"
+    settings = [federated.settings_by_strategies(groups, metrics, form)] if panels else federated.by_setting(groups, metrics, form)
+    found = [
+        federated.headlines(groups, form),
+        federated.cost_to_target(groups, options.target, form),
+        federated.differences(groups, baseline, form),
+        federated.comparisons(groups, baseline, metrics, form),
+        *settings,
+        clients.server_side(groups, form),
+        clients.clients(groups, form),
+        clients.by_architecture(groups, form),
+        clients.classes(groups, form),
+        clients.skew(groups, form),
+        clients.phases(groups, form),
+    ]
+    return [table for table in found if table is not None]
+
+
+def write_report(
+    sections: Sequence[ReportSection], excluded: Sequence[Note], missing: Sequence[str], output: Path, options: ReportOptions, title: str
+) -> list[Path]:
+    """Write all files of a report, after those of an earlier one are removed. Returns the paths."""
+    output.mkdir(parents=True, exist_ok=True)
+    remove_earlier(output)
+    sections = [_with_png(section) if options.figures else replace(section, drawings=[]) for section in sections]
+    omitted, paths = excluded_runs(excluded), []
+    for section in sections:
+        paths += section.write(output, omitted if section is sections[0] else [])
+    drawings = [drawing for section in sections for drawing in section.drawings]
+    write_all(drawings)
+    paths += [path for drawing in drawings for path in drawing.paths]
+    paths.append(html.write(sections, omitted, _facts(excluded, options), missing, output, title))
+    if "png" not in options.formats:  # the page holds the images
+        for path in [path for path in paths if path.suffix == ".png"]:
+            path.unlink()
+        paths = [path for path in paths if path.suffix != ".png"]
     (output / WRITTEN).write_text("".join(f"{path.name}\n" for path in paths), encoding="utf-8")
-    print(*paths, sep="\n")
-    print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+    return paths
 
 
-def forget(output: Path) -> None:
-    """Remove what an earlier report has written there."""
+def _with_png(section: ReportSection) -> ReportSection:
+    """The section with figures that are written as PNG too, which the page needs."""
+
+    def more(style: FigureStyle) -> FigureStyle:
+        return style if "png" in style.formats else replace(style, formats=(*style.formats, "png"))
+
+    return replace(section, drawings=[replace(one, style=more(one.style)) for one in section.drawings])
+
+
+def remove_earlier(output: Path) -> None:
+    """Remove the files of an earlier report in this folder; other files stay."""
     if (output / WRITTEN).is_file():
         for name in (output / WRITTEN).read_text(encoding="utf-8").splitlines():
             (output / Path(name).name).unlink(missing_ok=True)
 
 
-def federated(groups: Sequence[Group], output: Path, options: Options) -> tuple[list[ReportSection], dict[str, pd.DataFrame], list[str]]:
-    """Of federated runs: the part of the report, the numbers behind it by the name of their file, and notes on what cannot be drawn."""
-    csvs = {"results": results(groups, options.target, options.kind), "curves": selection.curves_of(groups, options.kind)}
-    planned, missing = selection.planned(groups, output, options.baseline, options.target, options.kind) if options.figures else ([], [])
-    missing += unpaired(groups, options.baseline)
-    if options.figures:
-        settings = gather(groups, lambda one: one.runs[0].part(SETTING))
-        more, generated, said = generator.planned(settings, federated_tables.ordered_lines(groups), output, options.kind)
-        csvs |= {} if generated is None else {"generator": generated}
-        planned, missing = [*planned, *more], [*missing, *said]
-    found = tables(groups, options.baseline, options.target, options.kind)
-    return [ReportSection("Federated runs", "results", found, planned)], csvs, missing
-
-
-def facts(groups: Sequence[Group], left_out: Sequence[Note], options: Options) -> dict[str, str]:
-    """What the page says first."""
-    said = {"Federated runs": f"{len({run.folder for one in groups for run in one.runs})} in {len(groups)} rows"} if groups else {}
-    said |= {"Left out": str(len(left_out)), "Intervals": f"95 %, {INTERVALS[options.kind]}"}
-    said |= {"Compared with": options.baseline} if groups else {}
-    said |= {} if options.target is None else {"Target": f"{100 * options.target:g} %"}
-    return said | ({} if options.until is None else {"Until round": str(options.until)})
+def _facts(excluded: Sequence[Note], options: ReportOptions) -> Mapping[str, str]:
+    """Facts on the report itself."""
+    how = "standard deviation over seeds" if options.kind == "std" else f"95 %, {INTERVALS[options.kind]}"
+    return {"Intervals": how, "Excluded runs": str(len(excluded))}

@@ -1,4 +1,4 @@
-"""Run folders side by side: which can be compared, what they have in common, and how what they have not is called."""
+"""Groups of runs that differ in the seed alone: which runs can be compared, and a label that tells each group from the others."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from simulations.run_folder.metric_names import ACCURACIES
+from simulations.run_folder.metric_names import ACCURACIES, STRATEGY_NAMES
 from simulations.run_folder.reader import SETTING, STRATEGY, FederatedRun, natural_order, option
 
 Item = TypeVar("Item")
@@ -15,10 +15,19 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ only in the seed, in its order; ``label`` = ``line`` (which strategy) with ``setting`` (on which data).
+    """Runs that differ in the seed alone, sorted by seed.
 
-    ``tuned`` says whether runs took values chosen on held-out data (``tuned``, ``untuned``); empty where no run of the report did. Runs whose
-    choice was the configuration's own value are in two groups, one of either kind.
+    A run whose selected value equals the configuration's own value is in two groups, a tuned one and an untuned one.
+
+    Args:
+        runs: of the group.
+        label: ``line`` and ``setting`` together, as the first table prints them.
+        line: the strategy, with the keys of its side in which groups differ.
+        setting: the data and the clients; empty where all groups have the same.
+        tuned: ``tuned``, ``untuned``, or empty where no run of the report is tuned.
+        names: other names of the line, by which a user can call it.
+        slug: the setting in names of files.
+        place: position of the setting and of the line in the report.
     """
 
     runs: tuple[FederatedRun, ...]
@@ -26,27 +35,40 @@ class Group:
     line: str
     setting: str
     tuned: str = ""
+    names: tuple[str, ...] = ()
+    slug: str = ""
+    place: tuple[int, int] = (0, 0)
 
     @property
     def block(self) -> tuple[str, str]:
-        """Whose results can be ranked together: those on one setting, tuned ones and untuned ones apart."""
+        """Groups of one block are ranked together: those on one setting, tuned and untuned apart."""
         return self.setting, self.tuned
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds, in ascending order."""
         return tuple(run.seed for run in self.runs)
+
+    @property
+    def strategy(self) -> str:
+        """The name of the strategy's yaml file."""
+        return self.runs[0].strategy
+
+    def is_called(self, name: str) -> bool:
+        """``name`` is the strategy, its printed name, or the line."""
+        return name in (self.line, self.strategy, *self.names)
 
 
 def comparable(runs: Sequence[FederatedRun]) -> tuple[list[FederatedRun], list[str]]:
-    """The runs that can stand side by side, and a note on each that is left out.
+    """The runs that can be compared, and a note on each excluded one.
 
-    Runs that were judged on training examples, as trials of ``simulations.experiments.tuning`` are, have no test accuracy, and are left out.
-    On one setting, the runs are kept that have the rounds and the evaluation of most of them (of the longest, where that is a tie);
-    of two runs that differ in nothing, the first.
+    Trials of :mod:`simulations.experiments.tuning` are judged on training examples, have no test accuracy, and are excluded. On one
+    setting, the runs with the rounds and the evaluation of most runs are kept (of the longest, where that is a tie). Of two runs with the
+    same configuration and seed, the first is kept.
     """
     kept: dict[Hashable, FederatedRun] = {}
-    said = "judged on held-out training examples (evaluation.split=validation), as trials of tuning are"
-    notes = [f"{run.folder}: {said}" for run in runs if run.trial]
+    reason = "judged on held-out training examples (evaluation.split=validation), as trials of tuning are"
+    notes = [f"{run.folder}: {reason}" for run in runs if run.trial]
     runs = [run for run in runs if not run.trial]
     for setting in gather(runs, lambda run: run.part(SETTING)):
         shapes = Counter(run.shape for run in setting)
@@ -65,30 +87,57 @@ def comparable(runs: Sequence[FederatedRun]) -> tuple[list[FederatedRun], list[s
 
 
 def group(runs: Sequence[FederatedRun]) -> list[Group]:
-    """Runs that differ only in the seed, together; sorted by setting, then FedAvg first, then by label."""
-    groups = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
+    """Runs that differ in the seed alone, together; sorted by setting, then FedAvg first, then by label."""
+    same_runs = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
     kinds = ("tuned", "untuned") if any("tuned" in run.kinds for run in runs) else ("",)
     labelled = []
-    for same, terms in zip(groups, _terms([same[0] for same in groups]), strict=True):
+    for same, terms in zip(same_runs, _terms([same[0] for same in same_runs]), strict=True):
         setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
-        line = [text for key, text in terms.items() if not SETTING.match(key)]
+        rest = [text for key, text in terms.items() if not SETTING.match(key) and key != "strategy."]
         for kind in kinds:
-            mine, more = tuple(run for run in same if not kind or kind in run.kinds), [kind] if kind else []
+            mine = tuple(run for run in same if not kind or kind in run.kinds)
             if mine:
-                labelled.append(Group(mine, ", ".join([*terms.values(), *more]), ", ".join([*line, *more]), setting, kind))
-    return sorted(labelled, key=lambda one: (natural_order(one.setting), one.tuned, *place(one.line)))
+                labelled.append(_group(mine, setting, [*rest, *([kind] if kind else [])], kind))
+    ordered = sorted(labelled, key=lambda one: (natural_order(one.setting), one.tuned, *line_order(one.line)))
+    settings = list(dict.fromkeys(one.setting for one in ordered))
+    tuned = {one.line: one.tuned for one in ordered}
+    lines = sorted(tuned, key=lambda line: (tuned[line], line_order(line)))
+    slugs = dict(zip(settings, file_slugs(settings), strict=True))
+    return [_placed(one, slugs[one.setting], (settings.index(one.setting), lines.index(one.line))) for one in ordered]
 
 
-def place(line: str) -> tuple[bool, list[tuple[float, str]]]:
+def _group(runs: tuple[FederatedRun, ...], setting: str, rest: Sequence[str], tuned: str) -> Group:
+    """A group, by what tells the group from others beside the strategy."""
+    option_name = runs[0].strategy
+    name = STRATEGY_NAMES.get(option_name, option_name)
+    label = ", ".join(text for text in (name, setting, *rest) if text)
+    return Group(runs, label, ", ".join([name, *rest]), setting, tuned, (name, ", ".join([option_name, *rest])))
+
+
+def _placed(one: Group, slug: str, place: tuple[int, int]) -> Group:
+    """The group with its place in the report."""
+    return Group(one.runs, one.label, one.line, one.setting, one.tuned, one.names, slug, place)
+
+
+def line_order(line: str) -> tuple[bool, list[tuple[float, str]]]:
     """A key by which FedAvg comes first, and the others in natural order."""
-    return not re.match(r"fedavg\b", line), natural_order(line)
+    return not re.match(r"fedavg\b", line, re.IGNORECASE), natural_order(line)
+
+
+def file_slugs(texts: Sequence[str]) -> list[str]:
+    """Each text as a part of a file's name, of letters, digits and underscores: ``alpha 0.1`` as ``alpha_0_1``. Equal ones get a number."""
+    slugs: list[str] = []
+    for text in texts:
+        slug = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "x"
+        slugs.append(f"{slug}_{len(slugs)}" if slug in slugs else slug)
+    return slugs
 
 
 def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
-    """What tells each run from the others: ``{"strategy.": "fedgen", "partition.alpha": "alpha 0.1"}``.
+    """The differences of each run from the others: ``{"strategy.": "fedgen", "partition.alpha": "alpha 0.1"}``.
 
     The name of the option chosen for a part (its key ends in a dot) stands where the options differ, and ``key value`` where runs of the
-    same option differ in it. The parts of the strategy's side count only between runs of the same strategy.
+    same option differ in the key. Keys of the strategy's side count only between runs of the same strategy.
     """
     keys = {key for run in runs for key in run.values}
     keys |= {key.partition(".")[0] + "." for key in keys if "." in key}
@@ -104,8 +153,8 @@ def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
         for value, mine in zip(column, kin, strict=True):
             held.setdefault(mine, set()).add(value)
         differs = [len(held[mine]) > 1 for mine in kin]
-        again = any(column == other and _leaf(key) == _leaf(shown) for shown, other in columns.items())  # one knob, interpolated
-        if any(differs) and not again:
+        repeated = any(column == other and _leaf(key) == _leaf(shown) for shown, other in columns.items())  # an interpolated key
+        if any(differs) and not repeated:
             columns[key] = column
             for term, value, shown in zip(terms, column, differs, strict=True):
                 term |= {key: value} if shown else {}
@@ -114,6 +163,7 @@ def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
 
 
 def _leaf(key: str) -> str:
+    """The last part of a dotted key; all of it for a key that ends in a dot."""
     return key if key.endswith(".") else key.rpartition(".")[2]
 
 

@@ -1,9 +1,9 @@
-"""Numbers over seeds: intervals of means, paired tests, corrections for many of them, and how evenly clients fare."""
+"""Statistics over seeds: intervals of means, paired tests, correction for many tests, and fairness over clients."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import stdtrit
 from statsmodels.stats.multitest import multipletests
@@ -12,16 +12,19 @@ INTERVALS = {
     "t": "Student's t over seeds",
     "bootstrap": "bias-corrected and accelerated (BCa) bootstrap over seeds, 9,999 resamples from a fixed seed",
 }
-"""The kinds of 95 % interval, and how each is called."""
+"""The kinds of 95 % interval, and how each is computed."""
 
-TOO_NARROW = "n seeds have few resamples (10 at n = 3): a bootstrap interval of fewer than ten seeds is too narrow, Student's t is not."
+TOO_NARROW = "A bootstrap interval of fewer than ten seeds is too narrow: n seeds have few different resamples (10 at n = 3)."
 
-ENOUGH = 6
-"""Seeds with which the exact two-sided Wilcoxon test can reach p < 0.05."""
+MIN_PAIRS = 6
+"""Pairs with which the exact two-sided Wilcoxon test can reach p < 0.05."""
 
 
 def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -> [...], [...]
-    """The mean over the first axis and the half-width of its 95 % interval by Student's t (NaN where n is 1, both where n is 0)."""
+    """The mean over the first axis and the half-width of its 95 % interval (Student's t).
+
+    The half-width is NaN for n = 1. Both are NaN for n = 0.
+    """
     n = len(values)
     mean = np.mean(values, axis=0) if n else np.full(np.shape(values)[1:], np.nan)
     if n < 2:
@@ -29,23 +32,25 @@ def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -> 
     return mean, stdtrit(n - 1, 0.975) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
 
 
-def interval(values: np.ndarray, kind: str = "t") -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [n, ...] -> 3 x [...]
-    """The mean over the first axis, and the lower and upper end of its 95 % interval.
+def interval(values: ArrayLike, kind: str = "t") -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [n, ...] -> 3 x [...]
+    """The mean over the first axis, and the lower and upper end of what surrounds it.
 
-    The ends are NaN where n is 1, and all three where any of the n is NaN.
+    The ends are NaN for n = 1. All three are NaN where any of the n values is NaN.
 
     Args:
-        values: one row a seed.
-        kind: of :data:`INTERVALS`.
+        values: one row per seed.
+        kind: ``t`` or ``bootstrap`` for the 95 % interval of the mean, ``std`` for one standard deviation (n - 1) on each side.
     """
     values = np.asarray(values, float)
     mean, half = spread(values)
-    if kind == "t" or len(values) == 1:
+    if kind == "std" and len(values) > 1:
+        half = np.std(values, axis=0, ddof=1)
+    if kind != "bootstrap" or len(values) == 1:
         return mean, mean - half, mean + half
     flat = values.reshape(len(values), -1)
-    low, high = np.tile(flat.mean(axis=0), (2, 1))  # where all are equal, no resample differs
+    low, high = np.tile(flat.mean(axis=0), (2, 1))  # a column of equal values has no other resample
     varied = np.isfinite(flat).all(axis=0) & (np.ptp(flat, axis=0) > 0)
-    for start in range(0, varied.sum(), 64):  # so many columns at a time as memory holds resamples of
+    for start in range(0, int(varied.sum()), 64):  # the resamples of 64 columns fit into memory
         columns = np.flatnonzero(varied)[start : start + 64]
         rng = np.random.default_rng(0)
         found = stats.bootstrap((flat[:, columns],), np.mean, axis=0, method="BCa", n_resamples=9999, vectorized=True, rng=rng)
@@ -55,9 +60,18 @@ def interval(values: np.ndarray, kind: str = "t") -> tuple[np.ndarray, np.ndarra
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of n pairs: mean, 95 % interval, Cohen's d_z (mean over standard deviation), and two-sided p-values (1 where none differs).
+    """Statistics of n paired differences.
 
-    NaN is what n does not suffice for, or what is undefined because all differences are the same.
+    A field is NaN where n is too small, or where all differences are equal and the statistic is undefined.
+
+    Args:
+        n: number of pairs.
+        mean: of the differences.
+        low: lower end of the 95 % interval of the mean.
+        high: upper end of that interval.
+        effect: Cohen's d_z, the mean over the standard deviation of the differences.
+        t_test: two-sided p of the paired t test; 1 where no difference is nonzero.
+        wilcoxon: two-sided p of the exact Wilcoxon signed-rank test; 1 where no difference is nonzero.
     """
 
     n: int
@@ -69,13 +83,18 @@ class Paired:
     wilcoxon: float
 
 
-def paired(differences: Sequence[float], kind: str = "t") -> Paired:
-    """The paired t test and the exact Wilcoxon signed-rank test, both two-sided, of differences whose interval is of this ``kind``."""
+def paired(differences: ArrayLike, kind: str = "t") -> Paired:
+    """The paired t test and the exact Wilcoxon signed-rank test, both two-sided.
+
+    Args:
+        differences: one per pair; NaN for a pair without a difference.
+        kind: of the interval, one of :data:`INTERVALS`.
+    """
     values = np.asarray(differences, float)
     values = values[np.isfinite(values)]
     if not len(values):
         return Paired(0, *[float("nan")] * 6)
-    mean, low, high = map(float, interval(values, kind))
+    mean, low, high = (float(value) for value in interval(values, kind))
     varied = len(values) > 1 and np.ptp(values) > 1e-12
     effect = mean / float(np.std(values, ddof=1)) if varied else float("nan")
     t_test = float(stats.ttest_1samp(values, 0).pvalue) if varied else 1.0 if len(values) > 1 and not values.any() else float("nan")
@@ -83,16 +102,16 @@ def paired(differences: Sequence[float], kind: str = "t") -> Paired:
 
 
 def signed_ranks(values: np.ndarray) -> float:  # [n]
-    """The p-value of the exact two-sided Wilcoxon signed-rank test; 1 where nothing differs from 0, NaN at n = 1.
+    """The p-value of the exact two-sided Wilcoxon signed-rank test; 1 where no value differs from 0, NaN for n = 1.
 
-    Where differences are 0 or equal in size the distribution is that over all signs of these very ranks; with more than 16 such pairs it is
-    the normal approximation.
+    Where differences are 0 or equal in size, the distribution is that over all signs of these ranks. With more than 16 such pairs it is the
+    normal approximation.
     """
-    values = np.round(values, 12)  # ties that rounding has broken are ties
+    values = np.round(values, 12)  # rounding errors must not break ties
     if len(values) < 2:
         return float("nan")
     sizes = np.abs(values[values != 0])
-    if not len(sizes):
+    if len(sizes) < 2:  # both signs of one difference are equally likely
         return 1.0
     if len(np.unique(sizes)) == len(values):
         return float(stats.wilcoxon(values, method="exact").pvalue)
@@ -103,27 +122,27 @@ def signed_ranks(values: np.ndarray) -> float:  # [n]
 
 
 def smallest_p(n: int) -> float:
-    """The smallest p-value that an exact two-sided Wilcoxon signed-rank test of ``n`` pairs can have: all signs equal."""
+    """The smallest p-value of an exact two-sided Wilcoxon signed-rank test of ``n`` pairs, reached where all signs are equal."""
     return min(1.0, 2.0 ** (1 - n))
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's correction over a family of tests, those that are NaN left out of it."""
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's correction over a family of tests. Tests whose p is NaN are not in the family."""
     p_values = np.asarray(p_values, float)
     corrected = np.full_like(p_values, np.nan)
-    made = np.isfinite(p_values)
-    if made.any():
-        corrected[made] = multipletests(p_values[made], method="holm")[1]
+    tested = np.isfinite(p_values)
+    if tested.any():
+        corrected[tested] = multipletests(p_values[tested], method="holm")[1]
     return corrected
 
 
-def jain(values: np.ndarray) -> float:  # [K]
-    """Jain's index ``(sum x)^2 / (K sum x^2)``: 1 where all are equal, 1/K where one has everything; NaN where all are 0."""
+def jain_index(values: np.ndarray) -> float:  # [K]
+    """Jain's index ``(sum x)^2 / (K sum x^2)``: 1 if all values are equal, 1/K if one client has everything, NaN if all are 0."""
     values = np.asarray(values, float)
     total = len(values) * (values**2).sum()
     return float(values.sum() ** 2 / total) if total else float("nan")
 
 
-def worst_tenth(values: np.ndarray) -> float:  # [K]
-    """The mean of the lowest tenth, at least of one."""
+def bottom_tenth(values: np.ndarray) -> float:  # [K]
+    """The mean of the lowest tenth of the values, at least of one; NaN without values."""
     return float(np.sort(values)[: max(1, len(values) // 10)].mean()) if len(values) else float("nan")

@@ -72,3 +72,45 @@ TABLE_METRICS = {
     "downlink_bytes_total": "downlink bytes",
 }
 """All metrics that the table of an experiment may show, and their labels."""
+
+STRATEGY_NAMES = {
+    "dense": "DENSE",
+    "fedavg": "FedAvg",
+    "feddf": "FedDF",
+    "feddfusion": "FedDFusion",
+    "feddistill": "FedDistill+",
+    "feddistill_logits": "FedDistill",
+    "fedensemble": "FedEnsemble",
+    "fedftg": "FedFTG",
+    "fedgen": "FedGen",
+    "fedgen_head": "FedGen (head)",
+    "fedgen_paper": "FedGen (paper)",
+    "fedgkd": "FedGKD",
+    "fedmd": "FedMD",
+    "fedntd": "FedNTD",
+    "fedprox": "FedProx",
+    "fedproto": "FedProto",
+    "moon": "MOON",
+    "scaffold": "SCAFFOLD",
+}
+"""Names that reports print for the options of ``conf/strategy``. An option that is not listed prints as the name of its yaml file."""
+
+DISTILLER_NAMES = {
+    "at": "AT",
+    "dkd": "DKD",
+    "dpk": "DPK",
+    "fitnet": "FitNet",
+    "hsakd": "HSAKD",
+    "hsakd_joint": "HSAKD*",
+    "hsakd_online": "Online HSAKD",
+    "hsakd_teacher": "HSAKD teacher",
+    "information_flow": "Information flow",
+    "kd": "KD",
+    "kd_sp": "KD + SP",
+    "kddg": "KDDG",
+    "none": "no KD",
+    "online_ensemble": "Online ensemble",
+    "pkt": "PKT",
+    "sp": "SP",
+}
+"""Names that reports print for the options of ``conf/distiller``. An option that is not listed prints as the name of its yaml file."""

@@ -1,183 +1,311 @@
-"""Figures of a report beside the curves: strategies by setting, the way to a target, clients, classes, and seconds by phase."""
+"""Figures that compare strategies: by seed, by setting, cost to a target, clients, classes, and seconds by phase."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
-from simulations.reports.figures.style import COLORS, canvas, legend, legend_shape, limits, line_style, rows
-from simulations.reports.summary import PANELS, WAYS
-from simulations.reports.tables.table import Cell
+from simulations.reports.figures.style import (
+    NEUTRAL,
+    FigureStyle,
+    below,
+    canvas,
+    grid,
+    legend,
+    legend_height,
+    legend_shape,
+    legend_texts,
+    limits,
+    name_horizontal_axis,
+    row_labels,
+)
+from simulations.reports.statistics import interval
 
-Paths = tuple[Path, Path]
+SHADES, HATCHES = ("0.45", "0.75", "0.95"), ("", "////", "....")
+"""Fills of the phases of a round, which belong to no strategy."""
 
-SHADES = ("#0072B2", "#E69F00", "0.85")
+MAX_NAME = 28
+"""Characters of the name of a setting on an axis."""
 
-HATCHES = ("", "////", "....")
+COST_AXES = {"rounds": "Rounds", "bytes": "MB", "time": "Simulated s"}
+"""Axis labels of the resources until a target."""
 
 
-def by_setting(lines: Mapping[str, Mapping[str, Sequence[Cell | None]]], names: Sequence[str], path_stem: Path | str, kind: str) -> Paths:
-    """Final accuracy against the setting: a mean and its interval for each strategy, those of one strategy joined.
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds and what surrounds it.
 
     Args:
-        lines: by label and column of :data:`simulations.reports.summary.PANELS`, a cell for each setting, in percent; None where there is none.
-        names: of the settings.
-        path_stem: the file without suffix.
-        kind: of the interval.
+        mean: over seeds.
+        low: lower end; NaN for one seed.
+        high: upper end; NaN for one seed.
+        n: number of seeds.
     """
-    columns = [c for c in PANELS if any(cell is not None and np.isfinite(cell.value) for panels in lines.values() for cell in panels[c])]
-    require(bool(columns), "lines", "must hold a result", list(lines))
-    numbers = {label: range(max(cell.n or 1 for column in panels.values() for cell in column if cell)) for label, panels in lines.items()}
-    longest = max(len(name) for name in names)
-    turned = longest * len(names) > 44
-    height = 0.45 + 1.4 * len(columns) + 0.14 * (1 + legend_shape(numbers)[0]) + (0.05 * min(longest, 28) if turned else 0)
-    with canvas(height, path_stem) as (figure, paths):
-        panels = np.atleast_1d(figure.subplots(len(columns), 1, sharex=True))
-        for axes, column in zip(panels, columns, strict=True):
-            for style, found in enumerate(lines.values()):
-                shift = (style - (len(lines) - 1) / 2) * min(0.08, 0.6 / len(lines))
-                _points(axes, [(i + shift, cell) for i, cell in enumerate(found[column]) if cell and np.isfinite(cell.value)], style)
-            limits(axes)
-            axes.set_ylabel(f"Accuracy (%),\n{PANELS[column]}")
-        panels[-1].set_xticks(range(len(names)), [name if len(name) <= 28 else "…" + name[-27:] for name in names])
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def spread_of(values: Sequence[float] | np.ndarray, kind: str) -> Spread:
+    """The spread as figures show it: an interval or a standard deviation, but the range of two seeds, whose interval would be too wide."""
+    seeds = np.asarray(values, float)
+    mean, low, high = (float(value) for value in interval(seeds, kind))
+    if len(seeds) == 2 and kind != "std":
+        low, high = float(seeds.min()), float(seeds.max())
+    return Spread(mean, low, high, len(seeds))
+
+
+def by_seed(lines: Mapping[str, pd.DataFrame], axis_labels: Mapping[str, str], path_stem: Path | str | None, style: FigureStyle) -> Figure:
+    """Each seed's result by strategy, the runs of one seed joined by a gray line, beside the mean and its interval.
+
+    Args:
+        lines: by label, a table with a row per seed (its index) and a column per metric, in 0..1 or NaN.
+        axis_labels: by metric, a panel each.
+        path_stem: the files without suffix; None writes nothing.
+        style: of the figure.
+
+    Raises:
+        ConfigError: there is no result.
+    """
+    metrics = [metric for metric in axis_labels if any(table[metric].notna().any() for table in lines.values())]
+    require(bool(metrics), "lines", "must hold a result", list(lines))
+    style = style.with_labels(lines)
+    with canvas((0.5 + 0.26 * len(lines)) * style.text, path_stem, style) as figure:
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            values = pd.DataFrame({label: 100 * table[metric] for label, table in lines.items()})
+            axes.plot(values.to_numpy().T, range(len(lines)), color="0.8", linewidth=0.5 * style.text, zorder=1)
+            for row, label in enumerate(lines):
+                _seeds_and_mean(axes, values[label].dropna().to_numpy(), row, style, label)
+            axes.set_xlabel(f"Accuracy (%),\n{axis_labels[metric]}")
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            axes.margins(x=0.08)
+            grid(axes, "x")
+        row_labels(panels[0], legend_texts({label: len(table) for label, table in lines.items()}), style)
+    return figure
+
+
+def _seeds_and_mean(axes: Axes, values: np.ndarray, row: int, style: FigureStyle, label: str) -> None:  # [n]
+    """The seeds of one label as small dots, the mean as its marker, the interval as a bar."""
+    if not len(values):
+        return
+    look, found = style.mark(label, 3.2), spread_of(values, style.kind)
+    axes.plot(values, np.full(len(values), row), ".", color=look["color"], markersize=2.5 * style.text, alpha=0.6, zorder=2)
+    if len(values) > 1:
+        axes.plot([found.low, found.high], [row + 0.22] * 2, color=look["color"], linewidth=1.1 * style.text, zorder=2)
+    axes.plot([found.mean], [row + 0.22], **look, zorder=3)
+
+
+def by_setting(
+    lines: Mapping[str, Mapping[str, Sequence[Spread | None]]],
+    names: Sequence[str],
+    axis_labels: Mapping[str, str],
+    path_stem: Path | str | None,
+    style: FigureStyle,
+) -> Figure:
+    """Accuracy against the setting: a mean and its interval for each strategy, those of one strategy joined.
+
+    Args:
+        lines: by label and metric, one value per setting, in percent; None where there is none.
+        names: of the settings.
+        axis_labels: by metric, a panel each.
+        path_stem: the files without suffix; None writes nothing.
+        style: of the figure.
+
+    Raises:
+        ConfigError: there is no result.
+    """
+    found = {label: {metric: list(values) for metric, values in metrics.items()} for label, metrics in lines.items()}
+    metrics = [name for name in axis_labels if any(one and np.isfinite(one.mean) for panel in found.values() for one in panel[name])]
+    require(bool(metrics), "lines", "must hold a result", list(lines))
+    style = style.with_labels(lines)
+    seeds = {label: max(one.n for values in panel.values() for one in values if one) for label, panel in found.items()}
+    shown = [name if len(name) <= MAX_NAME else "…" + name[1 - MAX_NAME :] for name in names]
+    longest = max(map(len, shown))
+    turned = longest * len(names) > 13 * style.width / style.text
+    height = (0.45 + (0.05 * longest if turned else 0)) * style.text + style.panel_height() * len(metrics) + legend_height(seeds, style)
+    with canvas(height, path_stem, style) as figure:
+        panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            for place, label in enumerate(lines):
+                shift = (place - (len(lines) - 1) / 2) * min(0.08, 0.6 / len(lines))
+                points = [(i + shift, one) for i, one in enumerate(found[label][metric]) if one and np.isfinite(one.mean)]
+                _points(axes, points, style, label)
+            shown_ends = [(one.low, one.high) for panel in found.values() for one in panel[metric] if one and np.isfinite(one.low)]
+            limits(axes, np.clip(shown_ends, 0, 100).tolist() if style.band != "none" else (), whole=True)
+            axes.set_ylabel(f"Accuracy (%),\n{axis_labels[metric]}")
+        panels[-1].set_xticks(range(len(names)), shown)
         panels[-1].set_xlim(-0.5, len(names) - 0.5)
         if turned:
             panels[-1].tick_params(axis="x", rotation=30)
             for text in panels[-1].get_xticklabels():
                 text.set(ha="right", rotation_mode="anchor")
         figure.align_ylabels()
-        legend(figure, numbers, {label: style for style, label in enumerate(lines)}, kind)
-    return paths
+        legend(figure, seeds, style)
+    return figure
 
 
-def _points(axes, points: Sequence[tuple[float, Cell]], style: int) -> None:
+def _points(axes: Axes, points: Sequence[tuple[float, Spread]], style: FigureStyle, label: str) -> None:
     """The means of one strategy, joined, with their intervals."""
     if not points:
         return
-    axes.plot([x for x, _ in points], [cell.value for _, cell in points], **line_style(style), zorder=3)
-    for x, cell in points:
-        if np.isfinite(cell.low):
-            low, high = np.clip((cell.low, cell.high), 0, 100)
-            axes.plot([x, x], [low, high], color=COLORS[style % len(COLORS)], linewidth=0.8, zorder=2)
+    look = style.line(label)
+    axes.plot([x for x, _ in points], [one.mean for _, one in points], **look, zorder=3)
+    for x, one in points:
+        if np.isfinite(one.low) and style.band != "none":
+            low, high = np.clip((one.low, one.high), 0, 100)
+            axes.plot([x, x], [low, high], color=look["color"], linewidth=0.8 * style.text, zorder=2, label="_band")
 
 
-def to_target(lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], path_stem: Path | str, target: float) -> Paths:
-    """What each seed spends until it reaches the target: a dot; an open triangle at the end of a run that does not.
+def to_target(
+    lines: Mapping[str, Mapping[str, Sequence[tuple[float, bool]]]], path_stem: Path | str | None, target: float, style: FigureStyle
+) -> Figure:
+    """The resources of each seed until the target: a filled marker; an open triangle at the end of a run that does not reach the target.
 
     Args:
-        lines: by label and way (of :data:`simulations.reports.summary.WAYS`), for each seed what it spends and whether it gets there.
-        path_stem: the file without suffix.
+        lines: by label and resource (of :data:`COST_AXES`), for each seed the amount and whether the target is reached.
+        path_stem: the files without suffix; None writes nothing.
         target: the accuracy, in 0..1.
+        style: of the figure.
     """
-    ways = [way for way in WAYS if any(np.isfinite([spent for spent, _ in found[way]]).all() for found in lines.values())]
-    with canvas(0.72 + 0.24 * len(lines), path_stem) as (figure, paths):
-        panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
-        for axes, way in zip(panels, ways, strict=True):
-            for y, found in enumerate(lines.values()):
-                for marker, reached in (("o", True), (">", False)):
-                    values = [spent for spent, there in found[way] if there == reached]
-                    fill = COLORS[0] if reached else "white"
-                    edge = COLORS[0] if reached else COLORS[1]
-                    axes.plot(values, [y] * len(values), marker, color=edge, markerfacecolor=fill, markersize=3.4, markeredgewidth=0.8)
-            axes.set_xlabel({"rounds": "Rounds", "bytes": "MB", "time": "Simulated s"}[way])
+    style = style.with_labels(lines)
+    given = {name: [[amount for amount, _ in found[name]] for found in lines.values() if name in found] for name in COST_AXES}
+    resources = [name for name, rows in given.items() if any(np.isfinite(amounts).all() for amounts in rows)]
+    texts = (f"seed that reaches {round(100 * target, 6):g} %", "seed that does not: lower bound")
+    legend_rows, legend_columns = legend_shape(texts, style)
+    with canvas((0.58 + 0.24 * len(lines) + 0.14 * legend_rows) * style.text, path_stem, style) as figure:
+        panels = figure.subplots(1, len(resources), sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, resources, strict=True):
+            for row, (label, found) in enumerate(lines.items()):
+                for reached, look in ((True, _reached(style, label)), (False, _missed(style, label))):
+                    values = [amount for amount, there in found[name] if there == reached]
+                    (marks,) = axes.plot(values, [row if reached else row + 0.22] * len(values), **look)
+                    marks.set_in_layout(bool(values))  # an empty line has no extent
+            axes.set_xlabel(COST_AXES[name])
+            axes.margins(x=0.12)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-            axes.grid(axis="both", linewidth=0.4, color="0.88")
-        rows(panels[0], list(lines))
+            grid(axes, "both")
+        row_labels(panels[0], list(lines), style)
+        look = {"linestyle": "none", "color": NEUTRAL, "markersize": 3.4 * style.text}
         handles = [
-            Line2D([], [], linestyle="none", marker="o", color=COLORS[0], markersize=3.4, label=f"a seed reaches {100 * target:g} %"),
-            Line2D(
-                [], [], linestyle="none", marker=">", color=COLORS[1], markerfacecolor="white", markersize=3.4, label="it does not: more"
-            ),
+            Line2D([], [], marker="o", label=texts[0], **look),
+            Line2D([], [], marker=">", markerfacecolor="white", label=texts[1], **look),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2, borderpad=0.1)
-    return paths
+        below(figure, handles, style, legend_columns)
+    return figure
 
 
-def clients(lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, float], path_stem: Path | str, seeds: str) -> Paths:
-    """The distribution of accuracy over clients, of all seeds: quartiles as a box, the extremes as whiskers, the worst tenth as a diamond.
+def _reached(style: FigureStyle, label: str) -> dict:
+    """The marker of a seed that reaches the target, whole where it touches the axis."""
+    look = style.mark(label)
+    return {**look, "markerfacecolor": look["color"], "marker": "o", "clip_on": False, "zorder": 4}
+
+
+def _missed(style: FigureStyle, label: str) -> dict:
+    """The marker of a seed that does not."""
+    return {**style.mark(label), "marker": ">", "clip_on": False, "zorder": 4}
+
+
+def clients(
+    lines: Mapping[str, Sequence[np.ndarray]], tenths: Mapping[str, float], path_stem: Path | str | None, seeds: str, style: FigureStyle
+) -> Figure:
+    """The distribution of accuracy over clients, of all seeds: quartiles, extremes, and the mean of the bottom 10 % as a diamond.
 
     Args:
         lines: by label, each seed's accuracies by client [K] in 0..1.
-        tenths: by label, the mean over seeds of the worst tenth.
-        path_stem: the file without suffix.
-        seeds: how many there are, in words.
+        tenths: by label, the mean over seeds of the bottom tenth.
+        path_stem: the files without suffix; None writes nothing.
+        seeds: the number of seeds in words.
+        style: of the figure.
     """
-    with canvas(0.62 + 0.24 * len(lines), path_stem) as (figure, paths):
+    style = style.with_labels(lines)
+    width = 0.6 * style.text
+    with canvas((0.62 + 0.24 * len(lines)) * style.text, path_stem, style) as figure:
         axes = figure.subplots()
-        values = [100 * np.concatenate(list(found)) for found in lines.values()]
-        axes.boxplot(
-            values,
-            positions=range(len(values)),
-            orientation="horizontal",
-            widths=0.5,
-            whis=(0, 100),
-            patch_artist=True,
-            manage_ticks=False,
-            boxprops={"facecolor": "0.88", "linewidth": 0.6},
-            medianprops={"color": "black", "linewidth": 1.2},
-            whiskerprops={"linewidth": 0.6},
-            capprops={"linewidth": 0.6},
+        for row, (label, found) in enumerate(lines.items()):
+            color = style.line(label)["color"]
+            axes.boxplot(
+                [100 * np.concatenate(list(found))],
+                positions=[row],
+                orientation="horizontal",
+                widths=0.5,
+                whis=(0, 100),
+                patch_artist=True,
+                manage_ticks=False,
+                boxprops={"facecolor": "white", "edgecolor": color, "linewidth": width},
+                medianprops={"color": color, "linewidth": 2 * width},
+                whiskerprops={"color": color, "linewidth": width},
+                capprops={"color": color, "linewidth": width},
+            )
+            axes.plot([100 * tenths[label]], [row], "D", color=color, markersize=3.4 * style.text, zorder=4, clip_on=False)
+        name_horizontal_axis(figure, "Local test accuracy of a client (%)", style)
+        grid(axes, "x")
+        row_labels(axes, list(lines), style)
+        handle = Line2D(
+            [], [], linestyle="none", marker="D", color=NEUTRAL, markersize=3.4 * style.text, label=f"bottom 10 % clients ({seeds})"
         )
-        axes.plot([100 * tenth for tenth in tenths.values()], range(len(values)), "D", color=COLORS[1], markersize=3.4, zorder=4)
-        figure.supxlabel("Accuracy of a client on its own labels (%)", fontsize=7.5)
-        axes.grid(axis="x", linewidth=0.4, color="0.88")
-        rows(axes, list(lines))
-        handle = Line2D([], [], linestyle="none", marker="D", color=COLORS[1], markersize=3.4, label=f"mean of the worst tenth ({seeds})")
         figure.legend(handles=[handle], loc="outside upper center", frameon=False, handletextpad=0.2, borderpad=0.1)
-    return paths
+    return figure
 
 
-def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str, seeds: str) -> Paths:
-    """Accuracy in the balanced test by class: a shade for each strategy and class, with its number where there is room.
+def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str | None, seeds: str, style: FigureStyle) -> Figure:
+    """Global test accuracy by class: a shade for each strategy and class, with the number where there is room.
 
     Args:
         lines: by label, accuracy by class [C] in 0..1.
-        path_stem: the file without suffix.
-        seeds: how many there are, in words.
+        path_stem: the files without suffix; None writes nothing.
+        seeds: the number of seeds in words.
+        style: of the figure.
     """
     values = 100 * np.array(list(lines.values()))
-    with canvas(0.62 + 0.24 * len(lines), path_stem) as (figure, paths):
+    with canvas((0.62 + 0.24 * len(lines)) * style.text, path_stem, style) as figure:
         axes = figure.subplots()
-        low, high = np.nanmin(values), np.nanmax(values)
-        image = axes.imshow(values, cmap="Blues", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        image = axes.imshow(values, cmap="Greys", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         if values.shape[1] <= 12:
-            for (y, x), value in np.ndenumerate(values):
-                dark = value > low + 0.55 * (high - low)
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
-        figure.supxlabel(f"Class (accuracy in %, mean over seeds, {seeds})", fontsize=7.5)
+            for (row, place), value in np.ndenumerate(values):
+                color = "white" if value > low + 0.55 * (high - low) else "black"
+                axes.text(place, row, f"{value:.0f}", ha="center", va="center", fontsize=style.font_size - 1, color=color)
+        name_horizontal_axis(figure, f"Class (accuracy in %, mean over seeds, {seeds})", style)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
         axes.spines[:].set_visible(False)
-        rows(axes, list(lines))
+        row_labels(axes, list(lines), style)
         if values.shape[1] > 12:
-            figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.05, pad=0.02).outline.set_linewidth(0.4)
-    return paths
+            bar = figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.05, pad=0.02)
+            bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    return figure
 
 
-def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str, seeds: str) -> Paths:
-    """Seconds of a round by phase, one bar a strategy.
+def phases(lines: Mapping[str, Mapping[str, float]], path_stem: Path | str | None, seeds: str, style: FigureStyle) -> Figure:
+    """Seconds per round by phase, one bar per strategy.
 
     Args:
         lines: by label and phase, seconds.
-        path_stem: the file without suffix.
-        seeds: how many there are, in words.
+        path_stem: the files without suffix; None writes nothing.
+        seeds: the number of seeds in words.
+        style: of the figure.
     """
     names = list(next(iter(lines.values())))
-    with canvas(0.62 + 0.24 * len(lines), path_stem) as (figure, paths):
+    with canvas((0.62 + 0.24 * len(lines)) * style.text, path_stem, style) as figure:
         axes = figure.subplots()
         left = np.zeros(len(lines))
         for name, shade, hatch in zip(names, SHADES, HATCHES, strict=False):
             seconds = np.nan_to_num([found[name] for found in lines.values()])
-            axes.barh(
-                range(len(lines)), seconds, left=left, height=0.6, color=shade, hatch=hatch, edgecolor="black", linewidth=0.4, label=name
-            )
+            look = {"height": 0.6, "color": shade, "hatch": hatch, "edgecolor": "black", "linewidth": 0.4 * style.text}
+            axes.barh(range(len(lines)), seconds, left=left, label=name, **look)  # type: ignore[arg-type]
             left = left + seconds
-        figure.supxlabel(f"Seconds a round: median of rounds, mean of seeds ({seeds})", fontsize=7.5)
-        axes.grid(axis="x", linewidth=0.4, color="0.88")
-        axes.set_axisbelow(True)
-        rows(axes, list(lines))
+        name_horizontal_axis(figure, f"Seconds per round: median of rounds, mean of seeds ({seeds})", style)
+        grid(axes, "x")
+        row_labels(axes, list(lines), style)
         figure.legend(loc="outside upper center", ncols=3, frameon=False, borderpad=0.1, columnspacing=1.2)
-    return paths
+    return figure

@@ -1,8 +1,9 @@
-"""Figures of the server's generator: label accuracy by class and round, loss terms, and latents in two dimensions."""
+"""Figures of the server's generator: label accuracy by class and round, loss terms, and embeddings in two dimensions."""
 
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,20 +17,42 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedkd.errors import RunFolderError
-from simulations.reports.figures.selection import LINES, Drawing, parts
-from simulations.reports.figures.style import COLORS, canvas, legend, legend_shape, limits, line_style
-from simulations.reports.groups import Group
+from simulations.reports.figures.drawing import MAX_LINES, Drawing, parts
+from simulations.reports.figures.style import (
+    COLORS,
+    DASHES,
+    NEUTRAL,
+    FigureStyle,
+    band,
+    below,
+    canvas,
+    grid,
+    legend,
+    legend_height,
+    limits,
+    spread_text,
+    wrapped,
+)
+from simulations.reports.groups import Group, file_slugs
 from simulations.reports.statistics import interval
 from simulations.run_folder.reader import FederatedRun
 
 READERS = {
     "label_accuracy_ensemble": "Ensemble of the round's clients",
     "label_accuracy_global_model": "Global model",
-    "label_accuracy_clients_with_class": "Clients that hold the class",
-    "label_accuracy_clients_without_class": "Clients that hold none of it",
+    "label_accuracy_clients_with_class": "Clients with the class",
+    "label_accuracy_clients_without_class": "Clients without the class",
 }
+"""Columns of ``generator.csv`` on the models that classify generated examples, and the titles of their panels."""
+
+DIAGNOSTICS = {"class", "pairwise_distance_generated", "pairwise_distance_real", "coverage", *READERS}
+"""Columns of ``generator.csv`` that the figures need."""
+
+EMBEDDINGS = {"class", "is_generated", "pca_1", "pca_2", "tsne_1", "tsne_2"}
+"""Columns of ``latents.csv`` that the figures need."""
 
 TERM = re.compile(r"(generator|synthesis|distillation)_(?!steps$)|train_(?!loss$)")
+"""Columns of ``metrics.csv`` with terms of losses."""
 
 TERMS = {
     "train_generated_loss": "Client:\nhead on\ngenerated",
@@ -45,80 +68,83 @@ TERMS = {
     "synthesis_adv": "Synthesis:\nadversary",
     "distillation_loss": "Distillation:\nloss",
 }
+"""Axis labels of the terms, in the order of the panels."""
 
 STAGES = {
     "global_test_accuracy_before_distillation": "mean of models",
     "global_test_accuracy": "after distillation",
     "ensemble_test_accuracy": "ensemble",
 }
+"""Columns of ``metrics.csv`` on server-side distillation, and their names."""
+
+MAX_NAMED = 30
+"""Classes of which each is named in a scatter plot, at most."""
 
 
-def planned(
-    settings: Sequence[Sequence[Group]], order: Sequence[str], output: Path, kind: str
-) -> tuple[list[Drawing], pd.DataFrame | None, list[str]]:
-    """All figures that the runs have something for, the numbers of those by class and round, and notes on what could not be read.
+def planned(settings: Sequence[Sequence[Group]], output: Path, style: FigureStyle) -> tuple[list[Drawing], pd.DataFrame | None, list[str]]:
+    """All figures that the runs have data for, the numbers by class and round, and notes on files that cannot be read.
 
     Args:
         settings: groups by setting.
-        order: all lines in the order of their colours.
-        output: the folder.
-        kind: of the intervals.
+        output: the folder of the report.
+        style: with a look for each line.
     """
-    drawings, notes, tables = [], [], []
+    drawings: list[Drawing] = []
+    notes: list[str] = []
+    tables: list[pd.DataFrame] = []
+    several = len(settings) > 1
+    together = parts([one for same in settings for one in same], "", MAX_LINES)
 
-    def draw(title: str, name: str, function: Callable[..., tuple[Path, Path]], *given: object) -> None:
-        drawings.append(Drawing(title, output / name, function, (*given, output / name)))
+    def add(title: str, name: str, function: Callable[..., Figure], *given: object) -> None:
+        drawings.append(Drawing(title, output / name, function, given, style))
 
-    together = parts([one for same in settings for one in same], "", LINES)
     for groups in settings:
-        several = len(settings) > 1
-        suffix, here = (f"_{slug(groups[0].setting)}", f" ({groups[0].setting})") if several else ("", "")
+        suffix, here = (f"_{groups[0].slug}", f", {groups[0].setting}") if several and groups[0].setting else ("", "")
         for number, part in together:
             mine = [one for one in part if one in groups]
             if terms := loss_terms(mine):
-                title, name = f"Losses of server and clients, and their terms without weights{here}", f"server_losses{suffix}{number}"
-                draw(title, name, losses, mine, terms, order, kind)
-        if told := [one for one in groups if all("global_test_accuracy_before_distillation" in run.metrics for run in one.runs)]:
-            draw(f"Before and after the server's own training{here}", f"server_accuracy{suffix}", stages, told, kind)
-        found = [(one, *diagnosed(one, notes)) for one in groups]
-        found = [(one, table, latents) for one, table, latents in found if len(table) or len(latents)]
-        for one, table, latents in found:
-            name, whose = (f"{suffix}_{slug(one.line)}", f": {one.label}") if len(found) > 1 else (suffix, here)
+                add(f"Loss terms of server and clients, unweighted{here}", f"server_losses{suffix}{number}", losses, mine, terms)
+        if distilled := [one for one in groups if all("global_test_accuracy_before_distillation" in run.metrics for run in one.runs)]:
+            add(f"Before and after server-side distillation{here}", f"server_accuracy{suffix}", stages, distilled)
+        found = [(one, *diagnostics(one, notes)) for one in groups]
+        found = [(one, table, embeddings) for one, table, embeddings in found if len(table) or len(embeddings)]
+        slugs = file_slugs([one.line for one, _, _ in found])
+        for (one, table, embeddings), slug in zip(found, slugs, strict=True):
+            name, whose = (f"{suffix}_{slug}", f", {one.label}") if len(found) > 1 else (suffix, here)
             if len(table):
-                draw(f"How often generated labels are read back{whose}", f"generator_fidelity{name}", fidelity, table, len(one.runs))
-                draw(f"Diversity of what is generated{whose}", f"generator_diversity{name}", diversity, table, len(one.runs))
+                add(f"Label accuracy of generated examples{whose}", f"generator_fidelity{name}", label_accuracy, table, len(one.runs))
+                add(f"Diversity of generated examples{whose}", f"generator_diversity{name}", diversity, table, len(one.runs))
                 tables.append(table.assign(label=one.label, num_seeds=len(one.runs)))
-            if len(latents):
-                draw(f"Generated and real latents{whose}", f"generator_latents{name}", scatter, latents)
+            if len(embeddings):
+                add(f"Generated and real embeddings{whose}", f"generator_latents{name}", scatter, embeddings)
     if not tables:
         return drawings, None, notes
     return drawings, pd.concat(tables)[["label", "num_seeds", *tables[0].columns[:-2]]], notes
 
 
-def slug(text: str) -> str:
-    """A label as part of a file's name."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-")
+def diagnostics(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The generator's diagnostics of a group, and the embeddings of its first seed in the last diagnosed round.
 
+    Args:
+        one: the group.
+        notes: gains a line for each file that cannot be read.
 
-def diagnosed(one: Group, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The mean over seeds of ``generator.csv``, a row for a round and class that all of them have, with the number of seeds of which each reader's
-    fidelity is known; and the first seed's latents of its last round. Either is empty where a run has none, or where it cannot be read, for
-    which ``notes`` gains a line."""
-    frames = [
-        rows(run, "generator", {"class", "pairwise_distance_generated", "pairwise_distance_real", "coverage", *READERS}, notes)
-        for run in one.runs
-    ]
-    latents = rows(one.runs[0], "latents", {"class", "is_generated", "pca_1", "pca_2", "tsne_1", "tsne_2"}, notes)
-    latents = latents[latents["round"] == latents["round"].max()] if len(latents) else latents
-    if not all(len(frame) for frame in frames):
-        return pd.DataFrame(), latents
+    Returns:
+        The mean over seeds of ``generator.csv``, a row per round and class that all seeds have, with the number of seeds that know each
+        label accuracy (``*_seeds``); and the rows of ``latents.csv``. Either is empty where a run has none.
+    """
+    frames = [read_table(run, "generator", DIAGNOSTICS, notes) for run in one.runs]
+    embeddings = read_table(one.runs[0], "latents", EMBEDDINGS, notes)
+    embeddings = embeddings[embeddings["round"] == embeddings["round"].max()] if len(embeddings) else embeddings
+    if not all(len(table) for table in frames):
+        return pd.DataFrame(), embeddings
     by_class = pd.concat(frames).groupby(["round", "class"])
-    told = by_class[list(READERS)].count().add_suffix("_seeds")  # of a class nobody may hold, or everybody
-    return by_class.mean().join(told)[by_class.size() == len(frames)].reset_index(), latents
+    known = by_class[list(READERS)].count().add_suffix("_seeds")  # every client of a round can have a class, or none
+    return by_class.mean().join(known)[by_class.size() == len(frames)].reset_index(), embeddings
 
 
-def rows(run: FederatedRun, name: str, needed: set[str], notes: list[str]) -> pd.DataFrame:
-    """A table of a run as far as its rounds are reported; empty where there is none, or it holds something else than these numbers."""
+def read_table(run: FederatedRun, name: str, needed: set[str], notes: list[str]) -> pd.DataFrame:
+    """The rows of a file of the run, up to its last reported round; empty where there is no file, or ``notes`` says why it is unusable."""
     path = run.folder / f"{name}.csv"
     if not (path.is_file() and path.stat().st_size):
         return pd.DataFrame()
@@ -126,8 +152,8 @@ def rows(run: FederatedRun, name: str, needed: set[str], notes: list[str]) -> pd
         table = pd.read_csv(path)
         if lacking := sorted({"round", *needed} - set(table)):
             raise RunFolderError(f"it lacks {', '.join(lacking)}")
-        if odd := [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]:
-            raise RunFolderError(f"something else is in {', '.join(odd)}")
+        if odd := [str(column) for column in table if not pd.api.types.is_numeric_dtype(table[column])]:
+            raise RunFolderError(f"text is in {', '.join(odd)}")
     except (ValueError, OSError) as error:
         notes.append(f"no figure of the generator: {path} must be a table of numbers ({' '.join(str(error).split())})")
         return pd.DataFrame()
@@ -135,166 +161,205 @@ def rows(run: FederatedRun, name: str, needed: set[str], notes: list[str]) -> pd
 
 
 # ------------------------------------------------------------------------------------------------------------ heat maps
-def fidelity(table: pd.DataFrame, number: int, path_stem: Path) -> tuple[Path, Path]:
-    """The mean over ``number`` seeds: how often the label of what was generated is read back, by class and round and by who reads; grey where nobody can."""
+def label_accuracy(table: pd.DataFrame, number: int, path_stem: Path | None, style: FigureStyle) -> Figure:
+    """How often a model assigns its intended label to a generated example, by class and round; gray where no such client exists.
+
+    Args:
+        table: of :func:`diagnostics`, means over seeds.
+        number: of seeds.
+        path_stem: the files without suffix; None writes nothing.
+        style: of the figure.
+    """
     columns = [column for column in READERS if table[column].notna().any()]
-    with canvas(0.45 + panel_height(table) * len(columns), path_stem) as (figure, paths):
+    with canvas((0.45 + panel_height(table) * len(columns)) * style.text, path_stem, style) as figure:
         panels = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, column in zip(panels, columns, strict=True):
-            shown = heat(axes, table, 100 * table[column], READERS[column], Normalize(0, 100))
-        panels[-1].set_xlabel("Communication round")
-        told = table[[f"{column}_seeds" for column in columns]].to_numpy()
-        seeds = f"n = {number}" if (told[told > 0] == number).all() else f"of up to {number} seeds"
-        figure.colorbar(shown, ax=list(panels), label=f"Label read back (%), {seeds}", aspect=40, pad=0.02)
-    return paths
+        shown = [heat_map(axes, table, 100 * table[column], READERS[column], Normalize(0, 100)) for axes, column in zip(panels, columns)]
+        panels[-1].set_xlabel("Server round")
+        known = table[[f"{column}_seeds" for column in columns]].to_numpy()
+        seeds = f"n = {number}" if (known[known > 0] == number).all() else f"of up to {number} seeds"
+        figure.colorbar(shown[-1], ax=list(panels), label=f"Label accuracy (%), {seeds}", aspect=40, pad=0.02)
+    return figure
 
 
-def diversity(table: pd.DataFrame, number: int, path_stem: Path) -> tuple[Path, Path]:
-    """Means over ``number`` seeds: how far apart generated latents of a class lie in proportion to real ones, and how many of these they cover; grey where unknown."""
+def diversity(table: pd.DataFrame, number: int, path_stem: Path | None, style: FigureStyle) -> Figure:
+    """The distance of generated embeddings of a class relative to real ones, and the coverage of real ones; gray where unknown.
+
+    Args:
+        table: of :func:`diagnostics`, means over seeds.
+        number: of seeds.
+        path_stem: the files without suffix; None writes nothing.
+        style: of the figure.
+    """
     ratio = (table["pairwise_distance_generated"] / table["pairwise_distance_real"]).where(lambda value: np.isfinite(value) & (value > 0))
-    parts = [(ratio, f"Distance within a class: generated / real, n = {number}", ratio_norm(ratio))]
-    parts += [(table["coverage"], f"Coverage of real latents, n = {number}", Normalize(0, 1))]
-    parts = [part for part in parts if part[0].notna().any()]
-    with canvas(0.45 + panel_height(table) * max(1, len(parts)), path_stem) as (figure, paths):
-        panels = figure.subplots(max(1, len(parts)), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (values, title, norm) in zip(panels, parts):
-            bar = figure.colorbar(heat(axes, table, values, title, norm), ax=axes, aspect=14, pad=0.02)
+    maps: list[tuple[pd.Series, str, Normalize]] = [
+        (ratio, f"Distance in a class: generated / real, n = {number}", ratio_norm(ratio)),
+        (table["coverage"], f"Coverage of real embeddings, n = {number}", Normalize(0, 1)),
+    ]
+    maps = [part for part in maps if part[0].notna().any()]
+    with canvas((0.45 + panel_height(table) * max(1, len(maps))) * style.text, path_stem, style) as figure:
+        panels = figure.subplots(max(1, len(maps)), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (values, title, norm) in zip(panels, maps):
+            bar = figure.colorbar(heat_map(axes, table, values, title, norm), ax=axes, aspect=14, pad=0.02)
             if isinstance(norm, LogNorm):
-                bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if norm.vmax > 5 * norm.vmin else MaxNLocator(4))
+                wide = (norm.vmax or 1.0) > 5 * (norm.vmin or 1.0)
+                bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))
                 bar.ax.yaxis.set_major_formatter("{x:g}")
                 bar.ax.yaxis.set_minor_locator(NullLocator())
-        panels[-1].set_xlabel("Communication round")
-    return paths
+        panels[-1].set_xlabel("Server round")
+    return figure
 
 
 def ratio_norm(ratio: pd.Series) -> LogNorm:
-    """A logarithmic scale that holds 1, equal distances, and all values."""
+    """A logarithmic scale that holds 1, where distances are equal, and all values."""
     return LogNorm(min(0.8, ratio.min()), max(1.25, ratio.max()))
 
 
 def panel_height(table: pd.DataFrame) -> float:
-    """Inches of one heat map."""
+    """Inches of one heat map, at 7 points."""
     return float(np.clip(0.09 * table["class"].nunique() + 0.2, 0.8, 1.9))
 
 
-def heat(axes: Axes, table: pd.DataFrame, values: pd.Series, title: str, norm: Normalize) -> AxesImage:
-    """Classes by rounds; bright is much, in greyscale too."""
-    grid = values.set_axis(pd.MultiIndex.from_frame(table[["class", "round"]])).unstack("round")
+def heat_map(axes: Axes, table: pd.DataFrame, values: pd.Series, title: str, norm: Normalize) -> AxesImage:
+    """Classes by rounds; a bright cell is a large value, in grayscale too."""
+    cells = values.set_axis(pd.MultiIndex.from_frame(table[["class", "round"]])).unstack("round")
     axes.set_facecolor("0.8")
-    shown = axes.imshow(np.ma.masked_invalid(grid.to_numpy(float)), cmap="cividis", norm=norm, aspect="auto", interpolation="nearest")
-    axes.set_title(title, fontsize=7, loc="left", pad=2)
-    every, classes = -(-len(grid.columns) // 8), -(-len(grid) // 10)
-    axes.set_xticks(range(0, len(grid.columns), every), grid.columns[::every])
-    axes.set_yticks(range(0, len(grid), classes), grid.index[::classes])
+    masked = np.ma.masked_invalid(cells.to_numpy(float))
+    shown = axes.imshow(masked, cmap="cividis", norm=norm, aspect="auto", interpolation="nearest")
+    axes.set_title(title, loc="left", pad=2)
+    every, classes = -(-len(cells.columns) // 8), -(-len(cells) // 10)
+    axes.set_xticks(range(0, len(cells.columns), every), [str(name) for name in cells.columns[::every]])
+    axes.set_yticks(range(0, len(cells), classes), [str(name) for name in cells.index[::classes]])
     axes.set_ylabel("Class")
     return shown
 
 
 # ---------------------------------------------------------------------------------------------------------------- lines
 def loss_terms(groups: Sequence[Group]) -> list[str]:
-    """The terms that the server's training has, and the clients' beside cross-entropy, in their order."""
-    terms = list(dict.fromkeys(c for one in groups for c in one.runs[0].metrics if TERM.match(c) and one.runs[0].metrics[c].notna().any()))
+    """The terms of the server's losses, and of the clients' losses without cross-entropy, in the order of the panels."""
+    metrics = [one.runs[0].metrics for one in groups]
+    terms = list(dict.fromkeys(str(name) for table in metrics for name in table if TERM.match(str(name)) and table[name].notna().any()))
     return sorted(terms, key=lambda term: list(TERMS).index(term) if term in TERMS else len(TERMS))
 
 
-def losses(groups: Sequence[Group], terms: Sequence[str], order: Sequence[str], kind: str, path_stem: Path) -> tuple[Path, Path]:
-    """Every one of ``terms`` by round: means over seeds and 95 % intervals."""
-    told = {one.line: one for one in groups if any(term in one.runs[0].metrics for term in terms)}
-    styles, frames = (
-        {label: order.index(label) for label in told},
-        {label: [run.metrics for run in one.runs] for label, one in told.items()},
-    )
-    with canvas(0.4 + 0.95 * len(terms) + 0.14 * (1 + legend_shape(frames)[0]), path_stem) as (figure, paths):
-        panels = figure.subplots(len(terms), 1, sharex=True, squeeze=False)[:, 0]
+def losses(groups: Sequence[Group], terms: Sequence[str], path_stem: Path | None, style: FigureStyle) -> Figure:
+    """Each of ``terms`` by round: means over seeds and their intervals, a panel per term."""
+    drawn = {one.line: one for one in groups if any(term in one.runs[0].metrics for term in terms)}
+    frames = {label: [run.metrics for run in one.runs] for label, one in drawn.items()}
+    style = style.with_labels(drawn)
+    seeds = {label: len(tables) for label, tables in frames.items()}
+    height = (0.4 + 0.95 * len(terms)) * style.text + legend_height(seeds, style)
+    with canvas(height, path_stem, style) as figure:
+        panels = list(figure.subplots(len(terms), 1, sharex=True, squeeze=False)[:, 0])
         for axes, term in zip(panels, terms, strict=True):
-            for label in told:
-                if all(term in frame for frame in frames[label]):
-                    curve(axes, frames[label], term, 1.0, line_style(styles[label]), kind)
+            for label, tables in frames.items():
+                if all(term in table for table in tables):
+                    curve(axes, tables, term, 1.0, style.line(label), style)
             axes.set_ylabel(TERMS.get(term, term.replace("_", "\n", 1)))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.grid(axis="y", linewidth=0.4, color="0.88")
+            grid(axes, "y")
         by_round(figure, panels)
-        legend(figure, frames, styles, kind)
-    return paths
+        legend(figure, seeds, style)
+    return figure
 
 
-def stages(told: Sequence[Group], kind: str, path_stem: Path) -> tuple[Path, Path]:
-    """Balanced test before and after each distillation on the server, and of the ensemble where it was measured: a panel a strategy."""
-    with canvas(0.5 + 1.25 * len(told), path_stem) as (figure, paths):
-        panels, shown = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0], set()
-        for axes, one in zip(panels, told, strict=True):
-            for style, column in enumerate(STAGES):
+def stages(groups: Sequence[Group], path_stem: Path | None, style: FigureStyle) -> Figure:
+    """Global test accuracy before and after server-side distillation, and of the ensemble where it was measured: a panel per strategy."""
+    style = style.with_labels(one.line for one in groups)
+    with canvas((0.5 + 1.25 * len(groups)) * style.text, path_stem, style) as figure:
+        panels = list(figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0])
+        shown = set()
+        for axes, one in zip(panels, groups, strict=True):
+            ends = []
+            for place, column in enumerate(STAGES):
                 if all(column in run.metrics and run.metrics[column].notna().any() for run in one.runs):
                     shown.add(column)
-                    curve(axes, [run.metrics for run in one.runs], column, 100.0, line_style(style), kind)
-            limits(axes)
-            axes.set_title(f"{one.line} (n = {len(one.runs)})", fontsize=7, loc="left", pad=2)
+                    look = {**style.line(one.line), "linestyle": DASHES[place], "marker": "osD"[place]}
+                    ends += curve(axes, [run.metrics for run in one.runs], column, 100.0, look, style)
+            limits(axes, ends)
+            axes.set_title(f"{one.line} (n = {len(one.runs)})", loc="left", pad=2)
             axes.set_ylabel("Accuracy (%)")
         by_round(figure, panels)
-        handles = [
-            Line2D([], [], **line_style(style), label=label) for style, (column, label) in enumerate(STAGES.items()) if column in shown
-        ]
-        title = f"Mean and 95 % interval ({kind}) over seeds" if any(len(one.runs) > 1 for one in told) else None
-        figure.legend(handles=handles, title=title, loc="outside lower center", ncols=3, frameon=False, handlelength=2.6, columnspacing=1.0)
-    return paths
+        handles = []
+        for place, (column, label) in enumerate(STAGES.items()):
+            if column in shown:
+                look = {**style.line_of(0), "color": NEUTRAL, "linestyle": DASHES[place], "marker": "osD"[place]}
+                handles.append(Line2D([], [], label=label, **look))
+        below(figure, handles, style, 3, spread_text([len(one.runs) for one in groups], style))
+    return figure
 
 
-def curve(axes: Axes, frames: Sequence[pd.DataFrame], column: str, scale: float, style: dict, kind: str) -> None:
-    """The mean over seeds, and its interval where there are several."""
-    values = scale * pd.concat([frame.set_index("round")[column] for frame in frames], axis=1).dropna()
+def curve(
+    axes: Axes, frames: Sequence[pd.DataFrame], column: str, scale: float, look: dict[str, Any], style: FigureStyle
+) -> list[tuple[float, float]]:
+    """Draw the mean over seeds by round and its band where there are several seeds, and return the ends of the band."""
+    values = scale * pd.concat([table.set_index("round")[column] for table in frames], axis=1).dropna()
     if values.empty:
-        return
-    mean, low, high = interval(values.to_numpy().T, kind)
-    axes.plot(values.index, mean, **style, markevery=max(1, len(values) // 7))
-    if values.shape[1] > 1:
-        axes.fill_between(values.index, low, high, color=style["color"], alpha=0.16, linewidth=0)
+        return []
+    seeds = values.to_numpy().T
+    mean, low, high = interval(seeds, style.kind)
+    axes.plot(values.index, mean, **look, markevery=max(1, len(values) // 7))
+    ends = {"low": low, "high": high, "min": seeds.min(axis=0), "max": seeds.max(axis=0), "n": len(seeds)}
+    return band(axes, {"x": values.index, **ends}, look["color"], style)
 
 
 def by_round(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Rounds below the last of the panels."""
+    """The axis of rounds below the last of the panels."""
     figure.align_ylabels()
-    panels[-1].set_xlabel("Communication round")
+    panels[-1].set_xlabel("Server round")
     panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
-LABELLED = 30
-"""Classes at most that are named within a scatter."""
+# ---------------------------------------------------------------------------------------------------------- embeddings
+def scatter(embeddings: pd.DataFrame, path_stem: Path | None, style: FigureStyle) -> Figure:
+    """Generated and real embeddings of one round by PCA and by t-SNE.
 
-
-def scatter(latents: pd.DataFrame, path_stem: Path) -> tuple[Path, Path]:
-    """Generated and real latents of one round by PCA and by t-SNE; a class's number stands at its median, or, boxed, beside that of the
-    generated ones."""
-    with canvas(5.3, path_stem) as (figure, paths):
+    The number of a class stands at its median, in a box beside the median of its generated embeddings.
+    """
+    few = embeddings["class"].nunique() <= MAX_NAMED
+    with canvas(5.3 * style.width / 3.4, path_stem, style) as figure:
         for axes, (name, title) in zip(figure.subplots(2, 1), {"pca": "PCA", "tsne": "t-SNE"}.items(), strict=True):
-            for label, points in latents.groupby("class"):
-                cloud(axes, points, name, int(label), latents["class"].nunique() <= LABELLED)
+            for label in sorted(embeddings["class"].unique()):
+                cloud(axes, embeddings[embeddings["class"] == label], name, int(label), few, style)
             axes.margins(0.09)
             axes.set(xticks=(), yticks=(), xlabel=f"{title} 1", ylabel=f"{title} 2")
-        handles = [cross(axes, [], [], "0.2", "generated"), dot(axes, [], [], "0.2", "real")]
-        named = ", numbers are classes (boxed: generated)" if latents["class"].nunique() <= LABELLED else " over classes"
-        title = f"Round {int(latents['round'].iloc[0])}; colours repeat{named}"
-        figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2, frameon=False)
-    return paths
+        empty = np.empty(0)
+        handles = [generated_points(axes, empty, empty, "0.2", style, "generated"), real_points(axes, empty, empty, "0.2", style, "real")]
+        named = ", numbers are classes (boxed: generated)" if few else " over classes"
+        title = wrapped(f"Round {int(embeddings['round'].iloc[0])}; colors repeat{named}", style)
+        shown = figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2, frameon=False)
+        shown.get_title().set_multialignment("center")
+    return figure
 
 
-def cloud(axes: Axes, points: pd.DataFrame, name: str, label: int, named: bool) -> None:
-    """The latents of one class, and its number at their medians."""
-    colour = COLORS[label % len(COLORS)]
-    for generated, mark in ((0, dot), (1, cross)):
-        at = points.loc[points["is_generated"] == generated, [f"{name}_1", f"{name}_2"]]
-        mark(axes, at[f"{name}_1"], at[f"{name}_2"], colour)
+def cloud(axes: Axes, points: pd.DataFrame, name: str, label: int, named: bool, style: FigureStyle) -> None:
+    """The embeddings of one class, and its number at their medians."""
+    color = COLORS[label % len(COLORS)]
+    for generated, draw in ((0, real_points), (1, generated_points)):
+        at = points.loc[points["is_generated"] == generated, [f"{name}_1", f"{name}_2"]].to_numpy(float)
+        draw(axes, at[:, 0], at[:, 1], color, style)
         if named and len(at):
-            box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8} if generated else None
-            effects = () if generated else (withStroke(linewidth=1.8, foreground="white"),)
-            style = {"ha": "center", "va": "center", "fontsize": 7, "fontweight": "bold", "zorder": 4, "path_effects": effects}
-            axes.annotate(str(label), at.median(), (7, 7) if generated else (0, 0), textcoords="offset points", bbox=box, **style)
+            box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": color, "linewidth": 0.8} if generated else None
+            x, y = np.median(at, axis=0)
+            axes.annotate(
+                str(label),
+                (float(x), float(y)),
+                (7, 7) if generated else (0, 0),
+                textcoords="offset points",
+                bbox=box,
+                ha="center",
+                va="center",
+                fontsize=style.font_size,
+                fontweight="bold",
+                zorder=4,
+                path_effects=() if generated else (withStroke(linewidth=1.8, foreground="white"),),
+            )
 
 
-def dot(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: str | None = None) -> PathCollection:
-    """Real latents."""
-    return axes.scatter(x, y, s=9, marker="o", facecolor=colour, alpha=0.55, linewidths=0, zorder=2, label=label)
+def real_points(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, style: FigureStyle, label: str | None = None) -> PathCollection:
+    """Real embeddings, as dots."""
+    return axes.scatter(x, y, s=9 * style.text, marker="o", facecolor=color, alpha=0.55, linewidths=0, zorder=2, label=label)
 
 
-def cross(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: str | None = None) -> PathCollection:
-    """Generated latents."""
-    return axes.scatter(x, y, s=9, marker="x", color=colour, linewidths=0.6, zorder=3, label=label)
+def generated_points(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, style: FigureStyle, label: str | None = None) -> PathCollection:
+    """Generated embeddings, as crosses."""
+    return axes.scatter(x, y, s=9 * style.text, marker="x", color=color, linewidths=0.6, zorder=3, label=label)

@@ -1,177 +1,184 @@
-"""Which figures a report has: each is one function of :mod:`figures` or :mod:`charts`, drawn in as many processes as there are cores."""
+"""The figures that a report of federated runs has."""
 
-import re
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from simulations.process import cores
+from simulations.reports.arrangement import ordered_lines, ordered_settings
+from simulations.reports.curves import EMPTY, X_AXES, axes_of, curve
 from simulations.reports.figures import comparison, convergence
-from simulations.reports.figures.style import over
+from simulations.reports.figures.drawing import MAX_LINES, MAX_ROWS, Drawing, parts
+from simulations.reports.figures.label_distribution import label_distribution
+from simulations.reports.figures.style import FigureStyle, assign_slots, seeds_text
 from simulations.reports.groups import Group, gather
-from simulations.reports.statistics import worst_tenth
-from simulations.reports.summary import ALONG, NOTHING, PANELS, WAYS, by_seed, curve, is_baseline, settings
-from simulations.reports.tables import clients, federated
-from simulations.reports.tables.clients import PHASES, held
+from simulations.reports.options import ReportOptions
+from simulations.reports.statistics import bottom_tenth
+from simulations.reports.summary import by_seed, has_clock, last_rounds
+from simulations.reports.tables.clients import PHASES, class_accuracies, final_accuracies, label_counts
+from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import SETTING
 
-LINES, ROWS = 8, 20
-"""Strategies that one figure tells apart, as curves and as rows; more are drawn in parts, the baseline in each."""
-
-FEW = 6
-"""Figures that are not worth more processes."""
+CAPTIONS = {"rounds": "Accuracy by round", "bytes": "Accuracy by traffic", "time": "Accuracy by simulated time"}
+"""Captions of the curves, by horizontal axis."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of a report: what it shows, its files without suffix, and the function that writes them."""
-
-    title: str
-    stem: Path
-    draw: Callable[..., tuple[Path, Path]]
-    given: tuple[Any, ...]
-
-    @property
-    def paths(self) -> tuple[Path, Path]:
-        """The PDF and the PNG."""
-        return self.stem.with_name(self.stem.name + ".pdf"), self.stem.with_name(self.stem.name + ".png")
-
-    def write(self) -> tuple[Path, Path]:
-        """Draw it. A ``ValueError`` is raised where there is nothing to draw."""
-        return self.draw(*self.given)
+def style_of(groups: Sequence[Group], options: ReportOptions) -> FigureStyle:
+    """The look of all figures of a report: each line has one color, dash pattern and marker."""
+    strategies = {one.line: one.strategy for one in groups}
+    names = {line: STRATEGY_NAMES.get(strategies[line], strategies[line]) for line in ordered_lines(groups)}
+    return figure_style(options, assign_slots(names))
 
 
-def write(drawings: Sequence[Drawing]) -> None:
-    """Draw all of them."""
-    workers = min(cores() if sys.platform == "linux" else 1, len(drawings))  # elsewhere forks are not safe
-    if workers <= 1 or len(drawings) <= FEW:
-        for one in drawings:
-            one.write()
-        return
-    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-        for done in [pool.submit(one.draw, *one.given) for one in drawings]:
-            done.result()
+def figure_style(options: ReportOptions, slots: dict[str, int]) -> FigureStyle:
+    """The look of figures by the options of a report."""
+    width = FigureStyle.width if options.width is None else float(options.width)
+    return FigureStyle(width, float(options.font_size), options.formats, options.band, options.kind, slots=slots)
 
 
-def planned(groups: Sequence[Group], output: Path, baseline: str, target: float | None, kind: str) -> tuple[list[Drawing], list[str]]:
-    """All figures, and notes on those that cannot be drawn."""
+def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style: FigureStyle) -> tuple[list[Drawing], list[str]]:
+    """All figures of federated runs but those of generators, and notes on figures that cannot be drawn.
+
+    Args:
+        groups: of all settings.
+        output: the folder of the report.
+        options: of the report.
+        style: of :func:`style_of`.
+    """
     found: list[Drawing] = []
     notes: list[str] = []
-    if len(settings(groups)) > 1:
-        for suffix, part in parts(groups, baseline, LINES):
-            found.append(_by_setting(part, output / f"by_setting{suffix}", kind))
-    for same in gather(groups, lambda one: one.runs[0].part(SETTING)):
-        name = "_" + re.sub(r"[^\w.]+", "-", same[0].setting).strip("-") if len(settings(groups)) > 1 else ""
-        here = f" ({same[0].setting})" if same[0].setting else ""
-        for suffix, part in parts(groups, baseline, LINES):
-            found += _curves(part, same, here, output, f"{name}{suffix}", kind)
-        for suffix, part in parts(groups, baseline, ROWS):
-            part = [one for one in part if one in same]
-            found += _rows(part, here, output, f"{name}{suffix}", target, kind) if part else []
-        counts = held(same)
+    baseline, several = options.baseline or "fedavg", len(ordered_settings(groups)) > 1
+    if several:
+        for suffix, part in parts(groups, baseline, MAX_LINES):
+            found.append(by_setting(part, output / f"by_setting{suffix}", options, style))
+            if options.panels == "settings":
+                found += panels(part, output, suffix, options, style)
+    for same in gather(sorted(groups, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING)):
+        name, here = (f"_{same[0].slug}", f", {same[0].setting}") if several and same[0].setting else ("", "")
+        for suffix, part in parts(groups, baseline, MAX_LINES):
+            if options.panels == "none" or not several:
+                found += curves(part, same, here, output, f"{name}{suffix}", options, style)
+        for suffix, part in parts(groups, baseline, MAX_ROWS):
+            mine = [one for one in part if one in same]
+            found += row_figures(mine, here, output, f"{name}{suffix}", options, style) if mine else []
+        counts = label_counts(same)
         if counts:
-            stem = output / f"partition{name}"
-            found.append(Drawing(f"Label distribution, seed {min(counts)}{here}", stem, convergence.partition, (counts[min(counts)], stem)))
+            stem = output / f"label_distribution{name}"
+            found.append(Drawing(f"Label distribution{here}, seed {min(counts)}", stem, label_distribution, (counts[min(counts)],), style))
         else:
-            notes.append(f"no figure of the partition of {same[0].label}: partition.npz must hold the array 'counts', of some examples")
+            notes.append(f"no figure of the label distribution of {same[0].label}: partition.npz must hold the array 'counts', not all 0")
     return found, notes
 
 
-def parts(groups: Sequence[Group], baseline: str, most: int) -> list[tuple[str, list[Group]]]:
-    """Groups in parts of no more than ``most`` lines, tuned and untuned apart where they are many, the baseline first in each.
-
-    A line is in the same part, and in the same place there, on every setting, so that it looks the same in all figures.
-    """
-    lines = federated.ordered_lines(groups)
-    if len(lines) <= most:
-        return [("", sorted(groups, key=lambda one: lines.index(one.line)))]
-    tuned = {one.line: one.tuned for one in groups}
-    base = {one.line for one in groups if is_baseline(one, baseline)}
-    cut: list[list[str]] = []
-    for same in gather(lines, lambda line: tuned[line]):
-        first = [line for line in same if line in base][: most // 2]
-        rest = [line for line in same if line not in first]
-        number = max(1, -(-len(rest) // (most - len(first))))
-        size = max(1, -(-len(rest) // number))  # as many in each
-        cut += [first + rest[start : start + size] for start in range(0, len(rest), size)] or [first]
-    return [
-        (f"_{number}", sorted((o for o in groups if o.line in part), key=lambda o: part.index(o.line)))
-        for number, part in enumerate(cut, 1)
-    ]
+def axis_labels(options: ReportOptions) -> dict[str, str]:
+    """Axis labels by column, of the curves that the options choose."""
+    return {metric.column: metric.axis for metric in options.metrics}
 
 
-def curves_of(groups: Sequence[Group], kind: str) -> pd.DataFrame:
-    """The numbers behind all curves: a row a strategy, way, accuracy and point."""
-    rows = [
-        curve(one, column, along, kind).assign(label=one.label, along=along, accuracy=column)
-        for one in groups
-        for along in ALONG
-        for column in PANELS
-    ]
-    columns = ["label", "along", "accuracy", "x", "mean", "low", "high", "n"]
-    return pd.concat([rows_ for rows_ in rows if len(rows_)])[columns]
+def lines_of(part: Sequence[Group], same: Sequence[Group], along: str, options: ReportOptions) -> dict[str, dict[str, pd.DataFrame]]:
+    """The curves of a part by line and column, without points where a line is missing on the setting of ``same``."""
+    columns = list(axis_labels(options))
+    lines = {one.line: dict.fromkeys(columns, EMPTY) for one in part}
+    for one in part:
+        if one in same:
+            lines[one.line] = {column: curve(one, column, along, options.kind, options.smoothing) for column in columns}
+    return lines
 
 
-def _curves(part: Sequence[Group], same: Sequence[Group], here: str, output: Path, suffix: str, kind: str) -> list[Drawing]:
-    """Accuracy by round, by bytes and by time: the lines of a ``part``, those on one setting with numbers."""
+def curves(
+    part: Sequence[Group], same: Sequence[Group], here: str, output: Path, suffix: str, options: ReportOptions, style: FigureStyle
+) -> list[Drawing]:
+    """Accuracy by round, by traffic and by simulated time on one setting."""
     found = []
-    for along, (axis, _) in ALONG.items():
-        lines = {one.line: dict.fromkeys(PANELS, NOTHING) for one in part}
-        lines |= {one.line: {column: curve(one, column, along, kind) for column in PANELS} for one in part if one in same}
-        stem = output / f"convergence{'' if along == 'rounds' else '_by_' + along}{suffix}"
-        if any(len(frame) for frames in lines.values() for frame in frames.values()):
-            found.append(Drawing(f"Accuracy against: {axis.lower()}{here}", stem, convergence.convergence, (lines, stem, along, kind)))
+    for along in axes_of(same):
+        lines = lines_of(part, same, along, options)
+        if any(len(table) for tables in lines.values() for table in tables.values()):
+            stem = output / f"convergence{_ending(along)}{suffix}"
+            given, named = (lines,), {"along": along, "axis_labels": axis_labels(options)}
+            smooth = replace(style, smoothing=options.smoothing)
+            found.append(Drawing(f"{CAPTIONS[along]}{here}", stem, convergence.convergence, given, smooth, named))
     return found
 
 
-def _rows(groups: Sequence[Group], here: str, output: Path, suffix: str, target: float | None, kind: str) -> list[Drawing]:
-    """Figures with a row a strategy: results by seed, the way to the target, clients, classes, phases."""
+def panels(part: Sequence[Group], output: Path, suffix: str, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """The same curves for all settings in one figure, a panel per setting."""
+    found = []
+    for along in axes_of(part):
+        settings = {}
+        for setting in ordered_settings(part):
+            same = [one for one in part if one.setting == setting]
+            settings[setting] = lines_of(part, same, along, options)
+        if any(len(table) for lines in settings.values() for tables in lines.values() for table in tables.values()):
+            stem = output / f"convergence{_ending(along)}_panels{suffix}"
+            named = {"along": along, "axis_labels": axis_labels(options), "width": options.width}
+            smooth = replace(style, smoothing=options.smoothing)
+            found.append(Drawing(f"{CAPTIONS[along]}, by setting", stem, convergence.panels, (settings,), smooth, named))
+    return found
 
-    def drawing(title: str, name: str, function: Callable, lines: Any, *more: Any, last: tuple = ()) -> Drawing:
-        stem = output / f"{name}{suffix}"
-        return Drawing(f"{title}{here}", stem, function, (lines, *more, stem, *last))
 
-    finals = {one.line: pd.DataFrame({c: by_seed(one, f"{c}_last_ten") for c in PANELS}, index=list(one.seeds)) for one in groups}
-    found = [drawing("Mean of the last ten evaluated rounds, by seed", "spread", convergence.spread, finals, last=(kind,))]
-    if target is not None:
-        ways = {one.line: {way: _way(one, way, target) for way in WAYS} for one in groups}
-        found.append(drawing(f"To {100 * target:g} %, by seed", "to_target", comparison.to_target, ways, last=(target,)))
-    told = {one.line: [clients.last_accuracies(run) for run in one.runs] for one in groups}
-    told = {line: seeds for line, seeds in told.items() if all(map(len, seeds))}
-    if told:
-        tenths = {line: float(np.mean([worst_tenth(seed) for seed in seeds])) for line, seeds in told.items()}
-        n = over(map(len, told.values()))
-        found.append(drawing("Clients' accuracy in the last evaluated round", "clients", comparison.clients, told, tenths, last=(n,)))
-    told = {one.line: [clients.class_accuracies(run) for run in one.runs] for one in groups}
-    told = {line: seeds for line, seeds in told.items() if all(map(len, seeds)) and len({len(seed) for seed in seeds}) == 1}
-    if told:
-        by_class, n = {line: np.mean(seeds, axis=0) for line, seeds in told.items()}, over(map(len, told.values()))
+def _ending(along: str) -> str:
+    """The horizontal axis in the name of a file."""
+    return {"rounds": "", "bytes": "_by_bytes", "time": "_by_time"}[along]
+
+
+def row_figures(groups: Sequence[Group], here: str, output: Path, suffix: str, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """Figures with a row per strategy on one setting: results by seed, cost to the target, clients, classes, phases."""
+    last = f"last {last_rounds(groups)}"
+
+    def drawing(title: str, name: str, function: Any, *given: Any, **named: Any) -> Drawing:
+        return Drawing(f"{title}{here}", output / f"{name}{suffix}", function, given, style, named)
+
+    axes = {metric.name: metric.axis for metric in options.metrics}
+    results = {one.line: pd.DataFrame({name: by_seed(one, name) for name in axes}, index=list(one.seeds)) for one in groups}
+    found = []
+    if any(table.notna().any().any() for table in results.values()):
+        which = last if all(metric.name.endswith("last10") for metric in options.metrics) else options.metrics[0].heading
+        found.append(drawing(f"Accuracy by seed, {which}", "spread", comparison.by_seed, results, axes))
+    if options.target is not None:
+        resources = [name for name in comparison.COST_AXES if name != "time" or has_clock(groups)]
+        costs = {one.line: {name: cost(one, name, options.target) for name in resources} for one in groups}
         found.append(
-            drawing("Accuracy by class, mean of the last ten evaluated rounds", "classes", comparison.classes, by_class, last=(n,))
+            drawing(
+                f"Cost to {round(100 * options.target, 6):g} %, by seed", "to_target", comparison.to_target, costs, target=options.target
+            )
         )
+    clients = {one.line: [final_accuracies(run) for run in one.runs] for one in groups}
+    clients = {line: seeds for line, seeds in clients.items() if all(map(len, seeds))}
+    if clients:
+        tenths = {line: float(np.mean([bottom_tenth(seed) for seed in seeds])) for line, seeds in clients.items()}
+        n = seeds_text(map(len, clients.values()))
+        found.append(drawing("Local test accuracy over clients", "clients", comparison.clients, clients, tenths, seeds=n))
+    classes = {one.line: [class_accuracies(run) for run in one.runs] for one in groups}
+    classes = {line: seeds for line, seeds in classes.items() if all(map(len, seeds)) and len({len(seed) for seed in seeds}) == 1}
+    if classes and len({len(seeds[0]) for seeds in classes.values()}) == 1:
+        means, n = {line: np.mean(seeds, axis=0) for line, seeds in classes.items()}, seeds_text(map(len, classes.values()))
+        found.append(drawing(f"Global test accuracy by class, {last}", "classes", comparison.classes, means, seeds=n))
     seconds = {one.line: {title: float(np.mean(by_seed(one, f"{name}_median"))) for name, title in PHASES.items()} for one in groups}
-    return [*found, drawing("Seconds a round", "phases", comparison.phases, seconds, last=(over(len(one.runs) for one in groups),))]
+    n = seeds_text(len(one.runs) for one in groups)
+    return [*found, drawing("Seconds per round by phase", "phases", comparison.phases, seconds, seeds=n)]
 
 
-def _way(one: Group, way: str, target: float) -> list[tuple[float, bool]]:
-    """For each seed what it spends, and whether it gets there."""
-    scale = 1e-6 if way == "bytes" else 1.0
-    reached = np.isfinite(by_seed(one, f"{way}_to_target", target))
-    return [(scale * value, bool(there)) for value, there in zip(by_seed(one, f"{way}_spent", target), reached, strict=True)]
+def cost(one: Group, resource: str, target: float) -> list[tuple[float, bool]]:
+    """For each seed the amount of a resource until the target, and whether the target is reached."""
+    scale = X_AXES[resource][1]
+    reached = np.isfinite(by_seed(one, f"{resource}_to_target", target))
+    return [(scale * value, bool(there)) for value, there in zip(by_seed(one, f"{resource}_spent", target), reached, strict=True)]
 
 
-def _by_setting(groups: Sequence[Group], stem: Path, kind: str) -> Drawing:
-    """Final accuracy by heterogeneity."""
-    names = settings(groups)
-    lines: dict[str, dict[str, list]] = {one.line: {column: [None] * len(names) for column in PANELS} for one in groups}
-    for column in PANELS:
-        for one, cell in zip(groups, federated.percents(groups, f"{column}_last10", kind), strict=True):
-            lines[one.line][column][names.index(one.setting)] = cell
-    return Drawing("Mean of the last ten evaluated rounds, by setting", stem, comparison.by_setting, (lines, names, stem, kind))
+def by_setting(groups: Sequence[Group], stem: Path, options: ReportOptions, style: FigureStyle) -> Drawing:
+    """Accuracy against the setting."""
+    names = ordered_settings(groups)
+    lines: dict[str, dict[str, list[comparison.Spread | None]]] = {
+        one.line: {metric.name: [None] * len(names) for metric in options.metrics} for one in groups
+    }
+    for one in groups:
+        for metric in options.metrics:
+            spread = comparison.spread_of(100 * np.array(by_seed(one, metric.name), float), options.kind)
+            lines[one.line][metric.name][names.index(one.setting)] = spread
+    axes = {metric.name: metric.axis for metric in options.metrics}
+    which = options.metrics[0].heading if options.metric is not None else "last 10"
+    title = f"Accuracy by setting, {which.replace('last 10', f'last {last_rounds(groups)}')}"
+    return Drawing(title, stem, comparison.by_setting, (lines, names, axes), style)

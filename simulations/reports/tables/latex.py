@@ -1,28 +1,34 @@
-"""Tables as LaTeX, by pandas' Styler: rules of booktabs, the best in bold, the second underlined, mean ± interval."""
+"""Tables in LaTeX, written by pandas' Styler: booktabs rules, the best mean in bold, the second underlined."""
 
 import re
+from unicodedata import name
 
 import pandas as pd
 
 from simulations.reports.tables.table import Table
 
-SIGNS = {"±": r"$\pm$", ">": r"$>$", "<": r"$<$", "−": r"$-$"}
+GREEK = {sign: f"$\\{name(sign).rpartition(' ')[2].lower().replace('lamda', 'lambda')}$" for sign in "αβγδεζηθκλμνξπρστφχψω"}
+
+SIGNS = {"±": r"$\pm$", ">": r"$>$", "<": r"$<$", "−": r"$-$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$"} | GREEK
+"""Signs that stand in mathematics; Greek letters can stand in names that the user gives."""
 
 ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+"""Characters that LaTeX would read as commands."""
 
 STYLES = {"best": "textbf:--rwrap;", "second": "underline:--rwrap;", "": ""}
+"""The style of a cell, as pandas writes it."""
 
 
 def latex(table: Table) -> str:
-    r"""The table as a ``table`` environment, to be read by ``\input``; the document loads ``booktabs``."""
-    frame = pd.DataFrame({escaped(column.title): [_text(cell.text) for cell in column.cells] for column in table.columns})
+    r"""The table as a ``table`` environment, to be read by ``\input``. The document loads the package ``booktabs``."""
+    frame = pd.DataFrame({_text(column.title): [_text(cell.text) for cell in column.cells] for column in table.columns})
     marks = [[STYLES[cell.mark] for cell in row] for row in table.rows]
     styler = frame.style.hide(axis="index").apply(lambda shown: pd.DataFrame(marks, shown.index, shown.columns), axis=None)
     body = styler.to_latex(
         hrules=True,
         column_format="".join("l" if column.text else "r" for column in table.columns),
         label=f"tab:{table.name}",
-        caption=" ".join(part for part in (f"{escaped(table.title)}." if table.title else "", _text(caption(table))) if part),
+        caption=_text(" ".join(part for part in (f"{table.title}." if table.title else "", caption(table)) if part)),
         position="tb",
         position_float="centering",
     )
@@ -30,24 +36,23 @@ def latex(table: Table) -> str:
 
 
 def caption(table: Table) -> str:
-    """The legend, in one paragraph, and what bold and underlined mean where there is any."""
-    said = " ".join(table.legend.split())
-    return f"{said} Bold: the best mean{' between two rules' if table.begins else ''}; underlined: the second." if table.marked else said
+    """The legend in one paragraph, with the meaning of bold and underlined cells."""
+    return " ".join([*table.legend.split(), *table.marks.split()])
 
 
 def escaped(text: str) -> str:
-    """Text whose characters mean themselves."""
+    """Text in which every character stands for itself."""
     return "".join(ESCAPES.get(sign, sign) for sign in text)
 
 
 def _text(text: str) -> str:
-    """A cell: escaped, its signs in mathematics, a minus where a number has one."""
+    """A cell: escaped, its signs in mathematics, a minus sign before numbers."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return "--" if text == "-" else "".join(SIGNS.get(sign, sign) for sign in escaped(text))
 
 
 def _with_rules(body: str, table: Table) -> str:
-    r"""A ``\midrule`` where a block begins."""
+    r"""The LaTeX code with a ``\midrule`` where a block begins."""
     lines = body.splitlines()
     first = next(i for i, line in enumerate(lines) if line == r"\midrule") + 1
     for row in reversed(table.begins):

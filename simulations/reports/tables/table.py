@@ -1,22 +1,33 @@
-"""Tables as one structure: cells of text with the numbers behind them, to be rendered as Markdown, CSV, LaTeX or on a page."""
+"""Tables as one structure: cells of text with the numbers behind them, printed as Markdown, CSV, LaTeX or HTML."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from simulations.reports.statistics import interval
+from simulations.reports.statistics import INTERVALS, interval
 
 NONE = float("nan")
+"""The number of a cell without a number."""
 
 DASH = "-"
-"""The text of a cell in which there is nothing."""
+"""The text of an empty cell."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is shown, the numbers that it shows in full precision (NaN: none), and ``best`` or ``second``."""
+    """One cell.
+
+    Args:
+        text: as it is printed.
+        value: the number that is printed, in full precision; NaN for none.
+        low: lower end of the interval; NaN for none.
+        high: upper end of the interval; NaN for none.
+        n: number of seeds, where the cell is a mean over seeds.
+        mark: ``best``, ``second`` or nothing.
+    """
 
     text: str
     value: float = NONE
@@ -28,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; ``text`` ones are set to the left and have no numbers, and some have an interval."""
+    """A column. A ``text`` column is aligned to the left and has no numbers."""
 
     title: str
     cells: tuple[Cell, ...]
@@ -36,6 +47,7 @@ class Column:
 
     @property
     def has_interval(self) -> bool:
+        """Some cell has an interval."""
         return any(np.isfinite(cell.low) or np.isfinite(cell.high) for cell in self.cells)
 
 
@@ -45,10 +57,11 @@ class Table:
 
     Args:
         name: of its files.
-        title: a line above it.
+        title: the heading.
         columns: of equal lengths.
-        legend: what the columns mean.
-        blocks: a key for each row; where it changes, a rule is drawn. ``()``: one block.
+        legend: the meaning of the columns.
+        blocks: a key for each row. A rule is drawn where the key changes. ``()``: one block.
+        marked_by: ``column`` or ``row``, along which the best mean is marked.
     """
 
     name: str
@@ -56,24 +69,82 @@ class Table:
     columns: tuple[Column, ...]
     legend: str = ""
     blocks: tuple[Hashable, ...] = ()
+    marked_by: str = "column"
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
+        """The cells, row by row."""
         return list(zip(*(column.cells for column in self.columns), strict=True))
 
     @property
-    def marked(self) -> bool:
-        """Some cell is best or second."""
-        return any(cell.mark for column in self.columns for cell in column.cells)
+    def begins(self) -> list[int]:
+        """The rows with which a block begins, without the first row."""
+        return [row for row in range(1, len(self.blocks)) if self.blocks[row] != self.blocks[row - 1]]
 
     @property
-    def begins(self) -> list[int]:
-        """The rows, the first left out, with which a block begins."""
-        return [row for row in range(1, len(self.blocks)) if self.blocks[row] != self.blocks[row - 1]]
+    def marks(self) -> str:
+        """A sentence that explains bold and underlined cells; empty where no cell is marked."""
+        marks = {cell.mark for column in self.columns for cell in column.cells}
+        if not marks & {"best", "second"}:
+            return ""
+        where = " of a row" if self.marked_by == "row" else " between two rules" if self.begins else ""
+        return f"Bold: best mean{where}{'; underlined: second' if 'second' in marks else ''}."
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """How a mean over seeds is printed.
+
+    Args:
+        kind: ``t`` or ``bootstrap`` for a 95 % interval, ``std`` for the standard deviation.
+        decimals: digits after the point of an accuracy in percent.
+    """
+
+    kind: str = "t"
+    decimals: int = 2
+
+    @property
+    def form(self) -> str:
+        """The format of an accuracy in percent."""
+        return f".{self.decimals}f"
+
+    @property
+    def short_form(self) -> str:
+        """The same with one digit less, for wide tables."""
+        return f".{max(0, self.decimals - 1)}f"
+
+    @property
+    def of_differences(self) -> "NumberFormat":
+        """The format of differences between strategies, which always have an interval."""
+        return replace(self, kind="t") if self.kind == "std" else self
+
+    @property
+    def sign(self) -> str:
+        """The form of a cell: ``± half-width of its 95 % interval``."""
+        forms = {"t": "± half-width of its 95 % interval", "bootstrap": "[95 % interval]", "std": "± standard deviation"}
+        return forms[self.kind]
+
+    @property
+    def legend(self) -> str:
+        """A phrase that explains a cell."""
+        how = "over seeds" if self.kind == "std" else INTERVALS[self.kind]
+        return f"mean over n seeds {self.sign} ({how}; none at n = 1)"
+
+    def cell(self, values: ArrayLike, form: str | None = None, sign: str = "") -> Cell:
+        """The mean over seeds and what surrounds it. ``form`` is the format of the number, that of accuracies by default."""
+        return over_seeds(values, self.kind, self.form if form is None else form, sign)
+
+    def percent(self, values: ArrayLike, sign: str = "") -> Cell:
+        """The mean over seeds of fractions, in percent."""
+        return self.cell(100 * np.asarray(values, float), sign=sign)
+
+    def percents(self, title: str, values: Sequence[ArrayLike]) -> Column:
+        """A column of fractions in percent, one list of seeds per row."""
+        return Column(title, tuple(self.percent(one) for one in values))
 
 
 def texts(title: str, values: Sequence[object]) -> Column:
-    """A column of words."""
+    """A column of text."""
     return Column(title, tuple(Cell(str(value)) for value in values), text=True)
 
 
@@ -83,51 +154,57 @@ def counts(title: str, values: Sequence[int]) -> Column:
 
 
 def numbers(title: str, values: Sequence[float], form: str = ".2f") -> Column:
-    """A column of numbers without intervals."""
+    """A column of numbers without intervals; a dash for NaN."""
     return Column(title, tuple(Cell(DASH if np.isnan(value) else f"{value:{form}}", float(value)) for value in values))
 
 
-def over_seeds(values: Sequence[float], kind: str, form: str = ".2f", sign: str = "") -> Cell:
+def over_seeds(values: ArrayLike, kind: str, form: str = ".2f", sign: str = "") -> Cell:
     """The mean over seeds with its interval: ``81.20 ± 0.45``, or ``81.20 [80.7, 81.6]`` of a bootstrap; none for one seed."""
-    mean, low, high = (float(value) for value in interval(np.asarray(values, float), kind))
-    return of_interval(mean, low, high, len(values), kind, form, sign)
+    seeds = np.asarray(values, float)
+    mean, low, high = (float(value) for value in interval(seeds, kind))
+    return of_interval(mean, low, high, len(seeds), kind, form, sign)
 
 
 def of_interval(mean: float, low: float, high: float, n: int, kind: str, form: str = ".2f", sign: str = "") -> Cell:
-    """A mean with its interval."""
+    """A mean with the ends of its interval."""
     if np.isnan(mean):
         return Cell(DASH, n=n)
     shown = f"{mean:{sign}{form}}"
     if np.isnan(low):
         return Cell(shown, mean, n=n)
-    around = f" ± {high - mean:{form}}" if kind == "t" else f" [{low:{sign}{form}}, {high:{sign}{form}}]"
+    around = f" [{low:{sign}{form}}, {high:{sign}{form}}]" if kind == "bootstrap" else f" ± {high - mean:{form}}"
     return Cell(shown + around, mean, low, high, n)
 
 
-def percent(values: Sequence[float], sign: str = "") -> Cell:
-    """Shares as ``81.20 ± 0.45`` percent over seeds; no interval for one, a dash where there is nothing."""
-    return over_seeds(100 * np.asarray(values, float), "t", sign=sign)
-
-
-def percents(title: str, values: Sequence[Sequence[float]]) -> Column:
-    """A column of shares, each over seeds."""
-    return Column(title, tuple(map(percent, values)))
-
-
 def ranked(cells: Sequence[Cell], blocks: Sequence[Hashable], form: str = ".2f", lowest: bool = False) -> tuple[Cell, ...]:
-    """The cells, the best and the second of each block marked by the mean that is shown; equal ones alike, none where all are equal."""
+    """The cells, the best and the second mean of each block marked.
+
+    Means that are printed alike have one mark. Nothing is marked where all are equal, and no second where only two cells have a mean.
+
+    Args:
+        cells: of one column, or of one row.
+        blocks: a key for each cell; cells of one key are compared.
+        form: the format in which means are printed.
+        lowest: the best mean is the lowest one.
+    """
     shown = pd.Series([float(f"{cell.value:{form}}") for cell in cells], dtype=float)
     marks = [""] * len(cells)
-    for rows in pd.Series(range(len(cells))).groupby([str(block) for block in blocks]):
-        order = sorted(set(shown[rows[1]].dropna()), reverse=not lowest)
+    for block in dict.fromkeys(blocks):
+        rows = [row for row, key in enumerate(blocks) if key == block]
+        values = shown[rows].dropna()
+        order = sorted(set(values), reverse=not lowest)
         if len(order) > 1:
-            named = dict(zip(order, ("best", "second"), strict=False))
-            marks = [named.get(shown[row], "") if row in set(rows[1]) else mark for row, mark in enumerate(marks)]
+            named = dict(zip(order, ("best", "second")[: 1 + (len(values) > 2)]))
+            for row in rows:
+                marks[row] = named.get(shown[row], "")
     return tuple(replace(cell, mark=mark) for cell, mark in zip(cells, marks, strict=True))
 
 
 def markdown(table: Table, marks: bool = True) -> str:
-    """The table in Markdown that reads as plain text too: its title, itself, its legend. With ``marks`` the best is in bold, the second in italics."""
+    """The table in Markdown that reads as plain text too: the heading, the table, the legend.
+
+    With ``marks`` the best mean is bold and the second in italics.
+    """
     form = {"": "{}", "best": "**{}**" if marks else "{}", "second": "_{}_" if marks else "{}"}
     columns = {column.title: [form[cell.mark].format(cell.text) for cell in column.cells] for column in table.columns}
     body = markdown_table(columns, {column.title for column in table.columns if column.text})
@@ -135,25 +212,28 @@ def markdown(table: Table, marks: bool = True) -> str:
 
 
 def frame(table: Table) -> pd.DataFrame:
-    """The numbers behind the cells, as a CSV file holds them: after each mean the ends of its interval, where the column has any, and n, where
-    the cells of the table differ in it."""
+    """The numbers behind the cells, for a CSV file.
+
+    After a column with intervals stand the ends, ``<title>: low`` and ``<title>: high``, and ``<title>: n`` where the number of seeds
+    differs between the cells of the table.
+    """
     columns: dict[str, Sequence[object]] = {}
-    unlike = len({cell.n for column in table.columns for cell in column.cells} - {None}) > 1
+    unequal = len({cell.n for column in table.columns for cell in column.cells} - {None}) > 1
     for column in table.columns:
         plain = column.text or all(np.isnan(cell.value) and np.isnan(cell.low) for cell in column.cells)
         columns[column.title] = [cell.text if plain else cell.value for cell in column.cells]
         if column.has_interval and not column.text:
             columns |= {f"{column.title}: {end}": [getattr(cell, end) for cell in column.cells] for end in ("low", "high")}
-            if unlike:
+            if unequal:
                 columns[f"{column.title}: n"] = [cell.n for cell in column.cells]
     return pd.DataFrame(columns)
 
 
 def markdown_table(columns: Mapping[str, Sequence[str]], left: set[str]) -> str:
-    """A Markdown table, text (the columns ``left``) to the left and numbers to the right."""
+    """A Markdown table. Columns in ``left`` are aligned to the left, the others to the right."""
     cells = [[title, *(str(cell).replace("|", "\\|") for cell in column)] for title, column in columns.items()]
     widths = [max(2, *map(len, column)) for column in cells]
     text = [title in left for title in columns]
     rows = [[c.ljust(w) if t else c.rjust(w) for c, w, t in zip(row, widths, text, strict=True)] for row in zip(*cells, strict=True)]
-    rows.insert(1, ["-" * w if t else "-" * (w - 1) + ":" for w, t in zip(widths, text, strict=True)])  # the colon aligns right
+    rows.insert(1, ["-" * w if t else "-" * (w - 1) + ":" for w, t in zip(widths, text, strict=True)])  # the colon aligns to the right
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,100 @@
+"""What was run, in a few lines: data, model, clients, training and the commit of the code."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from simulations.reports.distillation_groups import DistillationRun
+from simulations.run_folder.listing import setting
+from simulations.run_folder.reader import FederatedRun, FinishedRun, natural_order, option
+
+Config = Mapping[str, Any]
+
+MAX_VALUES = 6
+"""Values of a fact that are listed where runs differ."""
+
+HASH_LENGTH = 12
+"""Characters of a commit that are printed."""
+
+
+def describe_federated(runs: Sequence[FederatedRun]) -> dict[str, str]:
+    """Facts on federated runs, by name. Where runs differ, a fact says ``varies:`` and the values."""
+    facts: dict[str, Callable[[Config], str]] = {
+        "Data": lambda config: option(config, "data") or "unknown",
+        "Model": lambda config: option(config, "model") or "unknown",
+        "Clients": _clients,
+        "Partition": setting,
+        "Rounds": lambda config: str(config.get("rounds", "unknown")),
+        "Local training": _local_training,
+        "Batch size": lambda config: str(config.get("batch_size", "unknown")),
+        "Optimizer": _optimizer,
+    }
+    return {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()} | commits(runs)
+
+
+def describe_distillations(runs: Sequence[DistillationRun]) -> dict[str, str]:
+    """Facts on distillations, by name."""
+    facts: dict[str, Callable[[Config], str]] = {
+        "Data": lambda config: option(config, "data") or "unknown",
+        "Teacher": lambda config: _choice(config, "teacher"),
+        "Student": lambda config: _choice(config, "student"),
+        "Images": lambda config: _choice(config, "image_source"),
+        "Epochs": lambda config: str(config.get("epochs", "unknown")),
+        "Steps per epoch": lambda config: str(config.get("steps_per_epoch") or "one pass over the images"),
+        "Batch size": lambda config: str(config.get("batch_size", "unknown")),
+        "Optimizer": _optimizer,
+    }
+    return {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()} | commits(runs)
+
+
+def varying(values: Sequence[str]) -> str:
+    """The value that all runs have, or ``varies: 0.1, 1, 10``."""
+    found = sorted(set(values), key=natural_order)
+    if len(found) == 1:
+        return found[0]
+    more = f" and {len(found) - MAX_VALUES} more" if len(found) > MAX_VALUES else ""
+    return f"varies: {'; '.join(found[:MAX_VALUES])}{more}"
+
+
+def commits(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """The commit of the code that made the runs, by ``environment.json``."""
+    return {"Commit": varying([commit(run.folder) for run in runs])}
+
+
+def commit(folder: Path) -> str:
+    """The short commit of a run, with a remark on uncommitted changes; ``unknown`` outside a checkout."""
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        name, changed = found["commit"], found.get("uncommitted_changes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "unknown"
+    if not isinstance(name, str):
+        return "unknown"
+    return name[:HASH_LENGTH] + (" with uncommitted changes" if changed else "")
+
+
+def _choice(config: Config, part: str) -> str:
+    """The option that was chosen for a part."""
+    return str((config.get("choices") or {}).get(part) or "none")
+
+
+def _clients(config: Config) -> str:
+    """``20, of which 10 per round``."""
+    number, sampled = config.get("num_clients", "unknown"), config.get("clients_per_round")
+    return str(number) if sampled in (None, number) else f"{number}, of which {sampled} per round"
+
+
+def _local_training(config: Config) -> str:
+    """``20 steps per round`` or ``2 epochs per round``."""
+    for key, unit in (("local_steps", "step"), ("local_epochs", "epoch")):
+        if config.get(key) is not None:
+            return f"{config[key]} {unit}{'' if config[key] == 1 else 's'} per round"
+    return "unknown"
+
+
+def _optimizer(config: Config) -> str:
+    """``sgd, learning rate 0.01``."""
+    found = config.get("optimizer") or {}
+    name = option(config, "optimizer") or "unknown"
+    return name if found.get("lr") is None else f"{name}, learning rate {found['lr']}"
