@@ -126,7 +126,7 @@ def _level(view: ClientView) -> str:
     return words[0] if len(words) == 1 else "" if words else "0"
 
 
-def compare(overrides: Sequence[str]) -> tuple[Path, Path]:
+def compare(overrides: Sequence[str]) -> list[Path]:
     """The page that ``overrides`` describe.
 
     Raises:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -29,10 +28,13 @@ from simulations.experiments.tuning import DIVERGED
 from simulations.overrides import nearest
 from simulations.process import cores
 from simulations.progress import ProgressTable, configure_logging
+from simulations.reports.curves import EMPTY, curve
 from simulations.reports.figures import convergence
 from simulations.reports.figures.forest_plot import forest
-from simulations.reports.groups import Group
-from simulations.reports.summary import NOTHING, PANELS, curve
+from simulations.reports.figures.label_distribution import label_distribution
+from simulations.reports.figures.style import figure_paths
+from simulations.reports.groups import Group, file_slugs
+from simulations.reports.metrics import CURVES
 from simulations.run_folder.csv_rows import append
 from simulations.run_folder.environment import current_commit, note_choice, read_commit
 from simulations.run_folder.reader import FederatedRun, read_run
@@ -79,7 +81,7 @@ def plan_reproduction(
     strategies: Sequence[str] | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-    only: Literal["plan", "table"] | None = None,
+    only: str | None = None,
 ) -> Reproduction:
     """Which runs of an experiment are made, and how.
 
@@ -303,15 +305,18 @@ def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
     table = published_table.compare(experiment, found)
     for row in experiment.settings:
         there = {column: tuple(found[row, column].values()) for column in experiment.strategies if (row, column) in found}
-        stem = asked.results / row.replace(" ", "_")
+        stem = asked.results / file_slugs([row])[0]
         if there and "convergence" in experiment.figures:
-            lines = {column: dict.fromkeys(PANELS, NOTHING) for column in experiment.strategies}  # a column looks the same in every row
+            lines = {column: dict.fromkeys(CURVES, EMPTY) for column in experiment.strategies}  # a column looks the same in every row
             for column, seeds in there.items():
-                lines[column] = {panel: curve(Group(seeds, column, column, row), panel, "rounds") for panel in PANELS}
-            paths += convergence.convergence(lines, f"{stem}_convergence")
+                lines[column] = {panel: curve(Group(seeds, column, column, row), panel, "rounds") for panel in CURVES}
+            convergence.convergence(lines, f"{stem}_convergence")
+            paths += figure_paths(f"{stem}_convergence")
         if there and "labels" in experiment.figures:
-            paths += convergence.partition(next(iter(there.values()))[0].counts(), f"{stem}_labels")
+            label_distribution(next(iter(there.values()))[0].counts(), f"{stem}_labels")
+            paths += figure_paths(f"{stem}_labels")
         if there and "differences" in experiment.figures:
             mine = table[table["setting"] == row]
-            paths += forest(mine, experiment.shown[0], experiment.baseline, f"{stem}_differences")
+            forest(mine, experiment.shown[0], experiment.baseline, f"{stem}_differences")
+            paths += figure_paths(f"{stem}_differences")
     return paths

@@ -436,8 +436,8 @@ def test_the_axis_of_differences_follows_most_and_not_what_lies_far_off(tmp_path
     table = pd.DataFrame({"setting": "r", "strategy": list("abcdef"), "num_pairs": 5})
     table["global_test_accuracy_final_minus_baseline_mean"] = [np.nan, -1.0, 0.5, 2.0, -40.0, 1.0]
     table["global_test_accuracy_final_minus_baseline_ci95"] = [np.nan, 0.5, 0.5, 0.5, 1.0, 60.0]
-    paths = forest(table, "global_test_accuracy_final", "a", tmp_path / "alpha_0.1_differences")
-    assert [path.name for path in paths] == ["alpha_0.1_differences.pdf", "alpha_0.1_differences.png"] and all(map(Path.exists, paths))
+    forest(table, "global_test_accuracy_final", "a", tmp_path / "alpha_0.1_differences")
+    assert (tmp_path / "alpha_0.1_differences.pdf").exists() and (tmp_path / "alpha_0.1_differences.png").exists()
     low, high = limits(*(table[f"global_test_accuracy_final_minus_baseline_{part}"].dropna() for part in ("mean", "ci95")))
     assert -2 < low < -1.5 and 2.5 < high < 3
 
