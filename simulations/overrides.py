@@ -97,8 +97,9 @@ def explain(error: Exception) -> str:
     word, key = getattr(error, "override", None), getattr(cause, "full_key", None)
     if type(error).__name__ == "OverrideParseException" and word is not None:
         return f"a word must be KEY=VALUE by Hydra's grammar, got {word!r}: {str(error).splitlines()[0]}"
-    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key and getattr(cause, "parent_node", None) is not None:
-        return f"{key} must be a key of the configuration{_value(error, key)}{_nearest_key(key, cause.parent_node)}"
+    node = getattr(cause, "parent_node", None)
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key and node is not None:
+        return f"{key} must be a key of the configuration{_value(error, key)}{_nearest_key(key, node)}"
     if type(cause).__name__ == "ValidationError" and key and str(error).startswith("Error merging override"):
         line, value = str(cause).splitlines()[0], str(error).splitlines()[0].partition("=")[2]
         kind = line.rpartition("could not be converted to ")[2] if "could not be converted to" in line else ""

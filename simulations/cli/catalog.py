@@ -181,7 +181,8 @@ def load(path: Path) -> tuple[dict[str, Any], list[Any]]:
 
 def comments(path: Path) -> dict[str, str]:
     """The comments behind values in a yaml file, by dotted key."""
-    found, parents = {}, []
+    found: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         match = re.match(r"(\s*)([\w-]+):(?:\s|$)(.*)", line)
         if not match:

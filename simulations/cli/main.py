@@ -62,7 +62,7 @@ class Command(click.Group):
         with one_line_errors():
             return super().invoke(ctx)
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """The process: ends with an exit code of :mod:`simulations.cli.exit_codes`."""
         extra.pop("standalone_mode", None)
         if "_FEDKD_COMPLETE" in os.environ:

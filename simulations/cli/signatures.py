@@ -140,13 +140,14 @@ def _of_class(node: ast.ClassDef) -> dict[str, Parameter]:
             return _of_function(one, skip=1)
     if not any("dataclass" in ast.unparse(one) for one in node.decorator_list):
         return {}
-    fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
-    kept = [one for one in fields if not ast.unparse(one.annotation).startswith("ClassVar") and not one.target.id.startswith("_")]
-    return {
-        one.target.id: Parameter(one.target.id, ast.unparse(one.annotation), None if one.value is None else ast.unparse(one.value))
-        for one in kept
-        if not (one.value is not None and "init=False" in ast.unparse(one.value))
-    }
+    found = {}
+    for one in node.body:
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+            name, annotation = one.target.id, ast.unparse(one.annotation)
+            default = None if one.value is None else ast.unparse(one.value)
+            if not annotation.startswith("ClassVar") and not name.startswith("_") and "init=False" not in (default or ""):
+                found[name] = Parameter(name, annotation, default)
+    return found
 
 
 def _of_function(node: ast.FunctionDef, skip: int) -> dict[str, Parameter]:

@@ -76,6 +76,7 @@ def plan_grid(words: Sequence[str]) -> list[GridRun]:
         label = " ".join(combination[place] for place in varied) or f"strategy={names.get('strategy')} seed={config.seed}"
         named = partial(GridRun, names.get("partition", "partition"), names.get("strategy", "strategy"))
         for run in each_seed(config, named, [config.seed], states):
+            assert isinstance(run, GridRun)
             runs.setdefault(run.key, replace(run, words=label))
     return list(runs.values())
 
@@ -95,7 +96,7 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
         ConfigError: a configuration is wrong; nothing was begun.
     """
     require(jobs is None or jobs >= 1, "jobs", "must be >= 1", jobs)
-    runs = plan_grid(words)
+    runs: list[PlannedRun] = list(plan_grid(words))
     left = unfinished(runs)
     failed: dict[str, str] = {}
     if left:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
@@ -58,7 +58,8 @@ def save_network(folder: Path, name: str, model: nn.Module, about: dict[str, Any
 
 def _description(folder: Path, client: int | None) -> tuple[str, dict[str, Any]]:
     """The name of the model, its network's configuration, and the scaling of its input."""
-    config = OmegaConf.load(folder / "config.yaml")
+    config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    assert isinstance(config, DictConfig)
     if not is_federated(config):
         described = folder / "student.json"
         if not described.is_file():
