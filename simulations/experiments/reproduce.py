@@ -1,7 +1,7 @@
 """``fedkd reproduce``: run what is missing of an experiment, and print its table beside the published one.
 
-The table goes to ``<output>/<name>/reproduce/<experiment>/`` as ``table.md``, ``table.csv`` and ``table.tex``. Beside them stands ``runs.csv``,
-with one row per run. An interrupted reproduction resumes when the same command is given again.
+The files are ``table.md``, ``table.csv``, ``table.tex``, and ``runs.csv`` with one row per run, in
+``<output>/<name>/reproduce/<experiment>/``. An interrupted reproduction resumes when the same command is given again.
 """
 
 import sys
