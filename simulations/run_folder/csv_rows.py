@@ -1,4 +1,4 @@
-"""Rows of CSV files that grow while a run goes on: appended and flushed, widened, and cut back to a checkpoint."""
+"""CSV files that grow during a run: rows are appended and flushed, columns are added, and rows after a checkpoint are cut."""
 
 import csv
 import io
@@ -9,8 +9,8 @@ from pathlib import Path
 from fedkd.files import write_atomically
 
 
-def append(path: Path, columns: Sequence[str], rows: list[Mapping[str, float]]) -> None:
-    """Append ``rows`` under the header that the file has, or ``columns`` if it is new, and flush."""
+def append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Append ``rows`` under the header of the file, or under ``columns`` if the file is new, and flush."""
     header = header_of(path)
     with open(path, "a", newline="") as file:
         file.write(table(header or columns, rows, titled=header is None))
@@ -19,7 +19,7 @@ def append(path: Path, columns: Sequence[str], rows: list[Mapping[str, float]]) 
 
 
 def header_of(path: Path) -> list[str] | None:
-    """The columns of a CSV file; None where there is none, or it is empty."""
+    """The columns of a CSV file; None if the file is missing or empty."""
     if not (path.exists() and path.stat().st_size):
         return None
     with open(path, newline="") as file:
@@ -27,14 +27,14 @@ def header_of(path: Path) -> list[str] | None:
 
 
 def widen(path: Path, columns: list[str]) -> None:
-    """Give a CSV file more columns, empty in the rows that it has."""
+    """Add columns to a CSV file. They are empty in the rows that exist."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     write_atomically(path, table(columns, rows, titled=True).encode())
 
 
-def table(columns: Sequence[str], rows: Iterable[Mapping[str, float]], *, titled: bool) -> str:
-    """Rows as CSV, with or without the header."""
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, titled: bool) -> str:
+    """Rows as CSV text, with or without the header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     if titled:
@@ -44,7 +44,7 @@ def table(columns: Sequence[str], rows: Iterable[Mapping[str, float]], *, titled
 
 
 def cut(path: Path, server_round: int) -> None:
-    """Remove the rows behind ``server_round``, and a last line that was not written to its end."""
+    """Remove the rows after ``server_round``, and a last line that is incomplete."""
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and what it needs to go on."""
+"""The environment of a run: commit, versions of packages, and machine."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from fedkd.files import write_atomically
 
 
 def read_commit(folder: Path) -> str | None:
-    """The commit of the code that made the run in ``folder``; None where nobody knows."""
+    """The commit of the code that made the run in ``folder``; None if it is unknown."""
     try:
         return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
     except (OSError, ValueError, KeyError):
@@ -35,14 +35,14 @@ def current_commit() -> tuple[str | None, bool]:
 
 
 def environment(config: DictConfig) -> dict[str, object]:
-    """Where a run was made."""
+    """The contents of ``environment.json``: commit, versions, platform, cores, threads and device."""
     head, dirty = current_commit()
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "hydra-core")
     return {
         "commit": head,
         "uncommitted_changes": dirty,
         "python": sys.version.split()[0],
-        "versions": {**{name: installed(name) for name in packages}, "torch": torch.__version__},
+        "versions": {**{name: installed_version(name) for name in packages}, "torch": torch.__version__},
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads_per_worker": torch.get_num_threads(),
@@ -50,14 +50,14 @@ def environment(config: DictConfig) -> dict[str, object]:
     }
 
 
-def installed(name: str) -> str | None:
-    """A package's version; None where it runs from a checkout without being installed."""
+def installed_version(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
         return version(name)
     except ModuleNotFoundError:
         return None
 
 
-def note_choice(folder: Path, choice: Mapping[str, object]) -> None:
-    """Write ``tuned.json`` into a run folder: what :func:`simulations.config.apply_tuned_params` has taken."""
+def write_tuned_params(folder: Path, choice: Mapping[str, object]) -> None:
+    """Write ``tuned.json`` into a run folder: the values that :func:`simulations.config.apply_tuned_params` has set."""
     write_atomically(folder / "tuned.json", (json.dumps(choice, indent=1) + "\n").encode())

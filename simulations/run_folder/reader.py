@@ -20,13 +20,12 @@ from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 
-
 Values = dict[str, Hashable]
 """A flat configuration: ``{"partition.alpha": 0.1}``."""
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML as OmegaConf reads it (``1e-3`` is a number, no text is a date), by the parser in C where there is one."""
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster parser, where it is installed
+    """A YAML loader with OmegaConf's rules: ``1e-3`` is a number, and no text is a date."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -38,36 +37,46 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+
 
 
 def configuration(path: Path) -> dict[str, Any]:
-    """The configuration in a file; what it interpolates is resolved."""
+    """The configuration in a YAML file, with interpolations resolved."""
     text = path.read_text(encoding="utf-8")
     if "${" in text:
-        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        return dict(OmegaConf.to_container(OmegaConf.create(text), resolve=True))  # type: ignore[arg-type]
     return yaml.load(text, Loader)
 
 
 MEASURED = re.compile(
     r"(global_test|local_test|new_client_test|ensemble_test|generator|synthesis|distillation|train)_|simulated_seconds$|loss$"
 )
+"""Columns of ``metrics.csv`` that must hold numbers, beside the costs."""
 
 RUN_FILES = ("config.yaml", "metrics.csv", "checkpoint.json")
-"""Files by which the folder of a run is known, even where it lacks the others."""
+"""A folder that holds one of these files is a run folder, even if the others are missing."""
 
-NO_EFFECT = re.compile(  # on a run's result, or, as the seed, on the group to which it belongs
-    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned_params|searchpath|distill\w*|generator_diagnostics_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
+NO_EFFECT = re.compile(
+    r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned_params|searchpath|distill\w*"
+    r"|generator_diagnostics_every|tensorboard)(\.|$)|data\.(root|cache|download)$"
 )
+"""Keys that do not change a result, and the seed, which does not separate groups of runs."""
 
-SETTING = re.compile(
-    r"(data|partition|shift|systems)\.|num_clients$"
-)  # what the clients hold: the strategies on one such setting share a figure
+SETTING = re.compile(r"(data|partition|shift|systems)\.|num_clients$")
+"""Keys of the setting. Strategies on one setting share a figure."""
 
 EVALUATION = re.compile(r"evaluation(\.|$)")
+"""Keys of the evaluation. Runs that are compared must agree in them."""
 
-STRATEGY = re.compile(r"(strategy|generator|loss|distiller|public_data)(\.|$)")  # what may differ between a strategy and its baseline
+STRATEGY = re.compile(r"(strategy|generator|loss|distiller|public_data)(\.|$)")
+"""Keys in which a strategy may differ from its baseline."""
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """What is finished: its folder, its resolved configuration, and its metrics, one row a round or an epoch."""
+    """A finished run of either kind.
+
+    Args:
+        folder: the run folder.
+        config: the resolved configuration.
+        metrics: the rows of ``metrics.csv``, one per round or epoch.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -75,41 +84,46 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return self.config["seed"]
 
 
 @dataclass(frozen=True, eq=False)
 class FederatedRun(FinishedRun):
-    """One federated run, with its clients' accuracies.
+    """A finished federated run.
 
-    ``clients`` has a row a client and round (``round``, ``client``, ``local_test_accuracy`` and, where the run says so, ``architecture``
-    and ``num_test_examples``) of the last ten rounds in which clients were tested; clients without test examples are not in it.
+    Args:
+        clients: one row per client and round, for the last ten rounds in which clients were evaluated. Columns: ``round``, ``client_id``,
+            ``local_test_accuracy``, ``architecture`` and ``num_test_examples``. Clients without test examples are left out.
     """
 
     clients: pd.DataFrame
 
     @property
     def trial(self) -> bool:
-        """It was judged on what clients hold out of their training examples, so that no accuracy of it is one of the test set."""
+        """The run is a tuning trial: its accuracies are on held-out training examples, and not on the test set."""
         return (self.config.get("evaluation") or {}).get("split") == "validation"
 
     @property
     def strategy(self) -> str:
-        """The name under which the strategy was chosen."""
+        """The name of the option that was chosen for ``strategy``."""
         return option(self.config, "strategy") or "strategy"
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """``tuned`` where the run took a value that was chosen on held-out training data, ``untuned`` where it was given its own, and both where
-        it was made untuned and then chosen, or the choice is what the configuration has anyway."""
-        given = self.config.get("tuned_params") is None
+        """``tuned``, ``untuned``, or both.
+
+        A run is tuned if it took a value that was selected on held-out training data. It is both if the selected value is the one that the
+        configuration has anyway, or if an untuned run was selected afterwards.
+        """
+        untuned = self.config.get("tuned_params") is None
         try:
             shipped = bool(json.loads((self.folder / "tuned.json").read_text(encoding="utf-8"))["shipped"])
         except FileNotFoundError:
-            return ("untuned",) if given else ("tuned",)
-        except (OSError, ValueError, KeyError, TypeError):  # of an earlier version
+            return ("untuned",) if untuned else ("tuned",)
+        except (OSError, ValueError, KeyError, TypeError):
             shipped = False
-        return ("tuned", "untuned") if shipped or given else ("tuned",)
+        return ("tuned", "untuned") if shipped or untuned else ("tuned",)
 
     @cached_property
     def evaluated(self) -> pd.DataFrame:
@@ -117,7 +131,11 @@ class FederatedRun(FinishedRun):
         return self.metrics[self.metrics[list(ACCURACIES)].notna().any(axis=1)]
 
     def counts(self) -> np.ndarray:  # [K, C]
-        """Training examples by client and class."""
+        """Training examples by client and class.
+
+        Raises:
+            RunFolderError: ``partition.npz`` is missing or corrupt.
+        """
         try:
             with np.load(self.folder / "partition.npz") as arrays:
                 return arrays["counts"]
@@ -126,12 +144,12 @@ class FederatedRun(FinishedRun):
 
     @cached_property
     def values(self) -> Values:
-        """All that can change a result, but for the seed. A key that is null counts as absent."""
+        """All keys that can change a result, without the seed. A key that is null counts as absent."""
         return {key: value for key, value in flatten_config(self.config) if value is not None and not NO_EFFECT.match(key)}
 
     @cached_property
     def identity(self) -> frozenset[tuple[str, Hashable]]:
-        """All values at once: equal for runs that differ only in the seed."""
+        """All values as one set, equal for runs that differ only in the seed."""
         return frozenset(self.values.items())
 
     def part(self, pattern: re.Pattern[str]) -> frozenset[tuple[str, Hashable]]:
@@ -146,7 +164,7 @@ class FederatedRun(FinishedRun):
 
     @cached_property
     def shape(self) -> tuple[int, tuple[int, ...], frozenset[tuple[str, Hashable]]]:
-        """The number of rounds, the rounds evaluated, and how they were."""
+        """The number of rounds, the evaluated rounds, and the keys of the evaluation."""
         return len(self.metrics), tuple(self.evaluated["round"]), self.part(EVALUATION)
 
 
@@ -158,25 +176,25 @@ def option(config: Mapping[str, Any], part: str) -> str | None:
 
 
 def find_run_folders(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among and below ``folders``, each once, in natural order, those that lack files among them.
+    """The run folders among and below ``folders``, each once, in natural order. Folders with missing files are included.
 
     Raises:
-        RunFolderError: if a folder does not exist, or no run folder is in it.
+        RunFolderError: a folder does not exist, or holds no run folder.
     """
-    found = {}
+    found: dict[Path, Path] = {}
     for folder in folders:
         inside = sorted({path.parent for name in RUN_FILES for path in folder.rglob(name)})
         if not inside:
             raise RunFolderError(
-                f"each folder must be a run's (config.yaml and metrics.csv are in it), or hold such folders, got {str(folder)!r}: "
-                "give run folders, or a parent of them such as outputs/"
+                f"each folder must be a run folder (with config.yaml and metrics.csv) or hold run folders, got {str(folder)!r}; "
+                "give a run folder, or a parent such as outputs/"
             )
         found |= {run.resolve(): run for run in inside if run.resolve() not in found}
     return sorted(found.values(), key=lambda folder: natural_order(str(folder)))
 
 
 def is_distillation(folder: Path) -> bool:
-    """The folder is that of a distillation, as its configuration says."""
+    """The folder is that of a distillation, according to its ``config.yaml``."""
     try:
         return any(line.startswith("distiller:") for line in (folder / "config.yaml").read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError):
@@ -184,12 +202,12 @@ def is_distillation(folder: Path) -> bool:
 
 
 def read_run(folder: Path, until: int | None = None) -> FederatedRun:
-    """The run in ``folder``, all of it or its rounds 1..``until``.
+    """The run in ``folder``, or its rounds 1..``until``.
 
-    An unfinished run that has got as far as ``until`` is one that ended there.
+    An unfinished run that has reached round ``until`` counts as a run that ended there.
 
     Raises:
-        RunFolderError: if it is unfinished, or a file of it is missing or cannot be understood.
+        RunFolderError: the run is unfinished, or one of its files is missing or corrupt.
     """
     for name in ("checkpoint.json", "metrics.csv"):
         if not (folder / name).is_file():
@@ -203,11 +221,12 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
     if checkpoint.get("schema") != SCHEMA_VERSION:
-        raise RunFolderError(f"written with schema version {checkpoint.get('schema')}; this version of fedkd reads {SCHEMA_VERSION}; run it again")
+        found = checkpoint.get("schema")
+        raise RunFolderError(f"schema version must be {SCHEMA_VERSION} for this version of fedkd, got {found}; run it again")
     if not all(isinstance(number, int) for number in (seed, rounds, done)):
         raise RunFolderError(f"corrupt: seed and rounds must be whole numbers, got {seed!r}, {rounds!r} and {done!r}")
     if not finished and (until is None or until > done):
-        raise RunFolderError(f"unfinished: {done} of {rounds} rounds; start the run again to go on with it")
+        raise RunFolderError(f"unfinished: {done} of {rounds} rounds; start the run again to continue it")
     if until is not None and not 1 <= until <= rounds:
         raise RunFolderError(f"--until must be a round of the run, 1..{rounds}, got {until}")
     if until is not None:
@@ -218,7 +237,7 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
 
 
 def tested(path: Path, until: int | None = None) -> pd.DataFrame:
-    """The rows of ``clients.csv`` that :class:`FederatedRun` speaks of, those up to round ``until``; none without the file."""
+    """The rows of ``clients.csv`` for :class:`FederatedRun`, up to round ``until``. Empty without the file."""
     wanted = ("round", "client_id", "architecture", "local_test_accuracy", "num_test_examples")
     if not path.is_file():
         return pd.DataFrame(columns=wanted)
@@ -229,11 +248,11 @@ def tested(path: Path, until: int | None = None) -> pd.DataFrame:
 
 
 def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
-    """Raise ``ValueError`` unless clients have the accuracies of the rounds of which the metrics say so."""
+    """Raise ``RunFolderError`` unless the clients have accuracies for the rounds that ``metrics.csv`` marks as evaluated."""
     if clients.empty:
         return
-    own = metrics["round"][metrics["local_test_accuracy"].notna()]
-    got, last = clients["local_test_accuracy"], own.iloc[-1] if len(own) else 0
+    evaluated = metrics["round"][metrics["local_test_accuracy"].notna()]
+    got, last = clients["local_test_accuracy"], evaluated.iloc[-1] if len(evaluated) else 0
     if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
         raise RunFolderError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
     each = [set(rows) for _, rows in clients.groupby("round")["client_id"]]
@@ -242,7 +261,7 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:
-    """Raise ``ValueError`` unless the metrics of a finished run are whole."""
+    """Raise ``RunFolderError`` unless the metrics of a finished run are complete."""
     needed = ["round", *ACCURACIES, *COSTS]
     if lacking := [column for column in needed if column not in metrics]:
         raise RunFolderError(f"corrupt: metrics.csv lacks the columns {', '.join(lacking)}")
@@ -253,7 +272,7 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
         raise RunFolderError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
     accuracies = metrics[list(ACCURACIES)].to_numpy(float)
     others = metrics[[name for name in metrics if "_test_accuracy" in name and name != "local_test_accuracy_std"]].to_numpy(float)
-    if np.isnan(accuracies[:, :2]).all():  # of the worst tenth alone there is no headline
+    if np.isnan(accuracies[:, :2]).all():  # the bottom 10 % alone are no headline
         raise RunFolderError("nothing to report: no round was evaluated")
     if (
         any(((values < 0) | (values > 1)).any() for values in (accuracies, others))
@@ -269,7 +288,7 @@ def natural_order(text: str) -> list[tuple[float, str]]:
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Hashable]]:
-    """The leaves under their dotted keys; lists as tuples."""
+    """The leaves of a configuration with their dotted keys. Lists become text."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten_config(value, f"{prefix}{key}.")
