@@ -1,9 +1,9 @@
 """Names of all metrics: columns of the files in a run folder, and the labels and units that reports print for them."""
 
 COLUMNS = (
-    "round", "global_test_accuracy", "global_test_loss", "local_test_accuracy", "local_test_accuracy_bottom10", "local_test_accuracy_std", "uplink_bytes", "downlink_bytes",
-    "local_training_seconds", "server_seconds", "evaluation_seconds", "num_failures", "num_clients_aggregated", "num_dropouts", "num_missed_deadline", "simulated_seconds",
-    "train_loss",
+    "round", "global_test_accuracy", "global_test_loss", "local_test_accuracy", "local_test_accuracy_bottom10",
+    "local_test_accuracy_std", "uplink_bytes", "downlink_bytes", "local_training_seconds", "server_seconds", "evaluation_seconds",
+    "num_failures", "num_clients_aggregated", "num_dropouts", "num_missed_deadline", "simulated_seconds", "train_loss",
 )  # fmt: skip
 """Columns of ``metrics.csv`` of a federated run; terms of losses and classes follow."""
 
@@ -20,8 +20,9 @@ CLIENT_COLUMNS = (
 """Columns of ``clients.csv``."""
 
 GENERATOR_COLUMNS = (
-    "round", "class", "num_generated", "label_accuracy_ensemble", "label_accuracy_global_model", "label_accuracy_clients_with_class", "label_accuracy_clients_without_class", "num_clients_without_class",
-    "pairwise_distance_generated", "pairwise_distance_real", "coverage",
+    "round", "class", "num_generated", "label_accuracy_ensemble", "label_accuracy_global_model", "label_accuracy_clients_with_class",
+    "label_accuracy_clients_without_class", "num_clients_without_class", "pairwise_distance_generated", "pairwise_distance_real",
+    "coverage",
 )  # fmt: skip
 """Columns of ``generator.csv``."""
 

@@ -267,11 +267,12 @@ def _check(metrics: pd.DataFrame, rounds: int) -> None:
         raise RunFolderError(f"corrupt: metrics.csv lacks the columns {', '.join(lacking)}")
     if metrics["round"].tolist() != list(range(1, rounds + 1)):
         raise RunFolderError(f"corrupt: metrics.csv must hold the rounds 1..{rounds}, one row each, got {len(metrics)} rows")
-    counted = [*needed, *(name for name in metrics if name not in needed and MEASURED.match(name))]
+    columns = [str(name) for name in metrics]
+    counted = [*needed, *(name for name in columns if name not in needed and MEASURED.match(name))]
     if odd := [column for column in counted if not pd.api.types.is_numeric_dtype(metrics[column])]:
         raise RunFolderError(f"corrupt: metrics.csv must hold numbers, got something else in {', '.join(odd)}")
     accuracies = metrics[list(ACCURACIES)].to_numpy(float)
-    others = metrics[[name for name in metrics if "_test_accuracy" in name and name != "local_test_accuracy_std"]].to_numpy(float)
+    others = metrics[[name for name in columns if "_test_accuracy" in name and name != "local_test_accuracy_std"]].to_numpy(float)
     if np.isnan(accuracies[:, :2]).all():  # the bottom 10 % alone are no headline
         raise RunFolderError("nothing to report: no round was evaluated")
     if (
