@@ -1,24 +1,28 @@
-"""Few classes: every client holds examples of exactly so many."""
+"""Label skew: every client has examples of a fixed number of classes."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check_arguments, check_count, allocate, assign_examples, test_shards_of_own_classes, indices_by_class
+from fedkd.partition.common import allocate, assign_examples, check_arguments, check_count, indices_by_class, local_test_shards
 from fedkd.types import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassesPerClient:
-    """Each client holds ``per_client`` classes, each class is shared equally by those who hold it.
+    """Each client has ``per_client`` classes, and each class is divided equally among its clients.
 
-    Clients choose in random order, each the classes that fewest hold so far, at random among these: how many hold a class differs by
-    one at most. Where clients times ``per_client`` is less than the number of classes, some classes are nobody's. Test shards:
-    ``shards.owned``. Known as the "#C = k" or "pathological" split (Li, Diao, Chen, He, ICDE 2022).
+    The split is known as "#C = k" or "pathological" (Li, Diao, Chen and He, ICDE 2022). The clients choose their classes in random order.
+    Each takes the classes that the fewest clients have so far, at random among equals. The numbers of clients of two classes therefore
+    differ by at most one. If clients times ``per_client`` is less than the number of classes, some classes are not used. Local test sets:
+    :func:`fedkd.partition.common.local_test_shards`.
 
     Args:
-        per_client: how many classes a client holds, >= 1, at most as many as there are.
+        per_client: number of classes of a client, >= 1, at most the number of classes.
+
+    Raises:
+        ConfigError: ``per_client`` is out of range.
     """
 
     per_client: int
@@ -27,28 +31,32 @@ class ClassesPerClient:
         check_count("per_client", self.per_client)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
+        """Divide the examples.
+
+        Args:
+            train_labels: labels of the training examples [N].
+            test_labels: labels of the test examples [M].
+            num_clients: number of clients, K.
+            rng: draws classes and shuffles the examples.
 
         Raises:
-            ConfigError: there are fewer classes than ``per_client``, or a class has fewer examples than clients that hold it.
+            ConfigError: there are fewer classes than ``per_client``, or a class has fewer examples than clients.
         """
         check_arguments(train_labels, test_labels, num_clients)
-        classes = indices_by_class(train_labels)
-        present = np.array([label for label, pool in enumerate(classes) if len(pool)])
-        most = f"must be at most the number of classes there are examples of, {len(present)}"
-        require(self.per_client <= len(present), "per_client", most, self.per_client)
-        holders = np.zeros((len(classes), num_clients))
+        by_class = indices_by_class(train_labels)
+        present = np.array([label for label, indices in enumerate(by_class) if len(indices)])
+        rule = f"must be at most the number of classes there are examples of, {len(present)}"
+        require(self.per_client <= len(present), "per_client", rule, self.per_client)
+        has_class = np.zeros((len(by_class), num_clients))
         for client in rng.permutation(num_clients):
             shuffled = rng.permutation(present)
-            least = np.argsort(holders[shuffled].sum(1), kind="stable")[: self.per_client]
-            holders[shuffled[least], client] = 1
-        sizes = np.zeros(holders.shape, np.int64)
-        for label in present[holders[present].any(1)]:
-            number, pool = int(holders[label].sum()), len(classes[label])
-            enough = (
-                f"must be small enough: {number} clients would share the {pool} examples of class {label}; take fewer clients or classes"
-            )
-            require(number <= pool, "per_client", enough, self.per_client)
-            sizes[label] = allocate(holders[label], pool, rng.random())
-        train = assign_examples(classes, sizes, rng)
-        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels))
+            rarest = np.argsort(has_class[shuffled].sum(1), kind="stable")[: self.per_client]
+            has_class[shuffled[rarest], client] = 1
+        sizes = np.zeros(has_class.shape, np.int64)
+        for label in present[has_class[present].any(1)]:
+            number, size = int(has_class[label].sum()), len(by_class[label])
+            rule = f"must be small enough: {number} clients would share the {size} examples of class {label}; take fewer clients or classes"
+            require(number <= size, "per_client", rule, self.per_client)
+            sizes[label] = allocate(has_class[label], size, rng.random())
+        train = assign_examples(by_class, sizes, rng)
+        return Partition(train, local_test_shards(train, train_labels, test_labels))

@@ -1,4 +1,4 @@
-"""What every partition does alike: checks, cutting classes into shards, test shards, counts, and the file that a run leaves."""
+"""Steps that partitions share: checks, drawing sizes, assigning examples, local test sets, label counts, and writing a file."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,21 +10,22 @@ from fedkd.errors import ConfigError, require
 from fedkd.types import Partition
 
 
+# ------------------------------------------------------------------------------------------------------------------ checks
 def check_arguments(train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, min_size: int = 1) -> None:
-    """Refuse what no split can give: ``num_clients`` clients of ``min_size`` examples each.
+    """Check the arguments of a partition.
 
     Args:
         train_labels: labels of the training examples [N], integers >= 0.
         test_labels: labels of the test examples [M], integers >= 0.
-        num_clients: how many clients, K.
-        min_size: the least a client may hold.
+        num_clients: number of clients, K.
+        min_size: minimum number of training examples of a client.
 
     Raises:
-        ConfigError: naming the parameter, when it cannot be.
+        ConfigError: labels are not such integers, or there are not enough examples for ``num_clients`` clients of ``min_size`` each.
     """
     for name, labels in (("train_labels", train_labels), ("test_labels", test_labels)):
-        whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and (len(labels) == 0 or labels.min() >= 0)
-        require(whole, name, "must be a vector of integers >= 0", f"{labels.dtype}{list(labels.shape)}")
+        valid = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and (len(labels) == 0 or labels.min() >= 0)
+        require(valid, name, "must be a vector of integers >= 0", f"{labels.dtype}{list(labels.shape)}")
     whole = isinstance(num_clients, (int, np.integer)) and not isinstance(num_clients, bool)
     require(whole and num_clients >= 1, "num_clients", "must be a whole number >= 1", num_clients)
     num_examples = len(train_labels)
@@ -37,57 +38,67 @@ def check_arguments(train_labels: np.ndarray, test_labels: np.ndarray, num_clien
 
 
 def check_draw_parameters(alpha: float, min_size: int, max_draws: int) -> None:
-    """The parameters of a split that is drawn until it obeys a rule: alpha > 0, min_size >= 1, max_draws >= 1."""
-    require(0 < alpha < np.inf, "alpha", "must be > 0 (small: few classes a client; large: near to iid) and finite", alpha)
+    """Check the parameters of a partition that is drawn until every client has enough examples.
+
+    Raises:
+        ConfigError: not alpha > 0, min_size >= 1, and max_draws >= 1.
+    """
+    require(0 < alpha < np.inf, "alpha", "must be > 0 (small: few classes per client; large: near to iid) and finite", alpha)
     check_count("min_size", min_size)
     check_count("max_draws", max_draws)
 
 
 def check_count(name: str, value: int) -> None:
-    """The parameter ``name`` counts something: a whole number >= 1."""
+    """Check that the parameter ``name`` is a whole number >= 1.
+
+    Raises:
+        ConfigError: it is not.
+    """
     require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, "must be a whole number >= 1", value)
 
 
-def indices_by_class(labels: np.ndarray) -> list[np.ndarray]:
-    """The indices of each class 0..C-1, ascending; a class without examples has none."""
+# ------------------------------------------------------------------------------------------------- sizes and training shards
+def indices_by_class(labels: np.ndarray) -> list[np.ndarray]:  # [N] -> C arrays
+    """The indices of the examples of each class 0..C-1, ascending. The array of a class without examples is empty."""
     num_classes = int(labels.max()) + 1 if len(labels) else 0
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1]) if num_classes else []
 
 
-def allocate(proportions: np.ndarray, num_examples: int, offset: float) -> np.ndarray:  # [K]
-    """How many of ``num_examples`` each client gets: the proportions are summed up, and the sums plus ``offset`` are rounded down.
+def allocate(proportions: np.ndarray, num_examples: int, offset: float) -> np.ndarray:  # [K] -> [K], int64
+    """The number of examples of each client, in proportion to ``proportions``. Their sum is ``num_examples``.
 
-    The sums are divided by the last of them, so that rounding leaves nothing to a client whose proportion is zero.
+    The cumulative sums of the proportions plus ``offset`` are rounded down. They are divided by the last of them, so that rounding gives
+    nothing to a client whose proportion is zero.
 
     Args:
-        proportions: [K], >= 0, not all 0; need not sum to 1.
-        num_examples: how many there are to give away; all are.
-        offset: in [0, 1). Drawn uniformly, it gives each client its proportion on average; 0 leaves remainders to the last client.
+        proportions: >= 0, not all 0; their sum need not be 1.
+        num_examples: number of examples to allocate.
+        offset: in [0, 1). If it is uniformly random, each client gets its proportion on average. At 0 the last client gets remainders.
     """
     total = np.cumsum(proportions)
     return np.diff(np.floor(total / total[-1] * num_examples + offset).astype(np.int64), prepend=0)
 
 
 def draw_until_valid(draw: Callable[[], np.ndarray | None], min_size: int, max_draws: int) -> tuple[np.ndarray, int]:
-    """Draw sizes [C, K] until every client holds ``min_size``.
+    """Draw sizes [C, K] until every client has ``min_size`` examples.
 
     Args:
-        draw: one draw; None is a draw that failed.
-        min_size: the least a client may hold.
-        max_draws: how often to try.
+        draw: draws sizes once; None is a failed draw.
+        min_size: minimum number of examples of a client.
+        max_draws: maximum number of draws.
 
     Returns:
-        The sizes, and how many draws it took.
+        The sizes, and the number of draws.
 
     Raises:
-        ConfigError: when ``max_draws`` draws were not enough.
+        ConfigError: ``max_draws`` draws were not enough.
     """
     best = 0
     for num_draws in range(1, max_draws + 1):
         sizes = draw()
         smallest = 0 if sizes is None else int(sizes.sum(axis=0).min())
-        if smallest >= min_size:
+        if sizes is not None and smallest >= min_size:
             return sizes, num_draws
         best = max(best, smallest)
     raise ConfigError(
@@ -96,58 +107,80 @@ def draw_until_valid(draw: Callable[[], np.ndarray | None], min_size: int, max_d
     )
 
 
-def assign_examples(pool_of: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle every class and deal it out: client k gets ``sizes[c, k]`` examples of class c; what is left over is no one's.
+def assign_examples(by_class: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Shuffle the examples of each class, and assign ``sizes[c, k]`` of class c to client k. Remaining examples are not used.
 
     Args:
-        pool_of: the indices of each class.
+        by_class: indices of the examples of each class.
         sizes: [C, K].
         rng: shuffles the classes, in order.
 
     Returns:
-        Each client's indices, ascending, int64.
+        For each client the indices of its examples, ascending, int64.
     """
     shards: list[list[np.ndarray]] = [[] for _ in range(sizes.shape[1])]
-    for pool, size in zip(pool_of, sizes):
-        for k, shard in enumerate(np.split(rng.permutation(pool), np.cumsum(size))[:-1]):
-            shards[k].append(shard)
+    for indices, size in zip(by_class, sizes):
+        for client, shard in enumerate(np.split(rng.permutation(indices), np.cumsum(size))[:-1]):
+            shards[client].append(shard)
     return [np.sort(np.concatenate(shard)).astype(np.int64) for shard in shards]
 
 
-def test_shards_of_own_classes(
+# ---------------------------------------------------------------------------------------------------------- local test sets
+def local_test_shards(
     train: Sequence[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray, at_least: int = 1
 ) -> list[np.ndarray]:
-    """Test shards: each client's share of the classes that it holds in training.
+    """Local test sets: each client gets test examples of the classes of its training examples.
 
-    Of each class that it owns, a client gets floor(n / K) of the n test examples, or ``at_least`` if that is more, consecutively
-    from the class's pool, clients in order. Shards are disjoint: where a pool is used up, later clients get none of it.
+    Of each such class with n test examples, a client gets floor(n / K) consecutive ones, or ``at_least`` if that is more. The local test
+    sets are disjoint. If the examples of a class are used up, later clients get none of it.
 
     Args:
-        train: the clients' training indices, K of them.
-        train_labels: [N].
-        test_labels: [M].
-        at_least: 1 keeps classes of fewer than K test examples in play; 0 is FedGen's own rule.
+        train: for each of the K clients the indices of its training examples.
+        train_labels: labels of the training examples [N].
+        test_labels: labels of the test examples [M].
+        at_least: 1 uses also classes with fewer than K test examples; 0 is FedGen's own rule.
+
+    Returns:
+        For each client the indices of its test examples, ascending, int64.
     """
     shards: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in train]
-    owners = [np.unique(train_labels[index]) for index in train]
-    for label, pool in enumerate(indices_by_class(test_labels)):
-        share, start = max(len(pool) // len(train), at_least), 0
-        for k in range(len(train)):
-            if label in owners[k]:
-                shards[k].append(pool[start : start + share])
+    own_classes = [np.unique(train_labels[index]) for index in train]
+    for label, indices in enumerate(indices_by_class(test_labels)):
+        share, start = max(len(indices) // len(train), at_least), 0
+        for client in range(len(train)):
+            if label in own_classes[client]:
+                shards[client].append(indices[start : start + share])
                 start += share
     return [np.sort(np.concatenate(shard)).astype(np.int64) for shard in shards]
 
 
-def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many examples of each class each client holds: [K, C], int64."""
+# ---------------------------------------------------------------------------------------------------------- counts and files
+def label_counts(shards: Sequence[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:  # [K, C], int64
+    """The number of examples of each class that each client has.
+
+    Args:
+        shards: for each client the indices of its examples.
+        labels: labels of all examples [N].
+        num_classes: number of classes, C.
+    """
     return np.stack([np.bincount(labels[index], minlength=num_classes) for index in shards]).astype(np.int64)
 
 
 def write_partition(partition: Partition, path: str | Path, train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> None:
-    """Write ``train_00``, ..., ``test_00``, ... and the label counts ``counts`` and ``test_counts`` [K, C] as an npz, atomically.
+    """Write a partition as an npz file, atomically. Equal partitions give equal bytes.
 
-    The ``file`` partition reads it back; the same partition gives the same bytes.
+    The file has the indices ``train_00``, ..., ``test_00``, ... of each client, and ``counts`` and ``test_counts`` [K, C], the numbers of
+    examples per class. The partition ``from_file`` reads it.
+
+    Args:
+        partition: the partition.
+        path: the file to write.
+        train_labels: labels of the training examples [N].
+        test_labels: labels of the test examples [M].
+        num_classes: number of classes, C.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path, width = Path(path), max(2, len(str(len(partition.train) - 1)))
     arrays = {f"{part}_{k:0{width}d}": index for part in ("train", "test") for k, index in enumerate(getattr(partition, part))}

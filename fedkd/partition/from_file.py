@@ -1,4 +1,4 @@
-"""A split that was made elsewhere, or by an earlier run: index arrays in an npz file."""
+"""A partition that is read from an npz file of index arrays."""
 
 import re
 import zipfile
@@ -16,10 +16,10 @@ from fedkd.types import Partition
 
 @dataclass(frozen=True, kw_only=True)
 class FromFile:
-    """Reads ``train_00``, ``train_01``, ... and ``test_00``, ...: each client's indices into the training and test examples.
+    """Read ``train_00``, ``train_01``, ... and ``test_00``, ...: the indices of each client's training and test examples.
 
-    The numbers may be padded with zeros to any width. Other keys are passed over. Training shards are disjoint and not empty; test
-    shards may be empty, and may overlap. ``partition.npz`` in a run's folder is such a file.
+    The numbers may be padded with zeros to any width. Other keys are ignored. Training indices are disjoint and not empty. Test indices
+    may be empty and may overlap. ``partition.npz`` in a run folder is such a file.
 
     Args:
         path: the npz file.
@@ -28,26 +28,34 @@ class FromFile:
     path: str
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Labels [N] and [M] of the training and test examples, and the number of clients K; ``rng`` is not used.
+        """Read the partition.
+
+        Args:
+            train_labels: labels of the training examples [N].
+            test_labels: labels of the test examples [M].
+            num_clients: number of clients, K.
+            rng: not used.
 
         Raises:
-            ConfigError: naming ``path``, when the file is missing, is no npz, or holds no partition of these examples among K clients.
+            ConfigError: the file is missing, is not an npz file, or has no partition of these examples among K clients.
         """
         check_arguments(train_labels, test_labels, num_clients)
-        arrays = self._arrays()
+        arrays = self._read()
         train = self._shards(arrays, "train", num_clients, len(train_labels))
         test = self._shards(arrays, "test", num_clients, len(test_labels))
-        for k, index in enumerate(train):
-            self._require(len(index) > 0, f"give every client training examples; client {k} has none")
-        index, times = np.unique(np.concatenate(train), return_counts=True)
-        self._require(times.max() == 1, f"give a training example to one client; index {index[times.argmax()]} is given to several")
+        for client, index in enumerate(train):
+            self._require(len(index) > 0, f"give every client training examples; client {client} has none")
+        indices, num_owners = np.unique(np.concatenate(train), return_counts=True)
+        repeated = indices[num_owners.argmax()]
+        self._require(num_owners.max() == 1, f"give a training example to one client; index {repeated} is given to several")
         return Partition(train, test)
 
     def _require(self, holds: bool, rule: str) -> None:
+        """Check a rule about the file."""
         require(holds, "path", f"must {rule}", self.path)
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of both parts."""
+    def _read(self) -> dict[str, np.ndarray]:
+        """The arrays of all clients, by key."""
         path = Path(self.path).expanduser()
         self._require(path.is_file(), "be an npz file with train_00, test_00, ...; there is no such file")
         try:
@@ -57,18 +65,18 @@ class FromFile:
             raise ConfigError(f"path must be an npz file of index arrays, got {self.path!r} ({type(error).__name__}: {error})") from error
 
     def _shards(self, arrays: dict[str, np.ndarray], part: str, num_clients: int, num_examples: int) -> list[np.ndarray]:
-        """The clients' indices into one part, checked, ascending."""
+        """For each client the indices of one part, checked, ascending."""
         keys = [key for key in arrays if key.startswith(f"{part}_")]
         by_client = {int(key.removeprefix(f"{part}_")): arrays[key] for key in keys}
         self._require(len(by_client) == len(keys), f"hold one array for every client; some {part}_ keys stand for the same number")
         missing = sorted(set(range(num_clients)) - set(by_client))
-        self._require(not missing, f"hold {part}_ arrays for num_clients={num_clients} clients; missing are {_some(missing)}")
+        self._require(not missing, f"hold {part}_ arrays for num_clients={num_clients} clients; missing are {_first_few(missing)}")
         extra = sorted(set(by_client) - set(range(num_clients)))
-        self._require(not extra, f"hold {part}_ arrays for num_clients={num_clients} clients; there are more: {_some(extra)}")
-        return [self._checked(by_client[k], f"{part}_ array of client {k}", num_examples) for k in range(num_clients)]
+        self._require(not extra, f"hold {part}_ arrays for num_clients={num_clients} clients; there are more: {_first_few(extra)}")
+        return [self._check_index(by_client[k], f"{part}_ array of client {k}", num_examples) for k in range(num_clients)]
 
-    def _checked(self, index: np.ndarray, name: str, num_examples: int) -> np.ndarray:
-        """Distinct indices in 0..num_examples-1, ascending."""
+    def _check_index(self, index: np.ndarray, name: str, num_examples: int) -> np.ndarray:
+        """Check that indices are distinct and in 0..num_examples-1, and sort them."""
         self._require(
             index.ndim == 1 and (np.issubdtype(index.dtype, np.integer) or len(index) == 0),
             f"hold vectors of integers; the {name} is {index.dtype}{list(index.shape)}",
@@ -80,6 +88,6 @@ class FromFile:
         return distinct
 
 
-def _some(numbers: Sequence[int]) -> str:
-    """The first few of ``numbers``."""
+def _first_few(numbers: Sequence[int]) -> str:
+    """The first five of ``numbers``."""
     return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")

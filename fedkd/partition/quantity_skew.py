@@ -1,4 +1,4 @@
-"""Uneven sizes, like labels: some clients hold many examples, others few."""
+"""Quantity skew: clients have different numbers of examples with the same distribution of labels."""
 
 import logging
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check_arguments, check_draw_parameters, allocate, test_shards_of_own_classes, draw_until_valid
+from fedkd.partition.common import allocate, check_arguments, check_draw_parameters, draw_until_valid, local_test_shards
 from fedkd.types import Partition
 
 log = logging.getLogger("fedkd")
@@ -15,17 +15,21 @@ log = logging.getLogger("fedkd")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantitySkew:
-    """Shares of the training examples ~ Dirichlet(alpha, ..., alpha), or in proportion to exp(sigma * normal); all are given away.
+    """Proportions of the training examples ~ Dirichlet(alpha, ..., alpha), or proportional to exp(sigma * normal). All examples are used.
 
-    Whose examples are whose is drawn without a look at labels. The shares are drawn again until every client holds ``min_size``. The
-    first is the quantity skew of Li, Diao, Chen, He (ICDE 2022). Test shards: ``shards.owned``.
+    Examples are assigned at random, independently of their labels. The proportions are drawn again until every client has ``min_size``
+    examples. The Dirichlet form is the quantity skew of Li, Diao, Chen and He (ICDE 2022). Local test sets:
+    :func:`fedkd.partition.common.local_test_shards`.
 
     Args:
         distribution: ``dirichlet`` or ``lognormal``.
-        alpha: > 0, of the first; the smaller, the more unlike the sizes.
-        sigma: >= 0, of the second; 0 makes all sizes alike.
-        min_size: the least number of training examples of a client, >= 1.
-        max_draws: how many draws to try, >= 1.
+        alpha: parameter of ``dirichlet``, > 0; a smaller value gives more different sizes.
+        sigma: parameter of ``lognormal``, >= 0; 0 gives equal sizes.
+        min_size: minimum number of training examples of a client, >= 1.
+        max_draws: maximum number of draws, >= 1.
+
+    Raises:
+        ConfigError: a value is out of range; on calling if ``min_size`` is not reached.
     """
 
     distribution: Literal["dirichlet", "lognormal"]
@@ -36,29 +40,35 @@ class QuantitySkew:
 
     def __post_init__(self) -> None:
         check_draw_parameters(self.alpha, self.min_size, self.max_draws)
-        require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0: all sizes alike) and finite", self.sigma)
+        require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0: equal sizes) and finite", self.sigma)
         known = self.distribution in ("dirichlet", "lognormal")
         require(known, "distribution", "must be one of dirichlet, lognormal", self.distribution)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
+        """Divide the examples.
+
+        Args:
+            train_labels: labels of the training examples [N].
+            test_labels: labels of the test examples [M].
+            num_clients: number of clients, K.
+            rng: draws proportions and shuffles the examples.
 
         Raises:
-            ConfigError: when ``min_size`` cannot be reached, or was not within ``max_draws`` draws.
+            ConfigError: ``min_size`` is impossible, or was not reached within ``max_draws`` draws.
         """
         check_arguments(train_labels, test_labels, num_clients, self.min_size)
 
         def draw() -> np.ndarray:  # [1, K]
-            shares = (
+            proportions = (
                 rng.dirichlet([self.alpha] * num_clients)
                 if self.distribution == "dirichlet"
                 else np.exp(self.sigma * rng.standard_normal(num_clients))
             )
-            return allocate(shares, len(train_labels), rng.random())[None]
+            return allocate(proportions, len(train_labels), rng.random())[None]
 
         sizes, num_draws = draw_until_valid(draw, self.min_size, self.max_draws)
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
-        pieces = np.split(rng.permutation(len(train_labels)), np.cumsum(sizes[0])[:-1])
-        train = [np.sort(piece).astype(np.int64) for piece in pieces]
-        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels), num_draws)
+        shards = np.split(rng.permutation(len(train_labels)), np.cumsum(sizes[0])[:-1])
+        train = [np.sort(shard).astype(np.int64) for shard in shards]
+        return Partition(train, local_test_shards(train, train_labels, test_labels), num_draws)

@@ -1,4 +1,4 @@
-"""Uneven sizes on top of any other split: each client keeps a part of what that split gives it."""
+"""Quantity skew on top of another partition: each client keeps a random part of its examples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +13,22 @@ from fedkd.types import Partition
 
 @dataclass(frozen=True, kw_only=True)
 class Subsample:
-    """Of its examples under ``base``, each client keeps a share, drawn and divided by the largest share of all clients; the rest is no one's.
+    """Each client keeps a random fraction of its examples under the partition ``base``; the others are not used.
 
-    So label skew and quantity skew compose. Shares are exp(sigma * normal) or ~ Dirichlet(alpha, ..., alpha), and do not look at labels;
-    which examples a client keeps is drawn uniformly. Fractions are rounded at random. A client's test shard is ``base``'s, less
-    the classes of which it has kept no training example.
+    Label skew and quantity skew can so be combined. The fractions are proportional to exp(sigma * normal), or ~ Dirichlet(alpha, ...,
+    alpha), divided by the largest fraction of all clients. They do not depend on labels. The kept examples are drawn uniformly, and their
+    number is rounded at random. A client's local test set is that of ``base`` without the classes of which it has kept no training
+    example.
 
     Args:
-        base: the split to begin from.
+        base: the partition to begin with.
         distribution: ``lognormal`` or ``dirichlet``.
-        sigma: >= 0, of the first; 0 keeps everything.
-        alpha: > 0, of the second; the smaller, the more unlike the sizes.
-        min_size: the least number of examples that a client keeps, >= 1; ``base`` must leave everyone as many.
+        sigma: parameter of ``lognormal``, >= 0; 0 keeps all examples.
+        alpha: parameter of ``dirichlet``, > 0; a smaller value gives more different sizes.
+        min_size: minimum number of examples that a client keeps, >= 1; every client must have as many under ``base``.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     base: Callable[[np.ndarray, np.ndarray, int, np.random.Generator], Partition]
@@ -36,15 +40,21 @@ class Subsample:
     def __post_init__(self) -> None:
         known = self.distribution in ("lognormal", "dirichlet")
         require(known, "distribution", "must be one of lognormal, dirichlet", self.distribution)
-        require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0 keeps everything) and finite", self.sigma)
-        require(0 < self.alpha < np.inf, "alpha", "must be > 0 (small: unlike sizes) and finite", self.alpha)
+        require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0 keeps all examples) and finite", self.sigma)
+        require(0 < self.alpha < np.inf, "alpha", "must be > 0 (small: very different sizes) and finite", self.alpha)
         check_count("min_size", self.min_size)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Labels [N] and [M] of the training and test examples, the number of clients K, and the randomness of the draws.
+        """Divide the examples.
+
+        Args:
+            train_labels: labels of the training examples [N].
+            test_labels: labels of the test examples [M].
+            num_clients: number of clients, K.
+            rng: draws the partition ``base``, fractions, and examples.
 
         Raises:
-            ConfigError: ``base`` refuses, or leaves a client fewer than ``min_size`` examples.
+            ConfigError: ``base`` raises one, or gives a client fewer than ``min_size`` examples.
         """
         check_arguments(train_labels, test_labels, num_clients, self.min_size)
         try:
@@ -52,26 +62,28 @@ class Subsample:
         except ValueError as error:
             raise ConfigError(f"base.{error}") from error
         fewest = min(map(len, whole.train))
-        rule = f"must be at most what base leaves the client with the fewest examples, {fewest}"
+        rule = f"must be at most the size of the smallest client of base, {fewest}"
         require(self.min_size <= fewest, "min_size", rule, self.min_size)
-        train = [self._keep(index, share, rng) for index, share in zip(whole.train, self._shares(num_clients, rng))]
-        return replace(whole, train=train, test=_still_owned(whole, train, train_labels, test_labels))
+        train = [self._keep(index, fraction, rng) for index, fraction in zip(whole.train, self._fractions(num_clients, rng))]
+        return replace(whole, train=train, test=_without_lost_classes(whole, train, train_labels, test_labels))
 
-    def _shares(self, num_clients: int, rng: np.random.Generator) -> np.ndarray:  # [K]
-        """What part each client keeps; 1 for one of them."""
+    def _fractions(self, num_clients: int, rng: np.random.Generator) -> np.ndarray:  # [K]
+        """The fraction of its examples that each client keeps; the largest is 1."""
         if self.distribution == "dirichlet":
-            shares = rng.dirichlet([self.alpha] * num_clients)
-            return shares / shares.max()
+            proportions = rng.dirichlet([self.alpha] * num_clients)
+            return np.asarray(proportions / proportions.max())
         exponents = self.sigma * rng.standard_normal(num_clients)
-        return np.exp(exponents - exponents.max())
+        return np.asarray(np.exp(exponents - exponents.max()))
 
-    def _keep(self, index: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-        """``share`` of ``index``, ascending, ``min_size`` at least."""
-        number = max(self.min_size, int(share * len(index) + rng.random()))
+    def _keep(self, index: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+        """A random ``fraction`` of ``index``, at least ``min_size``, ascending."""
+        number = max(self.min_size, int(fraction * len(index) + rng.random()))
         return np.sort(rng.permutation(index)[:number])
 
 
-def _still_owned(whole: Partition, train: Sequence[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray) -> list[np.ndarray]:
-    """``whole``'s test shards without the classes of which a client had training examples and kept none."""
+def _without_lost_classes(
+    whole: Partition, train: Sequence[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray
+) -> list[np.ndarray]:
+    """The local test sets of ``whole`` without the classes of which a client had training examples and kept none."""
     lost = [np.setdiff1d(train_labels[before], train_labels[after]) for before, after in zip(whole.train, train)]
     return [index[~np.isin(test_labels[index], classes)] for index, classes in zip(whole.test, lost)]

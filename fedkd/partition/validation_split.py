@@ -1,23 +1,26 @@
-"""Examples that a client holds out: of each client the same share, whatever the partition."""
+"""Validation examples: every client holds out the same fraction of its training examples."""
 
 import numpy as np
 
 from fedkd.seed import Seed
 
 
-def split_validation(shards: list[np.ndarray], share: float, seed: Seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each client's indices without those held out, and those: ``share`` of them, rounded down, drawn at random; one always stays.
+def split_validation(shards: list[np.ndarray], fraction: float, seed: Seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Hold out a random fraction of each client's examples, rounded down. At least one example of a client is not held out.
 
     Args:
-        shards: indices of each client's examples, ascending.
-        share: 0..1.
-        seed: every client has a stream of its own.
+        shards: for each client the indices of its examples, ascending.
+        fraction: 0..1.
+        seed: random stream; each client has a stream of its own.
+
+    Returns:
+        For each client the indices for training, and the indices that are held out, both ascending.
     """
-    stays, goes = [], []
+    kept, held_out = [], []
     for client, index in enumerate(shards):
-        number = min(int(share * len(index)), len(index) - 1)
-        drawn = np.zeros(len(index), bool)
-        drawn[(seed / client).numpy().permutation(len(index))[:number]] = True
-        stays.append(index[~drawn])
-        goes.append(index[drawn])
-    return stays, goes
+        number = min(int(fraction * len(index)), len(index) - 1)
+        is_held_out = np.zeros(len(index), bool)
+        is_held_out[(seed / client).numpy().permutation(len(index))[:number]] = True
+        kept.append(index[~is_held_out])
+        held_out.append(index[is_held_out])
+    return kept, held_out

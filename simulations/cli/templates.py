@@ -151,7 +151,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import check_arguments, test_shards_of_own_classes
+from fedkd.partition.common import check_arguments, local_test_shards
 from fedkd.types import Partition
 
 
@@ -176,7 +176,7 @@ class {title}:
         dealt, rest = order[:cut], order[cut:][np.argsort(train_labels[order[cut:]], kind="stable")]
         pieces = zip(np.array_split(dealt, num_clients), np.array_split(rest[::-1], num_clients))
         train = [np.sort(np.concatenate(piece)).astype(np.int64) for piece in pieces]
-        return Partition(train, test_shards_of_own_classes(train, train_labels, test_labels))
+        return Partition(train, local_test_shards(train, train_labels, test_labels))
 '''
 
 PARTITION_YAML = """\

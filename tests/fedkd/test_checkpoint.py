@@ -1,53 +1,55 @@
-"""The state on disk."""
+"""Checkpoints: what is written is read back, headers, atomic writing, and files that are refused."""
 
 import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_checkpoint
-from fedkd.files import write_atomically
+from fedkd.errors import RunFolderError
+from fedkd.files import SCHEMA_VERSION, write_atomically
 from tests.small_runs import same_tensors
 
 STATE = {
     "model": {"fc.weight": torch.randn(3, 4), "n": torch.tensor(7)},
     "generator_optimizer": {"exp_avg/fc.weight": torch.ones(2, dtype=torch.float64)},
 }
-MEMORIES = {
+CLIENT_STATES = {
     11: {"client": {"last_round": torch.tensor(3)}},
     2: {"local": {"bn.running_mean": torch.zeros(0)}, "client": {"last_round": torch.tensor(1)}},
 }
 
 
-def test_round_trip(tmp_path):
-    write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, MEMORIES, 0.1 + 0.2), rounds=9)
+def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
+    write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, CLIENT_STATES, 0.1 + 0.2), rounds=9)
     back = read_checkpoint(tmp_path)
     assert (back.round, back.config, back.simulated_seconds) == (3, "abc", 0.1 + 0.2) and list(back.client_states) == [2, 11]
-    assert same_tensors(back.state, STATE) and same_tensors(dict(back.client_states), MEMORIES)
+    assert same_tensors(back.state, STATE) and same_tensors(dict(back.client_states), CLIENT_STATES)
 
 
-def test_the_header_says_what_it_is(tmp_path):
+def test_the_header_describes_the_checkpoint(tmp_path):
     assert read_header(tmp_path) is None
     for number, finished in ((3, False), (9, True)):
         write_checkpoint(tmp_path, Checkpoint(number, "abc", STATE, {}), rounds=9)
-        expected = {"round": number, "rounds": 9, "config": "abc", "finished": finished, "simulated_seconds": 0.0}
+        expected = {"round": number, "rounds": 9, "config": "abc", "finished": finished, "simulated_seconds": 0.0, "schema": SCHEMA_VERSION}
         assert read_header(tmp_path) == expected == json.loads((tmp_path / "checkpoint.json").read_text())
 
 
 def test_equal_states_give_equal_files(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_checkpoint(tmp_path / name, Checkpoint(3, "abc", STATE, MEMORIES), rounds=9)
+        write_checkpoint(tmp_path / name, Checkpoint(3, "abc", STATE, CLIENT_STATES), rounds=9)
     assert (tmp_path / "a" / "checkpoint.safetensors").read_bytes() == (tmp_path / "b" / "checkpoint.safetensors").read_bytes()
 
 
-def test_nothing_but_the_two_files_is_left(tmp_path):
+def test_only_the_two_files_remain(tmp_path):
     (tmp_path / ".checkpoint.safetensors.tmp").write_bytes(b"of a killed run")
-    write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, MEMORIES), rounds=9)
+    write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, CLIENT_STATES), rounds=9)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "checkpoint.json"}
 
 
-def test_writing_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_content(tmp_path):
     write_atomically(tmp_path / "file", b"before")
     with pytest.raises(TypeError):
         write_atomically(tmp_path / "file", "not bytes")
@@ -55,7 +57,22 @@ def test_writing_that_fails_leaves_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{}", b"\x02\0\0\0\0\0\0\0{}"])
-def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_corrupt_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"output must hold readable checkpoints, got .*checkpoint\.safetensors.*remove"):
+    with pytest.raises(RunFolderError, match=r"output must hold readable checkpoints, got .*checkpoint\.safetensors.*remove"):
         read_header(tmp_path)
+
+
+def test_a_checkpoint_of_another_schema_version_is_refused(tmp_path):
+    header = json.dumps({"round": 3, "rounds": 9, "config": "abc", "finished": False, "schema": SCHEMA_VERSION - 1})
+    save_file({"server|model:w": torch.ones(2)}, tmp_path / "checkpoint.safetensors", {"fedkd": header})
+    rule = f"^output must hold run folders of schema version {SCHEMA_VERSION}, got version {SCHEMA_VERSION - 1} in .*another output folder$"
+    for read in (read_header, read_checkpoint):
+        with pytest.raises(RunFolderError, match=rule):
+            read(tmp_path)
+
+
+def test_a_folder_holds_checkpoints_of_several_names(tmp_path):
+    for number, name in ((3, "checkpoint"), (2, "best")):
+        write_checkpoint(tmp_path, Checkpoint(number, "abc", STATE, CLIENT_STATES), rounds=9, name=name)
+    assert read_checkpoint(tmp_path).round == 3 and read_checkpoint(tmp_path, "best").round == read_header(tmp_path, "best")["round"] == 2

@@ -1,4 +1,4 @@
-"""Seeds: a draw is its path's, and the global generators are as they were."""
+"""Seeds: random numbers depend on the path alone, and global generators are restored."""
 
 import random
 
@@ -22,23 +22,23 @@ def draws(seed):
     return torch.rand(3, generator=seed.torch()).tolist(), seed.numpy().random(3).tolist()
 
 
-def test_a_draw_depends_on_its_path_alone_and_not_on_what_was_drawn_before():
+def test_random_numbers_depend_on_the_path_and_not_on_earlier_draws():
     forward = [draws(seed_of(path)) for path in PATHS]
     backward = [draws(seed_of(path)) for path in reversed(PATHS)]
     assert forward == backward[::-1]
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["torch", "numpy"])
-def test_unlike_paths_and_roots_draw_unlike_numbers(kind):
+def test_different_paths_and_roots_give_different_numbers(kind):
     drawn = [tuple(draws(seed_of(path, root))[kind]) for root in (0, 1, -1) for path in PATHS]
     assert len(set(drawn)) == len(drawn)
 
 
-def test_a_number_and_its_name_are_the_same_path():
+def test_a_number_and_its_text_are_the_same_path():
     assert Seed(0) / 3 == Seed(0) / "3"
 
 
-def test_values_are_pinned_so_that_old_runs_can_be_repeated():
+def test_streams_do_not_change_between_versions():
     assert (Seed(0) / "round" / 1 / "client" / 7).integer() == 5711197320523680617  # head of the SHA-256 of "0/round/1/client/7"
 
 
@@ -53,7 +53,7 @@ def globals_():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_globally_seeds_all_three_generators_and_puts_them_back(fails):
+def test_globally_seeds_and_restores_all_three_generators(fails):
     inside, before = [], globals_()
     for _ in range(2):
         try:

@@ -1,4 +1,4 @@
-"""Partitions by flwr-datasets: all its partitioners are reachable, and where fedkd has the same split, the two agree in distribution."""
+"""Partitioners of flwr-datasets: all can be configured, and those that fedkd also has give the same distribution."""
 
 import inspect
 import sys
@@ -22,32 +22,32 @@ from fedkd.partition.shards import Shards
 from simulations.config import compose
 
 EVEN = np.repeat(np.arange(10), 140), np.repeat(np.arange(10), 30)
-"""Sorted by class, as a folder of images is: a partitioner that takes rows as it finds them depends on their being shuffled."""
+"""Labels sorted by class, as in a folder of images. Partitioners that take rows in their order need them shuffled."""
 
 
 @pytest.fixture(scope="module")
-def theirs() -> SimpleNamespace:
-    """Their partitioners."""
+def partitioners() -> SimpleNamespace:
+    """The partitioners of flwr-datasets."""
     return pytest.importorskip("flwr_datasets.partitioner")
 
 
 @pytest.fixture(autouse=True)
 def silence():
-    """They warn of classes that nobody gets, and of sizes that do not add up."""
+    """Hide the warnings of flwr-datasets about unused classes and sizes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def split(how, seed=0, num_clients=10):
-    return how(*EVEN, num_clients, np.random.default_rng(seed))
+def split(partition, seed=0, num_clients=10):
+    return partition(*EVEN, num_clients, np.random.default_rng(seed))
 
 
 def same(left, right) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(left.train + left.test, right.train + right.test, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------------- all are reachable
+# ---------------------------------------------------------------------- all can be configured
 P = "partition.partitioner"
 CONFIGURED = {
     "ContinuousPartitioner": [f"+{P}.strictness=0.5"],
@@ -58,7 +58,9 @@ CONFIGURED = {
     ],
     "ExponentialPartitioner": ["num_clients=5"],
     "GroupedNaturalIdPartitioner": [f"+{P}.group_size=2", "num_clients=5"],
-    "IdToSizeFncPartitioner": [f"+{P}.partition_id_to_size_fn._target_=hydra.utils.get_method", f"+{P}.partition_id_to_size_fn.path=numpy.sqrt"],
+    "IdToSizeFncPartitioner": [
+        f"+{P}.partition_id_to_size_fn._target_=hydra.utils.get_method", f"+{P}.partition_id_to_size_fn.path=numpy.sqrt",
+    ],
     "IidPartitioner": [],
     "InnerDirichletPartitioner": [f"+{P}.alpha=0.5", f"+{P}.partition_sizes=[200,150,100,100,100,50,50,50,50,20]"],
     "LinearPartitioner": [],
@@ -72,25 +74,25 @@ REFUSED = {"Partitioner": "abstract", "VerticalEvenPartitioner": "divides column
 
 
 def configured(name: str, *overrides: str):
-    """Its split, configured as a user does."""
-    given = [
+    """The number of clients and the partition of a configuration."""
+    words = [
         "partition=flwr_datasets",
         f"{P}._target_=flwr_datasets.partitioner.{name}",
         "num_clients=10",
         "clients_per_round=2",
         *overrides,
     ]
-    config = compose(given)
+    config = compose(words)
     check_run(config)
     return config.num_clients, build(config, "partition")
 
 
-def test_every_partitioner_is_tried_here(theirs):
-    assert set(theirs.__all__) == {*CONFIGURED, *REFUSED}
+def test_every_partitioner_is_tested_here(partitioners):
+    assert set(partitioners.__all__) == {*CONFIGURED, *REFUSED}
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
-def test_a_partitioner_keeps_the_laws_of_splits(theirs, name):
+def test_a_partitioner_gives_ascending_disjoint_shards(partitioners, name):
     num_clients, how = configured(name, *CONFIGURED[name])
     partition = split(how, num_clients=num_clients)
     assert len(partition.train) == len(partition.test) == num_clients
@@ -99,14 +101,18 @@ def test_a_partitioner_keeps_the_laws_of_splits(theirs, name):
         everyone = np.concatenate(part)
         assert len(np.unique(everyone)) == len(everyone) and everyone.min() >= 0 and everyone.max() < len(labels)
     assert all(len(train) and set(EVEN[1][test]) == set(EVEN[0][train]) for train, test in zip(partition.train, partition.test))
-    assert same(partition, split(how, num_clients=num_clients)), "the stream alone decides"
+    assert same(partition, split(how, num_clients=num_clients)), "the random stream determines the partition"
     natural = "NaturalId" in name
-    assert natural or not same(partition, split(how, seed=1, num_clients=num_clients)), "and it does decide"
+    assert natural or not same(partition, split(how, seed=1, num_clients=num_clients)), "another stream gives another partition"
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_divides_no_examples_is_refused(theirs, name):
-    kind = partial(getattr(theirs, name), partition_sizes=[1, 1]) if name == "VerticalSizePartitioner" else partial(getattr(theirs, name))
+def test_partitioners_that_do_not_divide_examples_are_refused(partitioners, name):
+    kind = (
+        partial(getattr(partitioners, name), partition_sizes=[1, 1])
+        if name == "VerticalSizePartitioner"
+        else partial(getattr(partitioners, name))
+    )
     with pytest.raises(
         ValueError, match=f"partitioner must divide the training examples among num_clients=2, got {name}: .*{REFUSED[name]}"
     ):
@@ -126,13 +132,13 @@ def test_what_divides_no_examples_is_refused(theirs, name):
         ("NoSuchPartitioner", [], r"partition.partitioner._target_ must be importable, got .*NoSuchPartitioner'(?!.*pip install)"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(theirs, name, overrides, rule):
+def test_invalid_parameters_are_refused(partitioners, name, overrides, rule):
     with pytest.raises(ValueError, match=rule):
         num_clients, how = configured(name, *overrides)
         call_part("partition", how, *EVEN, num_clients, np.random.default_rng(0))
 
 
-def test_without_the_package_it_is_said_what_to_install(monkeypatch):
+def test_the_error_without_flwr_datasets_names_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] in ("flwr_datasets", "datasets")]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("flwr_datasets", "datasets"):
@@ -143,11 +149,11 @@ def test_without_the_package_it_is_said_what_to_install(monkeypatch):
         split(FlwrDatasets(partitioner=lambda: SimpleNamespace()))
 
 
-def test_a_seed_of_the_user_s_gives_what_federated_dataset_gives(theirs):
-    """``FederatedDataset(partitioners={"train": partitioner}, seed=42)`` shuffles by the seed, and hands the rows to the partitioner."""
+def test_a_configured_seed_gives_the_partition_of_federated_dataset(partitioners):
+    """``FederatedDataset(partitioners={"train": partitioner}, seed=42)`` shuffles with the seed and calls the partitioner."""
     from datasets import Dataset
 
-    kind = partial(theirs.DirichletPartitioner, alpha=0.3, seed=42)
+    kind = partial(partitioners.DirichletPartitioner, alpha=0.3, seed=42)
     reference = kind(num_partitions=10, partition_by="label")
     reference.dataset = Dataset.from_dict({"label": EVEN[0], "index": np.arange(len(EVEN[0]))}).shuffle(seed=42)
     for seed in (0, 1):
@@ -155,18 +161,18 @@ def test_a_seed_of_the_user_s_gives_what_federated_dataset_gives(theirs):
         assert all(np.array_equal(ours.train[k], np.sort(reference.load_partition(k)["index"])) for k in range(10))
 
 
-def test_parameters_are_the_plain_ones(theirs):
-    """What is put in where it is taken still goes by these names."""
-    names = [set(inspect.signature(getattr(theirs, name)).parameters) for name in ("DirichletPartitioner", "ShardPartitioner")]
+def test_partitioners_have_the_parameters_that_are_set(partitioners):
+    """``num_partitions``, ``partition_by``, and ``seed`` are still the names in flwr-datasets."""
+    names = [set(inspect.signature(getattr(partitioners, name)).parameters) for name in ("DirichletPartitioner", "ShardPartitioner")]
     assert all({"num_partitions", "partition_by", "seed"} <= taken for taken in names)
     assert flwr_datasets.INSTALL.endswith("pip install 'fedkd[flwr-datasets]'")
 
 
-# ---------------------------------------------------------------------------------------------------------- the same split, twice
+# ---------------------------------------------------------------------- agreement with fedkd's partitions
 
 
 def statistics(how, num_seeds: int, clients: slice) -> np.ndarray:  # [seeds, 6]
-    """Of each seed's split: label distance, effective classes, classes of more than one example, and the sizes' deviation, least and most."""
+    """For each seed: label distance, effective classes, classes with several examples, and deviation, minimum and maximum of sizes."""
     rows = []
     for seed in range(num_seeds):
         counts = common.label_counts(split(how, seed).train, EVEN[0], 10)[clients]
@@ -178,25 +184,24 @@ def statistics(how, num_seeds: int, clients: slice) -> np.ndarray:  # [seeds, 6]
 
 
 def agree(ours, theirs, clients: slice = slice(None), num_seeds: int = 40) -> None:
-    """The means over seeds of all statistics differ by less than four standard errors of their difference."""
+    """The means of all statistics over seeds differ by less than four standard errors of the difference."""
     left, right = statistics(ours, num_seeds, clients), statistics(theirs, num_seeds, clients)
     error = np.sqrt((left.var(axis=0, ddof=1) + right.var(axis=0, ddof=1)) / num_seeds)
     assert (np.abs(left.mean(axis=0) - right.mean(axis=0)) <= 4 * error + 1e-9).all(), (left.mean(axis=0), right.mean(axis=0), error)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 5.0])
-def test_dirichlet_is_their_dirichlet(theirs, alpha):
-    """Theirs rounds down, and leaves an example of most classes to the last client, which is left out here; ours rounds at random.
-    Theirs gives up after ten draws."""
+def test_dirichlet_agrees(partitioners, alpha):
+    """flwr-datasets rounds down and leaves an example of most classes to the last client, which is therefore excluded here."""
     agree(
         Dirichlet(alpha=alpha, min_size=1, max_draws=1000),
-        FlwrDatasets(partitioner=partial(theirs.DirichletPartitioner, alpha=alpha, min_partition_size=1)),
+        FlwrDatasets(partitioner=partial(partitioners.DirichletPartitioner, alpha=alpha, min_partition_size=1)),
         slice(9),
     )
 
 
-def test_their_last_client_gets_what_remains_of_a_class(theirs):
-    kind = partial(theirs.DirichletPartitioner, alpha=0.1, min_partition_size=1)
+def test_the_last_client_of_flwr_datasets_gets_the_remainders(partitioners):
+    kind = partial(partitioners.DirichletPartitioner, alpha=0.1, min_partition_size=1)
     held = [
         np.mean([(common.label_counts(split(how, seed).train, EVEN[0], 10) > 0).sum(axis=1)[-1] for seed in range(20)])
         for how in (Dirichlet(alpha=0.1, min_size=1, max_draws=1000), FlwrDatasets(partitioner=kind))
@@ -205,41 +210,41 @@ def test_their_last_client_gets_what_remains_of_a_class(theirs):
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5])
-def test_fedgen_s_cap_is_their_self_balancing(theirs, alpha):
-    """With all the data. Ours leaves out who holds the average already, theirs who holds more; ours takes classes in random order."""
+def test_the_cap_of_fedgen_agrees_with_self_balancing(partitioners, alpha):
+    """All data are used. fedkd excludes clients of at least the mean size, flwr-datasets larger ones; fedkd's class order is random."""
     agree(
         FedGen(alpha=alpha, ratio=1.0, min_size=1, max_draws=1000),
-        FlwrDatasets(partitioner=partial(theirs.DirichletPartitioner, alpha=alpha, min_partition_size=1, self_balancing=True)),
+        FlwrDatasets(partitioner=partial(partitioners.DirichletPartitioner, alpha=alpha, min_partition_size=1, self_balancing=True)),
     )
 
 
-def test_iid_is_their_iid(theirs):
-    agree(IID(), FlwrDatasets(partitioner=theirs.IidPartitioner))
+def test_iid_agrees(partitioners):
+    agree(IID(), FlwrDatasets(partitioner=partitioners.IidPartitioner))
 
 
 @pytest.mark.parametrize("per_client", [1, 2, 5])
-def test_label_shards_are_their_shards(theirs, per_client):
-    """Where shards do not divide the examples evenly, theirs leaves the remainder to no one; ours makes some shards one larger."""
+def test_shards_agree(partitioners, per_client):
+    """For sizes that are not a multiple, flwr-datasets drops the remainder; fedkd makes some shards one example larger."""
     agree(
         Shards(per_client=per_client),
-        FlwrDatasets(partitioner=partial(theirs.ShardPartitioner, num_shards_per_partition=per_client)),
+        FlwrDatasets(partitioner=partial(partitioners.ShardPartitioner, num_shards_per_partition=per_client)),
     )
 
 
 @pytest.mark.parametrize("per_client", [1, 2, 5])
-def test_classes_differ_from_their_pathological_split_in_who_shares_a_class(theirs, per_client):
-    """Both give a client so many classes. Theirs draws them for each client alone, so that a class may be nobody's, and sizes are less alike."""
+def test_classes_per_client_differ_from_the_pathological_partitioner_in_sizes(partitioners, per_client):
+    """Both give a client the same number of classes. flwr-datasets draws them independently, so classes may be unused and sizes vary."""
     ours = split(ClassesPerClient(per_client=per_client))
-    other = split(FlwrDatasets(partitioner=partial(theirs.PathologicalPartitioner, num_classes_per_partition=per_client)))
+    other = split(FlwrDatasets(partitioner=partial(partitioners.PathologicalPartitioner, num_classes_per_partition=per_client)))
     for partition in (ours, other):
         assert ((common.label_counts(partition.train, EVEN[0], 10) > 0).sum(axis=1) == per_client).all()
     deviation = [np.std([len(index) for index in partition.train]) for partition in (ours, other)]
     assert deviation[0] <= 1 < deviation[1]
 
 
-def test_classes_agree_with_their_deterministic_split_in_sizes(theirs):
-    """There a class is shared by as many clients as every other, as with ours; but who shares it is drawn with ours alone."""
-    kind = partial(theirs.PathologicalPartitioner, num_classes_per_partition=3, class_assignment_mode="deterministic")
+def test_classes_per_client_agree_with_the_deterministic_partitioner_in_sizes(partitioners):
+    """Both divide every class among equally many clients. Only fedkd draws the clients."""
+    kind = partial(partitioners.PathologicalPartitioner, num_classes_per_partition=3, class_assignment_mode="deterministic")
     for how in (ClassesPerClient(per_client=3), FlwrDatasets(partitioner=kind)):
         held = common.label_counts(split(how).train, EVEN[0], 10)
         assert ((held > 0).sum(axis=0) == 3).all() and held.sum(axis=1).max() - held.sum(axis=1).min() <= 3
