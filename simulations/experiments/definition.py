@@ -1,4 +1,4 @@
-"""What an experiment of conf/experiment/ says of itself beside its configuration: its sweep, and the numbers it is set beside."""
+"""The section ``reproduce`` of an experiment file: its settings and strategies, its seeds, and the published numbers."""
 
 from dataclasses import dataclass, field
 
@@ -6,21 +6,22 @@ from pydantic import ConfigDict
 
 from simulations.run_folder.metric_names import TABLE_METRICS
 
-DRAWN = ("convergence", "labels", "differences")
+FIGURES = ("convergence", "labels", "differences")
+"""Figures that an experiment may ask for: convergence, label distributions, and differences from the baseline."""
 
 Cells = dict[str, dict[str, float | list[float]]]
-"""By row and column: a mean; a mean and its spread; or a mean, the lowest and the highest."""
+"""By setting and strategy: a mean; a mean and its spread; or a mean, the minimum and the maximum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceNumbers:
-    """Numbers of others.
+    """Numbers that were published, or measured with the authors' code.
 
     Args:
-        source: where they stand.
-        metric: what of ours they are set beside, one of ``TABLE_METRICS``.
-        cells: in percent where it is an accuracy.
-        note: what they are, where the table cannot show it.
+        source: where the numbers are from.
+        metric: the metric of ours that they are compared with, one of ``TABLE_METRICS``.
+        cells: the numbers, in percent if the metric is an accuracy.
+        note: a sentence below the table.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -32,13 +33,13 @@ class ReferenceNumbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """A search of what columns that say ``tuned=...`` take: the same grid for every strategy, on held-out training examples.
+    """The hyperparameter search for strategies that say ``tuned_params=...``. The grid is the same for all of them.
 
     Args:
-        key: what is searched.
+        key: the key that is searched.
         grid: its values.
-        validation_fraction: share of each client's training examples that is held out.
-        overrides: of the runs that are tried.
+        validation_fraction: fraction of each client's training examples that is held out.
+        overrides: overrides of the trials.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -50,23 +51,23 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The sweep of an experiment, and what it is set beside.
+    """The runs of an experiment and its table. Every combination of a setting and a strategy is one cell.
 
     Args:
-        title: of the table.
-        seeds: of every cell.
-        settings: each the overrides of its name.
-        strategies: strategies, likewise.
-        metrics: what is shown of every cell beside what the sources ask for, of ``TABLE_METRICS``.
-        without: columns that a row goes without.
+        title: title of the table.
+        seeds: seeds of every cell.
+        settings: overrides by the name of the setting, which is a row block of the table.
+        strategies: overrides by the name of the strategy, which is a row of the table.
+        metrics: further metrics of the table, of ``TABLE_METRICS``. Those of the reference numbers come first.
+        without: strategies that a setting leaves out.
         published: the paper's numbers.
-        public_code: what was measured of the authors' code.
-        baseline: the column from which every other's difference is shown, paired by seed.
-        ratio_to: the column over which all figures are, by seed; a source's numbers too.
-        tuning: where columns are tuned.
-        serial: one run at a time, as times are measured.
-        figures: figures of every setting, of ``DRAWN``: convergence, label distributions, differences from the reference.
-        note: what the table cannot show.
+        public_code: numbers that were measured with the authors' code.
+        baseline: the strategy from which differences are shown, paired by seed.
+        ratio_to: the strategy by whose metrics all others are divided, by seed.
+        tuning: the search for strategies that are tuned.
+        serial: one run at a time, because times are measured.
+        figures: figures of every setting, of :data:`FIGURES`.
+        note: a sentence below the table.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -87,30 +88,30 @@ class Experiment:
 
     @property
     def sources(self) -> dict[str, ReferenceNumbers]:
-        """By the name that the table has for it."""
+        """The reference numbers by their name in the table."""
         named = {"paper": self.published, "public code": self.public_code}
         return {name: source for name, source in named.items() if source is not None}
 
     @property
     def shown(self) -> list[str]:
-        """All figures of the table."""
+        """All metrics of the table."""
         return list(dict.fromkeys([*(source.metric for source in self.sources.values()), *self.metrics]))
 
     def cells(self) -> list[tuple[str, str]]:
-        """Rows and columns that are run."""
+        """The combinations of setting and strategy that are run."""
         return [(row, column) for row in self.settings for column in self.strategies if column not in self.without.get(row, [])]
 
-    def odd(self) -> list[str]:
-        """What does not fit together."""
-        told = [
-            (f"published number of {name}", row, column)
-            for name, one in self.sources.items()
-            for row in one.cells
-            for column in one.cells[row]
+    def inconsistencies(self) -> list[str]:
+        """Names in the section that do not exist in it, one phrase each."""
+        used = [
+            (f"published number of {name}", setting, strategy)
+            for name, source in self.sources.items()
+            for setting, numbers in source.cells.items()
+            for strategy in numbers
         ]
-        told += [("without", row, column) for row, columns in self.without.items() for column in columns]
-        said = [f"{what} for {row}, {column}" for what, row, column in told if row not in self.settings or column not in self.strategies]
-        said += [f"{name!r}, whose comma parts the names of a command line" for name in (*self.settings, *self.strategies) if "," in name]
-        said += [f"figure {name}" for name in self.shown if name not in TABLE_METRICS]
-        said += [f"drawing {name}" for name in self.figures if name not in DRAWN or (name == "differences" and self.baseline is None)]
-        return said + [f"column {name}" for name in (self.baseline, self.ratio_to) if name is not None and name not in self.strategies]
+        used += [("without", setting, strategy) for setting, left_out in self.without.items() for strategy in left_out]
+        unknown = [f"{use} for {row}, {column}" for use, row, column in used if row not in self.settings or column not in self.strategies]
+        unknown += [f"{name!r}, which must not contain a comma" for name in (*self.settings, *self.strategies) if "," in name]
+        unknown += [f"metric {name}" for name in self.shown if name not in TABLE_METRICS]
+        unknown += [f"figure {name}" for name in self.figures if name not in FIGURES or (name == "differences" and self.baseline is None)]
+        return unknown + [f"strategy {name}" for name in (self.baseline, self.ratio_to) if name is not None and name not in self.strategies]

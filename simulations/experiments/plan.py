@@ -72,7 +72,12 @@ def read_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         first = error.errors()[0]
         where = ".".join(["reproduce", *map(str, first["loc"])])
         raise ConfigError(f"{where} of experiment {name}: {first['msg']}, got {first['input']!r}") from error
-    require(not experiment.odd(), f"reproduce of experiment {name}", "must speak of its own rows, columns and figures", experiment.odd())
+    require(
+        not experiment.inconsistencies(),
+        f"reproduce of experiment {name}",
+        "must name its own settings, strategies, metrics and figures",
+        experiment.inconsistencies(),
+    )
     return experiment
 
 

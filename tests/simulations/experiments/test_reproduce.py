@@ -28,8 +28,8 @@ from simulations.experiments.sweep import PATIENCE, one_line
 from simulations.progress import ProgressTable
 from simulations.reports.figures.forest_plot import forest, limits
 from simulations.run_folder.reader import FederatedRun, read_run
-from tests.small_runs import ROOT
 from tests.processes import Command, differing, processes, until
+from tests.small_runs import ROOT
 
 TINY = ["data=digits", "num_clients=6", "clients_per_round=3", "local_steps=2", "batch_size=16", "partition.min_size=2", "rounds=6"]
 SWEEP = ["experiment=fedgen_table1_mnist", "strategies=FedAvg,FedGen", "settings=alpha 1", "seeds=0,1", "jobs=2", "quiet=true", *TINY]
@@ -110,29 +110,31 @@ def test_published_numbers_are_those_of_the_paper():
     assert ratios == [1.20, 1.20, 1.22, 1.24, 1.26] and cells["table4"]["alpha 10"]["FedDistill+"] == 86.89
 
 
-def test_what_an_experiment_says_is_checked(monkeypatch):
-    with pytest.raises(
-        ValueError, match=r"^experiment must be one that describes a sweep under reproduce \(.*fedgen_table1_mnist.*\), got 'fedgen_mnist'$"
-    ):
+def test_an_experiment_of_the_user_s_is_read_and_checked(tmp_path):
+    """Its yaml is in the user's folder; a wrong key or name is refused."""
+    known = r"^experiment must be one that describes a sweep \(.*fedgen_table1_mnist.*\), got 'fedgen_mnist'; did you mean 'fedgen_table"
+    with pytest.raises(ValueError, match=known):
         read_experiment("fedgen_mnist")
-    said = OmegaConf.create(
-        {"title": "t", "seeds": [0], "rows": {"a": []}, "columns": {"b": []}, "figures": ["global_test_accuracy_final"]}
-    )
-    monkeypatch.setattr("simulations.experiments.plan.whole", lambda overrides: OmegaConf.create({"reproduce": said}))
-    assert read_experiment("odd").cells() == [("a", "b")]
-    for key, value, message in (
-        ("seeds", "many", r"^reproduce\.seeds of experiment odd: .*got 'many'$"),
-        ("colour", 1, r"^reproduce\.colour of experiment odd: "),
-        ("columns", {"a, b": []}, "comma parts the names"),
-        ("figures", ["loss"], "must speak of its own rows, columns and figures, got .'figure loss'"),
-        ("reference", "c", "column c"),
-        ("published", {"source": "s", "figure": "best5_rounds", "cells": {"a": {"c": 1.0}}}, "published number|number of paper for a, c"),
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    fields = {"title": "t", "seeds": [0], "settings": {"a": []}, "strategies": {"b": []}, "metrics": ["global_test_accuracy_final"]}
+
+    def read(**changes: object) -> Experiment:
+        text = OmegaConf.to_yaml({"reproduce": {**fields, **changes}})
+        (tmp_path / "conf" / "experiment" / "odd.yaml").write_text(f"# @package _global_\n# Odd.\n{text}")
+        return read_experiment("odd", [f"searchpath={tmp_path}"])
+
+    assert read().cells() == [("a", "b")]
+    for changes, message in (
+        ({"seeds": "many"}, r"^reproduce\.seeds of experiment odd: .*got 'many'$"),
+        ({"color": 1}, r"^reproduce\.color of experiment odd: "),
+        ({"strategies": {"a, b": []}}, "must not contain a comma"),
+        ({"metrics": ["loss"]}, "must name its own settings, strategies, metrics and figures, got .'metric loss'"),
+        ({"figures": ["pie"]}, "'figure pie'"),
+        ({"baseline": "c"}, "'strategy c'"),
+        ({"published": {"source": "s", "metric": "best5_rounds", "cells": {"a": {"c": 1.0}}}}, "published number of paper for a, c"),
     ):
-        monkeypatch.setattr(
-            "simulations.experiments.plan.whole", lambda _, said={**said, key: value}: OmegaConf.create({"reproduce": said})
-        )
         with pytest.raises(ValueError, match=message):
-            read_experiment("odd")
+            read(**changes)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +368,7 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     assert table.loc[["B", "C"], "global_test_accuracy_final_minus_baseline_p"].tolist() == pytest.approx(plain)
     holm = [min(1, 2 * plain[0]), max(2 * plain[0], plain[1])]  # B's is the smaller
     assert table.loc[["B", "C"], "global_test_accuracy_final_minus_baseline_p_holm"].tolist() == pytest.approx(holm)
-    shown = published_table.beside(experiment, published_table.compare(experiment, found))
+    shown = published_table.table_of(experiment, published_table.compare(experiment, found))
     (column,) = [one for one in shown.columns if one.title.startswith("p, Holm")]
     assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
     assert "n = 3 is too few" in shown.legend and "corrected for 2 comparisons no p below 0.5" in shown.legend
@@ -374,12 +376,12 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     fewer = {cell: runs if cell[1] != "C" else {seed: run for seed, run in runs.items() if seed < 2} for cell, runs in found.items()}
     fewer["r", "A"] = {seed: run for seed, run in found["r", "A"].items() if seed}
     (column,) = [
-        one for one in published_table.beside(experiment, published_table.compare(experiment, fewer)).columns if one.title == "pairs"
+        one for one in published_table.table_of(experiment, published_table.compare(experiment, fewer)).columns if one.title == "pairs"
     ]
     assert [cell.text for cell in column.cells] == ["0", "2", "1"], "B's three and C's two seeds, of which A lacks the first"
     assert (
         "too few"
-        not in published_table.beside(
+        not in published_table.table_of(
             replace(experiment, baseline=None), published_table.compare(replace(experiment, baseline=None), found)
         ).legend
     )
@@ -449,14 +451,14 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     captured = capsys.readouterr()
     file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
     rows = csv_rows(file)
-    assert [(row["strategy"], row["value"], row["rounds"]) for row in rows] == [
+    assert [(row["option"], row["value"], row["rounds"]) for row in rows] == [
         ("fedavg", value, "6") for value in ("0.003", "0.01", "0.03", "0.1", "0.3")
     ]
-    best = max(rows, key=lambda row: float(row["accuracy"]))
-    assert [row for row in rows if row["chosen"] == "1"] == [best]
+    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
+    assert [row for row in rows if row["selected"] == "1"] == [best]
     for row in rows:
-        rounds = csv_rows(tmp_path / row["folder"] / "metrics.csv")
-        seconds = sum(float(each[f"seconds_{phase}"] or 0) for each in rounds for phase in ("local", "server", "evaluate"))
+        rounds = csv_rows(tmp_path / row["run"] / "metrics.csv")
+        seconds = sum(float(each[f"{phase}_seconds"] or 0) for each in rounds for phase in ("local_training", "server", "evaluation"))
         assert (
             int(row["rounds_done"]) == 6 and int(row["client_updates"]) == 18 and float(row["seconds"]) == pytest.approx(seconds, abs=0.01)
         )
@@ -465,7 +467,7 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     (folder,) = [path.parent for path in taken]
     noted = json.loads(taken[0].read_text())
     tried = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    assert noted["chosen"] == [row for row in tried if row["chosen"] == "1"] and noted["tried"] == 5
+    assert noted["selected"] == [row for row in tried if row["selected"] == "1"] and noted["tried"] == 5
     assert noted["sha256"] == hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     config = OmegaConf.load(folder / "config.yaml")
     assert config.optimizer.lr == float(best["value"]) and config.tuned_params == str(file) == noted["file"]
@@ -482,7 +484,7 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
     assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0, "nothing is searched twice"
     assert csv_rows(file) == rows
     with pytest.raises(
-        ValueError, match=r"^tuned must hold for fedavg the search that the experiment describes .*, 7 rounds, .*tuned\.csv"
+        ValueError, match=r"^tuned_params must hold for fedavg the search that the experiment describes .*, 7 rounds, .*tuned\.csv"
     ):
         reproduce.reproduce(reproduce.parse_arguments([*asked, "rounds=7"]))
 
@@ -514,10 +516,10 @@ def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that
     asked = replace(reproduce.parse_arguments(words), experiment=experiment)
     assert reproduce.reproduce(asked) == 0
     (folder,) = [path.parent for path in tmp_path.glob("fedgen_ablation/*/config.yaml")]
-    assert OmegaConf.load(folder / "config.yaml").tuned is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
+    assert OmegaConf.load(folder / "config.yaml").tuned_params is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
     assert read_run(folder).kinds == ("tuned", "untuned")
     plain, tuned = csv_rows(tmp_path / "fedgen_ablation/reproduce/fedgen_ablation/table.csv")
-    assert plain["accuracy_last_ten_mean"] == tuned["accuracy_last_ten_mean"] != ""
+    assert plain["local_test_accuracy_last10_mean"] == tuned["local_test_accuracy_last10_mean"] != ""
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
