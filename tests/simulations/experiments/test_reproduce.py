@@ -405,7 +405,7 @@ def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path
 def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     experiment = Experiment(
         title="t", seeds=[0, 1], settings={"r": []}, strategies={"A": [], "B": []}, baseline="A",
-        published=ReferenceNumbers(source="s", figure="global_test_accuracy_final", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
+        published=ReferenceNumbers(source="s", metric="global_test_accuracy_final", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
     )  # fmt: skip
     found = {
         ("r", "A"): {0: fake(0, accuracy=0.50), 1: fake(1, accuracy=0.52)},
@@ -423,7 +423,7 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
         experiment,
         baseline=None,
         ratio_to="A",
-        published=ReferenceNumbers(source="s", figure="local_training_seconds_median", cells={"r": {"A": 40.0, "B": 50.0}}),
+        published=ReferenceNumbers(source="s", metric="local_training_seconds_median", cells={"r": {"A": 40.0, "B": 50.0}}),
     )
     found = {
         ("r", "A"): {0: fake(0, local_training_seconds=1.0), 1: fake(1, local_training_seconds=2.0)},
