@@ -37,7 +37,7 @@ WRITTEN = "written.txt"
 def report_folders(folders: Sequence[Path], options: ReportOptions | None = None, output: Path | None = None, quiet: bool = False) -> Path:
     """Write the report of the runs in ``folders``.
 
-    The tables and the paths of the files go to standard output, notes on excluded runs and missing figures to standard error.
+    The tables and the path of the page go to standard output, notes on excluded runs and missing figures to standard error.
 
     Args:
         folders: run folders, or parents of run folders.
@@ -69,7 +69,7 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
         raise ConfigError(f"output must be a folder that can be written, got {str(target)!r} ({error}); choose another") from error
     if not quiet:
         print("\n".join(map(str, sections)))
-        print(*paths, sep="\n")
+        print(f"{len(paths)} files in {target}", f"report: {target / html.NAME}", sep="\n")
         print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
     return target
 

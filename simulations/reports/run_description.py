@@ -21,8 +21,8 @@ HASH_LENGTH = 12
 def describe_federated(runs: Sequence[FederatedRun]) -> dict[str, str]:
     """Facts on federated runs, by name. Where runs differ, a fact says ``varies:`` and the values."""
     facts: dict[str, Callable[[Config], str]] = {
-        "Data": lambda config: option(config, "data") or "unknown",
-        "Model": lambda config: option(config, "model") or "unknown",
+        "Data": lambda config: _choice(config, "data"),
+        "Model": lambda config: _choice(config, "model"),
         "Clients": _clients,
         "Partition": setting,
         "Rounds": lambda config: str(config.get("rounds", "unknown")),
@@ -36,7 +36,7 @@ def describe_federated(runs: Sequence[FederatedRun]) -> dict[str, str]:
 def describe_distillations(runs: Sequence[DistillationRun]) -> dict[str, str]:
     """Facts on distillations, by name."""
     facts: dict[str, Callable[[Config], str]] = {
-        "Data": lambda config: option(config, "data") or "unknown",
+        "Data": lambda config: _choice(config, "data"),
         "Teacher": lambda config: _choice(config, "teacher"),
         "Student": lambda config: _choice(config, "student"),
         "Images": lambda config: _choice(config, "image_source"),
@@ -76,7 +76,7 @@ def commit(folder: Path) -> str:
 
 def _choice(config: Config, part: str) -> str:
     """The option that was chosen for a part."""
-    return str((config.get("choices") or {}).get(part) or "none")
+    return str((config.get("choices") or {}).get(part) or option(config, part) or "unknown")
 
 
 def _clients(config: Config) -> str:
@@ -96,5 +96,5 @@ def _local_training(config: Config) -> str:
 def _optimizer(config: Config) -> str:
     """``sgd, learning rate 0.01``."""
     found = config.get("optimizer") or {}
-    name = option(config, "optimizer") or "unknown"
+    name = _choice(config, "optimizer")
     return name if found.get("lr") is None else f"{name}, learning rate {found['lr']}"

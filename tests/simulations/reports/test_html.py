@@ -1,4 +1,4 @@
-"""The report's page: its numbers are the files', it holds all tables and figures, and a browser asks no network for anything."""
+"""The page of a report: its numbers are those of the files, it holds all tables and figures, and it needs no network."""
 
 import base64
 import re
@@ -12,15 +12,13 @@ import pytest
 from matplotlib.image import imread
 
 from simulations.report import main
-from tests.simulations.reports.test_builder import write
-from tests.simulations.reports.test_generator_figures import generated
-from tests.simulations.reports.test_tables import whole
+from tests.simulations.reports.folders import write_generator_run, write_run, write_whole_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Page(HTMLParser):
-    """What is on a page: tables by their id (rows of texts, and of attributes), images, links, and all that it would load."""
+    """The content of a page: tables by their id (rows of texts, and of attributes), images, links, facts, and all that it would load."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -30,7 +28,8 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.ids: set[str] = set()
         self.loaded: list[str] = []
-        self.section, self.inside = "", False
+        self.facts: dict[str, str] = {}
+        self.section, self.inside, self.name, self.part = "", False, "", ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -49,6 +48,8 @@ class Page(HTMLParser):
             self.tables[self.section][-1].append("")
             self.cells[self.section][-1].append(given)
             self.inside = True
+        elif tag in ("dt", "dd"):
+            self.part = tag
         elif tag == "img":
             self.images.append(given)
         elif tag == "a":
@@ -56,37 +57,42 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self.inside = self.inside and tag not in ("td", "th")
+        self.part = "" if tag in ("dt", "dd") else self.part
 
     def handle_data(self, data):
         if self.inside:
             self.tables[self.section][-1][-1] += data
+        elif self.part == "dt":
+            self.name = data
+        elif self.part == "dd":
+            self.facts[self.name] = data
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Path:
-    """Runs of two strategies on two settings, one name of which would be markup; and their report with figures."""
+def report(tmp_path_factory) -> Path:
+    """Runs of three strategies on two settings, one name of which would be markup; and their report with figures."""
     folder = tmp_path_factory.mktemp("page")
     for alpha in (0.1, 1.0):
-        for strategy, gain in (("fedavg", 0.0), ("fedgen", 0.05 * alpha), ("<b>&x", 0.01)):
+        for number, (strategy, gain) in enumerate((("fedavg", 0.0), ("fedgen", 0.05 * alpha), ("<b>&x", 0.01))):
             for seed in range(2):
-                whole(folder / f"{strategy[-1]}{strategy[:2].strip('<')}-{alpha}-{seed}", strategy, seed, gain, alpha=alpha)
-    write(folder / "unfinished", seed=5, finished=False)
+                write_whole_run(folder / f"{number}-{alpha}-{seed}", strategy, seed, gain, alpha=alpha)
+    write_run(folder / "unfinished", seed=5, finished=False)
     assert main([str(folder), "--target", "0.7"]) == 0
     return folder / "report"
 
 
 @pytest.fixture(scope="module")
-def page(house) -> Page:
-    return Page((house / "report.html").read_text(encoding="utf-8"))
+def page(report) -> Page:
+    return Page((report / "report.html").read_text(encoding="utf-8"))
 
 
-def test_every_table_of_the_report_is_on_the_page_with_the_numbers_of_its_file(house, page):
-    names = {path.stem for path in house.glob("*.tex")}
-    assert {"headlines", "times", "differences", "clients", "classes", "phases", "left_out"} <= names
-    assert set(page.tables) == {name if name == "left_out" else f"results-{name}" for name in names}
+def test_every_table_of_the_report_is_on_the_page_with_the_numbers_of_its_file(report, page):
+    names = {path.stem for path in report.glob("*.tex")}
+    assert {"headlines", "times", "differences", "clients", "classes", "phases", "excluded_runs"} <= names
+    assert set(page.tables) == {name if name == "excluded_runs" else f"results-{name}" for name in names}
     compared = 0
     for id, shown in page.tables.items():
-        frame = pd.read_csv(house / f"{id.removeprefix('results-')}.csv", dtype=object, keep_default_na=False)
+        frame = pd.read_csv(report / f"{id.removeprefix('results-')}.csv", dtype=object, keep_default_na=False)
         header, *body = shown
         assert len(body) == len(frame)
         for place, title in enumerate(header):
@@ -106,8 +112,8 @@ def test_every_table_of_the_report_is_on_the_page_with_the_numbers_of_its_file(h
     assert compared > 200
 
 
-def test_every_figure_is_within_the_page_and_links_to_its_vectors(house, page):
-    drawn = sorted(house.glob("*.png"))
+def test_every_figure_is_within_the_page_and_links_to_its_vectors(report, page):
+    drawn = sorted(report.glob("*.png"))
     assert len(drawn) > 15 and len(page.images) == len(drawn)
     held = {base64.b64decode(one["src"].removeprefix("data:image/png;base64,")) for one in page.images}
     assert held == {path.read_bytes() for path in drawn} and all(one["alt"] for one in page.images)
@@ -116,43 +122,60 @@ def test_every_figure_is_within_the_page_and_links_to_its_vectors(house, page):
     assert {link.removeprefix("#") for link in page.links if link.startswith("#")} <= page.ids
 
 
-def test_nothing_is_loaded_and_names_are_not_markup(house, page):
+def test_captions_are_short(page):
+    assert all(len(one["alt"]) <= 60 for one in page.images), [one["alt"] for one in page.images]
+
+
+def test_nothing_is_loaded_and_names_are_not_markup(report, page):
     assert page.loaded and all(source.startswith("data:image/png;base64,") for source in page.loaded)
-    text = (house / "report.html").read_text(encoding="utf-8")
+    text = (report / "report.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "@import" not in text and "url(" not in text and "://" not in text
     assert "&lt;b&gt;&amp;x" in text and any("<b>&x" in row[0] for row in page.tables["results-headlines"])
 
 
-def test_what_was_left_out_is_said(page):
-    (row,) = page.tables["left_out"][1:]
+def test_excluded_runs_are_listed(page):
+    (row,) = page.tables["excluded_runs"][1:]
     assert row[0].endswith("unfinished") and "1 of 2 rounds" in row[1]
+    assert page.facts["Excluded runs"] == "1"
 
 
-def test_best_and_second_are_marked_as_in_the_other_tables(house, page):
-    marked = {kind: [t for row, cells in zip(page.tables["results-headlines"], page.cells["results-headlines"], strict=True)
-                     for t, cell in zip(row, cells, strict=True) if kind in cell.get("class", "")] for kind in ("best", "second")}  # fmt: skip
-    text = (house / "results.md").read_text(encoding="utf-8").partition("\n\n")[0]
+def test_the_page_says_first_what_was_run(report, page):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    assert text.index("<dl>") < text.index("<table>")
+    facts = {"Model": "mlp", "Rounds": "12", "Clients": "2", "Local training": "20 steps per round", "Batch size": "32"}
+    assert facts.items() <= page.facts.items() and page.facts["Baseline"] == "FedAvg" and page.facts["Target"] == "70 %"
+    assert page.facts["Partition"] == "varies: dirichlet alpha=0.1; dirichlet alpha=1.0"
+    assert (report / "results.md").read_text().startswith("- Federated runs: 12 in 6 rows\n- Data: digits\n- Model: mlp\n")
+
+
+def test_best_and_second_are_marked_as_in_the_other_tables(report, page):
+    marked: dict[str, list[str]] = {"best": [], "second": []}
+    for row, cells in zip(page.tables["results-headlines"], page.cells["results-headlines"], strict=True):
+        for text, cell in zip(row, cells, strict=True):
+            for kind in marked:
+                marked[kind] += [text] if kind in cell.get("class", "") else []
+    text = (report / "results.md").read_text(encoding="utf-8").partition("All results:")[2].partition("Accuracy in %")[0]
     assert sorted(marked["best"]) == sorted(re.findall(r"\*\*(.+?)\*\*", text)) and marked["best"]
-    assert sorted(marked["second"]) == sorted(re.findall(r" _(\S.*?)_ ", text))
+    assert sorted(marked["second"]) == sorted(re.findall(r" _(\S.*?)_ ", text)) and marked["second"]
 
 
 def test_without_figures_there_are_none(tmp_path):
-    write(tmp_path / "a")
+    write_run(tmp_path / "a")
     assert main([str(tmp_path), "--no-figures"]) == 0
     alone = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
-    assert not alone.images and alone.tables["results-headlines"][1][0] == "fedavg"
+    assert not alone.images and alone.tables["results-headlines"][1][0] == "FedAvg"
 
 
 def test_generators_are_on_the_page(tmp_path):
-    generated(tmp_path / "a")
+    write_generator_run(tmp_path / "a")
     assert main([str(tmp_path)]) == 0
     alone = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
-    titles = " ".join(one["alt"] for one in alone.images)
-    assert "read back" in titles and "Diversity" in titles and "latents" in titles
+    titles = {one["alt"] for one in alone.images}
+    assert {"Label accuracy of generated examples", "Diversity of generated examples", "Generated and real embeddings"} <= titles
 
 
 def browsed(url: str, folder: Path, *words: str) -> tuple[str, set[str]]:
-    """What a browser writes of a page, and the hosts that it asked for it: the browser's own errands are not the page's."""
+    """The output of a browser for a page, and the hosts that the page asked for; requests of the browser itself are left out."""
     log = folder / "net.json"
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
                f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", *words, url]  # fmt: skip
@@ -162,9 +185,9 @@ def browsed(url: str, folder: Path, *words: str) -> tuple[str, set[str]]:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no headless browser is installed")
-def test_a_real_browser_shows_the_page_and_asks_no_network(house, page, tmp_path):
-    """Where a page would ask, the log shows it."""
-    url, pixels = (house / "report.html").as_uri(), tmp_path / "page.png"
+def test_a_real_browser_shows_the_page_and_asks_no_network(report, page, tmp_path):
+    """The log shows a request where a page makes one."""
+    url, pixels = (report / "report.html").as_uri(), tmp_path / "page.png"
     text, hosts = browsed(url, tmp_path, "--dump-dom")
     seen = Page(text)
     assert seen.tables == page.tables and len(seen.images) == len(page.images) and not hosts

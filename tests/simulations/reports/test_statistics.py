@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulations.reports.statistics import holm, interval, jain, paired, signed_ranks, smallest_p, worst_tenth
+from simulations.reports.statistics import bottom_tenth, holm, interval, jain_index, paired, signed_ranks, smallest_p
 
 
 def every_sign(values: list[float]) -> float:
@@ -48,7 +48,7 @@ def test_intervals_where_there_is_little_to_say(kind):
 
 @pytest.mark.parametrize(
     "values",
-    [[0.3, 0.1, 0.2], [0.3, -0.1, 0.2, 0.5], [0.1, 0.1, 0.1, -0.1, 0.2], [0.0, 0.2, 0.4, -0.1], [0.3 - 0.2, 0.1, -0.2, 0.4, 0.5, 0.7, 0.9]],
+    [[0.3, 0.1, 0.2], [0.3, -0.1, 0.2, 0.5], [0.1, 0.1, 0.1, -0.1, 0.2], [0.0, 0.2, 0.4, -0.1], [0.0, 0.2], [0.0, 0.0, -0.2], [0.3 - 0.2, 0.1, -0.2, 0.4, 0.5, 0.7, 0.9]],
 )
 def test_the_wilcoxon_test_is_that_over_all_signs(values):
     assert signed_ranks(np.array(values)) == pytest.approx(every_sign(values), abs=1e-9)
@@ -83,7 +83,7 @@ def test_holm_s_correction_by_hand():
     assert np.isnan(holm([np.nan])).all()
 
 
-def test_how_evenly():
-    assert jain(np.array([0.5, 0.5])) == 1 and jain(np.array([1.0, 0, 0, 0])) == 0.25 and np.isnan(jain(np.zeros(3)))
-    assert jain(np.array([1.0, 2, 3])) == pytest.approx(36 / 42)
-    assert worst_tenth(np.arange(20.0)) == 0.5 and worst_tenth(np.array([3.0, 1.0])) == 1
+def test_fairness_over_clients():
+    assert jain_index(np.array([0.5, 0.5])) == 1 and jain_index(np.array([1.0, 0, 0, 0])) == 0.25 and np.isnan(jain_index(np.zeros(3)))
+    assert jain_index(np.array([1.0, 2, 3])) == pytest.approx(36 / 42)
+    assert bottom_tenth(np.arange(20.0)) == 0.5 and bottom_tenth(np.array([3.0, 1.0])) == 1

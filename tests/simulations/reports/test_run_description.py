@@ -1,0 +1,41 @@
+"""What a report says first: data, model, clients, training and commit of the runs."""
+
+import json
+
+import pytest
+
+from simulations.reports.builder import collect
+from simulations.reports.run_description import commit, describe_federated, varying
+from simulations.run_folder.reader import find_run_folders
+from tests.simulations.reports.folders import write_run
+
+
+def test_facts_on_runs_and_the_values_in_which_they_differ(tmp_path):
+    for seed, rate in enumerate((0.1, 0.01)):
+        options = {"optimizer": {"lr": rate, "momentum": 0.9}, "clients_per_round": 1, "local_steps": None, "local_epochs": 2}
+        folder = write_run(tmp_path / str(seed), seed=seed, **options)
+        (folder / "environment.json").write_text(json.dumps({"commit": "0123456789abcdef", "uncommitted_changes": bool(seed)}))
+    groups, _ = collect(find_run_folders([tmp_path]))
+    assert describe_federated([run for one in groups for run in one.runs]) == {
+        "Data": "digits",
+        "Model": "mlp",
+        "Clients": "2, of which 1 per round",
+        "Partition": "dirichlet alpha=0.1",
+        "Rounds": "2",
+        "Local training": "2 epochs per round",
+        "Batch size": "32",
+        "Optimizer": "varies: sgd, learning rate 0.01; sgd, learning rate 0.1",
+        "Commit": "varies: 0123456789ab; 0123456789ab with uncommitted changes",
+    }
+
+
+def test_many_values_are_counted():
+    assert varying(["3"]) == "3" and varying(["10", "9", "9"]) == "varies: 9; 10"
+    assert varying([str(number) for number in range(8)]) == "varies: 0; 1; 2; 3; 4; 5 and 2 more"
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"commit": null}', '{"commit": 3}'])
+def test_a_commit_that_is_not_known(text, tmp_path):
+    if text is not None:
+        (tmp_path / "environment.json").write_text(text)
+    assert commit(tmp_path) == "unknown"
