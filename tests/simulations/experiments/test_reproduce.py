@@ -317,7 +317,7 @@ def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
         assert rows[column]["paper_within"] == ("yes" if abs(mean - paper) <= half else "no")
         assert f"{mean:.2f} ± {half:.2f}" in text and f"{mean - paper:+.2f}" in text
         last, _ = by_hand([float(np.mean(values)) for values in own])  # fewer than ten rounds: all of them
-        assert float(rows[column]["local_test_accuracy_last_ten_mean"]) == pytest.approx(last)
+        assert float(rows[column]["local_test_accuracy_last10_mean"]) == pytest.approx(last)
         assert float(rows[column]["public_code_difference"]) == pytest.approx(last - code)
         runs = [row for row in csv_rows(home / "runs.csv") if row["strategy"] == column]
         assert [(row["seed"], row["run"]) for row in runs] == [(str(seed), folders(whole)[strategy, seed].name) for seed in (0, 1)]
@@ -344,7 +344,7 @@ def test_figures_are_drawn_of_what_is_there(copy, capsys):
 
 def fake(seed: int, **figures: float) -> FederatedRun:
     """A run of two rounds whose figures are what they are named."""
-    base = {"accuracy": 0.5, "local_test_accuracy": 0.5, "local_test_accuracy_bottom10": 0.1, "uplink_bytes": 1, "downlink_bytes": 1,
+    base = {"global_test_accuracy": 0.5, "local_test_accuracy": 0.5, "local_test_accuracy_bottom10": 0.1, "uplink_bytes": 1, "downlink_bytes": 1,
             "local_training_seconds": 1.0, "server_seconds": 0.0, "evaluation_seconds": 0.0}  # fmt: skip
     frame = pd.DataFrame([{"round": number, **base, **figures} for number in (1, 2)])
     return FederatedRun(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
@@ -362,7 +362,9 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
         metrics=["global_test_accuracy_final"],
     )
     values = {"A": [0.50, 0.52, 0.51], "B": [0.55, 0.571, 0.562], "C": [0.505, 0.531, 0.509]}
-    found = {("r", name): {seed: fake(seed, accuracy=value) for seed, value in enumerate(each)} for name, each in values.items()}
+    found = {
+        ("r", name): {seed: fake(seed, global_test_accuracy=value) for seed, value in enumerate(each)} for name, each in values.items()
+    }
     table = published_table.compare(experiment, found).set_index("strategy")
     plain = [ttest_rel(values[name], values["A"]).pvalue for name in "BC"]
     assert table.loc[["B", "C"], "global_test_accuracy_final_minus_baseline_p"].tolist() == pytest.approx(plain)
@@ -371,7 +373,7 @@ def test_differences_from_the_reference_are_tested_and_corrected_for_their_numbe
     shown = published_table.table_of(experiment, published_table.compare(experiment, found))
     (column,) = [one for one in shown.columns if one.title.startswith("p, Holm")]
     assert [cell.text for cell in column.cells] == ["-", "< 0.001", f"{holm[1]:.3f}"] and holm[0] < 0.001
-    assert "n = 3 is too few" in shown.legend and "corrected for 2 comparisons no p below 0.5" in shown.legend
+    assert "n = 3 is too few" in shown.legend and "2 comparisons no p < 0.5" in shown.legend
     assert "pairs" not in [one.title for one in shown.columns]
     fewer = {cell: runs if cell[1] != "C" else {seed: run for seed, run in runs.items() if seed < 2} for cell, runs in found.items()}
     fewer["r", "A"] = {seed: run for seed, run in found["r", "A"].items() if seed}
@@ -392,7 +394,7 @@ def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path
     assert reproduce.wall(times) == []
     times.write_text("runs,jobs,seconds\n3,2,90.0\n1,1,30.0\n")
     assert reproduce.wall(times) == ["By the clock 2.0 minutes for 4 runs, 1 and 2 at a time."]
-    now = reproduce.commit()[0]
+    now = reproduce.current_commit()[0]
     for name, made in (("a", now), ("b", "0123abc"), ("c", None)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "environment.json").write_text(json.dumps({"commit": made}))
@@ -408,8 +410,8 @@ def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
         published=ReferenceNumbers(source="s", metric="global_test_accuracy_final", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
     )  # fmt: skip
     found = {
-        ("r", "A"): {0: fake(0, accuracy=0.50), 1: fake(1, accuracy=0.52)},
-        ("r", "B"): {0: fake(0, accuracy=0.55), 1: fake(1, accuracy=0.571)},
+        ("r", "A"): {0: fake(0, global_test_accuracy=0.50), 1: fake(1, global_test_accuracy=0.52)},
+        ("r", "B"): {0: fake(0, global_test_accuracy=0.55), 1: fake(1, global_test_accuracy=0.571)},
     }
     table = published_table.compare(experiment, found).set_index("strategy")
     assert table["paper_within"].tolist() == ["yes", "yes"] and table.loc["B", "paper_difference"] == pytest.approx(56.05 - 58)
