@@ -72,10 +72,10 @@ class DistillationFolder(LockedFolder):
         """The columns of ``models.csv``. Empty if there is no such file."""
         return header_of(self.path / "models.csv") or []
 
-    def write_checkpoint(self, progress: Progress) -> None:
-        """Write the state of the training atomically."""
+    def write_checkpoint(self, progress: Progress, name: str = "checkpoint") -> None:
+        """Write the state of the training atomically, as ``<name>.safetensors`` and ``<name>.json``."""
         state = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.source_state}
-        write_checkpoint(self.path, Checkpoint(progress.epoch, self.key, state, {}), self.config.epochs)
+        write_checkpoint(self.path, Checkpoint(progress.epoch, self.key, state, {}), self.config.epochs, name)
 
 
 def read_progress(folder: Path) -> Progress:

@@ -5,8 +5,9 @@ A teacher is trained once: a second distillation with the same teacher finds it 
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import get_object
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_distillation
 from fedkd.distillation.student_training import Progress, Training
-from fedkd.errors import ConfigError, DivergedError
+from fedkd.errors import ConfigError, DivergedError, StopRun
 from fedkd.metrics.parameter_path import parameter_path_length
 from fedkd.types import Tensors
 from simulations.config import apply_tuned_params, compose, make_absolute, with_choices
@@ -27,9 +28,10 @@ from simulations.distillation.student_init import check_student_init, initial_te
 from simulations.distillation.synthetic_images import save_synthetic_images
 from simulations.process import configure_process
 from simulations.progress import ProgressBar, configure_logging
+from simulations.run_folder.observers import Observers, RunObserver
 
 
-def run_distillation(config: DictConfig, wait: bool = False) -> Path:
+def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence[RunObserver] = ()) -> Path:
     """Train the student that ``config`` describes, after its teacher. A finished training is skipped, an interrupted one is resumed.
 
     The last line on standard output is ``run: <folder>``.
@@ -38,6 +40,8 @@ def run_distillation(config: DictConfig, wait: bool = False) -> Path:
         config: a composed configuration.
         wait: if another process is running the same training, wait for it instead of raising an error. Processes with the same teacher
             thus train it once.
+        observers: called at the beginning, after each epoch, and at the end of the student's training. ``StopRun`` of an observer ends
+            the training after a checkpoint.
 
     Returns:
         The run folder.
@@ -66,7 +70,11 @@ def run_distillation(config: DictConfig, wait: bool = False) -> Path:
             print("already finished, skipped")
             add_missing_exports(setup, training, folder)
         else:
-            train(setup, training, folder, tensors)
+            try:
+                with Observers(observers) as watching:
+                    train(setup, training, folder, tensors, watching)
+            except StopRun as reason:
+                print(f"stopped: {reason}")
         print(f"{label(config)}: {summary(folder.path)}")
         print(f"run: {folder.path}", flush=True)
     except FloatingPointError as error:
@@ -89,11 +97,12 @@ def add_missing_exports(setup: Setup, training: Training, folder: DistillationFo
         folder.write_models(export_networks(setup, training, read_trained_tensors(folder.path), folder.path))
 
 
-def train(setup: Setup, training: Training, folder: DistillationFolder, initial: Tensors) -> None:
+def train(setup: Setup, training: Training, folder: DistillationFolder, initial: Tensors, watching: Observers) -> None:
     """Train from the last checkpoint, or from the beginning, to the last epoch, then export the networks.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
+        StopRun: an observer ends the training, whose last epoch has a checkpoint.
     """
     config = setup.config
     saved = folder.begin()
@@ -106,6 +115,7 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
     first, previous = student_parameters(setup, initial), student_parameters(setup, progress.tensors)
     # The length is read as it was written, so that a resumed training continues the same sum.
     path_length = float(read_rows(folder.path)[-1]["parameter_path_length"] or 0)
+    watching.begin(folder.path, progress.epoch + 1)
     with ProgressBar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
             started = time.perf_counter()
@@ -128,9 +138,17 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
             if is_last:
                 save_synthetic_images(setup, training, progress, folder.path)
                 folder.write_models(export_networks(setup, training, progress.tensors, folder.path))
-            if progress.epoch % config.checkpoint_every == 0 or is_last:
+            is_due = progress.epoch % config.checkpoint_every == 0
+            if is_due or is_last:
                 folder.write_checkpoint(progress)
             bar.advance(row)
+            try:
+                watching.round(progress.epoch, row, [], partial(folder.write_checkpoint, progress))
+            except StopRun:
+                if not is_last:  # otherwise the training is finished
+                    if not is_due:
+                        folder.write_checkpoint(progress)
+                    raise
 
 
 def to_device(progress: Progress, device: str) -> Progress:

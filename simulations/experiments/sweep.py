@@ -19,14 +19,16 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from omegaconf import DictConfig
 
+from simulations.distillation.runner import run_distillation
 from simulations.experiments.plan import PlannedRun
 from simulations.federation.runner import run_federation
 from simulations.overrides import explain
 from simulations.progress import ProgressTable
+from simulations.run_folder.observers import RunObserver, SaveCheckpoint
 
 
 class Teller:
@@ -47,6 +49,31 @@ class Teller:
         self._connection.send(("row", dict(row)))
 
 
+class EpochTeller(RunObserver):
+    """The progress of a distillation, sent to the process that watches.
+
+    Args:
+        connection: to that process.
+        total: number of epochs.
+    """
+
+    def __init__(self, connection: Connection, total: int) -> None:
+        self._connection, self._total = connection, total
+
+    def begin(self, folder: Path, first: int) -> None:
+        """Send how many epochs are done."""
+        self._connection.send(("begin", (self._total, first - 1)))
+
+    def round(self, number: int, metrics: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], save: SaveCheckpoint) -> None:
+        """Send the row of an epoch."""
+        self._connection.send(("row", {**metrics, "round": number}))
+
+
+def num_rounds(config: DictConfig) -> int:
+    """The rounds of a federated run, or the epochs of a distillation."""
+    return config["epochs" if "distiller" in config else "rounds"]
+
+
 TRACEBACK = re.compile(r"Traceback \(most recent call last\):.*; (?=[\w.]*(Error|Exception)\b)")
 
 
@@ -64,7 +91,10 @@ def work(config: DictConfig, connection: Connection, log: Path) -> None:
         return Teller(connection, config.rounds, first - 1)
 
     try:
-        run_federation(config, shown=shown)
+        if "distiller" in config:
+            run_distillation(config, observers=[EpochTeller(connection, config.epochs)])
+        else:
+            run_federation(config, make_progress=shown)
         connection.send(("end", None))
     except KeyboardInterrupt:
         connection.send(("end", "interrupted"))
@@ -145,7 +175,7 @@ def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressT
     """
     context, waiting, failed, ended, began = starter(), deque(runs), {}, 0, time.monotonic()
     running: dict[Connection, Process] = {}
-    rounds, ended_rounds = sum(run.config.rounds for run in runs), 0
+    rounds, ended_rounds = sum(num_rounds(run.config) for run in runs), 0
     logs.mkdir(parents=True, exist_ok=True)
     try:
         with board:
@@ -155,7 +185,7 @@ def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressT
                 board.overall(ended_rounds + sum(one.done for one in running.values()), rounds)
                 for connection in wait(list(running)):
                     if (one := hear(connection, running, board)) is not None:
-                        ended, ended_rounds = ended + 1, ended_rounds + one.planned.config.rounds
+                        ended, ended_rounds = ended + 1, ended_rounds + num_rounds(one.planned.config)
                         left = timedelta(seconds=round((time.monotonic() - began) / ended * (len(runs) - ended)))
                         if why := conclude(one, board, f"{ended} of {len(runs)}, {left} left"):
                             failed[one.planned.label] = why
@@ -198,7 +228,7 @@ def conclude(one: Process, board: ProgressTable, standing: str) -> str | None:
     code, label = one.process.exitcode, one.planned.label
     why = f"{one.error} (signal {-code})" if one.error is not None and code is not None and code < 0 else one.error
     if not one.shown:
-        board.begin(label, one.planned.config.rounds, 0)
+        board.begin(label, num_rounds(one.planned.config), 0)
     took = timedelta(seconds=round(time.monotonic() - one.began))
     board.end(label, f"done in {took} ({standing})" if why is None else f"FAILED: {why} ({standing})")
     return why

@@ -8,14 +8,15 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, StopRun
 from fedkd.federation import serialization
 from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.messaging import Federation, collect_replies, round_timing
 from simulations.engine.base import ClientGrid
 from simulations.federation.round_records import shift_rows, write_partition_file
-from simulations.progress import MakeProgress, round_progress
+from simulations.progress import MakeProgress
 from simulations.run_folder.folder import RunFolder
+from simulations.run_folder.observers import Observers
 from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics, score_global_test
 from simulations.setup.simulation import Simulation
 
@@ -84,7 +85,7 @@ class PolicyGrid(Grid):
 
 
 def start_flower_strategy(
-    simulation: Simulation, folder: RunFolder, grid: ClientGrid, make_progress: MakeProgress = round_progress
+    simulation: Simulation, folder: RunFolder, grid: ClientGrid, make_progress: MakeProgress, watching: Observers
 ) -> None:
     """Run all rounds of one of Flower's strategies. Its state cannot be saved, so the run cannot be resumed.
 
@@ -93,9 +94,10 @@ def start_flower_strategy(
         folder: the locked run folder.
         grid: the grid of clients.
         make_progress: ``(config, first round) -> progress``, see :func:`simulations.federation.runner.run_federation`.
+        watching: the observers of the run.
 
     Raises:
-        ConfigError: the folder holds rows of an earlier run that was interrupted.
+        ConfigError: the folder holds rows of an earlier run that was interrupted, or an observer stops the run.
         ClientFailure: a client failed, and the policy does not allow the run to continue.
     """
     config, strategy = simulation.config, simulation.flower_strategy
@@ -106,6 +108,7 @@ def start_flower_strategy(
             f"remove {folder.path} to start the run again"
         )
     folder.begin(partial(write_partition_file, simulation), shift_rows(simulation))
+    watching.begin(folder.path, 1)
     counting = PolicyGrid(grid, simulation.federation())
     with make_progress(config, 1) as progress, (simulation.seed / "foreign").globally():
 
@@ -125,8 +128,24 @@ def start_flower_strategy(
                 }
                 folder.row(row)
                 progress.advance(row)
+                call_observers(server_round, arrays, row)
             counting.reset()
             return None
+
+        def call_observers(server_round: int, arrays: ArrayRecord, row: dict[str, float]) -> None:
+            def save(name: str) -> None:
+                state = {"model": simulation.to_model_tensors(arrays)}
+                folder.checkpoint(server_round, state, {}, counting.simulated_seconds, name)
+
+            try:
+                with (simulation.seed / "observers").globally():  # random numbers of observers do not change those of the strategy
+                    watching.round(server_round, row, [], save)
+            except StopRun as reason:
+                if server_round < config.rounds:
+                    rule = (
+                        "must not stop a run of Flower's own strategies, whose state is not saved, so that the run could not be continued"
+                    )
+                    raise ConfigError(f"callbacks {rule}; got {reason}") from reason
 
         initial = ArrayRecord(simulation.initial)
         result = strategy.start(counting, initial, num_rounds=config.rounds, timeout=config.timeout, evaluate_fn=evaluate_fn)

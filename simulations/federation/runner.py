@@ -4,7 +4,7 @@ A finished run is skipped, and an interrupted run continues from its last checkp
 ``run: <folder>``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
+from fedkd.errors import StopRun
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.strategy import Strategy
@@ -28,7 +29,8 @@ from simulations.federation.round_records import client_rows, metrics_row, open_
 from simulations.process import configure_process
 from simulations.progress import MakeProgress, configure_logging, round_progress, summary_line
 from simulations.run_folder.folder import RunFolder
-from simulations.run_folder.tensorboard import check_tensorboard
+from simulations.run_folder.observers import Observers, RunObserver
+from simulations.run_folder.tensorboard import EventWriter, check_tensorboard
 from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics
 from simulations.setup.simulation import Simulation, build_simulation
 
@@ -37,6 +39,7 @@ def run_federation(
     config: DictConfig,
     make_grid: Callable[[int, str], ClientGrid] | None = None,
     make_progress: MakeProgress = round_progress,
+    observers: Sequence[RunObserver] = (),
 ) -> Path:
     """Run the federation that ``config`` describes, or the rounds of it that are missing.
 
@@ -44,6 +47,7 @@ def run_federation(
         config: the composed configuration. Interpolations need not be resolved yet.
         make_grid: ``(num_clients, config as YAML) -> grid``. None takes the configured engine.
         make_progress: ``(config, first round) -> progress``, which is called with the row of ``metrics.csv`` of each finished round.
+        observers: called at the beginning, after each round, and at the end. ``StopRun`` of an observer ends the run after a checkpoint.
 
     Returns:
         The run folder.
@@ -57,32 +61,38 @@ def run_federation(
     configure_logging()
     configure_process()
     check_run(config)
-    check_tensorboard(config)
+    check_tensorboard(config.tensorboard)
     choice = apply_tuned_params(config, "strategy")
     make_paths_absolute(config)
     text = OmegaConf.to_yaml(config, resolve=True)
     simulation = build_simulation(text)
     check_final_distillation(simulation)
-    folder = open_folder(simulation)
+    folder, stopped = open_folder(simulation), False
     try:
         if choice is not None:
-            folder.tuned(choice)
+            folder.write_tuned_params(choice)
         if folder.finished:
             note = folder.commit_note()
             print(f"already finished, skipped{f' ({note})' if note else ''}")
         else:
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
-                if isinstance(simulation.flower_strategy, Strategy):
-                    grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
-                    run_strategy(simulation, folder, grid, make_progress)
-                else:
-                    start_flower_strategy(simulation, folder, grid, make_progress)
+                with Observers([*observers, *([EventWriter()] if config.tensorboard else [])]) as watching:
+                    if isinstance(simulation.flower_strategy, Strategy):
+                        grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
+                        run_strategy(simulation, folder, grid, make_progress, watching)
+                    else:
+                        start_flower_strategy(simulation, folder, grid, make_progress, watching)
+            except StopRun as reason:
+                stopped = True
+                print(f"stopped: {reason}")
             finally:
                 grid.close()
-        if config.distill is not None:
+        if config.distill is not None and not stopped:
             distill_global_model(simulation, folder.path, config.rounds)
-        print(summary_line(folder.path))
+        metrics = folder.path / "metrics.csv"
+        if metrics.is_file() and metrics.stat().st_size:  # a run can be stopped before its first round
+            print(summary_line(folder.path))
         print(f"run: {folder.path}", flush=True)
     finally:
         folder.release()
@@ -92,22 +102,22 @@ def run_federation(
 def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid) -> int:
     """The number of clients that a worker trains as one program.
 
-    With ``clients_per_vmap=auto`` the first call of a run times several numbers and stores its choice in the run folder. A resumed run keeps
-    this choice, as another one would change rounding.
+    With ``clients_per_vmap=auto`` the first call of a run times several numbers and stores its choice in the run folder. A resumed run
+    keeps this choice, as another one would change rounding.
     """
     if simulation.config.clients_per_vmap != "auto":
         return simulation.config.clients_per_vmap
-    choice = folder.choice()
+    choice = folder.vmap_choice()
     if choice is None:
         number, milliseconds = choose_clients_per_vmap(simulation, grid.num_workers)
-        folder.choose({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
+        folder.write_vmap_choice({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
         times = ", ".join(f"{each}: {value:.2f}" for each, value in milliseconds.items())
         print(f"clients per vmap: {number} ({f'ms per client step: {times}' if times else 'only choice'})", flush=True)
         return number
     return int(str(choice["clients_per_vmap"]))
 
 
-def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, make_progress: MakeProgress = round_progress) -> None:
+def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, make_progress: MakeProgress, watching: Observers) -> None:
     """Run the rounds of a fedkd strategy, from the last checkpoint if there is one.
 
     Args:
@@ -115,9 +125,11 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
         folder: the locked run folder.
         grid: the grid of clients.
         make_progress: ``(config, first round) -> progress``, see :func:`run_federation`.
+        watching: the observers of the run.
 
     Raises:
         ClientFailure: a client failed, and the policy does not allow the run to continue.
+        StopRun: an observer ends the run, whose last round has a checkpoint.
     """
     config, strategy = simulation.config, simulation.strategy
     last = folder.begin(partial(write_partition_file, simulation), shift_rows(simulation))
@@ -127,22 +139,35 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
     first = 1 if last is None else last.round + 1
     if last is not None and is_distillation_round(config, last.round):
         distill_global_model(simulation, folder.path, last.round)
+    watching.begin(folder.path, first)
     with make_progress(config, first) as progress:
 
         def on_round(done: Round) -> None:
-            folder.client_rows(client_rows(simulation, done))
-            row = metrics_row(done)
+            clients, row = client_rows(simulation, done), metrics_row(done)
+            folder.client_rows(clients)
             folder.row(row)
             if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
                 from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
 
-                folder.diagnosis(*diagnose(simulation, done, decode_client_states(grid, config.device)))
-            if done.number % config.checkpoint_every == 0 or done.number == config.rounds:
+                folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
+
+            def save(name: str = "checkpoint") -> None:
                 state = serialization.from_record(done.arrays)
-                folder.checkpoint(done.number, state, decode_client_states(grid), done.simulated_seconds)
+                folder.checkpoint(done.number, state, decode_client_states(grid), done.simulated_seconds, name)
+
+            is_last, is_due = done.number == config.rounds, done.number % config.checkpoint_every == 0
+            if is_due or is_last:
+                save()
             if is_distillation_round(config, done.number):
                 distill_global_model(simulation, folder.path, done.number)
             progress.advance(row)
+            try:
+                watching.round(done.number, row, clients, save)
+            except StopRun:
+                if not is_last:  # otherwise the run is finished
+                    if not is_due:
+                        save()
+                    raise
 
         strategy.start(
             grid,
