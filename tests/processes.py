@@ -175,7 +175,7 @@ def rows(output: Path) -> int:
 def metrics(folder: Path) -> pd.DataFrame:
     """metrics.csv without its timing columns, every cell as the text it is."""
     table = pd.read_csv(folder / "metrics.csv", dtype=str, keep_default_na=False)
-    return table[[name for name in table if not name.startswith("seconds_")]]
+    return table[[name for name in table if not (name.endswith("_seconds") and name != "simulated_seconds")]]
 
 
 def differing(left: Path, right: Path) -> Iterator[str]:

@@ -1,0 +1,36 @@
+"""The generator of images: shape, range, and conditioning on labels."""
+
+import pytest
+import torch
+
+from fedkd.models.generators import ImageConv
+from fedkd.seed import Seed
+from fedkd.training.functional_model import snapshot
+from fedkd.types import Task
+from tests.strategies.server_tools import DOUBLE
+
+
+@pytest.mark.parametrize("brightest", [1.0, 255.0])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 7, 5), (3, 1, 1)])
+def test_shape_and_range_of_images(shape, brightest):
+    task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.25,) * shape[0], max_pixel=brightest)
+    with Seed(0).globally():
+        module = ImageConv(task, width=3, noise_size=5, conditional=True)
+        noise = torch.randn(6, 5)
+    actual = []
+    for bias in (-40.0, 0.0, 40.0):
+        module.end.bias.data.fill_(bias)
+        actual.append(module(noise, torch.tensor([0, 1, 2, 3, 0, 1])).detach())
+        assert actual[-1].shape == (6, *shape)
+    black, grey, white = (one.double().mean().item() for one in actual)
+    assert black == pytest.approx(-2) and white == pytest.approx((brightest - 0.5) / 0.25) and black < grey < white
+
+
+def test_label_is_used_where_conditional():
+    task = Task("toy", (1, 8, 8), 4)
+    for conditional in (True, False):
+        with Seed(0).globally():
+            module, noise = ImageConv(task, width=3, noise_size=5, conditional=conditional).double(), torch.randn(6, 5).double()
+        one, other = (module.eval()(noise, torch.full((6,), label)) for label in (0, 3))
+        assert torch.equal(one, other) == (not conditional) and one.dtype == DOUBLE
+        assert {key for key in snapshot(module) if key in ("mean", "std")} == {"mean", "std"}
