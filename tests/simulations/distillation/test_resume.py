@@ -1,0 +1,112 @@
+"""Trainings that are interrupted, killed, or that diverge, and the command's messages."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from simulations.distillation import runner
+from simulations.distillation.folder import read_rows, read_trained_tensors
+from simulations.distillation.runner import run_distillation
+from simulations.progress import ProgressBar
+from tests.simulations.distillation.small_distillations import SMALL, SMALL_METHODS, rows_without_times, small_distillation
+from tests.small_runs import ROOT, same_tensors
+
+
+def command(output: Path, *overrides: str) -> list[str]:
+    """The command line of a small distillation."""
+    return [sys.executable, "-m", "simulations.distill", *SMALL, f"output={output}", *overrides]
+
+
+@pytest.mark.parametrize("method", ["kd", "dpk", "hsakd", "online_ensemble", "dkd"])
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(method, output, tmp_path, monkeypatch):
+    whole = run_distillation(small_distillation(method, output, "epochs=3"))
+    advance = ProgressBar.advance
+
+    def stop_after_epoch_2(self, row):
+        advance(self, row)
+        if row["epoch"] == 2 and "none" not in self._label and "teacher" not in self._label:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressBar, "advance", stop_after_epoch_2)
+    with pytest.raises(KeyboardInterrupt):
+        run_distillation(small_distillation(method, tmp_path, "epochs=3"))
+    monkeypatch.setattr(ProgressBar, "advance", advance)
+    resumed = run_distillation(small_distillation(method, tmp_path, "epochs=3"))
+    assert resumed.name == whole.name
+    assert same_tensors(read_trained_tensors(resumed), read_trained_tensors(whole))
+    assert rows_without_times(resumed) == rows_without_times(whole)
+
+
+def test_a_killed_process_is_resumed_to_the_same_checkpoint(tmp_path):
+    words = ("distiller=dpk", *SMALL_METHODS["dpk"], "epochs=25", "steps_per_epoch=20")
+    whole = subprocess.run(command(tmp_path / "whole", *words), check=True, capture_output=True, text=True, cwd=ROOT)
+    folder = Path(whole.stdout.splitlines()[-1].removeprefix("run: "))
+    metrics = tmp_path / "killed" / "distilled" / folder.name / "metrics.csv"
+    process = subprocess.Popen(command(tmp_path / "killed", *words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not metrics.exists() or len(metrics.read_text().splitlines()) < 5):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 5 <= len(metrics.read_text().splitlines()) < 27, "the process was killed during the training"
+    resumed = subprocess.run(command(tmp_path / "killed", *words), check=True, capture_output=True, text=True, cwd=ROOT)
+    assert Path(resumed.stdout.splitlines()[-1].removeprefix("run: ")).name == folder.name
+    assert (metrics.parent / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
+    assert rows_without_times(metrics.parent) == rows_without_times(folder)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_checkpoint_remains(tmp_path, monkeypatch):
+    config = small_distillation("kd", tmp_path, "epochs=3")
+    original = runner.Training.epoch
+
+    def infinite_teacher(self, progress):
+        if progress.epoch == 1 and self.teacher is not None:
+            head = {key: value * float("inf") for key, value in self.teacher_tensors.items() if key.endswith("head.weight")}
+            assert head
+            self.broadcast["teacher"] = {**self.teacher_tensors, **head}
+        return original(self, progress)
+
+    monkeypatch.setattr(runner.Training, "epoch", infinite_teacher)
+    with pytest.raises(FloatingPointError, match=r"in step 1 of epoch 2, where kd is nan: lower the learning rate$"):
+        run_distillation(config)
+    folder = next(path for path in (tmp_path / "distilled").iterdir() if not json.loads((path / "checkpoint.json").read_text())["finished"])
+    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1
+    assert all(torch.isfinite(value).all() for value in read_trained_tensors(folder).values())
+
+
+def test_a_last_step_that_makes_the_student_useless_is_not_saved(tmp_path, monkeypatch):
+    config = small_distillation("none", tmp_path, "epochs=3")
+    original = runner.Training.epoch
+
+    def overshoot(self, progress):
+        progress, terms = original(self, progress)
+        if progress.epoch == 2:
+            tensors = {k: v * float("inf") if k.endswith("head.weight") else v for k, v in progress.tensors.items()}
+            progress = replace(progress, tensors=tensors)
+        return progress, terms
+
+    monkeypatch.setattr(runner.Training, "epoch", overshoot)
+    with pytest.raises(FloatingPointError, match=r"after the last step of epoch 2, where test_loss is nan: lower"):
+        run_distillation(config)
+    (folder,) = (tmp_path / "distilled").iterdir()
+    assert json.loads((folder / "checkpoint.json").read_text())["round"] == 1 == int(read_rows(folder)[-1]["epoch"])
+
+
+def test_a_wrong_value_is_an_error_of_one_line_and_exit_code_2(tmp_path):
+    done = subprocess.run(command(tmp_path, "distiller.weight=-1"), check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr == "error: distiller.weight must be >= 0 (0 switches the term off), got -1\n"
+
+
+def test_a_learning_rate_that_is_too_large_is_an_error_with_epoch_and_term(tmp_path):
+    done = subprocess.run(command(tmp_path, "distiller=none", "optimizer.lr=1e30"), check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: resnet8 by none on real digits, seed 0: the loss is no longer finite in step ")
+    assert first.endswith("where ce is nan: lower the learning rate")
+    assert second == "All rounds up to the last checkpoint are on disk; run the same command to continue."
