@@ -51,7 +51,7 @@ ALLOWED = {
         "fedkd", "simulations.engine", "simulations.setup", "simulations.run_folder", "simulations.distillation", "simulations.process",
         "simulations.progress", "simulations.config", "simulations.overrides",
     },
-    "simulations.reports": {"simulations.run_folder", "simulations.overrides", "simulations.process", "fedkd.metrics.label_skew", "fedkd.errors"},
+    "simulations.reports": {"simulations.run_folder", "simulations.overrides", "simulations.process", "fedkd.metrics.label_skew", "fedkd.errors", "fedkd.files"},
     "simulations.experiments": {
         "fedkd", "simulations.federation", "simulations.distillation", "simulations.reports", "simulations.run_folder",
         "simulations.config", "simulations.overrides", "simulations.process", "simulations.progress", "simulations.setup.simulation", "simulations.setup.clients",
@@ -205,7 +205,10 @@ def test_a_module_has_at_most_400_lines_and_says_what_it_is(path):
 
 def test_a_folder_has_at_most_15_files():
     folders = {path.parent for path in SOURCES}
-    sizes = {str(folder.relative_to(ROOT)): sum(path.is_file() for path in folder.iterdir()) for folder in folders}
+    sizes = {
+        str(folder.relative_to(ROOT)): sum(path.is_file() and path.name not in ("README.md", "__init__.py") for path in folder.iterdir())
+        for folder in folders
+    }
     assert not {name: size for name, size in sizes.items() if size > 15 and name not in GROWING}
 
 
