@@ -51,10 +51,13 @@ ALLOWED = {
         "fedkd", "simulations.engine", "simulations.setup", "simulations.run_folder", "simulations.distillation", "simulations.process",
         "simulations.progress", "simulations.config", "simulations.overrides",
     },
-    "simulations.reports": {"simulations.run_folder", "simulations.overrides", "simulations.process", "fedkd.metrics.label_skew", "fedkd.errors", "fedkd.files"},
+    "simulations.reports": {
+        "simulations.run_folder", "simulations.overrides", "simulations.process", "fedkd.metrics.label_skew", "fedkd.errors", "fedkd.files",
+    },
     "simulations.experiments": {
         "fedkd", "simulations.federation", "simulations.distillation", "simulations.reports", "simulations.run_folder",
-        "simulations.config", "simulations.overrides", "simulations.process", "simulations.progress", "simulations.setup.simulation", "simulations.setup.clients",
+        "simulations.config", "simulations.overrides", "simulations.process", "simulations.progress", "simulations.setup.simulation",
+        "simulations.setup.clients",
     },
     "simulations.flower_app": {"fedkd", "simulations.federation", "simulations.engine", "simulations.config"},
     "simulations": {"fedkd", "strategies", "simulations"},
@@ -227,7 +230,8 @@ RETIRED = {
     "accuracy_own_labels", "accuracy_worst_tenth", "accuracy_spread", "accuracy_newcomers", "bytes_up", "bytes_down", "seconds_local",
     "seconds_server", "seconds_evaluate", "num_participants", "num_dropped", "num_late", "simulated_time", "straggler_steps",
     "newcomers", "colour", "noisy_clients", "regularised_steps", "distill_with", "diagnose_every", "unlike_models", "only_sums",
-    "needs_public", "travelling", "fresh_memory", "train_cohort", "fit_cohort", "World", "Holdings", "Fleet", "Committee", "Mixed", "Thinned",
+    "needs_public", "travelling", "fresh_memory", "train_cohort", "fit_cohort", "World", "Holdings", "Fleet", "Committee", "Mixed",
+    "Thinned",
     "Fusion", "Lesson", "Planned", "Board", "Learner", "Bound",
 }  # fmt: skip
 """Names of version 0.1 that no code, column, key or page uses any more."""
