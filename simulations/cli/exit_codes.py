@@ -25,8 +25,6 @@ TERMINATED = 143
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 """The user asked for tracebacks. (The command sets the same variable later, so that Hydra raises its errors.)"""
 
-RESUME = "All rounds up to the last checkpoint are on disk; run the same command to continue."
-
 
 def exit_code(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the text of an error of a run or of its user; None for an error in fedkd's own code."""
@@ -34,8 +32,10 @@ def exit_code(error: BaseException) -> tuple[int, str] | None:
         return INTERRUPTED, "interrupted: run the same command to continue from the last checkpoint"
     if isinstance(error, StopRun):
         return OK, f"stopped: {_line(error)}"
-    if isinstance(error, (ClientFailure, FloatingPointError)):  # DivergedError is of this kind too
-        return FAILED, f"error: {_line(error)}\n{RESUME}"
+    if isinstance(error, ClientFailure):
+        return FAILED, f"error: {_line(error)}\nAll rounds up to the last checkpoint are on disk; run the same command to continue."
+    if isinstance(error, FloatingPointError):  # DivergedError is of this kind too
+        return FAILED, f"error: {_line(error)}\nThe last checkpoint, if there is one, is on disk."
     if any(one.__module__.partition(".")[0] in ("hydra", "omegaconf") for one in type(error).__mro__) and isinstance(error, Exception):
         return WRONG, f"error: {_line(explain(error))}"
     if isinstance(error, ValueError):  # ConfigError and RunFolderError are of this kind too
