@@ -62,7 +62,8 @@ def test_every_method_that_adds_terms_to_the_loss_has_neutral_parameters_here():
 @pytest.mark.parametrize("method", ["kd", "dpk", "hsakd"])
 def test_a_compiled_training_equals_an_eager_one_up_to_rounding(method, output):
     eager, compiled = (
-        run_distillation(small_distillation(method, output, f"compile={flag}", "precision=float64", "epochs=1")) for flag in ("false", "true")
+        run_distillation(small_distillation(method, output, f"compile={flag}", "precision=float64", "epochs=1"))
+        for flag in ("false", "true")
     )
     left, right = student_of(eager), student_of(compiled)
     for key, value in left.items():
