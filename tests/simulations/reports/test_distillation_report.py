@@ -1,14 +1,21 @@
 """Reports of distillations that differ in more than their own seed, from short trainings on real digits."""
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from fedkd.errors import RunFolderError
 from simulations.distillation.runner import run_distillation
 from simulations.report import main
+from simulations.reports.builder import build_sections
 from simulations.reports.distillation_groups import groups, read_distillation, students
 from simulations.reports.distillation_section import together
+from simulations.reports.figures.distillation import IMAGES_PER_CLASS
+from simulations.reports.options import ReportOptions
 from simulations.reports.tables.distillation import members
 from simulations.reports.tables.table import NumberFormat
 from tests.simulations.distillation.small_distillations import small_distillation as small
@@ -114,3 +121,54 @@ def test_more_students_than_one_figure_tells_apart_are_drawn_in_several(folder_o
     parts = [list(one) for one in together(groups(runs))]
     assert [len(one) for one in parts] == [8, 2, 1] and parts[0][0] == parts[1][0], "labels alone in each of its task"
     assert {line for part in parts for line in part} == set(groups(runs))
+
+
+def test_methods_can_be_chosen_ordered_and_renamed(folder_of_runs, tmp_path):
+    folders = [run_distillation(small(name, folder_of_runs)) for name in ("none", "kd", "sp")]
+    given = ["--labels", "kd=KD (ours)", "--order", "SP", "--no-figures", "--output", str(tmp_path)]
+    assert main([*map(str, folders), *given]) == 0
+    table = pd.read_csv(tmp_path / "distillation.csv")
+    assert table["strategy"].tolist() == ["resnet14 > resnet8, SP", "resnet8, no KD", "resnet14 > resnet8, KD (ours)"]
+    assert "- Student: resnet8\n" in (tmp_path / "distillation.md").read_text()
+    assert main([*map(str, folders), "--strategies", "kd", "--no-figures", "--output", str(tmp_path)]) == 0
+    assert pd.read_csv(tmp_path / "distillation.csv")["strategy"].tolist() == ["resnet14 > resnet8, KD"]
+
+
+def test_a_name_that_no_method_has_is_an_error(folder_of_runs, tmp_path, capsys):
+    folder = run_distillation(small("kd", folder_of_runs))
+    for given, message in (
+        (("--strategies", "kdd"), "strategies must name what the report contains, got 'kdd'; did you mean 'kd'?"),
+        (("--settings", "alpha 0.1"), "settings must be empty without federated runs"),
+    ):
+        assert main([str(folder), *given, "--output", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_synthetic_images_are_drawn_from_the_file_of_the_first_seed(folder_of_runs, tmp_path):
+    folders = [run_distillation(small("kd", folder_of_runs, f"seed={seed}")) for seed in (0, 1)]
+    copies = [Path(shutil.copytree(folder, tmp_path / "runs" / folder.name)) for folder in folders]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    names = np.array(["zero", "one", "two"])
+    np.savez(copies[1] / "synthetic_images.npz", images=pixels, labels=np.array([0, 0, 2, 2, 2]), class_names=names)
+    sections, _, _ = build_sections(find_run_folders([tmp_path / "runs"]), tmp_path, ReportOptions())
+    (sheet,) = [one for one in sections[0].drawings if one.stem.name.startswith("synthetic_images")]
+    assert sheet.title == "Synthetic images, resnet14 > resnet8, KD, seed 1" and sheet.stem.name == "synthetic_images"
+    axes = sheet.figure().axes
+    assert len(axes) == 3 * IMAGES_PER_CLASS and [axes[row * IMAGES_PER_CLASS].get_ylabel() for row in range(3)] == names.tolist()
+    shown = np.array([one.images[0].get_array() for one in axes]).reshape(3, IMAGES_PER_CLASS, 8, 8)
+    np.testing.assert_allclose(shown[0, :2], pixels[:2, 0] / 255)
+    np.testing.assert_allclose(shown[2, :3], pixels[2:, 0] / 255)
+    assert (shown[1] == 1).all() and (shown[0, 2:] == 1).all(), "white where there is no image"
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda header: {**header, "schema": 1}, "schema version 1"),
+    (lambda header: {**header, "finished": False, "round": 1}, "unfinished: 1 of 2 epochs"),
+    (lambda header: [], "unreadable"),
+])  # fmt: skip
+def test_a_distillation_that_cannot_be_reported_is_excluded_with_the_reason(folder_of_runs, tmp_path, spoil, reason):
+    folder = Path(shutil.copytree(run_distillation(small("kd", folder_of_runs)), tmp_path / "run"))
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
+    with pytest.raises(RunFolderError, match=reason):
+        read_distillation(folder)

@@ -199,7 +199,11 @@ def test_smoothing_is_a_moving_average_of_each_seed(folder, tmp_path):
     wanted = np.mean([100 * values.rolling(3, min_periods=1).mean() for values in files], axis=0)
     assert curve["mean"].tolist() == pytest.approx(wanted)
     (section,) = sections(folder, smoothing=3)
-    titles = {one.stem.name: one.figure().legends[0].get_title().get_text() for one in section.drawings if one.stem.name.startswith(("conv", "by_"))}
+    titles = {
+        one.stem.name: one.figure().legends[0].get_title().get_text()
+        for one in section.drawings
+        if one.stem.name.startswith(("conv", "by_"))
+    }
     assert "moving average of 3 rounds" in " ".join(titles["convergence_alpha_0_1"].split())
     assert "moving" not in titles["by_setting"], "headline metrics are not smoothed"
 

@@ -48,7 +48,15 @@ def test_intervals_where_there_is_little_to_say(kind):
 
 @pytest.mark.parametrize(
     "values",
-    [[0.3, 0.1, 0.2], [0.3, -0.1, 0.2, 0.5], [0.1, 0.1, 0.1, -0.1, 0.2], [0.0, 0.2, 0.4, -0.1], [0.0, 0.2], [0.0, 0.0, -0.2], [0.3 - 0.2, 0.1, -0.2, 0.4, 0.5, 0.7, 0.9]],
+    [
+        [0.3, 0.1, 0.2],
+        [0.3, -0.1, 0.2, 0.5],
+        [0.1, 0.1, 0.1, -0.1, 0.2],
+        [0.0, 0.2, 0.4, -0.1],
+        [0.0, 0.2],
+        [0.0, 0.0, -0.2],
+        [0.3 - 0.2, 0.1, -0.2, 0.4, 0.5, 0.7, 0.9],
+    ],
 )
 def test_the_wilcoxon_test_is_that_over_all_signs(values):
     assert signed_ranks(np.array(values)) == pytest.approx(every_sign(values), abs=1e-9)

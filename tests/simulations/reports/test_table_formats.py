@@ -9,7 +9,20 @@ from simulations.report import main
 from simulations.reports.statistics import paired
 from simulations.reports.tables.federated import few, warnings
 from simulations.reports.tables.latex import latex
-from simulations.reports.tables.table import DASH, Cell, Column, NumberFormat, Table, counts, frame, markdown, numbers, over_seeds, ranked, texts
+from simulations.reports.tables.table import (
+    DASH,
+    Cell,
+    Column,
+    NumberFormat,
+    Table,
+    counts,
+    frame,
+    markdown,
+    numbers,
+    over_seeds,
+    ranked,
+    texts,
+)
 from tests.simulations.reports.folders import write_run, write_whole_run
 from tests.simulations.reports.table_files import latex_rows
 

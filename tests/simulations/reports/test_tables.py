@@ -73,7 +73,8 @@ def test_headlines(folder, files):
 
 
 @pytest.mark.parametrize(("name", "column", "title"), [
-    ("global", "global_test_accuracy", "Global acc., last 10, by setting:"), ("local", "local_test_accuracy", "Local acc., last 10, by setting:"),
+    ("global", "global_test_accuracy", "Global acc., last 10, by setting:"),
+    ("local", "local_test_accuracy", "Local acc., last 10, by setting:"),
 ])  # fmt: skip
 def test_by_setting(folder, files, name, column, title):
     for alpha in (0.1, 1.0):
