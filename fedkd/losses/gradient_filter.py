@@ -1,56 +1,64 @@
-"""A filter of gradients: a loss keeps its value, and some logits do not hear of it.
+"""A filter of gradients: a loss keeps its value, and some logits receive no gradient of it.
 
-After "Embracing the dark knowledge: domain generalisation using regularised knowledge distillation" (Wang, Li, Chau, Kot, ACM MM 2021),
-whose text and code were not at hand: the filters below are readings of its idea, to be chosen among by ablation.
+After "Embracing the dark knowledge: domain generalization using regularized knowledge distillation" (Wang, Li, Chau and Kot, ACM MM
+2021). Text and code of the paper were not available. The filters are interpretations of its idea, among which an ablation can choose.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.tensor_ops import one_hot, at_least_float32
+from fedkd.tensor_ops import at_least_float32, one_hot
+
+Filter = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(behind [B, 1], is_label [B, C], teacher_correct [B, 1], differs [B, C]) -> mask``, all bool; the mask is broadcast to [B, C]."""
+
+FILTERS: dict[str, Filter] = {
+    "none": lambda behind, is_label, teacher_correct, differs: torch.ones_like(is_label),
+    "sample_conf": lambda behind, is_label, teacher_correct, differs: behind,
+    "target_only": lambda behind, is_label, teacher_correct, differs: behind | ~is_label,
+    "nontarget_only": lambda behind, is_label, teacher_correct, differs: behind | is_label,
+    "sym": lambda behind, is_label, teacher_correct, differs: differs,
+    "wrong_teacher": lambda behind, is_label, teacher_correct, differs: teacher_correct,
+}
+"""The filters by name, see :func:`gradient_mask`."""
 
 
 def filter_gradient(logits: Tensor, mask: Tensor) -> Tensor:  # [B, C], [B, C] bool -> [B, C]
-    """``logits``, bit for bit, whose gradient is zero where ``mask`` is false."""
+    """The same ``logits``, bit for bit, with zero gradient where ``mask`` is false."""
     return torch.where(mask, logits, logits.detach())
 
 
 def gradient_mask(
     name: str, teacher: Tensor, student: Tensor, y: Tensor, temperature: float = 1.0, threshold: float = 0.0
 ) -> Tensor:  # [B, C] x 2, [B] -> [B, C] bool
-    """Which entries of a loss's gradient by the student's logits are kept.
+    """The entries of the gradient by the student's logits that a filter keeps.
 
-    With p and q the teacher's and the student's softmax at T, "behind" means ``q_y < p_y``; at equality the student is not:
+    Let p and q be the softmax of teacher and student at T. The student is behind if ``q_y < p_y``.
 
-    - ``none``: all are kept.
-    - ``sample_conf``: an example's are, while the student is behind.
-    - ``target_only``: the label's is, while the student is behind; all others are.
-    - ``nontarget_only``: the label's is; the others are, while the student is behind.
-    - ``sym``: those with ``|p - q| > threshold``.
-    - ``wrong_teacher``: an example's are, where the teacher is right.
+    - ``none``: all entries are kept.
+    - ``sample_conf``: an example's entries are kept while the student is behind.
+    - ``target_only``: the label's entry is kept while the student is behind, the others always.
+    - ``nontarget_only``: the label's entry is always kept, the others while the student is behind.
+    - ``sym``: entries with ``|p - q| > threshold`` are kept.
+    - ``wrong_teacher``: an example's entries are kept if the teacher's prediction is correct.
 
     Args:
-        name: one of ``FILTERS``.
+        name: one of :data:`FILTERS`.
         teacher: logits.
         student: logits.
         y: labels.
         temperature: T > 0.
-        threshold: of ``sym``.
+        threshold: threshold of ``sym``, >= 0.
+
+    Raises:
+        ConfigError: there is no such filter.
     """
     require(name in FILTERS, "filter", f"must be one of {', '.join(FILTERS)}", name)
     p, q = ((at_least_float32(logits) / temperature).softmax(-1) for logits in (teacher, student))
-    label = one_hot(y, p.shape[-1]).bool()
+    is_label = one_hot(y, p.shape[-1]).bool()
     behind = q.gather(-1, y[:, None]) < p.gather(-1, y[:, None])  # [B, 1]
-    right = teacher.argmax(-1, keepdim=True) == y[:, None]
-    return FILTERS[name](behind, label, right, (p - q).abs() > threshold).expand_as(p)
-
-
-FILTERS = {
-    "none": lambda behind, label, right, apart: torch.ones_like(label),
-    "sample_conf": lambda behind, label, right, apart: behind,
-    "target_only": lambda behind, label, right, apart: behind | ~label,
-    "nontarget_only": lambda behind, label, right, apart: behind | label,
-    "sym": lambda behind, label, right, apart: apart,
-    "wrong_teacher": lambda behind, label, right, apart: right,
-}
+    teacher_correct = teacher.argmax(-1, keepdim=True) == y[:, None]
+    return FILTERS[name](behind, is_label, teacher_correct, (p - q).abs() > threshold).expand_as(p)

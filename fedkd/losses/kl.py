@@ -1,4 +1,4 @@
-"""The divergence that distillation of logits is made of (Hinton et al. 2015)."""
+"""The KL divergence of logit distillation (Hinton et al. 2015)."""
 
 from torch import Tensor
 
@@ -9,9 +9,9 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) ->
     """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` per example, in log space, in float32 at least.
 
     Args:
-        teacher: logits of the target distribution; detach them where the teacher is not to learn.
-        student: logits of the distribution that is to follow.
-        temperature: T > 0; the factor T^2 keeps the gradient's scale.
+        teacher: logits of the target distribution, detached unless the teacher is trained too.
+        student: logits of the distribution that is trained.
+        temperature: T > 0; the factor T^2 keeps the scale of the gradient.
     """
     teacher, student = at_least_float32(teacher), at_least_float32(student)
     if temperature != 1:

@@ -14,7 +14,13 @@ from fedkd.types import Examples
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of an evaluation: per class the number of examples and of correct answers [C], and the sum of losses of each batch."""
+    """Counts of an evaluation.
+
+    Args:
+        total: number of examples per class [C], int64.
+        correct: number of correctly classified examples per class [C], int64.
+        losses: sum of the losses of each batch.
+    """
 
     total: Tensor
     correct: Tensor
@@ -22,18 +28,18 @@ class Score:
 
     @classmethod
     def merge(cls, parts: Sequence["Score"]) -> "Score":
-        """The score on all examples, from those of their parts in order."""
+        """The score on all examples, from the scores on consecutive parts of them."""
         total, correct = (torch.stack(counts).sum(0) for counts in zip(*((part.total, part.correct) for part in parts)))
         return cls(total, correct, tuple(loss for part in parts for loss in part.losses))
 
     @property
     def loss(self) -> float:
-        """The sum of losses, exact but for the last bit, however the examples were parted between batches' boundaries."""
+        """The sum of the losses of all examples. It does not depend on how batches were divided into parts."""
         return math.fsum(self.losses)
 
     @property
     def accuracy(self) -> float:
-        """Share of correct answers, 0..1; nan where there was no example."""
+        """Fraction of correctly classified examples, 0..1; NaN without examples."""
         return self.correct.sum().item() / n if (n := self.total.sum().item()) else float("nan")
 
 
@@ -41,13 +47,21 @@ class Score:
 def evaluate(
     model: Callable[[Tensor], Any], examples: Examples, batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
 ) -> Score:
-    """Score ``model`` (images to :class:`~fedkd.types.Output`, in eval mode already) on all of ``examples``."""
+    """Evaluate a model on all examples.
+
+    Args:
+        model: from images to an :class:`~fedkd.types.Output`, in eval mode.
+        examples: labeled images.
+        batch_size: examples per batch, >= 1.
+        num_classes: number of classes, C.
+        dtype: type of the images.
+    """
     device = examples.y.device
     total = torch.zeros(num_classes, dtype=torch.int64, device=device)
     correct, losses = total.clone(), []
-    for begin in range(0, len(examples), batch_size):
-        part = slice(begin, begin + batch_size)
-        y, stored = examples.y[part], examples.x[part] if examples.rows is None else examples.gather(examples.rows[part])
+    for start in range(0, len(examples), batch_size):
+        batch = slice(start, start + batch_size)
+        y, stored = examples.y[batch], examples.x[batch] if examples.rows is None else examples.gather(examples.rows[batch])
         logits = model(examples.normalize(stored, dtype).contiguous(memory_format=torch.channels_last)).logits
         total += torch.bincount(y, minlength=num_classes)
         correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
@@ -56,24 +70,37 @@ def evaluate(
 
 
 def local_test_metrics(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
-    """Metrics of clients on their own test shards, from ``(examples, correct)`` of each; clients without examples do not count.
+    """Metrics of the clients on their local test sets.
 
-    The worst tenth is the mean accuracy of the lowest tenth of clients (at least one), the spread the population standard
-    deviation over clients; both give every client the same weight.
+    Args:
+        counts: numbers of test examples and of correctly classified ones of each client. Clients without test examples are ignored.
+
+    Returns:
+        ``local_test_accuracy``: correct examples of all clients over their examples. ``local_test_accuracy_bottom10``: mean accuracy of
+        the worst 10 % of the clients, at least one. ``local_test_accuracy_std``: population standard deviation of the accuracy over
+        clients. None if no client has test examples.
     """
     counts = [(n, c) for n, c in counts if n > 0]
     if not counts:
         return None
-    each = torch.tensor([c / n for n, c in counts], dtype=torch.float64).sort().values
+    accuracies = torch.tensor([c / n for n, c in counts], dtype=torch.float64).sort().values
     return {
         "local_test_accuracy": sum(c for _, c in counts) / sum(n for n, _ in counts),
-        "local_test_accuracy_bottom10": each[: max(1, len(each) // 10)].mean().item(),
-        "local_test_accuracy_std": each.std(correction=0).item(),
+        "local_test_accuracy_bottom10": accuracies[: max(1, len(accuracies) // 10)].mean().item(),
+        "local_test_accuracy_std": accuracies.std(correction=0).item(),
     }
 
 
-def new_client_metrics(counts: Mapping[int, tuple[int, int]], newcomers: Iterable[int]) -> dict[str, float]:
-    """``new_client_test_accuracy``, from ``(examples, correct)`` by client: over all of newcomers' test examples; nothing where they have none."""
-    tested = [counts[client] for client in newcomers if client in counts]
+def new_client_metrics(counts: Mapping[int, tuple[int, int]], new_clients: Iterable[int]) -> dict[str, float]:
+    """Accuracy of new clients.
+
+    Args:
+        counts: numbers of test examples and of correctly classified ones, by client.
+        new_clients: the clients to include.
+
+    Returns:
+        ``new_client_test_accuracy``, over all their test examples; nothing if they have none.
+    """
+    tested = [counts[client] for client in new_clients if client in counts]
     total = sum(n for n, _ in tested)
     return {"new_client_test_accuracy": sum(c for _, c in tested) / total} if total else {}

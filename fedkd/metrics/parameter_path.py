@@ -1,4 +1,7 @@
-"""How far an optimizer travels: of two ways to the same accuracy, the shorter had the easier mapping to learn (Wang et al., 2021)."""
+"""The length of the path of an optimizer in parameter space (Wang et al. 2021).
+
+Of two trainings with the same accuracy, that with the shorter path had the easier function to learn.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +11,7 @@ from fedkd.types import Tensors
 
 
 def parameter_norm(tensors: Tensors) -> Tensor:  # -> []
-    """``||w||_2`` of all entries together, in float64."""
+    """The Euclidean norm of all entries of all tensors, in float64."""
     return torch.stack([value.detach().double().square().sum() for value in tensors.values()]).sum().sqrt()
 
 
@@ -16,24 +19,28 @@ def parameter_distance(before: Tensors, after: Tensors) -> Tensor:  # -> []
     """``||after - before||_2`` over all parameters, in float64.
 
     Raises:
-        ConfigError: they are not parameters of one network.
+        ConfigError: names or shapes of the parameters differ.
     """
-    unlike = sorted(before.keys() ^ after.keys()) or [key for key in before if before[key].shape != after[key].shape]
-    require(not unlike, "distance", "must be between parameters of the same names and shapes", unlike)
+    different = sorted(before.keys() ^ after.keys()) or [key for key in before if before[key].shape != after[key].shape]
+    require(not different, "parameter_distance", "must be between parameters of the same names and shapes", different)
     return parameter_norm({key: after[key].double() - value.double() for key, value in before.items()})
 
 
 def parameter_path_length(length: float, before: Tensors, after: Tensors, first: Tensors) -> float:
-    """``length + ||after - before||_2 / ||first||_2``: summed over epochs, ``sum_k ||w_k - w_{k-1}||_2 / ||w_0||_2``.
+    """``length + ||after - before||_2 / ||first||_2``. Summed over epochs this is ``sum_k ||w_k - w_{k-1}||_2 / ||w_0||_2``.
 
-    The paper's text was not at hand: this is its cumulative weight distance as others tell it. Parameters alone count, not buffers.
+    The text of the paper was not available; this is its cumulative weight distance as other papers describe it. It includes parameters and
+    no buffers.
 
     Args:
-        length: the sum so far.
+        length: the sum so far, >= 0.
         before: w_{k-1}.
         after: w_k.
         first: w_0, not all zero.
+
+    Raises:
+        ConfigError: w_0 is zero, or names or shapes of the parameters differ.
     """
-    whole = parameter_norm(first).item()
-    require(whole > 0, "travel", "must begin at parameters that are not all zero", whole)
-    return length + parameter_distance(before, after).item() / whole
+    norm = parameter_norm(first).item()
+    require(norm > 0, "parameter_path_length", "must begin at parameters that are not all zero", norm)
+    return length + parameter_distance(before, after).item() / norm

@@ -1,26 +1,30 @@
-"""The network of a client: stages, then an embedding, then a head that reads it."""
+"""The base class of networks: stages, an embedding, and a head."""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fedkd.errors import require
+from fedkd.errors import ConfigError
 from fedkd.types import Output, Task
+
+WITH_EXTRA_STAGE = "ResNet, WideResNet, PreActResNet, TorchvisionResNet, VGG, MobileNetV2, ShuffleNetV1, ShuffleNetV2, FedGenCNN"
 
 
 class Classifier(nn.Module):
-    """Images [B, channels, height, width] to an :class:`Output`.
+    """A network from images [B, channels, height, width] to an :class:`~fedkd.types.Output`.
 
-    A subclass gives the three parts and nothing else, so that a strategy can share the head and a distiller can ask for
-    stages without knowing the network's name.
+    A subclass passes the three parts to this class. A strategy can so share the head alone, and a distillation method can use the stages,
+    without knowing the network.
 
     Args:
-        task: what is to be classified.
-        stages: modules applied one after the other; their outputs are ``Output.stages``.
-        embed: from the last stage's output to the embedding [B, D].
+        task: the classification task.
+        stages: modules that are applied one after the other. Their outputs are ``Output.stages``.
+        embed: from the output of the last stage to the embedding [B, D].
         head: from the embedding to the logits [B, C].
         embedding_size: D.
     """
 
-    def __init__(self, task: Task, stages: list[nn.Module], embed: nn.Module, head: nn.Module, embedding_size: int) -> None:
+    def __init__(self, task: Task, stages: Sequence[nn.Module], embed: nn.Module, head: nn.Module, embedding_size: int) -> None:
         super().__init__()
         self.task = task
         self.stages = nn.ModuleList(stages)
@@ -28,7 +32,8 @@ class Classifier(nn.Module):
         self.head = head
         self.embedding_size = embedding_size
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor) -> Output:  # [B, channels, height, width]
+        """Logits, embedding, and the outputs of all stages."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -37,12 +42,11 @@ class Classifier(nn.Module):
         return Output(self.head(z), z, tuple(maps))
 
     def extra_stage(self) -> nn.Module:
-        """One more stage of the last width and stride 1, freshly initialised, not part of this network: same blocks and depth as the last.
+        """A new stage like the last one, with stride 1 and the same width. It is freshly initialized and not part of this network.
 
-        It stands between ``stages[-1]`` and a fresh ``embed``, where a distiller's branch begins from the last stage.
+        Distillation methods place it between the last stage and a new ``embed``, in branches that begin at the last stage.
 
         Raises:
-            ConfigError: this kind of network has none.
+            ConfigError: this kind of network has no extra stage.
         """
-        known = "ResNet, WideResNet, PreActResNet, TorchvisionResNet, VGG, MobileNetV2, ShuffleNetV1, ShuffleNetV2, FedGenCNN"
-        require(False, "model", f"must be a network with an extra stage ({known})", type(self).__name__)
+        raise ConfigError(f"model must be a network with an extra stage ({WITH_EXTRA_STAGE}), got {type(self).__name__!r}")

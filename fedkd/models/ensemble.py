@@ -1,4 +1,4 @@
-"""A weighted mean of teachers is a teacher; and many heads at once."""
+"""Several models as one, and several heads at once."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,20 @@ from fedkd.errors import ConfigError
 from fedkd.types import Output, Tensors
 
 Teacher = Callable[[Tensor], Output]
+"""From images [B, channels, height, width] to an :class:`~fedkd.types.Output`, in eval mode."""
 
 
 class Ensemble:
-    """``logits(x) = sum_k weights_k logits_k(x)``; the embedding is the members' side by side.
+    """The weighted mean of several teachers' logits: ``logits(x) = sum_k weights_k logits_k(x)``.
+
+    The embedding is the concatenation of the members' embeddings [B, sum of D]. There are no stages.
 
     Args:
-        members: functions from images [B, channels, height, width] to an Output, in eval mode.
-        weights: one a member; uniform, summing to one, if None.
+        members: the teachers, at least one.
+        weights: one per member; None: equal weights that sum to 1.
+
+    Raises:
+        ConfigError: there is no member.
     """
 
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
@@ -34,24 +40,35 @@ class Ensemble:
 
 
 class EnsembleModel(nn.Module):
-    """An ensemble as one network, of members of one form: the mean of their logits, their embeddings side by side, no stages."""
+    """An :class:`Ensemble` with equal weights as one network.
+
+    Args:
+        members: networks of one architecture.
+    """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor) -> Output:  # [B, channels, height, width]
+        """The mean of the members' logits, and their concatenated embeddings."""
         return Ensemble(list(self.members))(x)
 
     def split_members(self, tensors: Tensors) -> tuple[nn.Module, list[Tensors]]:
-        """The members' form, and each one's share of ``tensors``."""
-        each = [f"members.{number}." for number in range(len(self.members))]
-        parts = [{key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)} for prefix in each]
+        """The first member as the architecture of all members, and each member's part of ``tensors``."""
+        prefixes = [f"members.{number}." for number in range(len(self.members))]
+        parts = [{key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)} for prefix in prefixes]
         return self.members[0], parts
 
 
 def stacked_head_logits(head: nn.Module, heads: Tensors, z: Tensor) -> Tensor:  # [K, ...], [B, D] -> [K, B, C]
-    """What K heads, stacked, say of the same embeddings; linear heads as one product."""
+    """The logits of K heads for the same embeddings. Linear heads are computed as one matrix product.
+
+    Args:
+        head: the architecture of all heads.
+        heads: the stacked tensors of the heads.
+        z: embeddings.
+    """
     if type(head) is nn.Linear and head.bias is not None:
         products = heads["weight"].flatten(0, 1) @ z.mT + heads["bias"].flatten()[:, None]  # [K*C, B]
         return products.unflatten(0, (-1, head.out_features)).mT

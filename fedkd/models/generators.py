@@ -1,4 +1,4 @@
-"""Generators: labels and noise to embeddings (FedGen) or to images."""
+"""Conditional generators: from labels and noise to embeddings (FedGen), or to images."""
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,18 @@ from fedkd.types import Task
 
 
 class FeatureMLP(nn.Module):
-    """``G(noise [B, noise_size], y [B]) -> [B, D]``: noise and one-hot label through linear, BatchNorm, ReLU, linear.
+    """``G(noise [B, noise_size], y [B]) -> embeddings [B, D]``: linear layer, BatchNorm, ReLU, and linear layer on noise and one-hot label.
 
-    With hidden 256 and noise_size 32, for ten classes and D = 32: 19,744 parameters.
+    FedGen's generator (Zhu et al., ICML 2021). It has 19,744 parameters for ten classes, D = 32, hidden = 256, and noise_size = 32.
 
     Args:
-        task: gives the number of classes.
-        embedding_size: D of the classifiers whose heads read the output.
-        hidden: units of the hidden layer.
-        noise_size: entries of the noise vector.
+        task: the classification task.
+        embedding_size: D of the classifiers whose heads receive the embeddings.
+        hidden: units of the hidden layer, > 0.
+        noise_size: size of the noise vector, > 0.
+
+    Raises:
+        ConfigError: a size is not positive.
     """
 
     output_kind = "embeddings"
@@ -32,47 +35,55 @@ class FeatureMLP(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(noise_size + task.num_classes, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
         self.output = nn.Linear(hidden, embedding_size)
 
-    def forward(self, noise: Tensor, y: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, y: Tensor) -> Tensor:  # [B, noise_size], [B] -> [B, D]
+        """One embedding per label."""
         label = one_hot(y, self.num_classes).to(noise.dtype)
         return self.output(self.hidden(torch.cat([noise, label], dim=-1)))
 
 
 class ImageConv(nn.Module):
-    """``G(noise [B, noise_size], y [B]) -> images [B, channels, height, width]`` as networks see them.
+    """``G(noise [B, noise_size], y [B]) -> normalized images [B, channels, height, width]``.
 
-    A linear layer to maps of a quarter of height and width, then twice: enlarge to twice the size, 3x3 convolution, BatchNorm, leaky ReLU; a last
-    convolution and a sigmoid give pixels 0..max_pixel, which are scaled as the task's images are. Sizes are rounded up, so images may be of any.
+    A linear layer gives maps of a quarter of height and width. Two blocks follow: upsampling by 2, 3x3 convolution, BatchNorm, and leaky
+    ReLU. A last convolution and a sigmoid give pixels in 0..``max_pixel``, which are normalized like the task's images. Sizes are rounded
+    up, so that images may have any size.
 
     Args:
-        task: gives the images' shape and scaling, and the number of classes.
-        width: channels of the last hidden map; the first has twice as many.
-        noise_size: entries of the noise vector.
-        conditional: the label is an input, as a one-hot vector beside the noise; otherwise ``y`` is not looked at.
+        task: the classification task; it determines shape and normalization of the images.
+        width: channels of the last hidden map, > 0; the first has twice as many.
+        noise_size: size of the noise vector, > 0.
+        conditional: the one-hot label is an input beside the noise; if false, ``y`` is ignored.
+
+    Raises:
+        ConfigError: a size is not positive.
     """
 
     output_kind = "images"
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, task: Task, *, width: int, noise_size: int, conditional: bool) -> None:
         require(width > 0, "width", "must be > 0", width)
         require(noise_size > 0, "noise_size", "must be > 0", noise_size)
         super().__init__()
-        channels, height, width_of = task.shape
+        channels, image_height, image_width = task.shape
         self.num_classes, self.noise_size, self.conditional, self.max_pixel = task.num_classes, noise_size, conditional, task.max_pixel
-        self.sizes = [(-(-height // part), -(-width_of // part)) for part in (4, 2, 1)]
+        self.sizes = [(-(-image_height // divisor), -(-image_width // divisor)) for divisor in (4, 2, 1)]
         first = self.sizes[0]
         self.project = nn.Linear(noise_size + task.num_classes * conditional, 2 * width * first[0] * first[1])
         self.begin = nn.BatchNorm2d(2 * width)
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2))
-            for before, after in ((2 * width, 2 * width), (2 * width, width))
+            nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2))
+            for in_channels, out_channels in ((2 * width, 2 * width), (2 * width, width))
         )
         self.end = nn.Conv2d(width, channels, 3, padding=1)
         self.register_buffer("mean", torch.tensor(task.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(task.std).view(-1, 1, 1))
 
-    def forward(self, noise: Tensor, y: Tensor) -> Tensor:
-        given = torch.cat([noise, one_hot(y, self.num_classes).to(noise.dtype)], dim=-1) if self.conditional else noise
-        x = self.begin(self.project(given).unflatten(1, (self.begin.num_features, *self.sizes[0])))
+    def forward(self, noise: Tensor, y: Tensor) -> Tensor:  # [B, noise_size], [B] -> [B, channels, height, width]
+        """One image per label."""
+        inputs = torch.cat([noise, one_hot(y, self.num_classes).to(noise.dtype)], dim=-1) if self.conditional else noise
+        x = self.begin(self.project(inputs).unflatten(1, (self.begin.num_features, *self.sizes[0])))
         for stage, size in zip(self.stages, self.sizes[1:]):
             x = stage(F.interpolate(x, size))
         return (self.max_pixel * torch.sigmoid(self.end(x)) - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""Clients of unlike networks: which client has which."""
+"""Model heterogeneity: clients have different networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,20 @@ from fedkd.models.base import Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class HeterogeneousModels:
-    """Several networks, of which every client has one. The first is the server's, where it has a network at all.
+    """Several networks, one of which each client has. The server has the first one, if it has a network at all.
 
-    What such clients can share is up to the strategy: heads and embeddings, where embeddings are of one size, or logits.
+    The strategy determines what such clients can share: heads and embeddings where the embedding sizes are equal, or logits.
 
     Args:
-        networks: by name, ``task -> network``.
-        assignment: ``in_turn``: client k has network k modulo their number; ``proportions``: so many of each, drawn; ``random``: each client draws
-            one, with ``proportions`` as chances; ``listed``: by name in ``client_models``.
-        proportions: > 0, one a network, in any unit; null: all alike.
-        client_models: for ``listed``, one name a client; null elsewhere.
+        networks: the networks by name, each ``task -> Classifier``.
+        assignment: the network of a client. ``in_turn``: client k has network k modulo their number; ``proportions``: each network has a
+            fixed number of randomly drawn clients; ``random``: each client draws a network with probability ``proportions``;
+            ``listed``: ``client_models`` names it.
+        proportions: one number > 0 per network, in any unit; null: equal.
+        client_models: one name per client where ``assignment`` is ``listed``; otherwise null.
+
+    Raises:
+        ConfigError: a value is out of range, or a name is unknown.
     """
 
     networks: Mapping[str, Callable[..., Classifier]]
@@ -33,35 +37,35 @@ class HeterogeneousModels:
         known = ("in_turn", "proportions", "random", "listed")
         require(len(self.networks) > 0, "networks", "must hold one network or more", dict(self.networks))
         require(self.assignment in known, "assignment", f"must be one of {', '.join(known)}", self.assignment)
-        wanted = self.proportions is None or (len(self.proportions) == len(self.networks) and all(share > 0 for share in self.proportions))
-        require(
-            wanted, "proportions", f"must hold one number > 0 for each of the {len(self.networks)} networks, or be null", self.proportions
-        )
-        listed = "must name a network for each client where assignment=listed, and be null elsewhere"
-        require((self.client_models is not None) == (self.assignment == "listed"), "client_models", listed, self.client_models)
+        valid = self.proportions is None or (len(self.proportions) == len(self.networks) and all(p > 0 for p in self.proportions))
+        rule = f"must hold one number > 0 for each of the {len(self.networks)} networks, or be null"
+        require(valid, "proportions", rule, self.proportions)
+        rule = "must name a network for each client where assignment=listed, and be null elsewhere"
+        require((self.client_models is not None) == (self.assignment == "listed"), "client_models", rule, self.client_models)
         for name in self.client_models or ():
-            require(name in self.networks, "client_models", f"must name networks ({', '.join(self.networks)})", name)
+            rule = f"must name networks ({', '.join(self.networks)})"
+            require(name in self.networks, "client_models", rule, name)
 
     def assign(self, num_clients: int, rng: np.random.Generator) -> list[str]:
-        """Each client's network.
+        """The name of each client's network.
+
+        Args:
+            num_clients: number of clients, K.
+            rng: draws the assignment where it is random.
 
         Raises:
-            ConfigError: ``client_models`` names another number of clients.
+            ConfigError: ``client_models`` does not name K networks.
         """
         names = list(self.networks)
         proportions = np.ones(len(names)) if self.proportions is None else np.array(self.proportions, float)
-        if self.assignment == "listed":
-            require(
-                len(self.client_models) == num_clients,
-                "client_models",
-                f"must name one network for each of {num_clients} clients",
-                self.client_models,
-            )
+        if self.client_models is not None:
+            rule = f"must name one network for each of {num_clients} clients"
+            require(len(self.client_models) == num_clients, "client_models", rule, self.client_models)
             return list(self.client_models)
         if self.assignment == "random":
-            return [names[place] for place in rng.choice(len(names), num_clients, p=proportions / proportions.sum())]
+            return [names[i] for i in rng.choice(len(names), num_clients, p=proportions / proportions.sum())]
         if self.assignment == "proportions":
             ends = np.round(np.cumsum(proportions) / proportions.sum() * num_clients).astype(int)
-            places = np.searchsorted(ends, np.arange(num_clients), side="right")
-            return [names[place] for place in rng.permutation(places)]
+            networks = np.searchsorted(ends, np.arange(num_clients), side="right")
+            return [names[i] for i in rng.permutation(networks)]
         return [names[client % len(names)] for client in range(num_clients)]

@@ -1,4 +1,4 @@
-"""What several networks are made of, and how they begin."""
+"""Layers and initializations that several networks share."""
 
 from typing import TypeVar
 
@@ -8,21 +8,33 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class GlobalAveragePool(nn.Module):
-    """Each channel's mean; ``nn.AdaptiveAvgPool2d`` has no fast rule for many networks at once."""
+    """The mean of each channel. Unlike ``nn.AdaptiveAvgPool2d`` it is fast inside ``torch.vmap``."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C]
+        """The mean over height and width."""
         return x.mean((2, 3))
 
 
-def conv_batchnorm(before: int, width: int, size: int, *, stride: int, groups: int) -> list[nn.Module]:
-    """A convolution without bias that keeps the image's size but for ``stride``, and BatchNorm."""
-    return [nn.Conv2d(before, width, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(width)]
+def conv_batchnorm(in_channels: int, width: int, size: int, *, stride: int, groups: int) -> list[nn.Module]:
+    """A convolution without bias, and BatchNorm.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of the output.
+        size: height and width of the kernel, odd. The padding keeps the size of images at stride 1.
+        stride: stride of the convolution.
+        groups: groups of the convolution.
+    """
+    return [nn.Conv2d(in_channels, width, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(width)]
 
 
 def init_fan_out(module: Module) -> Module:
-    """``module`` itself, its convolutions as He et al. 2015 begin: normal, variance 2 / (kernel's area x channels out); biases 0.
+    """Initialize the convolutions of ``module`` as He et al. 2015: normal with variance 2 / (kernel area x output channels), biases 0.
 
-    Channels out are all of them, whatever the groups.
+    All output channels count, for any number of groups.
+
+    Returns:
+        ``module``.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -33,7 +45,11 @@ def init_fan_out(module: Module) -> Module:
 
 
 def init_small(linear: nn.Linear) -> nn.Linear:
-    """``linear`` itself, its weights normal with deviation 0.01, its biases 0."""
-    nn.init.trunc_normal_(linear.weight, std=0.01)  # cut off at 2, which is 200 deviations away
+    """Initialize a linear layer: weights normal with standard deviation 0.01, biases 0.
+
+    Returns:
+        ``linear``.
+    """
+    nn.init.trunc_normal_(linear.weight, std=0.01)  # truncated at 2, which is 200 standard deviations
     nn.init.zeros_(linear.bias)
     return linear

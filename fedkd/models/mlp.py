@@ -10,16 +10,21 @@ from fedkd.types import Task
 
 
 class MLP(Classifier):
-    """Flattened pixels through linear layers with ReLU; no BatchNorm, so nothing in it is a statistic of the data.
+    """Linear layers with ReLU on flattened pixels. There is no BatchNorm, and so there are no statistics of the data.
+
+    Each hidden layer is a stage; the last one is the embedding. Initialization: PyTorch's default.
 
     Args:
         task: images of any size.
-        widths: units of each hidden layer; the last is the size of the embedding.
+        widths: units of each hidden layer; the last is the embedding size.
+
+    Raises:
+        ConfigError: ``widths`` is empty or not positive.
     """
 
     def __init__(self, task: Task, *, widths: Sequence[int]) -> None:
         require(len(widths) > 0 and all(w > 0 for w in widths), "widths", "must be one or more positive integers", widths)
         pixels = task.shape[0] * task.shape[1] * task.shape[2]
-        stages = [nn.Sequential(nn.Linear(before, width), nn.ReLU()) for before, width in zip((pixels, *widths), widths)]
+        stages = [nn.Sequential(nn.Linear(size, width), nn.ReLU()) for size, width in zip((pixels, *widths), widths)]
         stages[0] = nn.Sequential(nn.Flatten(), *stages[0])
         super().__init__(task, stages, nn.Identity(), nn.Linear(widths[-1], task.num_classes), widths[-1])

@@ -1,4 +1,4 @@
-"""VGG with BatchNorm for small images (Simonyan & Zisserman 2015; RepDistiller's VGG-8 and VGG-13)."""
+"""VGG with BatchNorm for small images (Simonyan and Zisserman 2015; RepDistiller's VGG-8 and VGG-13)."""
 
 from collections.abc import Sequence
 
@@ -10,34 +10,36 @@ from fedkd.models.layers import GlobalAveragePool, init_fan_out, init_small
 from fedkd.types import Task
 
 
-def conv_block(before: int, width: int, convolutions: int) -> list[nn.Module]:
-    """3x3 convolutions (with bias), each with BatchNorm and ReLU."""
-    layers = []
-    for _ in range(convolutions):
-        layers += [nn.Conv2d(before, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
-        before = width
+def conv_block(in_channels: int, width: int, num_convolutions: int) -> list[nn.Module]:
+    """3x3 convolutions with bias, each with BatchNorm and ReLU."""
+    layers: list[nn.Module] = []
+    for _ in range(num_convolutions):
+        layers += [nn.Conv2d(in_channels, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
+        in_channels = width
     return layers
 
 
 class VGG(Classifier):
-    """Five blocks of 3x3 convolutions, 2x2 max pooling between the first four, global average pooling and one linear head.
+    """Five blocks of 3x3 convolutions, 2x2 max pooling between the first four, global average pooling, and one linear head.
 
-    There are four stages, as in hierarchical self-supervision's code (Yang et al. 2021): block 1; pooling and block 2; pooling and block
-    3; pooling and blocks 4 and 5, whose maps are of one size. A stage so ends before the pooling that follows it. The embedding is the
-    mean of the last map. Parameters for CIFAR-100, widths (64, 128, 256, 512, 512): 3,965,028 with one convolution a block (VGG-8; 3.97 M,
-    or 3.96 where digits are cut off), 9,462,180 with two (VGG-13; 9.46 M).
+    There are four stages, as in the code of hierarchical self-supervision (Yang et al. 2021): block 1; pooling and block 2; pooling and
+    block 3; pooling and blocks 4 and 5, whose maps have the same size. A stage ends before the next pooling. The embedding is the mean of
+    the last map.
 
-    Convolutions begin as in He et al. 2015 (normal, fan out), the head with deviation 0.01; biases are 0. Deviations from the paper: one
-    linear layer instead of three, and BatchNorm, both as in RepDistiller, which pools before block 5 too where images are 64 pixels
-    high; here that is never so.
+    Parameters for CIFAR-100 with widths (64, 128, 256, 512, 512): VGG-8 with one convolution per block has 3,965,028 (published 3.97 M, or
+    3.96 M truncated), VGG-13 with two has 9,462,180 (9.46 M). Initialization: convolutions as He et al. 2015 (normal, fan out), head with
+    standard deviation 0.01, biases 0.
+
+    Deviations from the paper, both as in RepDistiller: one linear layer instead of three, and BatchNorm. RepDistiller also pools before
+    block 5 where images have 64 pixels; this network never does.
 
     Args:
         task: images of 8x8 pixels or more.
-        convolutions: of each block.
-        widths: channels of each block.
+        convolutions: number of convolutions of each block, five numbers.
+        widths: channels of each block, five numbers.
 
     Raises:
-        ConfigError: naming the key, the rule and the value.
+        ConfigError: a number is not positive, or the images are too small.
     """
 
     def __init__(self, task: Task, *, convolutions: Sequence[int], widths: Sequence[int]) -> None:
@@ -50,8 +52,9 @@ class VGG(Classifier):
         stages.append(nn.Sequential(nn.MaxPool2d(2), *blocks[3], *blocks[4]))
         head = init_small(nn.Linear(widths[-1], task.num_classes))
         super().__init__(task, stages, GlobalAveragePool(), head, widths[-1])
-        self.last = [(widths[-1], widths[3], convolutions[3]), (widths[3], widths[4], convolutions[4])]
+        self.extra_blocks = [(widths[-1], widths[3], convolutions[3]), (widths[3], widths[4], convolutions[4])]
         init_fan_out(self)
 
     def extra_stage(self) -> nn.Module:
-        return init_fan_out(nn.Sequential(*[layer for shape in self.last for layer in conv_block(*shape)]))
+        """New blocks 4 and 5 without pooling, see :meth:`fedkd.models.base.Classifier.extra_stage`."""
+        return init_fan_out(nn.Sequential(*[layer for shape in self.extra_blocks for layer in conv_block(*shape)]))

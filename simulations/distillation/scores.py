@@ -62,7 +62,7 @@ def evaluate_retrieval(setup: Setup, network: nn.Module, tensors: Tensors) -> di
     database, queries = embeddings(setup.train), embeddings(setup.test)
     row: dict[str, float] = {}
     for similarity, suffix in (("cosine", ""), ("euclidean", "_euclidean")):
-        result = retrieval(database, setup.train.y, queries, setup.test.y, similarity=similarity, interp="full")
+        result = retrieval(database, setup.train.y, queries, setup.test.y, similarity=similarity, interpolation="full")
         row |= {
             f"mean_average_precision{suffix}": result.mean_average_precision,
             f"precision_at_100{suffix}": result.precision_at_k,

@@ -1,4 +1,4 @@
-"""Losses against their equations, value and gradient, and the laws they keep."""
+"""Losses of federated algorithms: equations, gradients, and invariances."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from fedkd.losses.contrastive import model_contrastive
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.decoupled_kl import not_true_divergence
-from fedkd.losses.diversity import noise_distances, diversity
+from fedkd.losses.diversity import diversity, noise_distances
 from fedkd.losses.kl import kl_divergence
 from tests import oracles
 
@@ -45,7 +45,7 @@ def test_value_and_gradient_are_the_equations(case):
     np.testing.assert_allclose(z.grad.numpy(), oracles.gradient(lambda at: oracle(at["z"]), {"z": A})["z"], atol=1e-8)
 
 
-def test_the_oracle_s_own_gradient_is_that_of_a_quadratic():
+def test_the_oracle_s_numerical_gradient_is_correct_for_a_quadratic():
     at = RNG.standard_normal((2, 3))
     np.testing.assert_allclose(oracles.gradient(lambda a: (a["w"] ** 2).sum(), {"w": at})["w"], 2 * at, atol=1e-8)
 
@@ -54,21 +54,21 @@ def test_the_oracle_s_own_gradient_is_that_of_a_quadratic():
     ("temperature", "value", "slope"),
     [(1.0, 0.0546175, (-0.0561582, -0.0206595, 0.0768177)), (4.0, 0.3156777, (-0.1864265, -0.1451891, 0.3316155))],
 )
-def test_kl_of_hinton_s_example(temperature, value, slope):
+def test_kl_of_an_example(temperature, value, slope):
     student, teacher = torch.tensor([[1.0, 0, -1]], dtype=torch.float64), torch.tensor([[2.0, 1, -2]], dtype=torch.float64)
     found = kl_divergence(teacher, student.requires_grad_(), temperature)
     found.sum().backward()
     assert found.item() == pytest.approx(value, abs=1e-7) and student.grad[0].tolist() == pytest.approx(slope, abs=1e-7)
 
 
-def test_kl_is_zero_at_equality_positive_elsewhere_and_blind_to_a_constant():
+def test_kl_is_zero_at_equality_positive_elsewhere_and_invariant_to_a_constant():
     a, b = torch.from_numpy(A), torch.from_numpy(B)
     assert_close(kl_divergence(a, a), torch.zeros(7, dtype=torch.float64), atol=1e-14, rtol=0)
     assert (kl_divergence(a, b) > 0).all()
     assert_close(kl_divergence(a + 5, b - 3), kl_divergence(a, b), atol=1e-12, rtol=0)
 
 
-def test_losses_are_one_number_an_example_and_follow_a_permutation_of_the_batch():
+def test_losses_are_one_number_per_example_and_permuting_the_batch_permutes_them():
     a, b, y = (torch.from_numpy(array) for array in (A, B, Y))
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     for loss in (lambda i: cross_entropy(a[i], y[i]), lambda i: kl_divergence(a[i], b[i])):
@@ -89,7 +89,7 @@ def test_losses_stay_finite_for_large_logits():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "value"), [([[0, 0, 0], [1, 2, 3]], 0.36787944), ([[1, 2, 3], [1, 2, 3]], 1.0)], ids=["two apart", "two the same"]
+    ("outputs", "value"), [([[0, 0, 0], [1, 2, 3]], 0.36787944), ([[1, 2, 3], [1, 2, 3]], 1.0)], ids=["different", "equal"]
 )
 def test_diversity_of_two_examples(outputs, value):
     noise = torch.tensor([[0.0, 0], [1, 1]], dtype=torch.float64)
@@ -103,8 +103,8 @@ def test_diversity_falls_towards_zero_as_outputs_move_apart():
 
 
 @pytest.mark.parametrize(("temperature", "value"), [(1.0, 0.1698226), (3.0, 0.4297465)])
-def test_not_true_of_the_example(temperature, value):
-    """The label's logit of the student has no say, and no gradient."""
+def test_not_true_divergence_of_an_example(temperature, value):
+    """The student's logit of the label has no influence and no gradient."""
     student, teacher = torch.tensor([[1.0, 0, -1]], dtype=torch.float64), torch.tensor([[2.0, 1, -2]], dtype=torch.float64)
     found = not_true_divergence(teacher, student.requires_grad_(), torch.tensor([0]), temperature)
     assert found.item() == pytest.approx(value, abs=1e-7)
@@ -116,16 +116,16 @@ def test_not_true_of_the_example(temperature, value):
 
 @pytest.mark.parametrize(
     ("near", "far", "value"), [((1, 0), (1, 0), 0.6931472), ((1, 0), (0, 1), 0.1269280), ((-1, 0), (1, 0), 4.0181499)],
-    ids=["all alike", "the last orthogonal", "the last alike, the broadcast opposite"],
+    ids=["equal", "orthogonal to far", "opposite to near"],
 )  # fmt: skip
-def test_contrastive_at_a_temperature_of_a_half(near, far, value):
+def test_model_contrastive_loss_at_temperature_one_half(near, far, value):
     z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     found = model_contrastive(3 * z, *(2 * torch.tensor([other], dtype=torch.float64) for other in (near, far)), 0.5)
     assert found.item() == pytest.approx(value, abs=1e-7)
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_logarithms_of_half_precision_logits_are_taken_in_float32(precision):
+def test_half_precision_logits_are_computed_in_float32(precision):
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).to(precision)
     other, y = logits.flip(0), torch.arange(4)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The networks of central distillation: their published sizes, their stages, one stage more, and many of them at once."""
+"""The networks of centralized distillation: published sizes, stages, extra stages, and several networks at once."""
 
 import math
 from itertools import pairwise
@@ -27,9 +27,9 @@ DIGITS = Task("digits", (1, 8, 8), 10)
 
 
 # ------------------------------------------------------------------------------------------------------------------ sizes
-def convolution(before: int, width: int, kernel: int, groups: int = 1) -> int:
+def convolution(in_channels: int, width: int, kernel: int, groups: int = 1) -> int:
     """Parameters of a convolution without bias and of the BatchNorm after it."""
-    return before * width * kernel**2 // groups + 2 * width
+    return in_channels * width * kernel**2 // groups + 2 * width
 
 
 def residual(depth: int, classes: int, stem: int = 16, widths: tuple[int, ...] = (16, 32, 64)) -> int:
@@ -98,7 +98,7 @@ def shuffle_2() -> int:
      ("shufflenet_v2", shuffle_2(), 1.36)],
 )  # fmt: skip
 def test_networks_for_cifar_100_have_the_published_sizes(name, parameters, published):
-    """In millions, rounded; of WRN-40-2 and VGG-8 (2,255,156 and 3,965,028) the digits after the second are cut off."""
+    """Published sizes are in millions, rounded; those of WRN-40-2 and VGG-8 (2,255,156 and 3,965,028) are truncated."""
     assert size(configured("model", name, CIFAR100)) == parameters
     if published:
         millions = parameters / 1e6
@@ -111,7 +111,7 @@ def test_networks_for_imagenet_have_the_published_sizes(name, parameters):
         assert size(configured("model", f"{name}_imagenet", IMAGENET)) == parameters
 
 
-def test_information_flow_s_networks_have_the_published_sizes():
+def test_networks_of_information_flow_have_the_published_sizes():
     assert size(configured("model", "cifar_tiny", CIFAR10)) == 57_994
     assert size(configured("model", "cifar_very_tiny", CIFAR10)) == 15_050
     total, before = convolution(3, 64, 3), 64
@@ -123,7 +123,7 @@ def test_information_flow_s_networks_have_the_published_sizes():
 
 
 @pytest.mark.parametrize(("member", "parameters"), list(enumerate([1_730_714, 1_086_716, 610_198, 262_161, 63_063])))
-def test_members_of_an_online_ensemble_on_a_common_stem_have_the_published_sizes(member, parameters):
+def test_members_of_an_online_ensemble_with_a_shared_stem_have_the_published_sizes(member, parameters):
     widths = [width * (5 - member) // 5 for width in (16, 32, 64)]
     assert size(ResNet(CIFAR10, depth=110, widths=widths, stem=16)) == residual(110, 10, 16, tuple(widths)) == parameters
 
@@ -150,32 +150,32 @@ def test_stages_of_a_network_for_32x32(name, shapes, embedding_size):
     assert output.embedding.shape == (1, model.embedding_size) == (1, embedding_size)
 
 
-def test_mobilenet_without_stride_in_the_stem_has_maps_of_twice_the_side():
+def test_mobilenet_with_stem_stride_1_has_maps_of_twice_the_side():
     model = MobileNetV2(CIFAR10, width_multiplier=0.5, expansion=1, stem_stride=1).eval()
     assert [stage.shape[-1] for stage in model(torch.rand(1, 3, 32, 32)).stages] == [32, 16, 8, 4]
 
 
-def test_where_embeddings_come_from():
+def test_embeddings_are_computed_from_the_last_stage():
     x = torch.rand(2, 1, 8, 8)
     plain = PlainCNN(DIGITS, widths=[4], embedding_size=6)(x)
     assert (plain.embedding >= 0).all() and plain.stages[0].shape == (2, 4, 3, 3)
     model = WideResNet(DIGITS, depth=10, widen_factor=1).eval()
     output = model(x)
-    assert (output.stages[-1] < 0).any(), "a stage ends with a bare sum"
+    assert (output.stages[-1] < 0).any(), "a stage ends with the sum, without ReLU"
     norm = model.embed[0]
     assert_close(output.embedding, norm(output.stages[-1]).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("activated", [True, False])
-def test_a_pre_activation_block_whose_residual_is_zero_passes_its_input(activated):
-    """The input itself as in the paper, or what is left of it after BatchNorm and ReLU as in information flow's code."""
+def test_a_pre_activation_block_with_zero_residual_returns_its_input(activated):
+    """The input itself as in the paper, or the input after BatchNorm and ReLU as in the code of information flow."""
     block, x = PreActBlock(3, 3, 1, activated=activated).eval(), torch.randn(2, 3, 4, 4)
     nn.init.zeros_(block.residual[-1].weight)
     assert torch.equal(block(x), block.activation(x) if activated else x)
 
 
-def test_shuffled_channels_come_from_all_groups():
-    """Two groups of two channels: 0 1 | 2 3 become 0 2 1 3; with a stride the pooled input stands beside the residual."""
+def test_a_channel_shuffle_mixes_all_groups():
+    """Two groups of two channels: 0 1 | 2 3 become 0 2 1 3. With stride 2 the pooled input is concatenated to the residual."""
     model = ShuffleNetV1(Task("t", (3, 8, 8), 2), stem=8, widths=[24], blocks=[1], groups=2)
     assert [layer.groups for layer in model.modules() if isinstance(layer, nn.ChannelShuffle)] == [1]
     extra = model.extra_stage()[0]
@@ -186,8 +186,8 @@ def test_shuffled_channels_come_from_all_groups():
 
 
 @pytest.mark.parametrize(("name", "head"), [("wrn_40_2", None), ("vgg8", 0.01), ("mobilenet_v2", 0.01), ("resnet8x4", None)])
-def test_convolutions_begin_by_fan_out_and_heads_as_published(name, head):
-    """The one more stage, too; channels out are counted over all groups."""
+def test_convolutions_are_initialized_by_fan_out_and_heads_as_published(name, head):
+    """Extra stages too. Output channels are counted over all groups."""
     torch.manual_seed(0)
     model = configured("model", name, CIFAR100)
     for layer in [*model.modules(), *model.extra_stage().modules()]:
@@ -199,9 +199,9 @@ def test_convolutions_begin_by_fan_out_and_heads_as_published(name, head):
     assert model.head.bias.any() == (name == "resnet8x4")
 
 
-# ------------------------------------------------------------------------------------------------------------ the whole lot
+# ------------------------------------------------------------------------------------------------------------ all networks
 @pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
-def test_networks_suit_functional_calls_and_channels_last(path):
+def test_networks_support_functional_calls_and_channels_last(path):
     model = configured("model", path.stem, fitting(path.stem))
     for layer in model.modules():
         assert not isinstance(layer, nn.modules.dropout._DropoutNd | nn.AdaptiveAvgPool2d) and not getattr(layer, "inplace", False)
@@ -212,11 +212,11 @@ def test_networks_suit_functional_calls_and_channels_last(path):
     assert all(stage.is_contiguous(memory_format=torch.channels_last) for stage in output.stages if stage.dim() == 4)
 
 
-WITHOUT = ("mlp", "cifar_tiny", "cifar_very_tiny")
+WITHOUT_EXTRA_STAGE = ("mlp", "cifar_tiny", "cifar_very_tiny")
 
 
-@pytest.mark.parametrize("path", [path for path in NETWORKS if path.stem not in WITHOUT], ids=lambda path: path.stem)
-def test_one_more_stage_keeps_the_shape_and_is_the_network_s_own_kind(path):
+@pytest.mark.parametrize("path", [path for path in NETWORKS if path.stem not in WITHOUT_EXTRA_STAGE], ids=lambda path: path.stem)
+def test_an_extra_stage_keeps_the_shape_and_is_built_like_the_last_stage(path):
     model = configured("model", path.stem, fitting(path.stem)).eval()
     extra = model.extra_stage().eval()
     z = model(torch.rand(2, *model.task.shape)).stages[-1]
@@ -228,10 +228,10 @@ def test_one_more_stage_keeps_the_shape_and_is_the_network_s_own_kind(path):
     assert depths[0] == depths[1]
 
 
-def test_networks_without_one_more_stage_say_who_has_one():
-    able = {type(configured("model", path.stem, fitting(path.stem))) for path in NETWORKS if path.stem not in WITHOUT}
+def test_networks_without_an_extra_stage_name_those_that_have_one():
+    able = {type(configured("model", path.stem, fitting(path.stem))) for path in NETWORKS if path.stem not in WITHOUT_EXTRA_STAGE}
     assert all(kind.extra_stage is not Classifier.extra_stage for kind in able)
-    for name in WITHOUT:
+    for name in WITHOUT_EXTRA_STAGE:
         model = configured("model", name, MNIST)
         with pytest.raises(ValueError, match=f"model must be a network with an extra stage .*got '{type(model).__name__}'") as raised:
             model.extra_stage()
@@ -250,7 +250,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_cohort_of_networks_is_each_alone(name):
+def test_networks_trained_together_equal_networks_trained_alone(name):
     agree(*cohort("fedavg", *SMALL[name]))
 
 
@@ -261,8 +261,8 @@ def test_a_cohort_of_networks_is_each_alone(name):
         (TorchvisionResNet, {"name": "resnet18", "weights": None}),
     ],
 )
-def test_deep_networks_at_once_are_each_alone(kind, options):
-    """One step, as rounding grows with every BatchNorm over maps of one pixel."""
+def test_deep_networks_in_one_program_equal_single_networks(kind, options):
+    """Only one step is compared, as rounding errors grow with every BatchNorm over maps of one pixel."""
     models = [kind(DIGITS, **options).double() for _ in range(2)]
     state = {key: torch.stack([model.state_dict()[key] for model in models]) for key in models[0].state_dict()}
     x, together = torch.rand(2, 8, 1, 8, 8, dtype=torch.float64), vectorized_copy(models[0])
@@ -275,8 +275,8 @@ def test_deep_networks_at_once_are_each_alone(kind, options):
 
 # ------------------------------------------------------------------------------------------------------------- torchvision
 @pytest.mark.parametrize(("classes", "kept"), [(1000, True), (10, False)])
-def test_trained_weights_are_torchvision_s_and_their_head_where_it_fits(monkeypatch, classes, kept):
-    trained = TorchvisionResNet(Task("t", (3, 32, 32), 1000), name="resnet18", weights=None)
+def test_pretrained_weights_are_those_of_torchvision_and_the_head_is_kept_where_it_fits(monkeypatch, classes, kept):
+    pretrained = TorchvisionResNet(Task("t", (3, 32, 32), 1000), name="resnet18", weights=None)
     names = ["conv1", "bn1", None, None, "layer1.0", "layer1.1"]
     parts = (
         {f"stages.0.{place}": name for place, name in enumerate(names)}
@@ -284,16 +284,16 @@ def test_trained_weights_are_torchvision_s_and_their_head_where_it_fits(monkeypa
         | {"head": "fc"}
     )
     state = {}
-    for key, value in trained.state_dict().items():
+    for key, value in pretrained.state_dict().items():
         (part,) = (part for part in parts if key.startswith(f"{part}."))
         state[f"{parts[part]}{key.removeprefix(part)}"] = value
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
     model = TorchvisionResNet(Task("t", (3, 32, 32), classes), name="resnet18", weights="IMAGENET1K_V1")
-    assert all(torch.equal(value, trained.stages.state_dict()[key]) for key, value in model.stages.state_dict().items())
-    assert torch.equal(model.head.weight, trained.head.weight) if kept else model.head.weight.shape == (10, 512)
+    assert all(torch.equal(value, pretrained.stages.state_dict()[key]) for key, value in model.stages.state_dict().items())
+    assert torch.equal(model.head.weight, pretrained.head.weight) if kept else model.head.weight.shape == (10, 512)
 
 
-def test_weights_out_of_reach_are_an_error_that_names_the_key(monkeypatch):
+def test_a_failed_download_of_weights_is_an_error_that_names_the_key(monkeypatch):
     def unreachable(*args: object, **kwargs: object) -> None:
         raise URLError("no network")
 
@@ -337,6 +337,6 @@ TINY, FOUR = Task("t", (3, 7, 9), 2), {"stem": 8, "widths": [16, 24], "blocks": 
         (lambda: TorchvisionResNet(MNIST, name="resnet18", weights="IMAGENET1K_V1"), "weights must be null for images of 1 channels"),
     ],
 )
-def test_impossible_networks_are_refused(make, message):
+def test_invalid_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

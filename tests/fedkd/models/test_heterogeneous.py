@@ -1,4 +1,4 @@
-"""Clients of unlike networks: who has which, what is made of them, and what is refused."""
+"""Model heterogeneity: the assignment of networks to clients, federations of such clients, and invalid settings."""
 
 from collections import Counter
 from dataclasses import replace
@@ -11,64 +11,64 @@ import torch
 from fedkd.models.heterogeneous import HeterogeneousModels
 from simulations.config import compose
 from simulations.federation.runner import run_federation
-from tests.small_runs import SMALL, small_run, same_tensors, small_simulation
+from tests.small_runs import SMALL, same_tensors, small_run, small_simulation
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
 
 
-def mixed(assignment: str, shares=None, clients=None) -> HeterogeneousModels:
-    return HeterogeneousModels(networks=NETWORKS, assignment=assignment, shares=shares, clients=clients)
+def models(assignment: str, proportions=None, client_models=None) -> HeterogeneousModels:
+    return HeterogeneousModels(networks=NETWORKS, assignment=assignment, proportions=proportions, client_models=client_models)
 
 
-def assigned(number: int, *given, seed: int = 0) -> list[str]:
-    return mixed(*given).assign(number, np.random.default_rng(seed))
+def assigned(number: int, *arguments, seed: int = 0) -> list[str]:
+    return models(*arguments).assign(number, np.random.default_rng(seed))
 
 
-def test_in_turn():
+def test_clients_get_networks_in_turn():
     assert assigned(7, "in_turn") == list("abcabca")
 
 
-def test_listed():
+def test_clients_get_the_listed_networks():
     assert assigned(3, "listed", None, ["c", "a", "c"]) == ["c", "a", "c"]
 
 
 @pytest.mark.parametrize(
-    ("shares", "counts"), [([2, 1, 1], (5, 3, 2)), ([1, 1, 1], (3, 4, 3)), ([0.8, 0.1, 0.1], (8, 1, 1)), (None, (3, 4, 3))]
+    ("proportions", "counts"), [([2, 1, 1], (5, 3, 2)), ([1, 1, 1], (3, 4, 3)), ([0.8, 0.1, 0.1], (8, 1, 1)), (None, (3, 4, 3))]
 )
-def test_by_share_the_numbers_are_fixed_and_the_clients_drawn(shares, counts):
-    drawn = [assigned(10, "shares", shares, seed=seed) for seed in range(5)]
+def test_proportions_fix_the_numbers_and_clients_are_drawn(proportions, counts):
+    drawn = [assigned(10, "proportions", proportions, seed=seed) for seed in range(5)]
     assert all(Counter(one) == Counter(dict(zip("abc", counts))) for one in drawn)
     assert len(set(map(tuple, drawn))) > 1
 
 
-def test_at_random_each_client_draws():
+def test_each_client_draws_a_network_at_random():
     counts = Counter(assigned(20_000, "random", [3, 1, 0.001]))
     assert counts["a"] / 20_000 == pytest.approx(0.75, abs=0.02) and counts["c"] < 40
     assert assigned(50, "random") != assigned(50, "random", seed=1)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
-        (("alphabetically",), "assignment must be one of in_turn, shares, random, listed, got 'alphabetically'"),
-        (("shares", [1, 2]), "shares must hold one number > 0 for each of the 3 networks"),
-        (("shares", [1, 2, 0]), "shares must hold one number > 0"),
-        (("listed",), "clients must name a network for each client where assignment=listed"),
-        (("in_turn", None, ["a"]), "clients must name a network for each client where assignment=listed, and be null"),
-        (("listed", None, ["a", "d"]), "clients must name networks .a, b, c., got 'd'"),
+        (("alphabetically",), "assignment must be one of in_turn, proportions, random, listed, got 'alphabetically'"),
+        (("proportions", [1, 2]), "proportions must hold one number > 0 for each of the 3 networks"),
+        (("proportions", [1, 2, 0]), "proportions must hold one number > 0"),
+        (("listed",), "client_models must name a network for each client where assignment=listed"),
+        (("in_turn", None, ["a"]), "client_models must name a network for each client where assignment=listed, and be null"),
+        (("listed", None, ["a", "d"]), "client_models must name networks .a, b, c., got 'd'"),
     ],
 )
-def test_what_means_nothing_is_refused(given, message):
+def test_invalid_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        mixed(*given)
+        models(*arguments)
 
 
-def test_as_many_names_as_clients():
-    with pytest.raises(ValueError, match="clients must name one network for each of 4 clients"):
+def test_the_list_must_name_one_network_per_client():
+    with pytest.raises(ValueError, match="client_models must name one network for each of 4 clients"):
         assigned(4, "listed", None, ["a", "b"])
 
 
-def test_every_client_trains_its_own_network_from_the_same_weights_as_its_kin():
+def test_clients_with_the_same_network_begin_with_the_same_weights():
     simulation, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits")
     names = [simulation.client(k, 1).architecture for k in range(6)]
     assert names == ["cnn_small", "cnn_wide", "mlp"] * 2
@@ -78,24 +78,29 @@ def test_every_client_trains_its_own_network_from_the_same_weights_as_its_kin():
     assert single.client(0, 1).initial.keys() == simulation.client(2, 1).initial.keys()
 
 
-def test_a_cohort_is_of_one_network():
+def test_clients_trained_together_have_the_same_network():
     simulation, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits", "batch_size=8")
     chunks = simulation.split_into_chunks(range(6), 5, 1)
     assert sorted(map(sorted, chunks)) == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_what_a_network_is_does_not_depend_on_the_others():
-    """Another network more, and the weights of those that were there stay."""
+def test_initial_weights_of_a_network_do_not_depend_on_the_other_networks():
     one, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits")
     two, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits", "+model@model.networks.more=mlp")
     assert same_tensors(one.client(1, 1).initial, two.client(1, 1).initial)
     assert two.client(3, 1).architecture == "more"
 
 
-def test_fedgen_s_generator_learns_from_heads_of_unlike_networks():
-    """And what it makes reaches the heads of all: with alpha they end elsewhere than without."""
-    given = ("model=heterogeneous", "strategy=fedgen", "strategy.shared_layers=head", "strategy.generator_steps=4", "clients_per_round=6")
-    ran, without = small_run(*given), small_run(*given, "strategy.alpha=0")
+def test_fedgen_s_generator_learns_from_heads_of_different_networks():
+    """Its embeddings train the heads of all clients: with alpha > 0 the heads differ from those with alpha = 0."""
+    overrides = (
+        "model=heterogeneous",
+        "strategy=fedgen",
+        "strategy.shared_layers=head",
+        "strategy.generator_steps=4",
+        "clients_per_round=6",
+    )
+    ran, without = small_run(*overrides), small_run(*overrides, "strategy.alpha=0")
     assert not same_tensors(ran.state["model"], without.state["model"])
     for client in range(6):
         local = ran.client_states[client]["local"]
@@ -103,10 +108,10 @@ def test_fedgen_s_generator_learns_from_heads_of_unlike_networks():
         assert not torch.equal(local[extractor], ran.simulation.client(client, 1).initial[extractor])
 
 
-def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
-    """With ``evaluation.local_test=all_examples`` each of them on the whole test set, as an evaluation by itself says; the rows name its network."""
-    given = [option for option in SMALL if not option.startswith(("evaluation", "rounds"))]
-    given += [
+def test_every_client_s_model_can_be_tested_on_all_examples(tmp_path):
+    """``evaluation.local_test=all_examples`` tests every model on the whole test set. The rows name the network."""
+    overrides = [option for option in SMALL if not option.startswith(("evaluation", "rounds"))]
+    overrides += [
         "model=heterogeneous",
         "strategy=feddistill_logits",
         "evaluation.local_test=all_examples",
@@ -114,11 +119,13 @@ def test_every_client_s_model_can_be_scored_on_all_labels(tmp_path):
         "progress=false",
         f"output={tmp_path}",
     ]
-    folder = run_federation(compose(given))
+    folder = run_federation(compose(overrides))
     rows = pd.read_csv(folder / "clients.csv").query("round == 2")
     assert rows["architecture"].tolist() == ["cnn_small", "cnn_wide", "mlp"] * 2 and set(rows["num_test_examples"]) == {355}
-    ran = small_run(*given[:-2])
+    ran = small_run(*overrides[:-2])
     shared = {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts}
-    for client, accuracy in zip(rows["client"], rows["local_test_accuracy"]):
+    for client, accuracy in zip(rows["client_id"], rows["local_test_accuracy"]):
         site = replace(ran.simulation.client(client, 2), data=ran.simulation.global_test)
-        assert ran.simulation.strategy.evaluate(site, shared, ran.client_states.get(client), 100).accuracy == pytest.approx(accuracy, abs=1e-12)
+        assert ran.simulation.strategy.evaluate(site, shared, ran.client_states.get(client), 100).accuracy == pytest.approx(
+            accuracy, abs=1e-12
+        )

@@ -1,4 +1,4 @@
-"""Networks and generators: sizes of the papers, and what every classifier keeps."""
+"""Networks and generators: published sizes, and rules that every classifier follows."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.small_runs import ROOT
 
 MNIST, LETTERS, CELEBA = Task("mnist", (1, 28, 28), 10), Task("letters", (1, 28, 28), 26), Task("celeba", (3, 84, 84), 2)
 CIFAR10, CIFAR100 = Task("cifar10", (3, 32, 32), 10), Task("cifar100", (3, 32, 32), 100)
-NETWORKS = [path for path in sorted((ROOT / "conf" / "model").glob("*.yaml")) if path.stem != "mixed"]
+NETWORKS = [path for path in sorted((ROOT / "conf" / "model").glob("*.yaml")) if path.stem != "heterogeneous"]
 
 
 def size(module: nn.Module) -> int:
@@ -29,7 +29,7 @@ def configured(kind: str, name: str, *args):
 
 
 def fitting(name: str) -> Task:
-    """A task of small images that the network takes."""
+    """A task with small images that the network accepts."""
     return CELEBA if "celeba" in name else MNIST
 
 
@@ -37,7 +37,7 @@ def fitting(name: str) -> Task:
     ("name", "task", "parameters"),
     [("fedgen_cnn", MNIST, 26_434), ("fedgen_cnn", LETTERS, 26_962), ("fedgen_cnn_celeba", CELEBA, 25_954)],
 )
-def test_networks_have_the_size_of_fedgen_s(name, task, parameters):
+def test_fedgen_s_networks_have_the_published_sizes(name, task, parameters):
     assert size(configured("model", name, task)) == parameters
 
 
@@ -53,11 +53,11 @@ def test_residual_networks_have_the_published_sizes(depth, task, parameters):
     assert len(counted) == depth
 
 
-def test_the_configured_residual_network_is_resnet_8():
+def test_the_option_resnet8_has_the_published_size():
     assert size(configured("model", "resnet8", CIFAR100)) == 83_892
 
 
-def test_a_residual_network_s_stages_halve_the_maps_and_its_embedding_is_their_mean():
+def test_stages_of_a_resnet_halve_the_maps_and_the_embedding_is_the_mean_of_the_last():
     model = ResNet(CIFAR100, depth=14, widths=[16, 32, 64], stem=None).eval()
     output = model(torch.rand(2, 3, 32, 32))
     assert [tuple(stage.shape) for stage in output.stages] == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
@@ -65,7 +65,7 @@ def test_a_residual_network_s_stages_halve_the_maps_and_its_embedding_is_their_m
     assert all((stage >= 0).all() for stage in output.stages) and len(batchnorm_statistic_names(model)) == 3 * 15
 
 
-def test_a_block_whose_residual_is_zero_passes_its_input():
+def test_a_block_with_zero_residual_returns_its_input():
     model = ResNet(CIFAR10, depth=14, widths=[16, 32, 64], stem=None).eval()
     block, x = model.stages[1][1], torch.rand(2, 32, 16, 16)
     nn.init.zeros_(block.residual[-1].weight)
@@ -74,11 +74,11 @@ def test_a_block_whose_residual_is_zero_passes_its_input():
 
 
 @pytest.mark.parametrize(("task", "hidden", "parameters"), [(MNIST, 256, 19_744), (LETTERS, 256, 23_840), (CELEBA, 128, 8_864)])
-def test_generators_have_the_size_of_fedgen_s(task, hidden, parameters):
+def test_fedgen_s_generators_have_the_published_sizes(task, hidden, parameters):
     assert size(FeatureMLP(task, 32, hidden=hidden, noise_size=32)) == parameters
 
 
-def test_the_configured_generator_is_mnist_s():
+def test_the_option_feature_mlp_has_the_size_for_mnist():
     assert size(configured("generator", "feature_mlp", MNIST, 32)) == 19_744
 
 
@@ -105,13 +105,13 @@ def test_batchnorm_statistics_are_the_buffers_and_nothing_else():
     assert batchnorm_statistic_names(nn.BatchNorm1d(3)) == {"running_mean", "running_var", "num_batches_tracked"}
 
 
-def test_a_generator_makes_one_embedding_for_each_label_and_heeds_label_and_noise():
+def test_a_generator_makes_one_embedding_per_label_and_depends_on_label_and_noise():
     module = FeatureMLP(MNIST, 32, hidden=256, noise_size=32).eval()
     noise, y = torch.rand(5, 32), torch.arange(5)
     z = module(noise, y)
     assert z.shape == (5, 32)
     assert not torch.equal(module(noise, y + 1), z) and not torch.equal(module(noise + 1, y), z)
-    assert_close(module(noise[:2], y[:2]), module(noise, y)[:2])  # in eval mode, examples do not see each other
+    assert_close(module(noise[:2], y[:2]), module(noise, y)[:2])  # in eval mode, examples do not influence each other
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,6 @@ def test_a_generator_makes_one_embedding_for_each_label_and_heeds_label_and_nois
         (lambda: FeatureMLP(MNIST, 32, hidden=8, noise_size=0), "noise_size must be > 0"),
     ],
 )
-def test_impossible_sizes_are_refused(make, message):
+def test_invalid_sizes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
