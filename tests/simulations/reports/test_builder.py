@@ -245,5 +245,6 @@ def test_equal_numbers_give_equal_files(tmp_path):
 
 
 def test_the_report_needs_no_torch_flower_or_ray():
-    code = "import sys, simulations.reports.builder; print({'torch', 'flwr', 'ray', 'simulations.run', 'matplotlib.pyplot'} & set(sys.modules))"
+    heavy = {"torch", "flwr", "ray", "simulations.run", "matplotlib.pyplot"}
+    code = f"import sys, simulations.reports.builder; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -18,6 +18,7 @@ from simulations.reports.figures.distillation import IMAGES_PER_CLASS
 from simulations.reports.options import ReportOptions
 from simulations.reports.tables.distillation import members
 from simulations.reports.tables.table import NumberFormat
+from simulations.run_folder.reader import find_run_folders
 from tests.simulations.distillation.small_distillations import small_distillation as small
 
 
