@@ -16,23 +16,10 @@ if TYPE_CHECKING:
     from fedkd.errors import ClientFailure, ConfigError, DivergedError, FedkdError, RunFolderError, StopRun
     from fedkd.seed import Seed
     from fedkd.strategy import Strategy
-    from simulations.api import (
-        BestCheckpoint,
-        Callback,
-        EarlyStopping,
-        Run,
-        Runs,
-        TensorBoard,
-        compose,
-        describe,
-        distill,
-        list_runs,
-        load,
-        report,
-        reproduce,
-        run,
-        tune,
-    )
+    from simulations.api.callbacks import BestCheckpoint, Callback, EarlyStopping, TensorBoard
+    from simulations.api.functions import compose, describe, distill, list_runs, load, report, reproduce, run, tune
+    from simulations.api.run import Run
+    from simulations.api.runs import Runs
 
 __version__ = "0.2.0"
 
@@ -44,10 +31,13 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(("ClientFailure", "ConfigError", "DivergedError", "FedkdError", "RunFolderError", "StopRun"), "fedkd.errors"),
+    **dict.fromkeys(("BestCheckpoint", "Callback", "EarlyStopping", "TensorBoard"), "simulations.api.callbacks"),
+    "Run": "simulations.api.run",
+    "Runs": "simulations.api.runs",
     "Seed": "fedkd.seed",
     "Strategy": "fedkd.strategy",
 }
-"""The modules of the names that are not in ``simulations.api``."""
+"""The modules of names. All others are functions of ``simulations.api.functions``."""
 
 
 def __getattr__(name: str) -> Any:
@@ -58,7 +48,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES.get(name, "simulations.api")), name)
+    value = getattr(import_module(_MODULES.get(name, "simulations.api.functions")), name)
     globals()[name] = value
     return value
 

@@ -9,8 +9,8 @@ from flwr.serverapp.strategy import FedAdam
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import fedkd
+from simulations.api.keywords import combinations, single, text
 from simulations.config import compose
-from simulations.experiments.keywords import combinations, single, text
 from strategies.fedgen import FedGen
 
 VALUES = [

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fedkd
+from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.metrics.accuracy import evaluate
 from simulations.distillation.setup import make_setup
 from simulations.setup.simulation import Simulation, build_simulation
@@ -32,11 +33,11 @@ def test_a_client_s_model_has_its_own_accuracy(runs):
         model = run.model(client)
         score = evaluate(model, simulation.client_data.local_test[client], 100, 10, torch.float32)
         assert score.accuracy == last["local_test_accuracy"][client] and not model.training
-    statistics = [key for key in run.model().state_dict() if "running_mean" in key]
+    statistics = [key for key in batchnorm_statistic_names(run.model()) if "num_batches" not in key]
     trained = [int(client) for client in last.index[last["trained"] == 1]]
     mine, other = (run.model(client).state_dict() for client in trained[:2])
     assert statistics and not any(torch.equal(mine[key], other[key]) for key in statistics)
-    assert all(torch.equal(mine[key], other[key]) for key in mine if key not in statistics and "num_batches" not in key)
+    assert all(torch.equal(mine[key], other[key]) for key in mine if key not in batchnorm_statistic_names(run.model()))
 
 
 def test_a_model_is_the_caller_s_own(runs):

@@ -1,6 +1,8 @@
 """Runs, distillations and sweeps from Python: the folders of the command, skipped or resumed, with errors of one line."""
 
 import logging
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,27 +53,34 @@ def test_a_finished_run_is_skipped(runs, output, capsys):
     assert "already finished, skipped" in capsys.readouterr().out
 
 
-def test_several_at_a_time_give_the_same_runs(runs, tmp_path, capsys):
-    found = fedkd.run(strategy=["fedavg"], seed=[0, 1], jobs=2, output=str(tmp_path), **SMALL)
-    assert [run.path.name for run in found] == [run.path.name for run in runs[:2]]
-    for mine, theirs in zip(found, runs):
-        assert list(differing(mine.path, theirs.path)) == ["config.yaml"]
-    students = fedkd.distill("resnet8", seed=[0, 1], jobs=2, output=str(tmp_path), distiller="kd", data="digits", **STUDENT)
-    assert [run.seed for run in students] == [0, 1] and all(run.finished for run in students)
-    with pytest.raises(fedkd.ClientFailure, match=r"1 of 2 runs failed \(log: .*\): optimizer.lr=1e.30: .*no longer finite"):
-        fedkd.run(strategy="fedavg", optimizer__lr=[0.05, 1e30], jobs=2, output=str(tmp_path), **SMALL)
+SCRIPT = """
+print("begin")
+import fedkd
+
+keys = {keys}
+for run in fedkd.run(strategy="fedavg", seed=[0, 1], jobs=2, **keys):
+    print(run.path)
+for run in fedkd.distill("resnet8", seed=[0, 1], jobs=2, distiller="kd", **{student}):
+    print(run.seed, run.finished)
+try:
+    fedkd.run(strategy="fedavg", optimizer__lr=[0.05, 1e30], jobs=2, **keys)
+except fedkd.ClientFailure as error:
+    print(error)
+"""
 
 
-def test_a_script_needs_no_guard_for_runs_in_processes(tmp_path):
-    """A script that calls ``run(jobs=2)`` at its top level is not run again by the processes."""
-    keys = {**SMALL, "rounds": 1, "output": str(tmp_path)}
-    (tmp_path / "script.py").write_text(
-        f"print('begin')\nimport fedkd\nprint(len(fedkd.run(strategy='fedavg', seed=[0, 1], jobs=2, **{keys!r})))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == ["begin", "2"]
+def test_several_at_a_time_give_the_same_runs(runs, tmp_path):
+    """From a script without a guard around its calls, which processes do not run again."""
+    output = {"output": str(tmp_path / "runs")}
+    (tmp_path / "script.py").write_text(SCRIPT.format(keys={**SMALL, **output}, student={**STUDENT, **output}))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    begin, *folders, first, second, failed = done.stdout.splitlines()
+    assert begin == "begin" and [Path(folder).name for folder in folders] == [run.path.name for run in runs[:2]]
+    for folder, run in zip(folders, runs):
+        assert list(differing(Path(folder), run.path)) == ["config.yaml"]
+    assert (first, second) == ("0 True", "1 True")
+    assert re.match(r"1 of 2 runs failed \(log: .*\): optimizer.lr=1e.30: .*no longer finite", failed), failed
 
 
 def test_actors_of_ray_give_the_same_run(runs, tmp_path):
@@ -101,6 +110,8 @@ def test_a_class_of_a_notebook_runs_in_this_process_only(tmp_path, monkeypatch):
     monkeypatch.setattr(__main__, "Mine", mine, raising=False)
     (run,) = fedkd.run(strategy=mine, strategy__factor=2.0, output=str(tmp_path), **{**SMALL, "rounds": 1})
     assert run.name == "mine" and run.model() is not None
+    with pytest.warns(UserWarning, match=r"the run of __main__.Mine in .* is skipped, even if the class has changed since"):
+        fedkd.run(strategy=mine, strategy__factor=2.0, output=str(tmp_path), **{**SMALL, "rounds": 1})
     with pytest.raises(
         fedkd.ConfigError, match="engine must be local for a strategy of __main__, got ray: no other process can import __main__.Mine"
     ):

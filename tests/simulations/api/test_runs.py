@@ -36,9 +36,7 @@ def test_a_student_has_no_clients(student):
 # ------------------------------------------------------------------------------------------------------------- several
 def test_slices_and_filters_give_runs(runs, student):
     assert isinstance(runs[1:3], fedkd.Runs) and [run.seed for run in runs[1:3]] == [1, 0] and runs[-1].seed == 1
-    assert runs.filter(strategy="fedgen")[:] == runs[2:] or [run.path for run in runs.filter(strategy="fedgen")] == [
-        run.path for run in runs[2:]
-    ]
+    assert [run.path for run in runs.filter(strategy="fedgen")] == [run.path for run in runs[2:]]
     assert len(runs.filter(strategy=["fedgen", "fedavg"], seed=1)) == 2
     assert len(runs.filter(partition__alpha=1)) == 4 and len(runs.filter(partition__alpha=0.1)) == 0
     assert len(runs.filter(strategy__generator_steps=3)) == 2 and len(runs.filter(local_epochs=None)) == 4
@@ -151,7 +149,7 @@ def test_what_cannot_be_drawn_is_said(runs, tmp_path):
         ("lines",): "kind must be one of convergence, .*, got 'lines'",
         ("convergence", "accuracy"): "metric must be one of .*, got 'accuracy'",
         ("convergence", None, "hours"): "x must be one of round, bytes, time, got 'hours'",
-        ("settings",): "kind=settings needs runs of several settings, got one",
+        ("settings",): "kind=settings needs runs of several settings, got 1",
     }.items():
         with pytest.raises(fedkd.ConfigError, match=message):
             runs.plot(*arguments)
@@ -182,7 +180,7 @@ def test_load_finds_runs_of_both_kinds(runs, student, output):
     found = fedkd.load(output)
     assert {run.path for run in [*runs, student]} <= {run.path for run in found}
     assert {run.path for run in fedkd.load(runs[0].path, str(runs[1].path))} == {run.path for run in runs[:2]}
-    with pytest.raises(fedkd.RunFolderError, match="each folder must be a run's"):
+    with pytest.raises(fedkd.RunFolderError, match="each folder must be a run folder .*, got '.*nothing'"):
         fedkd.load(output / "nothing")
 
 

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from fedkd.errors import ConfigError, RunFolderError, require
-from simulations.experiments.callbacks import BestCheckpoint, Callback, CallbackObserver, EarlyStopping, TensorBoard
-from simulations.experiments.run import Run
-from simulations.experiments.runs import Runs, load_runs
-from simulations.overrides import nearest, options
+from fedkd.errors import ConfigError, RunFolderError, nearest, require
+from simulations.api.callbacks import Callback, CallbackObserver
+from simulations.api.run import Run
+from simulations.api.runs import Runs, load_runs
+from simulations.overrides import options
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-__all__ = [
-    "BestCheckpoint", "Callback", "EarlyStopping", "Run", "Runs", "TensorBoard", "compose", "describe", "distill", "list_runs", "load",
-    "report", "reproduce", "run", "tune",
-]  # fmt: skip
 
 LISTED = (
     "hash", "kind", "strategy", "data", "setting", "seed", "round", "rounds", "status", "global_test_accuracy", "local_test_accuracy",
@@ -54,9 +49,9 @@ def run(*overrides: str, callbacks: Sequence[Callback] = (), jobs: int = 1, **ke
         ClientFailure: a client failed and the failure policy does not allow the run to continue; with ``jobs`` > 1, a run failed for any
             reason and the others are done. Finished rounds are on disk.
     """
-    from simulations.experiments.calls import check_configs, run_in_processes, run_serially
-    from simulations.experiments.keywords import combinations
-    from simulations.experiments.process_state import preserved_process_state
+    from simulations.api.calls import check_configs, run_in_processes, run_serially
+    from simulations.api.keywords import combinations
+    from simulations.api.process_state import preserved_process_state
 
     observers = _observers(callbacks, jobs)
     with preserved_process_state():
@@ -88,9 +83,9 @@ def distill(
         DivergedError: the loss is no longer finite.
         ClientFailure: with ``jobs`` > 1, a distillation failed for any reason and the others are done.
     """
-    from simulations.experiments.calls import check_configs, run_in_processes, run_serially
-    from simulations.experiments.keywords import combinations
-    from simulations.experiments.process_state import preserved_process_state
+    from simulations.api.calls import check_configs, run_in_processes, run_serially
+    from simulations.api.keywords import combinations
+    from simulations.api.process_state import preserved_process_state
 
     observers = _observers(callbacks, jobs)
     with preserved_process_state():
@@ -127,10 +122,10 @@ def tune(
     Raises:
         ConfigError: the configuration is wrong, or training diverges with every value.
     """
+    from simulations.api.calls import check_main
+    from simulations.api.keywords import single
+    from simulations.api.process_state import preserved_process_state
     from simulations.experiments import tuning
-    from simulations.experiments.calls import check_main
-    from simulations.experiments.keywords import single
-    from simulations.experiments.process_state import preserved_process_state
 
     part = "distiller" if distiller else "strategy"
     names = [word for word in overrides if word.startswith(f"{part}=")]
@@ -180,9 +175,9 @@ def reproduce(
     Raises:
         ConfigError: naming the argument, the rule and the value.
     """
+    from simulations.api.keywords import single
+    from simulations.api.process_state import preserved_process_state, without_main_module
     from simulations.experiments import reproduce as reproduction
-    from simulations.experiments.keywords import single
-    from simulations.experiments.process_state import preserved_process_state, without_main_module
 
     with preserved_process_state(), without_main_module():
         planned = reproduction.plan_reproduction(
@@ -221,9 +216,9 @@ def compose(*overrides: str, config: Literal["config", "distill"] = "config", **
     """
     from omegaconf import OmegaConf
 
-    from simulations.experiments.calls import check_configs
-    from simulations.experiments.keywords import single
-    from simulations.experiments.process_state import preserved_process_state
+    from simulations.api.calls import check_configs
+    from simulations.api.keywords import single
+    from simulations.api.process_state import preserved_process_state
 
     require(config in ("config", "distill"), "config", "must be config or distill", config)
     with preserved_process_state():
@@ -354,7 +349,7 @@ def _teacher_words(teacher: Run | str | Path | None) -> list[str]:
     Raises:
         ConfigError: it is neither a run folder nor a model.
     """
-    from simulations.experiments.keywords import text
+    from simulations.api.keywords import text
 
     if teacher is None:
         return []

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fedkd.errors import ConfigError, RunFolderError, StopRun, require
+from fedkd.errors import ConfigError, RunFolderError, StopRun, nearest, require
 from fedkd.files import write_atomically
-from simulations.experiments.run import CHECKPOINTS, Run
-from simulations.overrides import nearest
+from simulations.api.run import CHECKPOINTS, Run
 from simulations.run_folder.observers import RunObserver, SaveCheckpoint
 from simulations.run_folder.tensorboard import EventWriter
 
@@ -69,7 +68,9 @@ class CallbackObserver(RunObserver):
 
     def round(self, number: int, metrics: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], save: SaveCheckpoint) -> None:
         """Call ``on_round``."""
-        self._tell("on_round", Run(self._folder, save), number, metrics, clients)
+        run = Run(self._folder)
+        object.__setattr__(run, "_save", save)  # for BestCheckpoint; to everybody else the run is frozen
+        self._tell("on_round", run, number, metrics, clients)
 
     def end(self, error: Exception | None) -> None:
         """Call ``on_run_end``."""

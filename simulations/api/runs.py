@@ -3,16 +3,14 @@
 import html
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 
-from fedkd.errors import ConfigError, RunFolderError, require
-from simulations.experiments.run import Run
-from simulations.overrides import nearest
+from fedkd.errors import ConfigError, RunFolderError, nearest, require
+from simulations.api.run import Run
 from simulations.reports import distillation_groups
 from simulations.reports.arrangement import names_of
 from simulations.reports.groups import Group, comparable, group
@@ -22,7 +20,7 @@ from simulations.reports.summary import by_seed, results, summary
 from simulations.reports.tables.federated import headlines, pairs
 from simulations.reports.tables.table import NumberFormat
 from simulations.run_folder.listing import lookup, same
-from simulations.run_folder.reader import NO_EFFECT, find_run_folders, flatten_config, option, read_run
+from simulations.run_folder.reader import NO_EFFECT, FederatedRun, find_run_folders, flatten_config, option, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +37,7 @@ class Runs(Sequence[Run]):
 
     def __init__(self, runs: Iterable[Run] = ()) -> None:
         self._runs = tuple(runs)
+        self._read = _Finished()
 
     @overload
     def __getitem__(self, place: int) -> Run: ...
@@ -63,7 +62,7 @@ class Runs(Sequence[Run]):
         finished = [run for run in self if run.finished and run.kind == "federated"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            groups = Runs(finished)._groups
+            groups = Runs(finished)._groups()
         if not groups:
             rows = [{"run": run.path.name, "method": run.name, "seed": run.seed, "finished": run.finished} for run in self]
             return pd.DataFrame(rows).to_html(index=False)
@@ -245,7 +244,7 @@ class Runs(Sequence[Run]):
             ConfigError: there is no such kind, metric, x or option, or the runs have nothing of this kind to draw.
             RunFolderError: no run is finished.
         """
-        from simulations.experiments.plots import draw
+        from simulations.api.plots import draw
 
         return draw(self._finished_groups(), kind, metric, x, None if path is None else Path(path), options)
 
@@ -256,20 +255,13 @@ class Runs(Sequence[Run]):
         require(len(kinds) < 2, "runs", "must all be federated, or all distillations (filter(kind='federated'))", kinds)
         return kinds[0] if kinds else "federated"
 
-    @cached_property
     def _groups(self) -> list[Group]:
         """The finished federated runs by what they have in common; a warning for each that cannot be compared."""
-        found, left = [], []
-        for run in self:
-            if run.finished:
-                found.append(read_run(run.path))
-            else:
-                left.append(run)
+        left = [run for run in self if not run.finished]
         if left:
-            warnings.warn(
-                f"{len(left)} of {len(self)} runs are unfinished and not shown: {left[0]}{' ...' * (len(left) > 1)}", stacklevel=4
-            )
-        kept, notes = comparable(found)
+            said = f"{len(left)} of {len(self)} runs are unfinished and not shown: {left[0]}{' ...' * (len(left) > 1)}"
+            warnings.warn(said, stacklevel=4)
+        kept, notes = comparable([self._read[run.path] for run in self if run.finished])
         for note in notes:
             warnings.warn(f"not shown: {note}", stacklevel=4)
         return group(kept)
@@ -281,9 +273,18 @@ class Runs(Sequence[Run]):
             RunFolderError: there is none.
         """
         require(self._kind() == "federated", "runs", "must be federated; summary() and to_dataframe() take distillations", self._kind())
-        if not self._groups:
+        groups = self._groups()
+        if not groups:
             raise RunFolderError(f"runs must hold a finished run, got {len(self)} without one; run them again to continue")
-        return self._groups
+        return groups
+
+
+class _Finished(dict[Path, FederatedRun]):
+    """The files of finished runs, which do not change any more, each read once."""
+
+    def __missing__(self, folder: Path) -> FederatedRun:
+        self[folder] = read_run(folder)
+        return self[folder]
 
 
 def load_runs(folders: Iterable[Path], strict: bool) -> Runs:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_distillation, check_run
 from fedkd.errors import ClientFailure, ConfigError, require
+from simulations.api.keywords import is_main
+from simulations.api.process_state import without_main_module
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.grid import LOGS, GridRun, read_data_once, with_engine_for
-from simulations.experiments.keywords import is_main
 from simulations.experiments.plan import States, each_seed, refresh
-from simulations.experiments.process_state import without_main_module
 from simulations.experiments.sweep import ready, sweep
 from simulations.federation.runner import run_federation
 from simulations.progress import ProgressTable, configure_logging
@@ -67,16 +68,33 @@ def _check_class(config: DictConfig, jobs: int) -> None:
     require(jobs == 1, "jobs", f"must be 1 for a strategy of __main__: {remedy} jobs=1", jobs)
 
 
+class _Begun(RunObserver):
+    """Notes whether a run was begun, rather than skipped."""
+
+    said = False
+
+    def begin(self, folder: Path, first: int) -> None:
+        self.said = True
+
+
 def run_serially(configs: Sequence[DictConfig], observers: Sequence[RunObserver]) -> list[Path]:
     """Make runs one after the other in this process, and return their folders.
 
     Raises:
         FedkdError: a run failed; the others after it were not begun.
     """
-    return [
-        run_distillation(config, observers=observers) if "distiller" in config else run_federation(config, observers=observers)
-        for config in configs
-    ]
+    folders = []
+    for config in configs:
+        if "distiller" in config:
+            folders.append(run_distillation(config, observers=observers))
+            continue
+        begun = _Begun()
+        folders.append(run_federation(config, observers=[*observers, begun]))
+        target = str(config.strategy.get("_target_", ""))
+        if is_main(target) and not begun.said:
+            said = "was finished before and is skipped, even if the class has changed since; give another output, or remove the folder"
+            warnings.warn(f"the run of {target} in {folders[-1]} {said}", stacklevel=3)
+    return folders
 
 
 def run_in_processes(configs: Sequence[DictConfig], combinations: Sequence[Sequence[str]], jobs: int) -> list[Path]:

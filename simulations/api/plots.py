@@ -1,7 +1,8 @@
-"""One figure of a report by itself, as :meth:`simulations.experiments.runs.Runs.plot` returns it."""
+"""One figure of a report by itself, as :meth:`simulations.api.runs.Runs.plot` returns it."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,14 +86,13 @@ def _only(drawings: Sequence[Drawing], kind: str, x: str, groups: Sequence[Group
 
 
 def _figure(drawing: Drawing, path: Path | None) -> Figure:
-    """The figure, written to a file, and as a notebook shows it."""
-    figure = drawing.figure()
+    """The figure, written to a file as a report writes it, and as a notebook shows it."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(drawing, stem=path.with_suffix(""), style=replace(drawing.style, formats=(path.suffix[1:],))).write()
+    figure, image = drawing.figure(), io.BytesIO()
     with matplotlib.rc_context(cast(Any, drawing.style.parameters)):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI)
-        image = io.BytesIO()
         figure.savefig(image, format="png", dpi=DPI // 2)
     content = image.getvalue()
-    figure._repr_png_ = lambda: content  # type: ignore[attr-defined]  # Figures outside pyplot have no representation in notebooks
+    figure._repr_png_ = lambda: content  # type: ignore[attr-defined]  # a Figure without pyplot has no representation of its own
     return figure

@@ -40,7 +40,7 @@ class Run:
     """
 
     path: Path
-    _save: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+    _save: Callable[[str], None] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path).expanduser().absolute())
@@ -196,7 +196,7 @@ class Run:
         Raises:
             RunFolderError: there is no such checkpoint or model.
         """
-        from simulations.experiments.process_state import preserved_process_state
+        from simulations.api.process_state import preserved_process_state
         from simulations.federation.trained_model import load_model
 
         if which not in CHECKPOINTS:
