@@ -101,15 +101,20 @@ def strip(of: Scene, title: str, setting: Sequence[str]) -> Strip:
         title = f"{title} {len(knob) if isinstance(knob, ListConfig) else f'{knob:g}'}"
     full, number = full_scale(of.train), min(SHOWN, of.config.num_clients)
     if not shift.label_noise:
-        images = [of.train.x[places[0]], *(one.x[one.rows[0]] for one in held[:number])]
+        images = [of.train.x[places[0]], *(stored_image(one, 0) for one in held[:number])]
         return Strip(title, [_shown(image, full) for image in images], ["original", *(_level(view) for view in views[:number])])
     index = of.split(SPLITS["iid"]).train
     held = of.shifted(setting, index)[2]
     firsts = [int(np.isin(own, places).argmax()) for own in index[:number]]
-    images = [of.train.x[places[0]], *(one.x[one.rows[first]] for one, first in zip(held, firsts))]
+    images = [of.train.x[places[0]], *(stored_image(one, first) for one, first in zip(held, firsts))]
     given = [int(one.y[first]) for one, first in zip(held, firsts)]
     wrong = frozenset(client + 1 for client, (own, first) in enumerate(zip(index, firsts)) if of.train.y[own[first]] != given[client])
     return Strip(title, [_shown(image, full) for image in images], ["original", *map(str, given)], wrong)
+
+
+def stored_image(examples: Examples, place: int) -> torch.Tensor:  # [C, H, W]
+    """The image of one example as it is stored."""
+    return examples.x[place if examples.rows is None else int(examples.rows[place])]
 
 
 def _shown(stored: torch.Tensor, full: float) -> np.ndarray:  # [C, H, W] -> [H, W, C]

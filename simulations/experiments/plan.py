@@ -1,4 +1,4 @@
-"""An experiment of conf/experiment/: what it describes, the runs that it consists of, and which of them are there."""
+"""The plan of an experiment: its definition, the runs that it consists of, and the state of each run."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ from simulations.experiments.definition import Experiment
 from simulations.overrides import CONF, nearest, options
 
 States = dict[str, tuple[str, Path]]
-"""By key: ``finished`` or ``interrupted``, and the run folder."""
+"""Runs by key (see :func:`run_key`): ``finished`` or ``interrupted``, and the run folder."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class PlannedRun:
     """One run of an experiment.
 
     Args:
-        setting: setting.
-        strategy: strategy.
-        seed: of the run.
-        config: ready to be executed.
+        setting: name of the setting.
+        strategy: name of the strategy.
+        seed: seed of the run.
+        config: the composed configuration.
         key: equal for equal runs (see :func:`run_key`).
         state: ``finished``, ``interrupted`` or ``missing``.
-        folder: where it is, unless it is missing.
+        folder: the run folder; None if the run is missing.
     """
 
     setting: str
@@ -54,10 +54,10 @@ class PlannedRun:
 
 
 def read_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """What conf/experiment/``name``.yaml says under ``reproduce``.
+    """The section ``reproduce`` of an experiment file.
 
     Raises:
-        ConfigError: it says nothing, or what it says cannot be understood.
+        ConfigError: the experiment has no such section, or the section is wrong.
     """
     places = [word for word in overrides if word.startswith("searchpath=")]
     known = options("experiment", places)
@@ -82,18 +82,19 @@ def read_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Sequence[int]) -> tuple[list[PlannedRun], list[str]]:
-    """All runs of the experiment, in the order of its cells and seeds, and a note on every column that waits to be tuned.
+    """All runs of an experiment, in the order of its cells and seeds, and a note on every strategy that is not tuned yet.
 
     Raises:
         ConfigError: a configuration is wrong.
     """
-    runs, notes = [], []
+    runs: list[PlannedRun] = []
+    notes = []
     states: dict[Path, States] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for row, column in experiment.cells():
             config = compose([f"experiment={name}", *experiment.settings[row], *experiment.strategies[column], *overrides])
             if config.tuned_params is not None and not has_choice(config):
-                notes.append(f"{row}, {column}: waits for its learning rate to be tuned")
+                notes.append(f"{row}, {column}: not tuned yet")
                 continue
             runs += each_seed(config, partial(PlannedRun, row, column), seeds, states)
     return runs, notes
@@ -102,17 +103,24 @@ def plan(name: str, experiment: Experiment, overrides: Sequence[str], seeds: Seq
 def each_seed(
     config: DictConfig, named: Callable[..., PlannedRun], seeds: Sequence[int], states: dict[Path, States]
 ) -> Iterator[PlannedRun]:
-    """A cell's runs; ``states`` of what lies in output folders are looked up once."""
+    """The runs of one configuration, one per seed.
+
+    Args:
+        config: the composed configuration.
+        named: makes a run from seed, configuration, key, state and folder.
+        seeds: the seeds.
+        states: the runs that exist, by output folder. A folder that is missing here is read once.
+    """
     check_run(config)
     for seed in seeds:
         one = deepcopy(config)
         one.seed = seed
-        settled = deepcopy(one)
-        apply_tuned_params(settled, "strategy")
-        home, known = runs_folder(one), run_key(settled)
-        if home not in states:
-            states[home] = find_runs(home)
-        yield named(seed, one, known, *states[home].get(known, ("missing", None)))
+        tuned = deepcopy(one)
+        apply_tuned_params(tuned, "strategy")
+        parent, key = runs_folder(one), run_key(tuned)
+        if parent not in states:
+            states[parent] = find_runs(parent)
+        yield named(seed, one, key, *states[parent].get(key, ("missing", None)))
 
 
 def runs_folder(config: DictConfig) -> Path:
@@ -121,14 +129,14 @@ def runs_folder(config: DictConfig) -> Path:
 
 
 def refresh(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The same runs as they stand now."""
-    found = {home: find_runs(home) for home in {runs_folder(run.config) for run in runs}}
-    states = [found[runs_folder(run.config)].get(run.key, ("missing", None)) for run in runs]
+    """The same runs with their present states and folders."""
+    found = {parent: find_runs(parent) for parent in {runs_folder(run.config) for run in runs}}
+    states: list[tuple[str, Path | None]] = [found[runs_folder(run.config)].get(run.key) or ("missing", None) for run in runs]
     return [replace(run, state=state, folder=folder) for run, (state, folder) in zip(runs, states)]
 
 
 def has_choice(config: DictConfig) -> bool:
-    """The file ``tuned`` is there and holds a choice for the strategy."""
+    """The file ``tuned_params`` exists and holds a selected value for the strategy."""
     if not Path(config.tuned_params).expanduser().exists():
         return False
     try:
@@ -138,15 +146,15 @@ def has_choice(config: DictConfig) -> bool:
 
 
 def run_key(config: DictConfig) -> str:
-    """Equal for two configurations whose runs are the same run, as far as can be told without a look at the data."""
+    """A key that is equal for two configurations of the same run, as far as this can be told without reading the data."""
     config = deepcopy(config)
     for part in ("data", "partition", "public_data", "systems"):
         make_absolute(config[part])
-    return config_hash(config, dict(files(OmegaConf.to_container(config, resolve=True))))
+    return config_hash(config, dict(files(dict(OmegaConf.to_container(config, resolve=True)))))  # type: ignore[arg-type]
 
 
 def files(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The files that say who holds what and who takes part, which :func:`fedkd.config.build.identity` knows by their content alone."""
+    """The paths of partition files and client traces, by key. The hash of a run holds their content instead."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from files(value, f"{prefix}{name}.")
@@ -154,23 +162,23 @@ def files(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", str(value)
 
 
-def find_runs(home: Path) -> States:
-    """The runs in the folders of ``home``; of equal ones, which differ in data of the same name, a finished one."""
+def find_runs(parent: Path) -> States:
+    """The runs in the folders of ``parent``. Of runs with equal keys, a finished one is preferred."""
     found: States = {}
-    for folder in sorted(home.iterdir()) if home.is_dir() else []:
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
         try:
             config = OmegaConf.load(folder / "config.yaml")
-            known = run_key(config)
+            key = run_key(config) if isinstance(config, DictConfig) else ""
         except (OSError, KeyError, AttributeError, TypeError, ValueError, YAMLError, OmegaConfBaseException):
             continue
-        state = "finished" if says_finished(folder) else "interrupted"
-        if known not in found or found[known][0] != "finished":
-            found[known] = (state, folder)
+        state = "finished" if is_finished(folder) else "interrupted"
+        if key not in found or found[key][0] != "finished":
+            found[key] = (state, folder)
     return found
 
 
-def says_finished(folder: Path) -> bool:
-    """Its checkpoint is that of the last round."""
+def is_finished(folder: Path) -> bool:
+    """The checkpoint in a run folder is that of the last round."""
     try:
         return bool(json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["finished"])
     except (OSError, ValueError, KeyError):
@@ -178,7 +186,7 @@ def says_finished(folder: Path) -> bool:
 
 
 def unfinished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """What is left to be done, each run once, untuned where it is both, and those that were interrupted first."""
+    """The runs that are not finished, each once, interrupted ones first. A run that is both tuned and untuned counts as untuned."""
     once: dict[str, PlannedRun] = {}
     for run in runs:
         if run.state != "finished" and (

@@ -162,7 +162,8 @@ def cost(runs: Sequence[FederatedRun]) -> str:
     """One sentence on what the finished runs have computed."""
     seconds = sum(float(run.metrics[["local_training_seconds", "server_seconds", "evaluation_seconds"]].sum().sum()) for run in runs)
     rounds = sum(len(run.metrics) for run in runs)
-    return f"{len(runs)} runs, {rounds:,} rounds; local training, server and evaluation by the runs' own clocks {seconds / 60:.1f} minutes in all."
+    phases = "local training, server and evaluation by the runs' own clocks"
+    return f"{len(runs)} runs, {rounds:,} rounds; {phases} {seconds / 60:.1f} minutes in all."
 
 
 def run_rows(experiment: Experiment, runs: CellRuns) -> pd.DataFrame:

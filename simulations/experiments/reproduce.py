@@ -36,18 +36,18 @@ from simulations.reports.figures.style import figure_paths
 from simulations.reports.groups import Group, file_slugs
 from simulations.reports.metrics import CURVES
 from simulations.run_folder.csv_rows import append
-from simulations.run_folder.environment import current_commit, note_choice, read_commit
+from simulations.run_folder.environment import current_commit, read_commit, write_tuned_params
 from simulations.run_folder.reader import FederatedRun, read_run
 
 KEYS = ("experiment", "seeds", "settings", "strategies", "jobs", "quiet", "only")
 
 PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=")
-"""What is overridden without another result."""
+"""Overrides that do not change a result."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The command line: which experiment, what of it, and how."""
+    """A request to reproduce an experiment: which of its runs, and how. See :func:`plan_reproduction`."""
 
     name: str
     experiment: Experiment
@@ -59,16 +59,16 @@ class Reproduction:
 
     @cached_property
     def home(self) -> Path:
-        """``<output>/<name>``, as the configuration has it."""
+        """The folder of the run folders: ``<output>/<name>``."""
         return runs_folder(compose([f"experiment={self.name}", *self.overrides]))
 
     @property
     def results(self) -> Path:
-        """Where the table and the figures go."""
+        """The folder of the table and the figures."""
         return self.home / "reproduce" / self.name
 
     def plan(self) -> tuple[list[PlannedRun], list[str]]:
-        """All runs as they stand now."""
+        """All runs with their present states, and notes."""
         return plan(self.name, self.experiment, self.overrides, self.seeds)
 
 
@@ -163,10 +163,10 @@ def chosen(part: str, known: dict[str, list[str]], names: Sequence[str] | None) 
 
 
 LOGS = Path("reproduce", "log")
-"""Within the folder of the runs: what each of them has printed."""
+"""Folder of the logs, below the folder of the runs."""
 
 TIMES = "times.csv"
-"""What each sweep has taken by the clock."""
+"""File with the wall time of each sweep."""
 
 
 def reproduce(asked: Reproduction) -> int:
@@ -183,9 +183,9 @@ def reproduce(asked: Reproduction) -> int:
             runs, notes = asked.plan()
             failed |= run_all(asked, runs)
             runs = refresh(runs)
-            note_choices(runs)
+            write_all_tuned_params(runs)
     else:
-        tuning.missing_searches(asked.name, asked.experiment, asked.overrides)  # refuses choices of another search
+        tuning.missing_searches(asked.name, asked.experiment, asked.overrides)  # refuses tables of another search
         runs, notes = asked.plan()
     if asked.only == "plan":
         print(*(f"{run.state:>11}  {run.folder or '-'}  {run.label}" for run in runs), sep="\n")
@@ -201,7 +201,7 @@ def reproduce(asked: Reproduction) -> int:
 
 
 def run_all(asked: Reproduction, runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """Run what is not finished of ``runs``; why some failed, by label."""
+    """Run those of ``runs`` that are not finished. Returns the reasons of runs that failed, by label."""
     left = unfinished(runs)
     print(count_states(runs), flush=True)
     if not left:
@@ -226,26 +226,28 @@ def run_all(asked: Reproduction, runs: Sequence[PlannedRun]) -> dict[str, str]:
     return failed
 
 
-def note_choices(runs: Sequence[PlannedRun]) -> None:
-    """Have finished runs say that their value is a choice, where it was that of the configuration and they were there before."""
-    for run in (one for one in runs if one.state == "finished" and not (one.folder / "tuned.json").is_file()):
+def write_all_tuned_params(runs: Sequence[PlannedRun]) -> None:
+    """Write ``tuned.json`` into finished runs whose own value was selected after they had been made."""
+    for run in runs:
+        if run.state != "finished" or run.folder is None or (run.folder / "tuned.json").is_file():
+            continue
         if (choice := apply_tuned_params(deepcopy(run.config), "strategy")) is not None:
-            note_choice(run.folder, choice)
+            write_tuned_params(run.folder, choice)
 
 
 @contextmanager
 def alone(home: Path) -> Iterator[None]:
-    """One sweep at a time in a folder.
+    """Hold the lock of a folder, so that one sweep at a time runs in it.
 
     Raises:
-        ConfigError: another goes on.
+        ConfigError: another sweep is running.
     """
     (home / "reproduce").mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / "reproduce" / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"output must be a folder in which no other sweep of this experiment goes on, got {str(home)!r}") from None
+        raise ConfigError(f"output must be a folder in which no other sweep of this experiment is running, got {str(home)!r}") from None
     try:
         yield
     finally:
@@ -253,20 +255,21 @@ def alone(home: Path) -> Iterator[None]:
 
 
 def print_table(asked: Reproduction, runs: Sequence[PlannedRun]) -> list[str]:
-    """Print the table of what is finished, write it, and give a note on each run that is not in it."""
+    """Print and write the table of the finished runs. Returns a note on each run that is not in it."""
     found: dict[tuple[str, str], dict[int, FederatedRun]] = {}
     folders: dict[Path, FederatedRun] = {}
     notes = []
     for run in runs:
         try:
             require(run.state == "finished", run.label, "must be finished to be in the table", run.state)
+            assert run.folder is not None, "a finished run has a folder"
             if run.folder not in folders:
                 folders[run.folder] = read_run(run.folder)
             found.setdefault((run.setting, run.strategy), {})[run.seed] = folders[run.folder]
         except ValueError as error:
             notes.append(str(error))
-    said = [*diverged(runs, asked.home / LOGS), *wall(asked.results / TIMES), *commits(folders.values())]
-    text, paths = published_table.write(asked.experiment, found, asked.results, said)
+    lines = [*diverged(runs, asked.home / LOGS), *wall(asked.results / TIMES), *commits(folders.values())]
+    text, paths = published_table.write(asked.experiment, found, asked.results, lines)
     if asked.experiment.figures:
         paths += draw(asked, found)
     print(text, *paths, sep="\n", flush=True)
@@ -274,14 +277,14 @@ def print_table(asked: Reproduction, runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def diverged(runs: Sequence[PlannedRun], logs: Path) -> list[str]:
-    """A line on runs that are in no mean because their training diverged, as their logs say; nothing where there are none."""
+    """A line on runs that are in no mean because their training diverged, according to their logs."""
     logged = [(run, log_of(run, logs)) for run in runs if run.state != "finished"]
     labels = [run.label for run, log in logged if log.is_file() and DIVERGED in log.read_text()]
     return [f"Diverged, hence in none of the means: {'; '.join(labels)}."] if labels else []
 
 
 def wall(path: Path) -> list[str]:
-    """What the sweeps have taken by the clock, those that were interrupted left out; nothing where none has ended."""
+    """A line on the wall time of the sweeps, without interrupted ones."""
     if not path.is_file():
         return []
     times = pd.read_csv(path)
@@ -290,16 +293,16 @@ def wall(path: Path) -> list[str]:
 
 
 def commits(runs: Iterable[FederatedRun]) -> list[str]:
-    """A line where runs were finished by more than one state of the code, or by another than today's."""
-    known = {read_commit(run.folder) for run in runs} - {None}
+    """A line if the runs were made at several commits, or at another commit than the present one."""
+    known = {commit for run in runs if (commit := read_commit(run.folder)) is not None}
     now = current_commit()[0]
     if not known or known == {now}:
         return []
     return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else ".")]
 
 
-def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
-    """The figures that are asked for, of every setting of which something is there."""
+def draw(asked: Reproduction, found: published_table.CellRuns) -> list[Path]:
+    """The figures of the experiment, for every setting with finished runs."""
     paths: list[Path] = []
     experiment = asked.experiment
     table = published_table.compare(experiment, found)
@@ -307,7 +310,7 @@ def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
         there = {column: tuple(found[row, column].values()) for column in experiment.strategies if (row, column) in found}
         stem = asked.results / file_slugs([row])[0]
         if there and "convergence" in experiment.figures:
-            lines = {column: dict.fromkeys(CURVES, EMPTY) for column in experiment.strategies}  # a column looks the same in every row
+            lines = {column: dict.fromkeys(CURVES, EMPTY) for column in experiment.strategies}  # a strategy has one style in all settings
             for column, seeds in there.items():
                 lines[column] = {panel: curve(Group(seeds, column, column, row), panel, "rounds") for panel in CURVES}
             convergence.convergence(lines, f"{stem}_convergence")
@@ -315,7 +318,7 @@ def draw(asked: Reproduction, found: published_table.Found) -> list[Path]:
         if there and "labels" in experiment.figures:
             label_distribution(next(iter(there.values()))[0].counts(), f"{stem}_labels")
             paths += figure_paths(f"{stem}_labels")
-        if there and "differences" in experiment.figures:
+        if there and "differences" in experiment.figures and experiment.baseline is not None:
             mine = table[table["setting"] == row]
             forest(mine, experiment.shown[0], experiment.baseline, f"{stem}_differences")
             paths += figure_paths(f"{stem}_differences")

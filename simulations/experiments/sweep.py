@@ -3,6 +3,7 @@
 A run that fails does not stop the others. All state is in the run folders, so a sweep that was killed resumes from them.
 """
 
+import io
 import multiprocessing
 import os
 import re
@@ -31,8 +32,8 @@ from simulations.progress import ProgressTable
 from simulations.run_folder.observers import RunObserver, SaveCheckpoint
 
 
-class Teller:
-    """The progress of a run, told to whoever watches."""
+class RoundSender:
+    """The progress of a federated run, sent to the process that watches."""
 
     def __init__(self, connection: Connection, total: int, done: int) -> None:
         self._connection = connection
@@ -42,14 +43,14 @@ class Teller:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to be put back."""
+        """Nothing to restore."""
 
     def advance(self, row: Mapping[str, float]) -> None:
-        """Tell of a round."""
+        """Send the row of a round."""
         self._connection.send(("row", dict(row)))
 
 
-class EpochTeller(RunObserver):
+class EpochSender(RunObserver):
     """The progress of a distillation, sent to the process that watches.
 
     Args:
@@ -80,19 +81,20 @@ TRACEBACK = re.compile(r"Traceback \(most recent call last\):.*; (?=[\w.]*(Error
 def work(config: DictConfig, connection: Connection, log: Path) -> None:
     """One run, in a process of its own; what it prints goes to ``log``, and why it failed to ``connection``."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it says when it ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when it ends
     signal.signal(signal.SIGTERM, interrupt)
     with open(log, "w", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
     def shown(config: DictConfig, first: int) -> AbstractContextManager:
-        return Teller(connection, config.rounds, first - 1)
+        return RoundSender(connection, config.rounds, first - 1)
 
     try:
         if "distiller" in config:
-            run_distillation(config, observers=[EpochTeller(connection, config.epochs)])
+            run_distillation(config, observers=[EpochSender(connection, config.epochs)])
         else:
             run_federation(config, make_progress=shown)
         connection.send(("end", None))
@@ -104,42 +106,40 @@ def work(config: DictConfig, connection: Connection, log: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong, without line breaks, and of a traceback its end alone: the log has the rest."""
+    """The message of an error without line breaks. Of a traceback, only the last line: the log holds the rest."""
     text = " ".join((explain(error) if isinstance(error, Exception) else str(error)).split())
     return TRACEBACK.sub("", text) or type(error).__name__
 
 
 def interrupt(number: int, frame: object) -> None:
-    """As Ctrl-C does."""
+    """Interrupt the run, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def die_with_parent() -> None:
-    """End this process, as by SIGKILL, when the one that asked for it is no more, however that ended."""
+    """Kill this process when its parent process ends, however the parent ends."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
         wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
-IMPORTED = (
-    "simulations.experiments.sweep", "torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_pdf",
-)  # fmt: skip
-"""What every run needs and would import for itself, for seconds."""
+IMPORTED = ("simulations.experiments.sweep", "torch._dynamo", "torchvision", "sklearn.datasets")
+"""Modules that every run needs. The fork server imports them once."""
 
 
 PATIENCE = 15.0
-"""Seconds that a process has to end when it is asked to."""
+"""Seconds that a process has to end after it was asked to."""
 
 
 @dataclass
 class Process:
-    """A run that is under way."""
+    """A run in progress."""
 
     planned: PlannedRun
     process: BaseProcess
@@ -150,7 +150,7 @@ class Process:
 
 
 def starter() -> multiprocessing.context.BaseContext:
-    """Processes are forked from one that has imported everything and does nothing else, where the system can."""
+    """The multiprocessing context: a fork server that has imported everything, or ``spawn`` where there is none."""
     able = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if able else "spawn")
     if able:
@@ -159,21 +159,25 @@ def starter() -> multiprocessing.context.BaseContext:
 
 
 def ready() -> None:
-    """Let imports begin that the first processes would have to wait for."""
+    """Start the fork server, so that its imports begin before the first run."""
     if starter().get_start_method() == "forkserver":
         forkserver.ensure_running()
 
 
 def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressTable) -> dict[str, str]:
-    """Execute ``runs``, so many at a time, and return why the others failed, by their label.
+    """Execute runs, several at a time.
 
     Args:
-        runs: each another run.
-        at_once: processes.
-        logs: the folder of what each run prints, a file each.
-        board: where progress is shown.
+        runs: different runs.
+        at_once: runs at a time, >= 1.
+        logs: the folder of the logs, one file per run.
+        board: shows the progress.
+
+    Returns:
+        The reasons of runs that failed, by label.
     """
-    context, waiting, failed, ended, began = starter(), deque(runs), {}, 0, time.monotonic()
+    context, waiting, ended, began = starter(), deque(runs), 0, time.monotonic()
+    failed: dict[str, str] = {}
     running: dict[Connection, Process] = {}
     rounds, ended_rounds = sum(num_rounds(run.config) for run in runs), 0
     logs.mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,7 @@ def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressT
                 while waiting and len(running) < at_once:
                     begin(context, waiting.popleft(), logs, running)
                 board.overall(ended_rounds + sum(one.done for one in running.values()), rounds)
-                for connection in wait(list(running)):
+                for connection in [one for one in wait(list(running)) if isinstance(one, Connection)]:
                     if (one := hear(connection, running, board)) is not None:
                         ended, ended_rounds = ended + 1, ended_rounds + num_rounds(one.planned.config)
                         left = timedelta(seconds=round((time.monotonic() - began) / ended * (len(runs) - ended)))
@@ -197,14 +201,15 @@ def sweep(runs: Sequence[PlannedRun], at_once: int, logs: Path, board: ProgressT
 def begin(context: multiprocessing.context.BaseContext, planned: PlannedRun, logs: Path, running: dict[Connection, Process]) -> None:
     """Start a run."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(planned.config, theirs, log_of(planned, logs)), daemon=False)
+    arguments = (planned.config, theirs, log_of(planned, logs))
+    process = context.Process(target=work, args=arguments, daemon=False)  # type: ignore[attr-defined]  # every context has it
     process.start()
-    theirs.close()  # so that its end is heard
+    theirs.close()  # so that the end of the process closes the connection
     running[ours] = Process(planned, process)
 
 
 def hear(connection: Connection, running: dict[Connection, Process], board: ProgressTable) -> Process | None:
-    """What a run has to say: where it begins, a round that is done, how it ends. Given back is a run whose process is no more."""
+    """Read one message of a run: its begin, a row, or its end. Returns the run if its process has ended."""
     one = running[connection]
     label = one.planned.label
     try:
@@ -224,7 +229,7 @@ def hear(connection: Connection, running: dict[Connection, Process], board: Prog
 
 
 def conclude(one: Process, board: ProgressTable, standing: str) -> str | None:
-    """Say how a run has ended, and return why it failed, if it did."""
+    """Show how a run has ended, and return the reason if it failed."""
     code, label = one.process.exitcode, one.planned.label
     why = f"{one.error} (signal {-code})" if one.error is not None and code is not None and code < 0 else one.error
     if not one.shown:
@@ -235,7 +240,7 @@ def conclude(one: Process, board: ProgressTable, standing: str) -> str | None:
 
 
 def end_all(processes: Sequence[BaseProcess]) -> None:
-    """Ask processes to end, and end those that do not."""
+    """Ask processes to end, and kill those that do not."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -245,5 +250,5 @@ def end_all(processes: Sequence[BaseProcess]) -> None:
 
 
 def log_of(planned: PlannedRun, logs: Path) -> Path:
-    """The file of what a run prints."""
+    """The log file of a run."""
     return logs / (re.sub(r"[^\w.+]+", "_", planned.label).strip("_") + ".txt")
