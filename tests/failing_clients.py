@@ -1,4 +1,7 @@
-"""Strategies that fail as they are told to: a file ``<folder>/<who>`` with ``<kind> <times>`` says how, and how often still."""
+"""Strategies whose clients or server fail on request.
+
+A file ``<folder>/<who>`` with the content ``<kind> <times>`` says how, and how many times, ``who`` will fail.
+"""
 
 import os
 import signal
@@ -18,13 +21,21 @@ from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen
 
 
-def plan(folder: Path, who: int | str, kind: str, times: int) -> None:
-    """From now on ``who`` fails, ``times`` times: a client in round 2, ``evaluating-<client>`` in an evaluation, or the ``server``."""
+def plan_failure(folder: Path, who: int | str, kind: str, times: int) -> None:
+    """Request failures.
+
+    Args:
+        folder: the folder of the requests.
+        who: a client, which fails in the training of round 2, ``evaluating-<client>``, or ``server``.
+        kind: ``raise`` an exception, ``exit`` the process, ``sleep`` for ten minutes, ``kill`` a sleeping process, or ``wait`` for a
+            sleeping process and then raise an exception.
+        times: number of failures.
+    """
     (folder / str(who)).write_text(f"{kind} {times}")
 
 
-def obey(path: Path) -> None:
-    """Fail if that is planned, and note that it was done."""
+def fail_if_planned(path: Path) -> None:
+    """Fail if the file ``path`` requests it, and decrease its number of failures."""
     kind, times = path.read_text().split() if path.exists() else ("", 0)
     if int(times) > 0:
         path.write_text(f"{kind} {int(times) - 1}")
@@ -32,54 +43,65 @@ def obey(path: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class Mischief(FedAvg):
-    """FedAvg, but for what ``folder`` says."""
+class FailingClients(FedAvg):
+    """FedAvg whose clients fail in the training of round 2.
+
+    Args:
+        folder: the folder of the requests.
+    """
 
     folder: str
 
     def prepare_batches(
         self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
     ) -> dict[str, Tensor]:
+        """Fail if requested."""
         if server_round == 2:
-            obey(Path(self.folder) / str(client.id))
+            fail_if_planned(Path(self.folder) / str(client.id))
         return super().prepare_batches(client, batches, broadcast, client_state, server_round)
 
 
 @dataclass(kw_only=True)
-class Overlapping(FedGen):
-    """FedGen, but for what ``folder`` says: of clients that evaluate, and of the server that trains its generator meanwhile."""
+class FailingEvaluation(FedGen):
+    """FedGen whose clients fail in evaluations, and whose server fails while it trains the generator.
+
+    Args:
+        folder: the folder of the requests.
+    """
 
     folder: str
 
     def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
-        obey(Path(self.folder) / f"evaluating-{client.id}")
+        """Fail if requested."""
+        fail_if_planned(Path(self.folder) / f"evaluating-{client.id}")
         return super().evaluate(client, broadcast, client_state, batch_size)
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        obey(Path(self.folder) / "server")
+        """Fail if requested."""
+        fail_if_planned(Path(self.folder) / "server")
         return super().server_training(server, state, updates, server_round)
 
 
-def asleep(folder: Path, timeout: float = 60) -> int:
-    """The process of whoever sleeps, as soon as somebody does."""
+def sleeping_process(folder: Path, timeout: float = 60) -> int:
+    """Wait for a process that sleeps on request, and return its number."""
     end = time.monotonic() + timeout
-    while not (found := [path for path in folder.glob("*.pid") if path.read_text()]):
-        assert time.monotonic() < end, f"nobody slept in {timeout} seconds"
+    while not (paths := [path for path in folder.glob("*.pid") if path.read_text()]):
+        assert time.monotonic() < end, f"no process slept within {timeout} seconds"
         time.sleep(0.02)
-    process = int(found[0].read_text())
-    found[0].unlink()
+    process = int(paths[0].read_text())
+    paths[0].unlink()
     return process
 
 
 def fail(kind: str, path: Path) -> None:
-    """Do it."""
-    if kind == "kill":  # somebody else
-        os.kill(asleep(path.parent), signal.SIGKILL)
+    """Fail in one of the ways of :func:`plan_failure`."""
+    if kind == "kill":
+        os.kill(sleeping_process(path.parent), signal.SIGKILL)
     if kind == "wait":
-        asleep(path.parent)
-        raise KeyError("the cat ate my homework")
+        sleeping_process(path.parent)
+        raise KeyError("planned failure of the server")
     if kind == "raise":
-        raise KeyError("the dog ate my homework")
+        raise KeyError("planned failure of a client")
     if kind == "exit":
         os._exit(3)
     if kind == "sleep":

@@ -1,4 +1,4 @@
-"""Runs of the command in processes of their own, and what they leave behind."""
+"""Runs of the command in separate processes, and comparisons of their run folders."""
 
 import json
 import os
@@ -24,13 +24,15 @@ TINY = (
     "progress=false",
     "clients_per_vmap=1",
 )
-"""A small federation of the default strategy, FedGen, on the default data."""
+"""Overrides of a small federation with the default strategy FedGen and the default data."""
+
 MARK = "FEDKD_TEST_MARK"
+"""An environment variable that identifies all processes of a command."""
 
 COMMAND = """
 import sys
 from simulations.run import main
-sys.argv[0] = "fedkd-run"
+sys.argv[0] = "run"
 main()
 """
 
@@ -45,7 +47,7 @@ for line in sys.stdin:
         os.chdir(job["folder"])
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        sys.argv, code = ["fedkd-run", *job["arguments"]], 0
+        sys.argv, code = ["run", *job["arguments"]], 0
         try:
             simulations.run.main()
         except SystemExit as end:
@@ -62,7 +64,13 @@ for line in sys.stdin:
 
 @dataclass
 class Ended:
-    """A command after its end."""
+    """The result of a command.
+
+    Args:
+        code: its exit code.
+        out: its standard output.
+        err: its standard error.
+    """
 
     code: int
     out: str
@@ -70,27 +78,27 @@ class Ended:
 
     @property
     def folder(self) -> Path:
-        """The run folder that the last line names."""
+        """The run folder in the last line."""
         last = self.out.splitlines()[-1]
         assert last.startswith("run: "), last
         return Path(last.removeprefix("run: "))
 
 
-def listen() -> None:
-    """Let Ctrl-C be heard: a shell that runs the tests in the background lets its children ignore it."""
+def accept_interrupts() -> None:
+    """Accept Ctrl-C. The children of a shell in the background ignore it by default."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass
 class Command:
-    """A command that runs, in a session of its own; every process that it starts is known by a mark in its environment.
+    """A running command in its own session. A mark in the environment identifies all processes that it starts.
 
     Args:
-        arguments: of the command.
-        where: the folder to stand in.
-        environment: more of it.
-        before: Python that its process runs first.
-        module: the command.
+        arguments: arguments of the command.
+        where: its current folder.
+        environment: additional environment variables.
+        before: Python code that the process runs first.
+        module: the module of the command.
     """
 
     arguments: tuple[str, ...]
@@ -106,7 +114,7 @@ class Command:
         entry = ["-c", self.before + COMMAND] if self.before else ["-m", self.module]
         self.process = subprocess.Popen(
             [sys.executable, *entry, *self.arguments], cwd=self.where, env=env, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,  # noqa: PLW1509 - no threads here
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=accept_interrupts,
         )  # fmt: skip
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -114,7 +122,7 @@ class Command:
         os.killpg(self.process.pid, number)
 
     def end(self, timeout: float = 180) -> Ended:
-        """Wait for its end."""
+        """Wait for the end of the command, at most ``timeout`` seconds."""
         try:
             out, err = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -123,63 +131,75 @@ class Command:
         return Ended(self.process.returncode, out, err)
 
     def alive(self) -> list[int]:
-        """All processes that the command has started, however far removed, itself left out."""
+        """The living processes that the command has started, directly or indirectly, without the command itself."""
         return [process for process in processes(f"{MARK}={self.mark}") if process != self.process.pid]
 
 
 def processes(mark: str) -> list[int]:
-    """Processes with ``mark``, an assignment, in their environment."""
-    found = []
+    """The processes with ``mark``, as ``NAME=value``, in their environment."""
+    numbers = []
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+                numbers.append(int(folder.name))
         except OSError:
             continue
-    return found
+    return numbers
 
 
 def run(where: Path, *arguments: str, **environment: str) -> Ended:
-    """One command from its beginning to its end."""
+    """Run a command, and wait for its end."""
     return Command(arguments, where, environment).end()
 
 
 @lru_cache(maxsize=1)
 def server() -> subprocess.Popen:
-    """A process that has imported everything, and forks for each command; it ends with this one."""
+    """A process that has imported all modules and forks for each command. It ends with this process."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", SERVER], env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def quick(where: Path, *arguments: str) -> Ended:
-    """One command from its beginning to its end, in a process of its own, without the seconds of imports."""
+    """Run a command in a forked process, which saves the seconds of the imports, and wait for its end."""
     server().stdin.write(json.dumps({"folder": str(where), "arguments": arguments}) + "\n")
     server().stdin.flush()
     code = int(server().stdout.readline())
     return Ended(code, (where / "out").read_text(), (where / "err").read_text())
 
 
-def until(holds: Callable[[], bool], timeout: float = 120, what: str = "it") -> None:
-    """Wait until ``holds``."""
+def assert_refused(ended: Ended, output: Path, *words: str, code: int = 2) -> None:
+    """Check the exit code, that the error is one line with all ``words``, and that no run was started.
+
+    Messages about slow work may precede the error.
+    """
+    assert ended.code == code and ended.out == "", (ended.code, ended.out, ended.err)
+    lines = [line for line in ended.err.strip().splitlines() if not line.startswith(("decoding ", "partition: "))]
+    assert len(lines) == 1 and lines[0].startswith("error: "), ended.err
+    assert all(word in lines[0] for word in words), (words, lines[0])
+    assert not list(output.rglob("metrics.csv")) and not list(output.rglob("checkpoint*"))
+
+
+def until(condition: Callable[[], bool], timeout: float = 120, what: str = "the condition") -> None:
+    """Wait until ``condition()`` is true, at most ``timeout`` seconds."""
     end = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not come about in {timeout} seconds"
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout} seconds for {what}"
         time.sleep(0.02)
 
 
 def rows(output: Path) -> int:
-    """Rows of the one metrics.csv below ``output``; 0 where there is none yet."""
+    """The number of rows of the only metrics.csv below ``output``, 0 if there is none yet."""
     return max((len(path.read_text().splitlines()) - 1 for path in output.rglob("metrics.csv")), default=0)
 
 
 def metrics(folder: Path) -> pd.DataFrame:
-    """metrics.csv without its timing columns, every cell as the text it is."""
+    """metrics.csv without its timing columns, with all cells as text."""
     table = pd.read_csv(folder / "metrics.csv", dtype=str, keep_default_na=False)
     return table[[name for name in table if not (name.endswith("_seconds") and name != "simulated_seconds")]]
 
 
 def differing(left: Path, right: Path) -> Iterator[str]:
-    """Names of the files that differ between two run folders; timing columns and environment.json do not count."""
+    """The names of the files that differ between two run folders, without timing columns and environment.json."""
     for name in sorted({path.name for folder in (left, right) for path in folder.iterdir()} - {"environment.json", ".lock"}):
         if name == "metrics.csv":
             if not metrics(left).equals(metrics(right)):

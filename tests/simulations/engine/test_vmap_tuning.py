@@ -1,4 +1,4 @@
-"""``clients_per_vmap=auto``: chosen by timing, noted in the run folder, kept for as long as the run lasts."""
+"""``clients_per_vmap=auto``: chosen by timing, stored in the run folder, and kept in resumed runs."""
 
 import json
 
@@ -6,29 +6,31 @@ import pytest
 
 from simulations.engine import vmap_tuning
 from simulations.engine.vmap_tuning import choose_clients_per_vmap
-from tests.conftest import settle
 from tests.processes import TINY, Command, differing, metrics, quick, rows, until
+from tests.small_runs import small_simulation
 
 AUTO = ("engine=local", *TINY, "clients_per_vmap=auto", "rounds=4", "num_clients=12", "clients_per_round=10")
 
 
 @pytest.fixture
-def fast(monkeypatch):
-    """Which numbers are fast, decided beforehand: timings are what they are elsewhere."""
+def timings(monkeypatch):
+    """Replace the timings by given milliseconds per client and step."""
 
-    def say(milliseconds: dict[int, float]) -> None:
-        steps = vmap_tuning.STEPS / 1e3
-        monkeypatch.setattr(vmap_tuning, "seconds", lambda home, clients, shared: milliseconds[len(clients)] * len(clients) * steps)
+    def set_timings(milliseconds: dict[int, float]) -> None:
+        steps = vmap_tuning.NUM_STEPS / 1e3
+        monkeypatch.setattr(
+            vmap_tuning, "time_steps", lambda simulation, clients, broadcast: milliseconds[len(clients)] * len(clients) * steps
+        )
 
-    return say
+    return set_timings
 
 
-def test_real_timings_are_of_this_run_s_own_steps():
-    home, _ = settle("strategy=fedgen", "num_clients=12", "clients_per_round=10")
-    number, milliseconds = choose_clients_per_vmap(home, 1)
+def test_real_timings():
+    simulation, _ = small_simulation("strategy=fedgen", "num_clients=12", "clients_per_round=10")
+    number, milliseconds = choose_clients_per_vmap(simulation, 1)
     assert set(milliseconds) == {"1", "5", "10"} and all(value > 0 for value in milliseconds.values())
     fastest = min(milliseconds.values())
-    assert milliseconds[str(number)] <= fastest * vmap_tuning.GAIN**2
+    assert milliseconds[str(number)] <= fastest * vmap_tuning.MIN_SPEEDUP**2
 
 
 @pytest.mark.parametrize(
@@ -41,49 +43,54 @@ def test_real_timings_are_of_this_run_s_own_steps():
         ({1: 1.0, 5: 2.0, 10: 0.5}, 10),
     ],
 )
-def test_a_larger_number_must_be_faster_to_be_kept(fast, milliseconds, expected):
-    fast(milliseconds)
-    home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    assert choose_clients_per_vmap(home, 1)[0] == expected
+def test_larger_number_must_be_faster(timings, milliseconds, expected):
+    timings(milliseconds)
+    simulation, _ = small_simulation("strategy=fedavg", "num_clients=12", "clients_per_round=10")
+    assert choose_clients_per_vmap(simulation, 1)[0] == expected
 
 
-def test_every_worker_is_left_with_work(fast):
-    fast({1: 9.0, 5: 5.0, 10: 1.0})
-    home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    assert choose_clients_per_vmap(home, 2)[0] == 5 and choose_clients_per_vmap(home, 4) == (1, {}), (
-        "three clients for each of four workers: nothing to choose from"
+def test_every_worker_has_work(timings):
+    timings({1: 9.0, 5: 5.0, 10: 1.0})
+    simulation, _ = small_simulation("strategy=fedavg", "num_clients=12", "clients_per_round=10")
+    assert choose_clients_per_vmap(simulation, 2)[0] == 5 and choose_clients_per_vmap(simulation, 4) == (1, {}), (
+        "three clients per worker leave one choice"
     )
 
 
-def test_networks_that_draw_in_their_forward_pass_train_one_by_one(monkeypatch):
-    home, _ = settle("strategy=fedavg", "num_clients=12", "clients_per_round=10")
+def test_networks_with_dropout_train_one_client_at_a_time(monkeypatch):
+    simulation, _ = small_simulation("strategy=fedavg", "num_clients=12", "clients_per_round=10")
     monkeypatch.setattr(vmap_tuning, "has_randomness", lambda model: True)
-    assert choose_clients_per_vmap(home, 1) == (1, {})
+    assert choose_clients_per_vmap(simulation, 1) == (1, {})
 
 
-def test_the_choice_is_noted_and_printed_and_is_the_result_of_that_number(tmp_path):
+def test_choice_is_stored_and_printed(tmp_path):
     ended = quick(tmp_path, *AUTO, "output=runs")
     assert ended.code == 0, ended.err
-    choice = json.loads((ended.folder / "cohort.json").read_text())
-    assert ended.out.splitlines()[0].startswith(f"cohort: {choice['cohort']} (milliseconds per client and step: 1 at once ")
-    fixed = quick(tmp_path, *AUTO, "output=runs", f"clients_per_vmap={choice['cohort']}")
-    assert fixed.folder != ended.folder, "another configuration, as the next auto may choose otherwise"
+    choice = json.loads((ended.folder / "clients_per_vmap.json").read_text())
+    assert ended.out.splitlines()[0].startswith(f"clients per vmap: {choice['clients_per_vmap']} (ms per client step: 1: ")
+    fixed = quick(tmp_path, *AUTO, "output=runs", f"clients_per_vmap={choice['clients_per_vmap']}")
+    assert fixed.folder != ended.folder, "the hash differs, as auto may choose another number next time"
     assert metrics(fixed.folder).equals(metrics(ended.folder))
-    assert set(differing(fixed.folder, ended.folder)) == {"cohort.json", "config.yaml", "checkpoint.json", "checkpoint.safetensors"}
+    assert set(differing(fixed.folder, ended.folder)) == {
+        "clients_per_vmap.json",
+        "config.yaml",
+        "checkpoint.json",
+        "checkpoint.safetensors",
+    }
 
 
-def test_a_resumed_run_keeps_its_choice(tmp_path):
-    """Whatever the timings would say the second time: here the note is changed to a number that is not among the candidates."""
+def test_resumed_run_keeps_its_choice(tmp_path):
+    """The stored choice is replaced by a number that is no candidate, and the resumed run keeps it."""
     options = (*AUTO, "rounds=300", "output=runs", "evaluation.every=1000")
     command = Command(options, tmp_path)
     until(lambda: rows(tmp_path / "runs") >= 2)
     command.kill()
     command.end()
-    (note,) = (tmp_path / "runs").rglob("cohort.json")
-    note.write_text(json.dumps({"cohort": 3}))
+    (note,) = (tmp_path / "runs").rglob("clients_per_vmap.json")
+    note.write_text(json.dumps({"clients_per_vmap": 3}))
     command = Command(options, tmp_path)
     before = rows(tmp_path / "runs")
     until(lambda: rows(tmp_path / "runs") >= before + 2)
     command.kill()
     ended = command.end()
-    assert "cohort: " not in ended.out and json.loads(note.read_text()) == {"cohort": 3}
+    assert "clients per vmap: " not in ended.out and json.loads(note.read_text()) == {"clients_per_vmap": 3}

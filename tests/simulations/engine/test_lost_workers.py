@@ -1,0 +1,165 @@
+"""Clients that raise, exit or sleep in Ray actors, and actors that are killed. Other clients are not affected."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord
+from omegaconf import OmegaConf
+
+from fedkd.federation import serialization
+from simulations.config import compose
+from simulations.engine.client_work import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
+from simulations.engine.local_engine import LocalGrid
+from simulations.engine.ray_engine import RayGrid
+from simulations.setup.simulation import build_simulation
+from tests.failing_clients import plan_failure, sleeping_process
+from tests.processes import Command, Ended, differing, quick, until
+from tests.simulations.engine.failure_tools import OVERRIDES, failing_run
+from tests.small_runs import same_tensors
+
+
+class RepeatedRound:
+    """Round 2 of a federation, which can be repeated with the same actors."""
+
+    def __init__(self, folder) -> None:
+        self.folder, text = folder, OmegaConf.to_yaml(compose(failing_run(folder)), resolve=True)
+        simulation = build_simulation(text)
+        simulation.strategy.federation = simulation.federation()
+        self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
+        self.messages = list(
+            simulation.strategy.configure_train(
+                2, serialization.to_record(simulation.strategy.init_server(simulation.federation().server)), ConfigRecord(), self.local
+            )
+        )
+        self.set_clients_per_vmap(1)
+
+    def set_clients_per_vmap(self, chunk: int) -> None:
+        """Set the number of clients that train as one program."""
+        self.grid.clients_per_vmap = self.local.clients_per_vmap = chunk
+        self.expected = self.updates(self.local.send_and_receive(self.messages))
+
+    def __call__(self, timeout: float | None = None) -> dict[int, object]:
+        return self.updates(self.grid.send_and_receive(self.messages, timeout=timeout))
+
+    @staticmethod
+    def updates(replies) -> dict[int, object]:
+        return {
+            r.metadata.src_node_id: r.error if r.has_error() else serialization.from_record(r.content[serialization.UPDATE])
+            for r in replies
+        }
+
+    def all_equal(self, answers, but: tuple[int, ...] = ()) -> bool:
+        """Whether the results of all clients are there in order, and equal to the expected ones except for ``but``."""
+        assert list(answers) == list(range(6))
+        return all(isinstance(a, dict) and same_tensors(a, self.expected[c]) for c, a in answers.items() if c not in but)
+
+
+@pytest.fixture(scope="module")
+def repeat(tmp_path_factory):
+    asked = RepeatedRound(tmp_path_factory.mktemp("failing"))
+    assert asked.all_equal(asked())
+    yield asked
+    asked.grid.close()
+
+
+def test_exception_of_a_client(repeat):
+    plan_failure(repeat.folder, 3, "raise", 1)
+    answers = repeat()
+    assert (
+        answers[3].code == CLIENT_RAISED
+        and "planned failure of a client" in answers[3].reason
+        and "failing_clients.py" in answers[3].reason
+    )
+    assert repeat.all_equal(answers, but=(3,)) and repeat.all_equal(repeat())
+
+
+@pytest.mark.parametrize("client", [0, 4, 5])
+def test_client_that_exits_once_is_repeated(repeat, client):
+    plan_failure(repeat.folder, client, "exit", 1)
+    assert repeat.all_equal(repeat())
+
+
+def test_client_that_always_exits_fails_alone(repeat):
+    plan_failure(repeat.folder, 1, "exit", 99)
+    answers = repeat()
+    plan_failure(repeat.folder, 1, "exit", 0)
+    assert answers[1].code == WORKER_LOST and repeat.all_equal(answers, but=(1,))
+    assert repeat.all_equal(repeat()), "the next round has all workers"
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_actor_killed_during_a_round(repeat, chunk):
+    repeat.set_clients_per_vmap(chunk)
+    plan_failure(repeat.folder, 2, "sleep", 1)
+    killer = threading.Thread(target=lambda: os.kill(sleeping_process(repeat.folder), signal.SIGKILL))
+    killer.start()
+    answers = repeat()
+    killer.join()
+    assert repeat.all_equal(answers)
+    repeat.set_clients_per_vmap(1)
+
+
+def test_actor_killed_between_rounds(repeat):
+    ray = repeat.grid._ray
+    ray.kill(repeat.grid._actors[0])
+    assert repeat.all_equal(repeat())
+
+
+def test_timeout(repeat):
+    assert repeat.all_equal(repeat())
+    plan_failure(repeat.folder, 5, "sleep", 99)
+    answers = repeat(timeout=3.0)
+    assert answers[5].code == TIMED_OUT and "3.0 seconds" in answers[5].reason
+    assert repeat.all_equal(answers, but=(1, 3, 5)), "the clients of the other worker have finished"
+    sleeper = sleeping_process(repeat.folder)
+    until(lambda: not Path(f"/proc/{sleeper}").exists(), 5, "the end of the sleeping process")
+    plan_failure(repeat.folder, 5, "sleep", 0)
+    assert repeat.all_equal(repeat())
+
+
+RAY = ("engine=ray", "engine.workers=2", "output=runs")
+
+
+def ended(command: Command, code: int, *words: str) -> Ended:
+    """Wait for the end of a command, and check that all of its processes end."""
+    end = command.end(timeout=120)
+    assert end.code == code and all(word in end.err for word in words), end.err
+    until(lambda: not command.alive(), 10, "the end of Ray's processes")
+    return end
+
+
+def test_actor_killed_during_a_command(tmp_path):
+    """The actor trains two clients as one program. The run folder equals that of a run without failures."""
+    whole = quick(tmp_path, "engine=local", *failing_run(tmp_path, "output=whole", "clients_per_vmap=2"))
+    plan_failure(tmp_path, 2, "sleep", 1)
+    command = Command((*RAY, *failing_run(tmp_path, "clients_per_vmap=2")), tmp_path)
+    os.kill(sleeping_process(tmp_path), signal.SIGKILL)
+    assert list(differing(ended(command, 0).folder, whole.folder)) == ["config.yaml"], "config.yaml names the engine"
+
+
+def failing_evaluation(folder: Path) -> list[str]:
+    """Overrides of a federation whose server trains a generator while clients evaluate."""
+    of_fedgen = [option for option in OVERRIDES if not option.startswith(("strategy=", "rounds="))]
+    overrides = ["strategy._target_=tests.failing_clients.FailingEvaluation", f"+strategy.folder={folder}", "strategy.generator_steps=3"]
+    return [*of_fedgen, "rounds=2", "strategy=fedgen", *overrides]
+
+
+def test_actor_killed_during_evaluation_and_server_training(tmp_path):
+    """The server kills the actor during its training."""
+    whole = quick(tmp_path, "engine=local", *failing_evaluation(tmp_path), "output=whole")
+    plan_failure(tmp_path, "evaluating-3", "sleep", 1)
+    plan_failure(tmp_path, "server", "kill", 1)
+    folder = ended(Command((*RAY, *failing_evaluation(tmp_path)), tmp_path), 0).folder
+    assert (tmp_path / "evaluating-3").read_text() == "sleep 0" and (tmp_path / "server").read_text() == "kill 0"
+    assert list(differing(folder, whole.folder)) == ["config.yaml"]
+
+
+def test_server_failure_during_evaluation(tmp_path):
+    """The evaluating client would sleep for ten minutes."""
+    plan_failure(tmp_path, "evaluating-3", "sleep", 1)
+    plan_failure(tmp_path, "server", "wait", 1)
+    end = ended(Command((*RAY, *failing_evaluation(tmp_path)), tmp_path), 1, "Traceback", "planned failure of the server")
+    assert "run: " not in end.out
