@@ -4,6 +4,7 @@ A teacher is trained once: a second distillation with the same teacher finds it 
 """
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,14 +68,14 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
     folder = DistillationFolder(config, setup.hash(teacher_tensors, tensors), wait)
     try:
         if folder.finished:
-            print("already finished, skipped")
+            print("already finished, skipped", file=sys.stderr)
             add_missing_exports(setup, training, folder)
         else:
             try:
                 with Observers(observers) as watching:
                     train(setup, training, folder, tensors, watching)
             except StopRun as reason:
-                print(f"stopped: {reason}")
+                print(f"stopped: {reason}", file=sys.stderr)
         print(f"{label(config)}: {summary(folder.path)}")
         print(f"run: {folder.path}", flush=True)
     except FloatingPointError as error:

@@ -4,6 +4,7 @@ A finished run is skipped, and an interrupted run continues from its last checkp
 ``run: <folder>``.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -73,7 +74,7 @@ def run_federation(
             folder.write_tuned_params(choice)
         if folder.finished:
             note = folder.commit_note()
-            print(f"already finished, skipped{f' ({note})' if note else ''}")
+            print(f"already finished, skipped{f' ({note})' if note else ''}", file=sys.stderr)
         else:
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
@@ -85,7 +86,7 @@ def run_federation(
                         start_flower_strategy(simulation, folder, grid, make_progress, watching)
             except StopRun as reason:
                 stopped = True
-                print(f"stopped: {reason}")
+                print(f"stopped: {reason}", file=sys.stderr)
             finally:
                 grid.close()
         if config.distill is not None and not stopped:
@@ -112,7 +113,7 @@ def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid
         number, milliseconds = choose_clients_per_vmap(simulation, grid.num_workers)
         folder.write_vmap_choice({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
         times = ", ".join(f"{each}: {value:.2f}" for each, value in milliseconds.items())
-        print(f"clients per vmap: {number} ({f'ms per client step: {times}' if times else 'only choice'})", flush=True)
+        print(f"clients per vmap: {number} ({f'ms per client step: {times}' if times else 'only choice'})", file=sys.stderr, flush=True)
         return number
     return int(str(choice["clients_per_vmap"]))
 

@@ -69,7 +69,7 @@ def test_a_stopped_run_has_a_checkpoint_and_continues_to_the_same_end(runs, tmp_
     (stopped,) = fedkd.run(strategy="fedavg", callbacks=[stop, note], **keys)
     assert not stopped.finished and stopped.round == 2 and len(stopped.metrics) == 2 and str(stop.ended) == "enough"
     assert note.said[-2:] == [("round", 0, 2), ("end", 0, False, stop.ended)], "the other callback is told of the round too"
-    assert "stopped: enough" in capsys.readouterr().out
+    assert "stopped: enough" in capsys.readouterr().err
     assert stopped.model()(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 10)
     assert fedkd.list_runs(tmp_path)["status"].tolist() == ["interrupted"]
     note = Note()

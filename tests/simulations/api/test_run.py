@@ -50,7 +50,7 @@ def test_a_finished_run_is_skipped(runs, output, capsys):
     before = (runs[0].path / "metrics.csv").stat().st_mtime_ns
     again = fedkd.run("seed=0,0", strategy="fedavg", output=str(output), **SMALL)
     assert [run.path for run in again] == [runs[0].path] and (runs[0].path / "metrics.csv").stat().st_mtime_ns == before
-    assert "already finished, skipped" in capsys.readouterr().out
+    assert "already finished, skipped" in capsys.readouterr().err
 
 
 SCRIPT = """

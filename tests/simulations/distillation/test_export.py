@@ -26,7 +26,7 @@ def test_a_missing_export_is_added_to_a_finished_training(tmp_path, capsys):
     assert not (folder / "student.pt2").exists()
     scores = network_rows(folder)["student"]
     assert run_distillation(small_distillation("none", tmp_path, "export=true")) == folder
-    assert "already finished, skipped" in capsys.readouterr().out
+    assert "already finished, skipped" in capsys.readouterr().err
     assert (folder / "student.pt2").exists()
     again = network_rows(folder)["student"]
     assert {key: value for key, value in again.items() if key != "latency_ms"} == {k: v for k, v in scores.items() if k != "latency_ms"}

@@ -32,7 +32,7 @@ def test_a_teacher_is_trained_once_and_found_by_the_next_distillation(output, ca
     run_distillation(small_distillation("kd", output, "seed=5"))
     capsys.readouterr()
     run_distillation(small_distillation("sp", output, "seed=6"))
-    assert capsys.readouterr().out.count("already finished, skipped") == 1
+    assert capsys.readouterr().err.count("already finished, skipped") == 1
 
 
 @pytest.mark.parametrize("kind", ["global_model", "client_ensemble"])

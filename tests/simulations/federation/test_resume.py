@@ -144,7 +144,7 @@ def test_finished_is_skipped(whole, tmp_path):
     (folder,) = (tmp_path / "runs" / "digits").iterdir()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
     ended = quick(tmp_path, *LOCAL)
-    assert ended.code == 0 and ended.folder == folder and "finished already" in ended.out.splitlines()[0]
+    assert ended.code == 0 and ended.folder == folder and "already finished" in ended.err
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"} == before
 
 
@@ -156,7 +156,7 @@ def test_finished_at_another_commit_is_said(whole, tmp_path):
     assert re.fullmatch("[0-9a-f]{40}", environment["commit"])
     (folder / "environment.json").write_text(json.dumps({**environment, "commit": "0" * 40}))
     ended = quick(tmp_path, *LOCAL)
-    assert ended.code == 0 and f"finished at commit {'0' * 40}, the code is now at {environment['commit']}" in ended.out
+    assert ended.code == 0 and f"finished at commit {'0' * 40}, the code is now at {environment['commit']}" in ended.err
 
 
 def test_a_sweep_started_again_does_what_is_missing(tmp_path):
@@ -165,7 +165,7 @@ def test_a_sweep_started_again_does_what_is_missing(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.csv")}
     second = quick(tmp_path, *strategy_overrides, "seed=0,1,2")
     assert first.code == second.code == 0 and first.out.count("run: ") == 2 and second.out.count("run: ") == 3
-    assert first.out.count("finished already") == 0 and second.out.count("finished already") == 2
+    assert first.err.count("already finished") == 0 and second.err.count("already finished") == 2
     assert len(times) == 4 and all(path.stat().st_mtime_ns == then for path, then in times.items())
     assert len(list((tmp_path / "runs" / "digits").iterdir())) == 3 and second.folder not in {path.parent for path in times}
 
