@@ -14,7 +14,7 @@ from fedkd.losses.hint import hint
 from fedkd.losses.probabilistic_transfer import DIVERGENCES, KERNELS, cosine_knowledge_transfer, probabilistic_knowledge_transfer
 from fedkd.losses.similarity_preserving import similarity_preserving
 from fedkd.training.step_program import check_static_shapes, simplify
-from tests import oracles
+from tests import distillation_oracles
 
 RNG = np.random.default_rng(0)
 A, B = 2 * RNG.standard_normal((6, 5)), RNG.standard_normal((6, 5))
@@ -47,15 +47,20 @@ def assert_recorded_and_mapped(function: Callable[[torch.Tensor], torch.Tensor],
 pkt = probabilistic_knowledge_transfer
 WIDTH = np.mean([[np.sqrt(((a - b) ** 2).sum() + 1e-6) for b in A] for a in A])  # of the student's adaptive kernel
 LOSSES = {  # name: (loss of teacher and student, its mean by the oracle, the teacher's features, the student's)
-    "hint": (hint, lambda t, s: oracles.hint(t, s).mean(), SMALL, SMALL[::-1] + 0.3),
-    "attention": (attention_transfer, lambda t, s: oracles.attention_transfer(t, s).mean(), MAPS, SMALL),
-    "attention p=1": (partial(attention_transfer, power=1), lambda t, s: oracles.attention_transfer(t, s, 1).mean(), SMALL, MAPS),
-    "similarity": (similarity_preserving, oracles.similarity_preserving, SMALL, A),
-    "cosine transfer": (cosine_knowledge_transfer, oracles.cosine_transfer, B, A),
+    "hint": (hint, lambda t, s: distillation_oracles.hint(t, s).mean(), SMALL, SMALL[::-1] + 0.3),
+    "attention": (attention_transfer, lambda t, s: distillation_oracles.attention_transfer(t, s).mean(), MAPS, SMALL),
+    "attention p=1": (
+        partial(attention_transfer, power=1),
+        lambda t, s: distillation_oracles.attention_transfer(t, s, 1).mean(),
+        SMALL,
+        MAPS,
+    ),
+    "similarity": (similarity_preserving, distillation_oracles.similarity_preserving, SMALL, A),
+    "cosine transfer": (cosine_knowledge_transfer, distillation_oracles.cosine_transfer, B, A),
     **{
         f"{kernel} {divergence} {'with' if diagonal else 'without'} diagonal": (
             partial(pkt, kernel=kernel, divergence=divergence, diagonal=diagonal),
-            partial(oracles.pairwise, name=kernel, divergence=divergence, diagonal=diagonal, width=WIDTH),
+            partial(distillation_oracles.pairwise, name=kernel, divergence=divergence, diagonal=diagonal, width=WIDTH),
             B,
             A,
         )
@@ -64,11 +69,16 @@ LOSSES = {  # name: (loss of teacher and student, its mean by the oracle, the te
         for diagonal in (True, False)
         if divergence == "jeffreys" or (kernel, diagonal) in (("cosine", True), ("student_t", False))
     },
-    "target class": (with_labels(target_class, temperature=3.0), lambda t, s: oracles.decoupled(t, s, Y, 3.0)[0].mean(), B, A),
-    "non-target class": (with_labels(non_target_class, temperature=3.0), lambda t, s: oracles.decoupled(t, s, Y, 3.0)[1].mean(), B, A),
+    "target class": (with_labels(target_class, temperature=3.0), lambda t, s: distillation_oracles.decoupled(t, s, Y, 3.0)[0].mean(), B, A),
+    "non-target class": (
+        with_labels(non_target_class, temperature=3.0),
+        lambda t, s: distillation_oracles.decoupled(t, s, Y, 3.0)[1].mean(),
+        B,
+        A,
+    ),
     "decoupled": (
         with_labels(decoupled, alpha=0.5, beta=4.0, temperature=2.0),
-        lambda t, s: (np.array([0.5, 4.0]) @ oracles.decoupled(t, s, Y, 2.0)).mean(),
+        lambda t, s: (np.array([0.5, 4.0]) @ distillation_oracles.decoupled(t, s, Y, 2.0)).mean(),
         B,
         A,
     ),

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from fedkd.losses.cka import biased_cka, cka, hsic_values, unbiased_cka, unbiased_hsic
-from tests import oracles
+from tests import distillation_oracles
 from tests.fedkd.losses.distillation_cases import SMALL, A, B, assert_recorded_and_mapped, rotation_matrix, tensor
 
 X = tensor([[1, 0], [0, 1], [1, 1], [2, 0], [0, 3]])
@@ -24,11 +24,11 @@ def test_cka_of_an_example():
     assert ((k * other).sum() / k.norm() / other.norm()).item() == pytest.approx(0.8468188, abs=5e-8)
 
 
-@pytest.mark.parametrize(("measure", "estimate"), [(unbiased_cka, oracles.hsic1), (biased_cka, oracles.hsic0)])
+@pytest.mark.parametrize(("measure", "estimate"), [(unbiased_cka, distillation_oracles.hsic1), (biased_cka, distillation_oracles.hsic0)])
 def test_cka_equals_its_equation_and_is_invariant_to_rotation_factor_and_shift(measure, estimate):
     x, y = tensor(SMALL), tensor(A)  # [6, 2, 2, 4] and [6, 5]
     value = measure(x, y)
-    assert value.item() == pytest.approx(oracles.cka(SMALL.reshape(6, -1), A, estimate), rel=1e-10)
+    assert value.item() == pytest.approx(distillation_oracles.cka(SMALL.reshape(6, -1), A, estimate), rel=1e-10)
     assert measure(y, x).item() == pytest.approx(value.item(), rel=1e-12)
     for same in (y @ rotation_matrix(5), -3 * y, y + torch.arange(5)):
         assert measure(x, same).item() == pytest.approx(value.item(), rel=1e-10)
@@ -39,7 +39,7 @@ def test_cka_equals_its_equation_and_is_invariant_to_rotation_factor_and_shift(m
 
 def test_unbiased_hsic_equals_the_published_equation():
     k, other = A @ A.T, SMALL.reshape(6, -1) @ SMALL.reshape(6, -1).T
-    assert unbiased_hsic(tensor(k), tensor(other)).item() == pytest.approx(oracles.hsic1(k, other), rel=1e-10)
+    assert unbiased_hsic(tensor(k), tensor(other)).item() == pytest.approx(distillation_oracles.hsic1(k, other), rel=1e-10)
 
 
 def test_cka_of_several_batches_uses_means_of_hsic():

@@ -14,7 +14,7 @@ from fedkd.losses.hint import hint
 from fedkd.losses.kl import kl_divergence
 from fedkd.losses.probabilistic_transfer import KERNELS, conditional, cosine_knowledge_transfer
 from fedkd.losses.similarity_preserving import similarity_preserving
-from tests import oracles
+from tests import distillation_oracles
 from tests.fedkd.losses.distillation_cases import MAPS, SMALL, STUDENT_LOGITS, TEACHER_LOGITS, A, B, Y, pkt, rotation_matrix, tensor
 
 TWO, SAME = [[1, 0], [0, 1]], [[1, 1], [1, 1]]
@@ -116,7 +116,7 @@ def test_conditional_probabilities_are_normalized_kernels(kernel):
     for probabilities in (with_self, without):
         assert_close(probabilities.sum(-1), torch.ones(6, dtype=torch.float64))
     assert (with_self.diagonal() > 0.1).all() and (without.diagonal() == 0).all()
-    k = oracles.kernel(kernel, A)
+    k = distillation_oracles.kernel(kernel, A)
     np.testing.assert_allclose(with_self.numpy(), k / k.sum(1, keepdims=True), rtol=1e-9)
     np.testing.assert_allclose(without.numpy()[0, 1:], k[0, 1:] / k[0, 1:].sum(), rtol=1e-9)
 

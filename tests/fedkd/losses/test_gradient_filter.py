@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from fedkd.losses.gradient_filter import FILTERS, filter_gradient, gradient_mask
 from fedkd.losses.kl import kl_divergence
 from fedkd.training.step_program import simplify
-from tests import oracles
+from tests import distillation_oracles
 from tests.fedkd.losses.distillation_cases import STUDENT_LOGITS, TEACHER_LOGITS, A, B, Y, assert_recorded_and_mapped, tensor
 
 
@@ -19,7 +19,7 @@ from tests.fedkd.losses.distillation_cases import STUDENT_LOGITS, TEACHER_LOGITS
 @pytest.mark.parametrize("name", FILTERS)
 def test_masks_equal_their_definitions(name, temperature):
     found = gradient_mask(name, *(torch.from_numpy(array) for array in (A, B, Y)), temperature, 0.1)
-    expected = oracles.filter_mask(name, A, B, Y, temperature, 0.1)
+    expected = distillation_oracles.filter_mask(name, A, B, Y, temperature, 0.1)
     np.testing.assert_array_equal(found.numpy(), expected)
     assert found.shape == (6, 5) and found.any() and found.all() == (name == "none")
 

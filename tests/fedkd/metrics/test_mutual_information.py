@@ -9,14 +9,14 @@ import torch
 
 from fedkd.losses.probabilistic_transfer import KERNELS
 from fedkd.metrics.mutual_information import binned_mutual_information, principal_components, quadratic_mutual_information
-from tests import oracles
+from tests import distillation_oracles
 from tests.fedkd.losses.distillation_cases import A, B, Y, assert_recorded_and_mapped, rotation_matrix, tensor
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_quadratic_information_equals_its_equation(kernel):
     found = quadratic_mutual_information(tensor(A), torch.from_numpy(Y), 5, kernel=kernel).item()
-    assert found == pytest.approx(oracles.quadratic_information(oracles.kernel(kernel, A), Y), rel=1e-9)
+    assert found == pytest.approx(distillation_oracles.quadratic_information(distillation_oracles.kernel(kernel, A), Y), rel=1e-9)
     more = quadratic_mutual_information(tensor(A), torch.from_numpy(Y), 9, kernel=kernel).item()
     assert more == pytest.approx(found, rel=1e-12), "classes without examples add nothing"
 
@@ -36,9 +36,9 @@ def test_binned_information_equals_counted_frequencies():
     grid = np.array([(3.0 * i, j) for i in range(3) for j in range(3)] * 4) - [3, 1]
     y = np.where(rng.random(36) < 0.3, rng.integers(0, 3, 36), np.arange(36) % 3)
     found = binned_mutual_information(tensor(grid), torch.from_numpy(y), 3, num_components=2, num_bins=3).item()
-    assert found == pytest.approx(oracles.mutual_information(grid, y), rel=1e-10) and 0.2 < found < math.log(3)
+    assert found == pytest.approx(distillation_oracles.mutual_information(grid, y), rel=1e-10) and 0.2 < found < math.log(3)
     one = binned_mutual_information(tensor(grid), torch.from_numpy(y), 3, num_components=1, num_bins=3).item()
-    assert one == pytest.approx(oracles.mutual_information(grid[:, 0], y), rel=1e-10) and one < found
+    assert one == pytest.approx(distillation_oracles.mutual_information(grid[:, 0], y), rel=1e-10) and one < found
 
 
 def test_binned_information_of_sufficient_and_of_independent_representations():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedkd.metrics.retrieval import retrieval
-from tests import oracles
+from tests import distillation_oracles
 
 RNG = np.random.default_rng(0)
 DATABASE, QUERIES = RNG.standard_normal((40, 3)), RNG.standard_normal((11, 3))
@@ -25,7 +25,7 @@ def retrieved(**options) -> tuple:
 @pytest.mark.parametrize("interpolation", ["full", "official"])
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_retrieval_equals_a_slow_implementation(similarity, interpolation, first, batch_size):
-    expected = oracles.retrieval(DATABASE, LABELS, QUERIES, QUERY_LABELS, similarity, interpolation, first, batch_size)
+    expected = distillation_oracles.retrieval(DATABASE, LABELS, QUERIES, QUERY_LABELS, similarity, interpolation, first, batch_size)
     assert retrieved(similarity=similarity, interpolation=interpolation, first=first, batch_size=batch_size) == pytest.approx(
         expected, rel=1e-12
     )

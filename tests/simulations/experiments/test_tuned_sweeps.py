@@ -1,0 +1,92 @@
+"""Experiments with tuned strategies: the search comes first, and survives a kill."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from simulations.experiments import reproduce
+from simulations.experiments.plan import plan, read_experiment, unfinished
+from simulations.run_folder.reader import read_run
+from tests.processes import differing
+from tests.simulations.experiments.sweeps import TINY, csv_rows
+from tests.simulations.experiments.test_reproduce import killed_and_started_again, nameless
+
+
+# --------------------------------------------------------------------------------------------------------- the search
+def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, capsys):
+    asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY, f"output={tmp_path}"]
+    assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0
+    captured = capsys.readouterr()
+    file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
+    rows = csv_rows(file)
+    assert [(row["option"], row["value"], row["rounds"]) for row in rows] == [
+        ("fedavg", value, "6") for value in ("0.003", "0.01", "0.03", "0.1", "0.3")
+    ]
+    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
+    assert [row for row in rows if row["selected"] == "1"] == [best]
+    for row in rows:
+        rounds = csv_rows(tmp_path / row["run"] / "metrics.csv")
+        seconds = sum(float(each[f"{phase}_seconds"] or 0) for each in rounds for phase in ("local_training", "server", "evaluation"))
+        assert (
+            int(row["rounds_done"]) == 6 and int(row["client_updates"]) == 18 and float(row["seconds"]) == pytest.approx(seconds, abs=0.01)
+        )
+    assert "cost: 5 runs, 30 rounds, 90 client updates, " in captured.out
+    taken = list(tmp_path.glob("fedgen_ablation/*/tuned.json"))
+    (folder,) = [path.parent for path in taken]
+    noted = json.loads(taken[0].read_text())
+    tried = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    assert noted["selected"] == [row for row in tried if row["selected"] == "1"] and noted["tried"] == 5
+    assert noted["sha256"] == hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.optimizer.lr == float(best["value"]) and config.tuned_params == str(file) == noted["file"]
+    runs, notes = plan(
+        "fedgen_ablation",
+        replace(
+            read_experiment("fedgen_ablation"),
+            strategies={"FedAvg tuned": ["strategy=fedavg", "tuned_params=${output}/${name}_tune/tuned.csv"]},
+        ),
+        [*TINY, f"output={tmp_path}"],
+        [0],
+    )
+    assert not notes and not unfinished(runs)
+    assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0, "nothing is searched twice"
+    assert csv_rows(file) == rows
+    with pytest.raises(ValueError, match=r"^tuned_params must hold for fedavg the search of the experiment .*, 7 rounds, .*tuned\.csv"):
+        reproduce.reproduce(reproduce.parse_arguments([*asked, "rounds=7"]))
+
+
+def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path):
+    """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
+    asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert reproduce.reproduce(reproduce.parse_arguments([*asked, f"output={whole}"])) == 0
+    again.mkdir()
+    moments = killed_and_started_again([*asked, f"output={again}"], again, 40)
+    choices = [pd.read_csv(where / "fedgen_ablation_tune" / "tuned.csv").drop(columns="seconds") for where in (whole, again)]
+    pd.testing.assert_frame_equal(*choices)
+    for name in ("fedgen_ablation", "fedgen_ablation_tune"):
+        found = [sorted(path.parent.relative_to(where) for path in where.glob(f"{name}/*/config.yaml")) for where in (whole, again)]
+        assert found[0] == found[1] and len(found[0]) == {"fedgen_ablation": 2, "fedgen_ablation_tune": 5}[name]
+        for folder in found[0]:
+            odd = list(differing(again / folder, whole / folder))
+            assert set(odd) <= {"config.yaml", "tuned.json"}, (folder, moments)
+            assert all(nameless(again / folder / one, again) == nameless(whole / folder / one, whole) for one in odd), (folder, moments)
+
+
+def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that_is_there(tmp_path):
+    """FedAvg's column and its tuned one are then one run, which says so; the grid's only value is the shipped one."""
+    experiment = read_experiment("fedgen_ablation")
+    columns = {name: experiment.strategies[name] for name in ("FedAvg", "FedAvg tuned")}
+    experiment = replace(experiment, tuning=replace(experiment.tuning, grid=[0.01]), strategies=columns)
+    words = ["experiment=fedgen_ablation", "seeds=0", "quiet=true", *TINY, f"output={tmp_path}"]
+    asked = replace(reproduce.parse_arguments(words), experiment=experiment)
+    assert reproduce.reproduce(asked) == 0
+    (folder,) = [path.parent for path in tmp_path.glob("fedgen_ablation/*/config.yaml")]
+    assert OmegaConf.load(folder / "config.yaml").tuned_params is None and json.loads((folder / "tuned.json").read_text())["tried"] == 1
+    assert read_run(folder).kinds == ("tuned", "untuned")
+    plain, tuned = csv_rows(tmp_path / "fedgen_ablation/reproduce/fedgen_ablation/table.csv")
+    assert plain["local_test_accuracy_last10_mean"] == tuned["local_test_accuracy_last10_mean"] != ""
