@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from omegaconf import OmegaConf
 
+from fedkd.errors import require
 from fedkd.federation import serialization
 from fedkd.federation.client import Client
 from fedkd.federation.server_loop import Round
@@ -48,8 +49,15 @@ def initial_broadcast(simulation: Simulation) -> State:
 
 
 def local_training(overrides: list[str], num_clients: int, compiled: bool) -> Callable[[], object]:
-    """A function that trains the first ``num_clients`` clients for one round, all of them as one program."""
+    """A function that trains the first ``num_clients`` clients for one round, all of them as one program.
+
+    Raises:
+        ConfigError: the clients cannot train as one program.
+    """
     simulation = make_simulation([*overrides, f"compile={str(compiled).lower()}"])
+    groups = {simulation.vmap_group(number) for number in range(num_clients)}
+    rule = f"must give the first {num_clients} clients batches of one size (batch_size or more examples each; partition=iid does)"
+    require(len(groups) == 1, "partition", rule, sorted(groups))
     broadcast = initial_broadcast(simulation)
 
     def train() -> object:
