@@ -19,8 +19,18 @@ STYLES = {"best": "textbf:--rwrap;", "second": "underline:--rwrap;", "": ""}
 """The style of a cell, as pandas writes it."""
 
 
+COLUMN_CHARACTERS = 46
+"""Characters of a row that fit into one column of a two-column paper, at 10 points."""
+
+FONT_SIZES = {95: "", 112: r"\footnotesize", 128: r"\scriptsize"}
+"""Font sizes across both columns, by the characters of a row that fit; ``\\tiny`` for longer rows."""
+
+
 def latex(table: Table) -> str:
-    r"""The table as a ``table`` environment, to be read by ``\input``. The document loads the package ``booktabs``."""
+    r"""The table as a ``table`` environment, to be read by ``\input``. The document loads the package ``booktabs``.
+
+    A table that is too wide for one column of a two-column paper is a ``table*`` across both, in a smaller font where that is needed.
+    """
     frame = pd.DataFrame({_text(column.title): [_text(cell.text) for cell in column.cells] for column in table.columns})
     marks = [[STYLES[cell.mark] for cell in row] for row in table.rows]
     styler = frame.style.hide(axis="index").apply(lambda shown: pd.DataFrame(marks, shown.index, shown.columns), axis=None)
@@ -31,8 +41,20 @@ def latex(table: Table) -> str:
         caption=_text(" ".join(part for part in (f"{table.title}." if table.title else "", caption(table)) if part)),
         position="tb",
         position_float="centering",
+        environment="table" if characters(table) <= COLUMN_CHARACTERS else "table*",
     )
-    return _with_rules(body, table)
+    return _with_rules(body.replace("\\centering", "\\centering" + font_size(table), 1), table)
+
+
+def characters(table: Table) -> int:
+    """The characters of the widest possible row, with two for each gap between columns."""
+    return sum(2 + max(len(text) for text in (column.title, *(cell.text for cell in column.cells))) for column in table.columns)
+
+
+def font_size(table: Table) -> str:
+    """The command for a font in which a row fits across the page."""
+    wide = characters(table)
+    return next((size for most, size in FONT_SIZES.items() if wide <= most), r"\tiny")
 
 
 def caption(table: Table) -> str:

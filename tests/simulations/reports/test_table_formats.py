@@ -69,6 +69,17 @@ def test_greek_letters_of_the_user_are_mathematics_in_latex():
     assert r"$\alpha$ = 0.1 & 1" in text and r"$\lambda$ $\times$ 2 & 2" in text and text.isascii()
 
 
+@pytest.mark.parametrize(("columns", "begins"), [
+    (3, r"\begin{table}[tb]\n\centering\n"),
+    (4, r"\begin{table*}[tb]\n\centering\n"),
+    (8, r"\begin{table*}[tb]\n\centering\footnotesize\n"),
+    (12, r"\begin{table*}[tb]\n\centering\tiny\n"),
+])  # fmt: skip
+def test_a_wide_table_spans_both_columns_in_a_smaller_font(columns, begins):
+    table = Table("x", "", tuple(texts(f"title {place}", ["81.20 ± 0.45"]) for place in range(columns)))
+    assert latex(table).startswith(begins.replace(r"\n", "\n"))
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("t", "2.0 ± 2.5"), ("std", "2.0 ± 1.0")])
 def test_a_mean_with_its_interval_or_its_standard_deviation(kind, wanted):
     form = NumberFormat(kind, 1)
