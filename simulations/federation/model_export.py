@@ -51,6 +51,7 @@ def save_network(folder: Path, name: str, model: nn.Module, about: dict[str, Any
     write_atomically(paths[1], (json.dumps(about, indent=1) + "\n").encode())
     example = torch.zeros(2, *about["shape"], dtype=next(model.parameters()).dtype)
     program = torch.export.export(Logits(model).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    temporary = folder / f".{name}.pt2"  # torch warns of other suffixes
     torch.export.save(program, temporary)
     temporary.replace(paths[2])
     return paths

@@ -1,0 +1,57 @@
+"""``fedkd sweep``: combinations, and many runs at a time."""
+
+import pytest
+from click.testing import CliRunner
+
+from fedkd.errors import ConfigError
+from simulations.cli.main import cli
+from simulations.experiments.grid import expand, plan_grid
+from simulations.run_folder.listing import list_folder
+
+TINY = ("num_clients=4", "clients_per_round=2", "local_steps=2", "clients_per_vmap=1", "rounds=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "combinations"),
+    [
+        (["seed=1"], [["seed=1"]]),
+        (["seed=0,1"], [["seed=0"], ["seed=1"]]),
+        (["a=1,2", "b=x,y"], [["a=1", "b=x"], ["a=1", "b=y"], ["a=2", "b=x"], ["a=2", "b=y"]]),
+        (["seed=range(0,3)"], [["seed=0"], ["seed=1"], ["seed=2"]]),
+        (["model.widths=[8,16]", "+c.d=choice(1,2)"], [["model.widths=[8,16]", "+c.d=1"], ["model.widths=[8,16]", "+c.d=2"]]),
+        (["~strategy", "'x y'=1"], None),
+        (["~strategy", "data.root='a,b'"], [["~strategy", "data.root='a,b'"]]),
+    ],
+)
+def test_combinations_are_those_of_hydra_s_sweeps(words, combinations):
+    if combinations is None:
+        with pytest.raises(ConfigError):
+            expand(words)
+    else:
+        assert expand(words) == combinations
+
+
+def test_a_sweep_without_values_to_list_is_refused():
+    with pytest.raises(ConfigError, match="must list its values"):
+        expand(["optimizer.lr=interval(0,1)"])
+
+
+def test_runs_are_labeled_by_what_is_varied_and_equal_ones_stand_once(tmp_path):
+    words = [*TINY, f"output={tmp_path}"]
+    assert [run.label for run in plan_grid([*words, "strategy=fedavg,fedgen", "seed=3"])] == ["strategy=fedavg", "strategy=fedgen"]
+    assert [run.label for run in plan_grid([*words, "strategy=fedavg"])] == ["strategy=fedavg seed=0"]
+    assert len(plan_grid([*words, "strategy=fedavg", "engine=local,ray", "seed=0,0,1"])) == 2, "the engine changes no result"
+
+
+def test_several_runs_at_a_time_of_which_one_fails(tmp_path):
+    """The others are done, the failure is in one line, the exit code is 1; the same command makes what is missing and nothing else."""
+    words = ["sweep", "--jobs", "2", *TINY, "strategy=fedavg", "optimizer.lr=0.1,1e30", "seed=0,1", f"output={tmp_path}"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 1, result.stderr
+    folders = [line.removeprefix("run: ") for line in result.stdout.splitlines()]
+    assert len(folders) == 2 and {row["path"] for row in list_folder(tmp_path, status="finished")} == set(folders)
+    failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2 and all("no longer finite" in line and "(log: " in line for line in failed)
+    assert "optimizer.lr=0.1 seed=1: done in" in result.stderr and "of 4, " in result.stderr and " left)" in result.stderr
+    again = CliRunner().invoke(cli, [word.replace("0.1,1e30", "0.1") for word in words])
+    assert again.exit_code == 0 and again.stdout.splitlines() == result.stdout.splitlines() and "done in" not in again.stderr
