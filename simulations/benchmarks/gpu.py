@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fedkd.errors import require
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import State
 from simulations.benchmarks import workloads
@@ -116,9 +117,15 @@ def cifar10(device: str, rounds: int) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Print all figures."""
+    """Print all figures.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
     own = dict(word.split("=", 1) for word in words if word.startswith(("device=", "rounds=")))
     device = own.get("device", "cuda")
+    visible = device == "cpu" or torch.cuda.is_available()
+    require(visible, "device", "must be one that this machine has (no GPU is visible here; device=cpu tries the program)", device)
     name = torch.cuda.get_device_name() if device.startswith("cuda") else "no GPU: the figures are not what their names say"
     print(f"# {name}, torch {torch.__version__}, one process, batches of 32 and 10", flush=True)
     local_training([word for word in words if not word.startswith(("device=", "rounds="))], device)

@@ -56,27 +56,49 @@ def export_networks(setup: Setup, training: Training, tensors: Tensors, folder: 
 
 
 def write_network(setup: Setup, folder: Path, name: str, network: nn.Module, tensors: Tensors) -> None:
-    """Write ``<name>.safetensors``, ``<name>.json`` and, with ``export=true``, the program ``<name>.pt2``.
-
-    The description (in ``<name>.json`` and in the header of the tensors) holds the configuration of the network and the scaling of its
-    input: a network reads ``(byte / scale - mean) / std``.
-    """
+    """Write the files of one network of a distillation, with ``export=true`` also its program. See :func:`save_network`."""
     task = setup.task
     description = {
         "network": {**plain(setup.config.student), **setup.distiller.config_changes(setup.learner, name)},
         "shape": list(task.shape), "num_classes": task.num_classes,
         "scale": setup.train.scale, "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
     }  # fmt: skip
+    save_network(folder, name, network, tensors, description, program=setup.config.export)
+
+
+def save_network(
+    folder: Path, name: str, network: nn.Module, tensors: Tensors, description: dict[str, Any], *, program: bool = True
+) -> list[Path]:
+    """Write ``<name>.safetensors``, ``<name>.json`` and the program ``<name>.pt2``.
+
+    Args:
+        folder: where the files are written.
+        name: the files' name without suffix.
+        network: the module. Its parameters are overwritten.
+        tensors: all parameters and buffers of the network.
+        description: configuration of the network, shape of its input, and the scaling of the input: a network reads
+            ``(byte / scale - mean) / std``. It is written to ``<name>.json`` and to the header of the tensors.
+        program: whether to write the program, which maps images [B, channels, height, width] to logits [B, classes].
+
+    Returns:
+        The paths of the files.
+    """
+    paths = [folder / f"{name}.{suffix}" for suffix in ("safetensors", "json", "pt2")]
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(content, folder / f".{name}.tmp", {"fedkd": json.dumps(description)})
-    (folder / f".{name}.tmp").replace(folder / f"{name}.safetensors")
-    write_atomically(folder / f"{name}.json", (json.dumps(description, indent=1) + "\n").encode())
-    if setup.config.export:
-        load(network, tensors)
-        on_cpu = deepcopy(network).cpu().eval()  # the program needs no GPU, wherever the student was trained
-        example = torch.zeros(2, *task.shape, dtype=next(on_cpu.parameters()).dtype)
-        program = torch.export.export(Logits(on_cpu), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, folder / f"{name}.pt2")
+    temporary = folder / f".{name}.tmp"
+    save_file(content, temporary, {"fedkd": json.dumps(description)})
+    temporary.replace(paths[0])
+    write_atomically(paths[1], (json.dumps(description, indent=1) + "\n").encode())
+    if not program:
+        return paths[:2]
+    load(network, tensors)
+    on_cpu = deepcopy(network).cpu().eval()  # the program needs no GPU, wherever the network was trained
+    example = torch.zeros(2, *description["shape"], dtype=next(on_cpu.parameters()).dtype)
+    exported = torch.export.export(Logits(on_cpu).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    temporary = folder / f".{name}.pt2"  # torch warns of other suffixes
+    torch.export.save(exported, temporary)
+    temporary.replace(paths[2])
+    return paths
 
 
 def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors) -> dict[str, Any]:

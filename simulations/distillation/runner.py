@@ -188,7 +188,7 @@ def label(config: DictConfig) -> str:
     names = config.choices
     teacher = f"{names.teacher} to " if "teacher" in names else ""
     networks = f"{teacher}{names.get('student', 'student')}"
-    images = f"{names.get('image_source')} {names.get('data')}"
+    images = f"{names.get('image_source', 'images')} {names.get('data', 'data')}"
     return f"{networks} by {names.get('distiller', 'distiller')} on {images}, seed {config.seed}"
 
 

@@ -4,14 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
-from torch import nn
 
 from fedkd.errors import RunFolderError
-from fedkd.files import write_atomically
-from simulations.distillation.export import Logits
+from simulations.distillation.export import save_network
 from simulations.distillation.teachers import is_federated
 from simulations.federation.trained_model import load_model
 from simulations.setup.simulation import build_simulation
@@ -38,23 +34,7 @@ def export_model(folder: Path, client: int | None = None, output: Path | None = 
     name, about = _description(folder, client)
     output = folder / "export" if output is None else output.expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    return save_network(output, name, model, about)
-
-
-def save_network(folder: Path, name: str, model: nn.Module, about: dict[str, Any]) -> list[Path]:
-    """Write ``<name>.safetensors`` with ``about`` in its header, ``<name>.json`` and ``<name>.pt2``; returns the paths."""
-    paths = [folder / f"{name}.{suffix}" for suffix in ("safetensors", "json", "pt2")]
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    temporary = folder / f".{name}.tmp"
-    save_file(tensors, temporary, {"fedkd": json.dumps(about)})
-    temporary.replace(paths[0])
-    write_atomically(paths[1], (json.dumps(about, indent=1) + "\n").encode())
-    example = torch.zeros(2, *about["shape"], dtype=next(model.parameters()).dtype)
-    program = torch.export.export(Logits(model).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    temporary = folder / f".{name}.pt2"  # torch warns of other suffixes
-    torch.export.save(program, temporary)
-    temporary.replace(paths[2])
-    return paths
+    return save_network(output, name, model, dict(model.state_dict()), about)
 
 
 def _description(folder: Path, client: int | None) -> tuple[str, dict[str, Any]]:
