@@ -1,4 +1,4 @@
-"""What is trained on: one step's material, and that of a whole training."""
+"""The data of one training step, and of all steps of a training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,16 @@ from fedkd.types import Examples
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's material: images x, labels y [B], and the strategy's own draws of this step as further attributes."""
+    """The data of one step. The tensors in ``drawn`` can also be read as attributes: ``batch.noise``.
+
+    Args:
+        x: images [B, channels, height, width], or None.
+        y: labels [B].
+        drawn: random numbers and schedules of this step, by name, from ``prepare_batches``.
+
+    Raises:
+        AttributeError: there is no such attribute.
+    """
 
     x: Tensor | None
     y: Tensor
@@ -26,14 +35,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """All steps of one training at once.
+    """The data of all steps of a training. Iterating gives one :class:`Batch` per step.
 
     Args:
         y: labels [S, B].
-        index: which examples of ``data`` [S, B]; None where nothing but draws is trained on.
-        data: where the images are.
-        dtype: of the images.
-        drawn: tensors [S, ...] that steps see as attributes of their batch.
+        index: indices of the examples in ``data`` [S, B]; None if the training needs no images.
+        data: the examples; None if the training needs no images.
+        dtype: type of the images.
+        drawn: random numbers and schedules, tensors [S, ...] by name. Each step has its part in ``Batch.drawn``.
     """
 
     y: Tensor
@@ -47,11 +56,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for step in range(len(self)):
-            x = None if self.data is None else self.data.images(self.index[step], self.dtype)
+            x = None if self.data is None or self.index is None else self.data.images(self.index[step], self.dtype)
             yield Batch(x, self.y[step], {name: value[step] for name, value in self.drawn.items()})
 
     def with_drawn(self, drawn: dict[str, Tensor]) -> "Batches":
-        """The same steps with these draws; each must have the number of steps as its first dimension."""
+        """The same steps with other ``drawn`` tensors [S, ...]."""
         for name, value in drawn.items():
             assert len(value) == len(self), f"draw {name!r} has {len(value)} steps, the training {len(self)}"
         return replace(self, drawn=drawn)

@@ -1,4 +1,4 @@
-"""A network bound to tensors: what a loss sees of it, and the handling of a network's tensors by name."""
+"""A network with explicit tensors, as a loss receives it, and operations on the named tensors of networks."""
 
 import copy
 from typing import Any
@@ -12,15 +12,15 @@ from fedkd.types import Tensors
 
 
 class FunctionalModel:
-    """A network bound to tensors: what a loss sees of it.
+    """A network that is called with explicit tensors instead of its own parameters and buffers.
 
-    ``model(x)`` runs it, ``model.head(z)`` its head, ``model.parameters()`` are its live parameters by name, and
-    ``model.at(tensors)`` is the same network with other weights: in eval mode, detached.
+    ``model(x)`` runs the network, ``model.head(z)`` its head. ``model.parameters()`` are the parameters with gradients, by name.
+    ``model.at(tensors)`` is the same network with other weights, in eval mode and without gradients.
 
     Args:
-        module: the network; in train mode where it is to train.
-        tensors: every parameter and buffer; those of ``module`` if None.
-        frozen: the same network in eval mode; made when it is asked for if None.
+        module: the network, in train mode if it is trained.
+        tensors: all parameters and buffers, by name; None: those of ``module``.
+        frozen: the same network in eval mode; None: it is created when it is needed.
     """
 
     def __init__(self, module: nn.Module, tensors: Tensors | None = None, frozen: nn.Module | None = None) -> None:
@@ -30,59 +30,71 @@ class FunctionalModel:
     def __call__(self, *inputs: Any) -> Any:
         return functional_call(self._module, self._tensors, inputs)
 
-    def head(self, z: Tensor) -> Tensor:
-        """Logits [..., C] of embeddings z [..., D]."""
-        return functional_call(self._module.head, submodule_tensors(self._tensors, "head"), (z,))
+    def head(self, z: Tensor) -> Tensor:  # [..., D] -> [..., C]
+        """The logits of embeddings."""
+        logits: Tensor = functional_call(self._module.get_submodule("head"), submodule_tensors(self._tensors, "head"), (z,))
+        return logits
 
     def submodule(self, name: str) -> "FunctionalModel":
-        """One submodule, bound to its share of the tensors."""
-        frozen = None if self._frozen is None else getattr(self._frozen, name)
-        return FunctionalModel(getattr(self._module, name), submodule_tensors(self._tensors, name), frozen)
-
-    def eval_copy(self) -> "FunctionalModel":
-        """The same network in eval mode, detached."""
-        return self.at({})
+        """The submodule ``name`` with its part of the tensors."""
+        frozen = None if self._frozen is None else self._frozen.get_submodule(name)
+        return FunctionalModel(self._module.get_submodule(name), submodule_tensors(self._tensors, name), frozen)
 
     def parameters(self) -> Tensors:
-        """The parameters (no buffers) by name, with gradients."""
+        """The parameters by name, with gradients. Buffers are not included."""
         return {name: self._tensors[name] for name, _ in self._module.named_parameters()}
 
     def at(self, tensors: Tensors) -> "FunctionalModel":
-        """This network with ``tensors``, which may be parameters alone (buffers are then this network's)."""
+        """The same network with other weights, in eval mode and without gradients.
+
+        Args:
+            tensors: parameters and buffers by name. Missing ones are those of this model.
+        """
         frozen = eval_copy(self._module) if self._frozen is None else self._frozen
         return FunctionalModel(frozen, {key: value.detach() for key, value in {**self._tensors, **tensors}.items()}, frozen)
 
+    def frozen(self) -> "FunctionalModel":
+        """The same network with the same weights, in eval mode and without gradients."""
+        return self.at({})
 
-_asleep: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+_eval_copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def eval_copy(module: nn.Module) -> nn.Module:
-    """``module`` in eval mode, made once, of the same tensors; only for use with others. It may be asked for while a step is recorded."""
-    if module not in _asleep:
-        own = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        _asleep[module] = copy.deepcopy(module, own).eval()
-    return _asleep[module]
+    """A copy of ``module`` in eval mode that shares its tensors. It is created once per module, also while a step is recorded.
+
+    Use the copy only with explicit tensors, as in :class:`FunctionalModel`.
+    """
+    if module not in _eval_copies:
+        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        _eval_copies[module] = copy.deepcopy(module, shared).eval()
+    return _eval_copies[module]
 
 
 def submodule_tensors(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors of one submodule, named as it names them."""
+    """The tensors of the submodule ``prefix``, with the names that the submodule gives them."""
     return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
 
 
 def snapshot(module: nn.Module) -> Tensors:
-    """Copies of all parameters and buffers."""
+    """Copies of all parameters and buffers, by name."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
 def load(module: nn.Module, tensors: Tensors) -> None:
-    """Copy ``tensors`` into ``module``; every parameter and buffer must be there.
+    """Copy ``tensors`` into ``module`` in place.
+
+    Args:
+        module: the network to change.
+        tensors: all parameters and buffers, by name.
 
     Raises:
-        RuntimeError: one is missing, unknown, or of another shape; says which.
+        RuntimeError: a tensor is missing, unknown, or has another shape; the message names it.
     """
-    places = module.state_dict()
-    if {name: place.shape for name, place in places.items()} != {name: value.shape for name, value in tensors.items()}:
-        module.load_state_dict(tensors, strict=True)  # many times slower, and explains what is wrong
+    targets = module.state_dict()
+    if {name: target.shape for name, target in targets.items()} != {name: value.shape for name, value in tensors.items()}:
+        module.load_state_dict(tensors, strict=True)  # raises an error that explains the difference; too slow for the normal case
     with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(tensors[name])
+        for name, target in targets.items():
+            target.copy_(tensors[name])

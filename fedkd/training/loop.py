@@ -1,8 +1,8 @@
-"""The only training loop.
+"""The training loop. There is only one.
 
-Local training, the server's training of a generator and distillation are all ``fit`` with another loss. A loss is a pure
-function ``loss(model, batch, shared, own) -> (scalar, metrics)`` of a network bound to its tensors, so that the loop is
-free to train one network or many at once, and to record a step once and replay it.
+Local training, the server's training of a generator, and distillation all call :func:`fit` with different losses. A loss is a pure
+function ``loss(model, batch, broadcast, client_state) -> (scalar, metrics)`` of a network with explicit tensors. The loop can therefore
+train one network or several at once, and can record a step and replay it.
 """
 
 import copy
@@ -19,33 +19,43 @@ from torch import Tensor, nn
 from fedkd.errors import DivergedError
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, eval_copy
-from fedkd.training.optimizers import OptimizerFactory, scaled_step, flatten_optimizer, copy_with_layout, restore_optimizer
+from fedkd.training.optimizers import OptimizerFactory, copy_with_layout, flatten_optimizer, restore_optimizer, scaled_step
 from fedkd.training.step_program import Program, Tree
 from fedkd.types import Examples, Metrics, State, Tensors
 
 LossFunction = Callable[..., tuple[Tensor, Metrics]]
+"""``(model, batch, broadcast, client_state) -> (scalar, metrics)``, pure."""
+
+MAX_PROGRAMS = 32
+"""Number of step programs that a process keeps, the most recently used ones."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How steps are computed. Both choices change rounding, and neither changes anything else.
+    """How steps are computed. Both settings change rounding and nothing else.
 
     Args:
-        compile: fuse the operations of a step with ``torch.compile``, which takes tens of seconds for each kind of step.
-        autocast: compute convolutions and products in bfloat16; weights stay as they are.
+        compile: compile a step with ``torch.compile``, which takes tens of seconds for each kind of step.
+        autocast: compute convolutions and matrix products in bfloat16; weights keep their type.
     """
 
     compile: bool = False
     autocast: bool = False
 
-    def casting(self, device: torch.device) -> AbstractContextManager:
-        """The context in which losses are computed."""
+    def casting(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which losses are computed on ``device``."""
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if self.autocast else nullcontext()
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training leaves: the tensors, the metrics summed over steps (``loss`` among them), the optimizer's state."""
+    """The result of a training.
+
+    Args:
+        tensors: all parameters and buffers, by name.
+        metric_sums: metrics of the loss, and ``loss`` itself, summed over the steps.
+        optimizer: state of the optimizer, see :func:`fedkd.training.optimizers.flatten_optimizer`.
+    """
 
     tensors: Tensors
     metric_sums: Metrics
@@ -57,7 +67,7 @@ def fit(
     start: Tensors,
     batches: Batches,
     loss: LossFunction,
-    optimizer: OptimizerFactory,
+    make_optimizer: OptimizerFactory,
     *,
     broadcast: State | None = None,
     client_state: State | None = None,
@@ -65,19 +75,19 @@ def fit(
     schedule: Sequence[float] | None = None,
     execution: Execution | None = None,
 ) -> FitResult:
-    """Train ``module`` from ``start``, one optimizer step a batch. Images and kernels are laid out channels last.
+    """Train ``module`` from ``start`` with one optimizer step per batch. Images and kernels have the layout channels last.
 
     Args:
-        module: the network; its own values are neither read nor written.
-        start: every parameter and buffer at the beginning.
+        module: the network. Its own parameters and buffers are neither read nor changed.
+        start: all parameters and buffers at the beginning, by name.
         batches: the steps.
-        loss: pure, ``loss(model, batch, shared, own) -> (scalar, metrics)``.
-        optimizer: ``parameters -> optimizer``.
-        shared: what every client received; handed to the loss.
-        own: this client's memory; handed to the loss.
-        optimizer_state: as ``Fitted.optimizer`` of an earlier call; empty or None begins anew.
-        schedule: by what the learning rate is multiplied in each step; None is one.
-        execution: how steps are computed.
+        loss: ``loss(model, batch, broadcast, client_state) -> (scalar, metrics)``, pure.
+        make_optimizer: ``parameters -> optimizer``.
+        broadcast: the state that the server sent to all clients; an argument of the loss.
+        client_state: the client's own state; an argument of the loss.
+        optimizer_state: ``FitResult.optimizer`` of an earlier call; None or empty: a new optimizer.
+        schedule: factor of the learning rate in each step; None: 1.
+        execution: how steps are computed; None: the defaults.
 
     Raises:
         DivergedError: the sum of losses is not finite.
@@ -88,41 +98,54 @@ def fit(
     execution = execution or Execution()
     names = [name for name, _ in module.named_parameters()]
     tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
-    program = cached_program((module, loss, batches.data, batches.dtype, execution), lambda: single_client_program(module, loss, batches, execution))
-    material = StepInputs.of([batches])
+    key_parts = (module, loss, batches.data, batches.dtype, execution)
+    program = cached_program(key_parts, lambda: single_client_program(module, loss, batches, execution))
+    inputs = StepInputs.of([batches])
     fixed = {"tensors": tensors, "broadcast": broadcast or {}, "client_state": client_state or {}}
-    fixed = program.placed(fixed, material)
-    leaves = [fixed["tensors"][name].requires_grad_() for name in names]
-    stepper = optimizer(leaves)
-    restore_optimizer(stepper, names, optimizer_state or {})
-    sums = run_steps(program, fixed, material, leaves, stepper, schedule=schedule)
-    left = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in fixed["tensors"].items()}
-    return FitResult(left, check_finite(sums, len(batches)), flatten_optimizer(stepper, names))
+    fixed = program.placed(fixed, inputs)
+    parameters = [fixed["tensors"][name].requires_grad_() for name in names]
+    optimizer = make_optimizer(parameters)
+    restore_optimizer(optimizer, names, optimizer_state or {})
+    sums = run_steps(program, fixed, inputs, parameters, optimizer, schedule=schedule)
+    result = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in fixed["tensors"].items()}
+    return FitResult(result, check_finite(sums, len(batches)), flatten_optimizer(optimizer, names))
 
 
+# ------------------------------------------------------------------------------------------------------------------- steps
 def single_client_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
-    """One step of one network."""
-    awake, frozen = copy.deepcopy(module).train(), eval_copy(module)
+    """The program of one step of one network."""
+    train_module, frozen = copy.deepcopy(module).train(), eval_copy(module)
 
-    def values(tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, own: State, shared: State) -> tuple[Tensor, Metrics]:
+    def loss_values(
+        tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, client_state: State, broadcast: State
+    ) -> tuple[Tensor, Metrics]:
         x = None if x is None else channels_last(x)
-        return loss(FunctionalModel(awake, tensors, frozen), Batch(x, y, drawn), shared, own)
+        return loss(FunctionalModel(train_module, tensors, frozen), Batch(x, y, drawn), broadcast, client_state)
 
-    return Program(with_gradients(values, module, batches, execution), compile=execution.compile)
+    return Program(with_gradients(loss_values, module, batches, execution), compile=execution.compile)
 
 
-def with_gradients(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution) -> Callable:
-    """``(fixed, step) -> {"losses", "metrics", "gradients"}``: what ``values`` gives, and the gradient of its sum by parameters."""
+def with_gradients(
+    loss_values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution
+) -> Callable[[Tree, Tree], Tree]:
+    """The function of a step program: ``(fixed, changing) -> {"losses", "metrics", "gradients"}``.
+
+    Args:
+        loss_values: ``(tensors, x, y, drawn, client_state, broadcast) -> (losses, metrics)``. The gradient is that of the sum of losses.
+        module: the network, for the names of its parameters.
+        batches: a training with the same normalization and type of images.
+        execution: how steps are computed.
+    """
     names, dtype = [name for name, _ in module.named_parameters()], batches.dtype
-    data = None if batches.data is None else batches.data.without_images()  # a program outlives its data
+    data = None if batches.data is None else batches.data.without_images()  # the program is kept longer than its data
 
     def step(fixed: Tree, changing: Tree) -> Tree:
         tensors, x = dict(fixed["tensors"]), None
         tensors.update({name: tensors[name].detach().requires_grad_() for name in names})
-        if "stored" in changing:
+        if data is not None:
             x = data.normalize(changing["stored"], dtype)
         with execution.casting(changing["y"].device):
-            losses, metrics = values(tensors, x, changing["y"], changing["drawn"], fixed["client_state"], fixed["broadcast"])
+            losses, metrics = loss_values(tensors, x, changing["y"], changing["drawn"], fixed["client_state"], fixed["broadcast"])
         gradients = torch.autograd.grad(losses.sum(), [tensors[name] for name in names], allow_unused=True)
         metrics = {name: metric.detach() for name, metric in metrics.items()}
         return {"losses": losses.detach(), "metrics": metrics, "gradients": gradients}
@@ -131,93 +154,122 @@ def with_gradients(values: Callable[..., tuple[Tensor, Metrics]], module: nn.Mod
 
 
 @dataclass(frozen=True)
-class StepInputs(Sequence):
-    """The steps of one training, or of several side by side, gathered when they are asked for.
+class StepInputs:
+    """The inputs of all steps of one training, or of several trainings side by side. Images are gathered when a step is read.
 
     Args:
-        data: where the images are; None where there are none.
-        where: their places [S, B] or [S, K, B].
-        y: labels alike.
-        drawn: draws [S, ...] or [S, K, ...].
+        data: the examples; None if there are no images.
+        rows: rows of the images in the storage of ``data``, [S, B] or [S, K, B]; None if there are no images.
+        y: labels, of the same shape.
+        drawn: random numbers and schedules, [S, ...] or [S, K, ...], by name.
     """
 
     data: Examples | None
-    where: Tensor | None
+    rows: Tensor | None
     y: Tensor
     drawn: Tensors
 
     @classmethod
     def of(cls, batches: Sequence[Batches], steps: slice = slice(None), *, together: bool = False) -> "StepInputs":
-        """One training's steps, or those of several side by side."""
+        """The inputs of some steps.
+
+        Args:
+            batches: one training, or several with the same data.
+            steps: the steps to include.
+            together: stack the trainings side by side; if false, ``batches`` is a single training.
+        """
         first = batches[0]
         join = (lambda tensors: torch.stack(tensors, 1)) if together else (lambda tensors: tensors[0])
-        where = None if first.data is None else join([one.data.storage_rows(one.index[steps]) for one in batches])
+        indices = [one.data.storage_rows(one.index[steps]) for one in batches if one.data is not None and one.index is not None]
+        rows = None if first.data is None else join(indices)
         drawn = {name: join([one.drawn[name][steps] for one in batches]) for name in first.drawn}
-        return cls(first.data, where, join([one.y[steps] for one in batches]), drawn)
+        return cls(first.data, rows, join([one.y[steps] for one in batches]), drawn)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, step: int) -> Tree:
-        images = {} if self.data is None else {"stored": self.data.gather(self.where[step])}
+        images = {} if self.data is None or self.rows is None else {"stored": self.data.gather(self.rows[step])}
         return {**images, "y": self.y[step], "drawn": {name: value[step] for name, value in self.drawn.items()}}
 
 
 def run_steps(
     program: Program,
     fixed: Tree,
-    material: StepInputs,
-    leaves: Sequence[Tensor],
-    stepper: torch.optim.Optimizer,
+    inputs: StepInputs,
+    parameters: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
     lr_scales: Sequence[Tensor] | None = None,
     schedule: Sequence[float] | None = None,
 ) -> Metrics:
-    """One optimizer step for each of ``material``; the metrics, losses among them, summed.
+    """Train with one optimizer step for each of ``inputs``.
 
     Args:
-        program: gives losses, metrics and gradients.
-        fixed: what the program takes beside each step's material; its tensors are those that are trained.
-        material: the steps.
-        leaves: the parameters among them, in the order of the gradients.
-        stepper: the optimizer of ``leaves``.
-        lr_scales: what every parameter's step is multiplied by, broadcast; None is one.
-        schedule: what the learning rate is multiplied by in each step; None is one.
+        program: computes losses, metrics, and gradients.
+        fixed: the program's inputs that are the same in all steps. Its tensors are trained in place.
+        inputs: the program's inputs of each step.
+        parameters: the trained tensors, in the order of the gradients.
+        optimizer: the optimizer of ``parameters``.
+        lr_scales: factor of the change of each parameter, broadcast to its shape; None: 1.
+        schedule: factor of the learning rate in each step; None: 1.
+
+    Returns:
+        Metrics, and ``loss``, summed over the steps.
     """
     sums: Metrics = {}
-    rates = [group["lr"] for group in stepper.param_groups]
-    for number, result in enumerate(program.steps(fixed, material)):
-        for group, rate in zip(stepper.param_groups, rates) if schedule is not None else ():
-            group["lr"] = rate * schedule[number]
-        for leaf, gradient in zip(leaves, result["gradients"]):
-            leaf.grad = gradient if gradient is None or gradient.stride() == leaf.stride() else copy_with_layout(leaf, gradient)
-        scaled_step(stepper, leaves, lr_scales)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for number, result in enumerate(program.steps(fixed, inputs)):
+        if schedule is not None:
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * schedule[number]
+        for parameter, gradient in zip(parameters, result["gradients"]):
+            same_layout = gradient is None or gradient.stride() == parameter.stride()
+            parameter.grad = gradient if same_layout else copy_with_layout(parameter, gradient)
+        scaled_step(optimizer, parameters, lr_scales)
         for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
             sums[name] = sums[name] + metric if name in sums else metric.clone()
     return sums
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """Images and kernels in the layout that convolutions are fast in; others as they are."""
+    """Images and kernels (four dimensions) in the layout channels last, in which convolutions are fast; other tensors unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-_programs: OrderedDict[Hashable, tuple[tuple, Program]] = OrderedDict()
+def check_finite(sums: Metrics, num_steps: int) -> Metrics:
+    """``sums`` if the sum of losses is finite.
+
+    Raises:
+        DivergedError: it is not.
+    """
+    if sums and not torch.isfinite(sums["loss"]):
+        raise DivergedError(f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate")
+    return sums
 
 
-def cached_program(parts: tuple, make: Callable[[], Program]) -> Program:
-    """The program made of ``parts`` earlier in this process, or a new one; the 32 used last are kept."""
-    key = tuple(part_identity(one) for one in parts)
+# -------------------------------------------------------------------------------------------------- the cache of programs
+_programs: OrderedDict[Hashable, tuple[tuple[Any, ...], Program]] = OrderedDict()
+
+
+def cached_program(parts: tuple[Any, ...], make: Callable[[], Program]) -> Program:
+    """The program for ``parts``: one that this process has kept, or else a new one.
+
+    Args:
+        parts: everything that the program depends on: network, loss, data, type of images, execution.
+        make: creates the program.
+    """
+    key = tuple(part_identity(part) for part in parts)
     if key not in _programs:
-        kept = tuple(one for one in parts if not isinstance(one, Examples))  # so that nothing else can take their identity
+        kept = tuple(part for part in parts if not isinstance(part, Examples))  # kept alive, so that no new object gets their id
         _programs[key] = (kept, make())
     _programs.move_to_end(key)
-    if len(_programs) > 32:
+    if len(_programs) > MAX_PROGRAMS:
         _programs.popitem(last=False)
     return _programs[key][1]
 
 
 def part_identity(part: Any) -> Hashable:
-    """What tells a part of a program from others: networks and strategies by being the same object, data by how it is scaled."""
+    """The key of one part of a program. Data are identified by their normalization, networks and strategies by the object itself."""
     if isinstance(part, partial):
         return (part_identity(part.func), *map(id, part.args), *((name, id(value)) for name, value in part.keywords.items()))
     if isinstance(part, Examples):
@@ -225,10 +277,3 @@ def part_identity(part: Any) -> Hashable:
     if hasattr(part, "__self__") and hasattr(part, "__func__"):
         return (id(part.__self__), id(part.__func__))
     return part if isinstance(part, Execution | torch.dtype) else id(part)
-
-
-def check_finite(sums: Metrics, num_steps: int) -> Metrics:
-    """``sums`` again, if the sum of losses is a number."""
-    if sums and not torch.isfinite(sums["loss"]):
-        raise DivergedError(f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate")
-    return sums

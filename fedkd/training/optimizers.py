@@ -1,4 +1,4 @@
-"""Optimizers: made for a training, stepped client by client, their state by name."""
+"""Optimizers: factories, steps with one learning rate per client, and their state as named tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,46 +13,60 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 def scale_lr(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
-    """The same optimizer with its learning rate multiplied by ``factor``."""
+    """The same factory with the learning rate multiplied by ``factor``."""
 
     def make(parameters: Any) -> torch.optim.Optimizer:
-        made = optimizer(parameters)
-        for group in made.param_groups:
+        instance = optimizer(parameters)
+        for group in instance.param_groups:
             group["lr"] = group["lr"] * factor
-        return made
+        return instance
 
     return make
 
 
-def scaled_step(stepper: torch.optim.Optimizer, leaves: Sequence[Tensor], lr_scales: Sequence[Tensor] | None) -> None:
-    """One optimizer step, of which every parameter takes its own multiple."""
+def scaled_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], lr_scales: Sequence[Tensor] | None) -> None:
+    """One optimizer step, in which the change of each parameter is multiplied by its scale.
+
+    Args:
+        optimizer: the optimizer of ``parameters``. The change must be proportional to its learning rate.
+        parameters: the parameters, with gradients.
+        lr_scales: one tensor per parameter, broadcast to its shape; None: no scaling.
+    """
     if lr_scales is None:
-        stepper.step()
-    elif is_plain_sgd(stepper):  # the step is the gradient times the learning rate
-        for leaf, scale in zip(leaves, lr_scales):
-            if leaf.grad is not None:
-                leaf.grad = leaf.grad * scale
-        stepper.step()
+        optimizer.step()
+    elif is_plain_sgd(optimizer):  # the change is the gradient times the learning rate, so the gradient can be scaled
+        for parameter, scale in zip(parameters, lr_scales):
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad * scale
+        optimizer.step()
     else:
-        before = [leaf.detach().clone() for leaf in leaves]
-        stepper.step()
+        before = [parameter.detach().clone() for parameter in parameters]
+        optimizer.step()
         with torch.no_grad():
-            for leaf, old, scale in zip(leaves, before, lr_scales):
-                leaf.copy_(old + scale * (leaf - old))
+            for parameter, old, scale in zip(parameters, before, lr_scales):
+                parameter.copy_(old + scale * (parameter - old))
 
 
-def is_plain_sgd(stepper: torch.optim.Optimizer) -> bool:
-    """Gradient descent without momentum or decay."""
-    return type(stepper) is torch.optim.SGD and all(g["momentum"] == 0 == g["weight_decay"] for g in stepper.param_groups)
+def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is SGD without momentum and weight decay."""
+    return type(optimizer) is torch.optim.SGD and all(g["momentum"] == 0 == g["weight_decay"] for g in optimizer.param_groups)
 
 
-def copy_with_layout(leaf: Tensor, value: Tensor) -> Tensor:
-    """A copy of ``value``, a gradient or a moment, in the layout of its parameter: fused optimizers read all as they lie in memory."""
-    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(value)
+def copy_with_layout(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of ``value``, a gradient or a moment, with the strides of its parameter.
+
+    Fused optimizers ignore strides: they read parameter, gradient, and moments in the order of memory.
+    """
+    return torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=parameter.device).copy_(value)
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> Tensors:
-    """An optimizer's state as ``{"exp_avg/fc.weight": tensor}``, parameters called by ``names`` in their order."""
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Tensors:
+    """The state of an optimizer as ``{"exp_avg/fc.weight": tensor}``.
+
+    Args:
+        optimizer: the optimizer.
+        names: names of its parameters, in order.
+    """
     state = optimizer.state_dict()["state"]
     return {
         f"{field}/{names[i]}": torch.as_tensor(value).clone()
@@ -62,15 +76,21 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
-    """Put what :func:`flatten_optimizer` gave back into a fresh optimizer of the same parameters, whose layouts it takes on."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Tensors) -> None:
+    """Load the state of :func:`flatten_optimizer` into a new optimizer of the same parameters.
+
+    Args:
+        optimizer: the optimizer to change.
+        names: names of its parameters, in order.
+        tensors: the state; empty: nothing is changed.
+    """
     if not tensors:
         return
-    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        name, _, parameter = key.partition("/")
-        place = names.index(parameter)
-        alike = value.dim() > 0 and value.shape == leaves[place].shape
-        state.setdefault(place, {})[name] = copy_with_layout(leaves[place], value) if alike else value.clone()
+        field, _, name = key.partition("/")
+        i = list(names).index(name)
+        same_shape = value.dim() > 0 and value.shape == parameters[i].shape
+        state.setdefault(i, {})[field] = copy_with_layout(parameters[i], value) if same_shape else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

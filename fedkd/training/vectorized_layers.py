@@ -1,9 +1,9 @@
-"""Many networks of one architecture as one tensor program.
+"""Layers that compute several networks of one architecture with one kernel, inside ``torch.vmap``.
 
-A loss that is pure in its tensors is mapped over stacked clients with ``torch.vmap``, and differentiated outside the map. Plain
-``vmap`` would send convolutions of many small networks through slow kernels; convolution, BatchNorm, ReLU and linear layers bring
-rules of their own: K clients' maps [K, B, C, H, W] are folded to [B, K*C, H, W] in channels_last, computed by one grouped kernel, and
-unfolded. BatchNorm over K*C channels keeps each client's own statistics, exactly. Every other module takes vmap's general way.
+A pure loss is mapped over stacked clients with ``torch.vmap`` and differentiated outside the map. Plain ``vmap`` would compute the
+convolutions of many small networks with slow kernels. Convolution, BatchNorm, ReLU, and linear layers therefore have their own rules: the
+maps of K clients [K, B, C, H, W] are folded to [B, K*C, H, W] in the layout channels last, computed by one grouped kernel, and unfolded.
+BatchNorm over K*C channels keeps the exact statistics of each client. All other modules follow the general rules of ``vmap``.
 """
 
 import copy
@@ -14,125 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def fold_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, B, C, H, W] -> [B, K*C, H, W]
-    """Clients side by side in the channels, channels_last."""
-    x = x.unsqueeze(1).expand(-1, clients, -1, -1, -1) if dim is None else x.movedim(dim, 1)
-    return x.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-
-
-def stack_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, ...] -> [K, ...]
-    """Clients first; what all clients share is repeated."""
-    return x.expand(clients, *x.shape) if dim is None else x.movedim(dim, 0)
-
-
-class _Folded(torch.autograd.Function):
-    """A function that exists for its ``vmap`` rule; autograd sees the operations inside the rule."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """Nothing to keep: outside of a map these functions are not used."""
-
-
-class _Convolution(_Folded):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Tensor:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, int]:
-        clients, (stride, padding, dilation, groups) = info.batch_size, options
-        weight = stack_clients(weight, dims[1], clients).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        bias = None if bias is None else stack_clients(bias, dims[2], clients).flatten()
-        out = F.conv2d(fold_clients(x, dims[0], clients), weight, bias, stride, padding, dilation, clients * groups)
-        return out.unflatten(1, (clients, -1)), 1
-
-
-class _Normalisation(_Folded):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float) -> Tensor:
-        return F.batch_norm(x, mean, variance, weight, bias, True, momentum, eps)
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        clients, (momentum, eps) = info.batch_size, rest[4:]
-        weight, bias = (stack_clients(t, dim, clients).flatten() for t, dim in zip(rest[:2], dims[1:3]))
-        mean, variance = (t.view(-1) for t in rest[2:4])  # stacked and contiguous: updated where they stand
-        out = F.batch_norm(fold_clients(x, dims[0], clients), mean, variance, weight, bias, True, momentum, eps)
-        return out.unflatten(1, (clients, -1)), 1
-
-
-class _Rectified(_Folded):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return F.relu(x)
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple, x: Tensor) -> tuple[Tensor, int]:
-        return _Unfolded.apply(F.relu(fold_clients(x, dims[0], info.batch_size)), info.batch_size), 1
-
-
-class _Unfolded(torch.autograd.Function):
-    """[B, K*C, H, W] -> [B, K, C, H, W]; its gradient is brought to channels_last in one copy, before the kernels that are slow without."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, clients: int) -> Tensor:
-        return x.unflatten(1, (clients, -1))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.permute(0, 3, 4, 1, 2).flatten(3).contiguous().permute(0, 3, 1, 2), None
-
-
-class _Linear(_Folded):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
-        together = [stack_clients(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims)]
-        if torch.is_autocast_enabled(x.device.type):  # the products' own backward is not autocast's to see to
-            together = [t.to(torch.get_autocast_dtype(x.device.type)) for t in together]
-        return _Products.apply(*together), 0
-
-
-class _Products(torch.autograd.Function):
-    """K linear layers, [K, B, D] x [K, E, D] + [K, E] -> [K, B, E], whose weights' gradient comes out in the weights' own layout."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias[:, None], x, weight.mT)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        return torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None, torch.bmm(gradient.mT, x), gradient.sum(1)
-
-
-class _Conv2d(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-class _BatchNorm2d(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
-        self.num_batches_tracked.add_(1)
-        return _Normalisation.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
-
-
-class _ReLU(nn.ReLU):
-    def forward(self, x: Tensor) -> Tensor:
-        return _Rectified.apply(x) if x.dim() == 4 else F.relu(x)
-
-
-class _LinearLayer(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return _Linear.apply(x, self.weight, self.bias) if x.dim() == 2 else F.linear(x, self.weight, self.bias)
-
-
+# ------------------------------------------------------------------------------------------------------------- public names
 def vectorized_copy(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` in train mode whose layers know how to run for many clients; only inside ``torch.vmap``."""
+    """A copy of ``module`` in train mode with vectorized layers. Use it only inside ``torch.vmap``."""
     module = copy.deepcopy(module)
     for layer in module.modules():
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
@@ -147,5 +31,139 @@ def vectorized_copy(module: nn.Module) -> nn.Module:
 
 
 def has_randomness(module: nn.Module) -> bool:
-    """Networks with dropout draw inside their forward pass and train one by one."""
+    """Whether a network draws random numbers in its forward pass (dropout). Such clients train one after the other."""
     return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in module.modules())
+
+
+def fold_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, B, C, H, W] -> [B, K*C, H, W]
+    """Move the clients into the channels, in the layout channels last.
+
+    Args:
+        x: maps of all clients.
+        dim: the dimension of the clients; None: all clients have the same maps [B, C, H, W].
+        clients: number of clients, K.
+    """
+    x = x.unsqueeze(1).expand(-1, clients, -1, -1, -1) if dim is None else x.movedim(dim, 1)
+    return x.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def stack_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, ...] -> [K, ...]
+    """Move the clients to the first dimension. If ``dim`` is None, all clients have the same tensor, which is repeated."""
+    return x.expand(clients, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+# ------------------------------------------------------------------------------------------------- functions with vmap rules
+class _Folded(torch.autograd.Function):
+    """A function with a rule for ``vmap``. Autograd differentiates the operations inside the rule."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is saved: these functions are not differentiated outside ``vmap``."""
+
+
+class _Convolution(_Folded):
+    """A convolution, as one grouped convolution of all clients."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, int]:
+        clients, (stride, padding, dilation, groups) = info.batch_size, options
+        weight = stack_clients(weight, dims[1], clients).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else stack_clients(bias, dims[2], clients).flatten()
+        out = F.conv2d(fold_clients(x, dims[0], clients), weight, bias, stride, padding, dilation, clients * groups)
+        return out.unflatten(1, (clients, -1)), 1
+
+
+class _Normalization(_Folded):
+    """BatchNorm in train mode, over the channels of all clients."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float) -> Tensor:
+        return F.batch_norm(x, mean, variance, weight, bias, True, momentum, eps)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        clients, (momentum, eps) = info.batch_size, rest[4:]
+        weight, bias = (stack_clients(t, dim, clients).flatten() for t, dim in zip(rest[:2], dims[1:3]))
+        mean, variance = (t.view(-1) for t in rest[2:4])  # views of stacked, contiguous statistics, which are updated in place
+        out = F.batch_norm(fold_clients(x, dims[0], clients), mean, variance, weight, bias, True, momentum, eps)
+        return out.unflatten(1, (clients, -1)), 1
+
+
+class _Rectified(_Folded):
+    """ReLU of folded maps."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return F.relu(x)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], x: Tensor) -> tuple[Tensor, int]:
+        return _Unfolded.apply(F.relu(fold_clients(x, dims[0], info.batch_size)), info.batch_size), 1
+
+
+class _Unfolded(torch.autograd.Function):
+    """[B, K*C, H, W] -> [B, K, C, H, W]. Its gradient is converted to channels last in one copy, as other layouts have slow kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clients: int) -> Tensor:
+        return x.unflatten(1, (clients, -1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.permute(0, 3, 4, 1, 2).flatten(3).contiguous().permute(0, 3, 1, 2), None
+
+
+class _Linear(_Folded):
+    """A linear layer, as one batched matrix product of all clients."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
+        tensors = [stack_clients(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), dims)]
+        if torch.is_autocast_enabled(x.device.type):  # autocast does not convert inside the backward function of _Products
+            tensors = [t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors]
+        return _Products.apply(*tensors), 0
+
+
+class _Products(torch.autograd.Function):
+    """K linear layers, [K, B, D] x [K, E, D] + [K, E] -> [K, B, E]. The gradient of the weights has the layout of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None, torch.bmm(gradient.mT, x), gradient.sum(1)
+
+
+# ------------------------------------------------------------------------------------------------------------------- layers
+class _Conv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.num_batches_tracked is not None, "statistics are tracked"
+        self.num_batches_tracked.add_(1)
+        return _Normalization.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
+
+
+class _ReLU(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Rectified.apply(x) if x.dim() == 4 else F.relu(x)
+
+
+class _LinearLayer(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(x, self.weight, self.bias) if x.dim() == 2 else F.linear(x, self.weight, self.bias)

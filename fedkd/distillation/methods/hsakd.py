@@ -295,7 +295,7 @@ class HSAKDTeacher(Distiller):
         """``ce`` and ``joint``, and their sum."""
         assert labeled or self.frozen, "rotations of classes need labels"
         network = model.submodule("student")
-        output = network.eval_copy()(rotated_images(batch)) if self.frozen else network(rotated_images(batch))
+        output = network.frozen()(rotated_images(batch)) if self.frozen else network(rotated_images(batch))
         y = batch.y if labeled else without_rotations(output).logits.argmax(-1)
         joint_logits, labels = model.submodule("method")(output.stages, self.frozen), joint_labels(y)
         terms = {

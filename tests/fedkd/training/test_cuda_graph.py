@@ -10,8 +10,8 @@ import torch
 import fedkd.training.loop
 import fedkd.training.step_program
 import fedkd.training.vectorized
-from fedkd.training.step_program import Tree, tree_leaves, rebuild_tree
-from tests.small_runs import STRATEGIES, strategy_overrides, small_run, same_tensors
+from fedkd.training.step_program import Tree, rebuild_tree, tree_leaves
+from tests.small_runs import STRATEGIES, same_tensors, small_run, strategy_overrides
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
 

@@ -12,11 +12,11 @@ from fedkd.federation import serialization
 from fedkd.training import loop, step_program
 from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.training.loop import Execution, cached_program
-from fedkd.training.step_program import Program, tree_leaves, simplify
+from fedkd.training.step_program import Program, simplify, tree_leaves
 from fedkd.types import Examples
 from simulations.engine.local_engine import LocalGrid
 from simulations.setup.simulation import Simulation
-from tests.small_runs import STRATEGIES, strategy_overrides, small_run, same_tensors, small_simulation
+from tests.small_runs import STRATEGIES, same_tensors, small_run, small_simulation, strategy_overrides
 
 ALWAYS, NEVER = 0, 10**9
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import flatten
-from tests.small_runs import STRATEGIES, strategy_overrides, small_run, small_simulation
+from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
 
 MODELS = {"fedgen_cnn": [], "mlp": [], "pooled": ["model=fedgen_cnn", "model.pool=true", "model.widths=[4]"]}
 
