@@ -69,12 +69,13 @@ def _check_class(config: DictConfig, jobs: int) -> None:
 
 
 class _Begun(RunObserver):
-    """Notes whether a run was begun, rather than skipped."""
+    """Notes whether a run has begun, rather than been skipped."""
 
-    said = False
+    called = False
 
     def begin(self, folder: Path, first: int) -> None:
-        self.said = True
+        """Note it."""
+        self.called = True
 
 
 def run_serially(configs: Sequence[DictConfig], observers: Sequence[RunObserver]) -> list[Path]:
@@ -91,7 +92,7 @@ def run_serially(configs: Sequence[DictConfig], observers: Sequence[RunObserver]
         begun = _Begun()
         folders.append(run_federation(config, observers=[*observers, begun]))
         target = str(config.strategy.get("_target_", ""))
-        if is_main(target) and not begun.said:
+        if is_main(target) and not begun.called:
             said = "was finished before and is skipped, even if the class has changed since; give another output, or remove the folder"
             warnings.warn(f"the run of {target} in {folders[-1]} {said}", stacklevel=3)
     return folders
@@ -127,7 +128,7 @@ def run_in_processes(configs: Sequence[DictConfig], combinations: Sequence[Seque
 
 
 def _planned(configs: Sequence[DictConfig], combinations: Sequence[Sequence[str]]) -> list[GridRun]:
-    """The runs, each once, as they stand now. They are labelled by the words that not all of them have."""
+    """The runs, each once, as they stand now. They are labeled by the words that not all of them have."""
     common = set.intersection(*map(set, combinations))
     runs: dict[str, GridRun] = {}
     states: dict[Path, States] = {}
@@ -147,9 +148,8 @@ def _planned(configs: Sequence[DictConfig], combinations: Sequence[Sequence[str]
 
 def _folders(runs: Sequence[GridRun]) -> list[Path]:
     """The folders of runs that are done."""
-    if all(
-        "distiller" in one.config for one in runs
-    ):  # its hash holds the teacher's numbers: only the runner knows it, and skips what is finished
-        with contextlib.redirect_stdout(io.StringIO()):
-            return [run_distillation(one.config) for one in runs]
-    return [one.folder for one in refresh(runs) if one.folder is not None]
+    if any("distiller" not in one.config for one in runs):
+        return [one.folder for one in refresh(runs) if one.folder is not None]
+    # The hash of a distillation contains the teacher's tensors, so the runner alone knows the folder. It skips what is finished.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return [run_distillation(one.config) for one in runs]

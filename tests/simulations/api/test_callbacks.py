@@ -198,6 +198,7 @@ def test_selection_on_the_test_set_is_said_in_a_line(tmp_path):
         fedkd.run(callbacks=[fedkd.EarlyStopping()], evaluation__split="validation", validation_fraction=0.2, **keys)
 
 
+@pytest.mark.filterwarnings("ignore:EarlyStopping selects")
 def test_wrong_arguments_and_metrics_are_refused(tmp_path):
     with pytest.raises(fedkd.ConfigError, match="patience must be >= 1 evaluated rounds, got 0"):
         fedkd.EarlyStopping(patience=0)
