@@ -293,9 +293,7 @@ def check_same_search(search: Search) -> None:
     values = {float(row["value"]) for row in rows}
     same = settings == {(tuning.key, float(rounds), float(tuning.validation_fraction))} and values == set(tuning.grid)
     described = f"{tuning.key} in {tuning.grid}, {rounds} rounds, {tuning.validation_fraction} held out"
-    rule = (
-        f"must hold for {search.strategy} the search that the experiment describes ({described}); give another output, or remove the file"
-    )
+    rule = f"must hold for {search.strategy} the search of the experiment ({described}); give another output, or remove the file"
     require(same, "tuned_params", rule, str(search.table))
 
 
