@@ -109,4 +109,4 @@ def test_a_learning_rate_that_is_too_large_is_an_error_with_epoch_and_term(tmp_p
     first, second = done.stderr.splitlines()
     assert first.startswith("error: resnet8 by none on real digits, seed 0: the loss is no longer finite in step ")
     assert first.endswith("where ce is nan: lower the learning rate")
-    assert second == "All rounds up to the last checkpoint are on disk; run the same command to continue."
+    assert second == "The last checkpoint, if there is one, is on disk."
