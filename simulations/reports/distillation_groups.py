@@ -21,7 +21,8 @@ from simulations.run_folder.metric_names import DISTILLER_NAMES
 from simulations.run_folder.reader import NO_EFFECT, SETTING, FinishedRun, configuration, flatten_config, natural_order
 
 SEEDLESS = re.compile(
-    r"(seed|name|output|choices|teacher_run|round|progress|export|retrieval|tuned_params|searchpath|checkpoint_every)(\.|$)"
+    r"(seed|name|output|choices|teacher_run|round|progress|export|retrieval|layer_information_images|tuned_params|searchpath"
+    r"|checkpoint_every)(\.|$)"
     r"|(\w+\.)*(root|cache|download)$"
 )
 """Keys of a distillation that do not separate groups."""

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from simulations.reports.distillation_groups import DistillationRun
 from simulations.reports.figures.style import (
     DASHES,
+    HANDLE,
     MARKERS,
     NEUTRAL,
     PAGE,
@@ -26,6 +27,7 @@ from simulations.reports.figures.style import (
     legend,
     legend_height,
     limits,
+    wrapped,
 )
 from simulations.reports.statistics import interval
 from simulations.reports.tables.distillation import rank_correlation
@@ -105,15 +107,17 @@ def ladder(frames: Mapping[str, pd.DataFrame], path_stem: Path | None, style: Fi
     height = 0.4 * style.text + 1.2 * style.panel_height() + 0.14 * style.text * (1 + len(frames))
     with canvas(height, path_stem, style) as figure:
         axes = figure.subplots()
-        handles = []
+        handles, ends = [], []
         for method, table in frames.items():
             look = style.line(method)
             means = 100 * table.groupby("name")[["teacher_accuracy", "student_accuracy"]].mean().sort_values("teacher_accuracy")
             axes.plot(means["teacher_accuracy"], means["student_accuracy"], **look)
             points = 100 * table[["teacher_accuracy", "student_accuracy"]].to_numpy()
+            ends.append((float(points[:, 1].min()), float(points[:, 1].max())))
             axes.scatter(points[:, 0], points[:, 1], s=4 * style.text, color=look["color"], alpha=0.35, linewidths=0)
-            handles.append(Line2D([], [], label=f"{method}: rho {rank_correlation(table)[0]:+.2f}", **look))
-        limits(axes)
+            text = wrapped(f"{method}: rho {rank_correlation(table)[0]:+.2f}", style, indent=HANDLE)
+            handles.append(Line2D([], [], label=text, **look))
+        limits(axes, ends, whole=True)
         axes.set_xlabel("Teacher accuracy (%)")
         axes.set_ylabel("Student accuracy (%)")
         below(figure, handles, style, 1)

@@ -45,6 +45,9 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Markers of lines."""
 
+HANDLE = 10
+"""Characters that the line before a text of a legend takes."""
+
 NEUTRAL = "0.35"
 """The gray of marks that belong to no strategy."""
 
@@ -329,7 +332,7 @@ def legend(figure: Figure, seeds: Mapping[str, int], style: FigureStyle, title: 
         width: of the figure in inches; None for that of the style.
     """
     title = spread_text(seeds.values(), style) if title is None else title
-    texts = legend_texts(seeds)
+    texts = [wrapped(text, style, width, HANDLE) for text in legend_texts(seeds)]
     handles = [Line2D([], [], **style.line(label), label=text) for label, text in zip(seeds, texts, strict=True)]
     below(figure, handles, style, legend_shape(texts, style, width)[1], wrapped(title, style, width))
 
@@ -359,7 +362,7 @@ def legend_texts(seeds: Mapping[str, int]) -> list[str]:
 
 def legend_shape(texts: Sequence[str], style: FigureStyle, width: float | None = None) -> tuple[int, int]:
     """Rows and columns of a legend: as many columns as texts of this length leave room for."""
-    longest = max(len(text) for text in texts)
+    longest = max(len(line) for text in texts for line in text.splitlines() or [""])
     available = (style.width if width is None else width) / style.text
     columns = max(1, min(len(texts), int(available / (0.48 + 0.058 * longest))))
     rows = -(-len(texts) // columns)
@@ -368,8 +371,11 @@ def legend_shape(texts: Sequence[str], style: FigureStyle, width: float | None =
 
 def legend_height(seeds: Mapping[str, int], style: FigureStyle, width: float | None = None) -> float:
     """Inches that :func:`legend` takes, its title included."""
-    lines = 1 + wrapped(spread_text(seeds.values(), style), style, width).count("\n")
-    return 0.14 * style.text * (lines + legend_shape(legend_texts(seeds), style, width)[0])
+    title = wrapped(spread_text(seeds.values(), style), style, width)
+    texts = [wrapped(text, style, width, HANDLE) for text in legend_texts(seeds)]
+    rows = legend_shape(texts, style, width)[0]
+    more = sum(text.count("\n") for text in texts)  # a text of two lines stands in a column of its own
+    return 0.14 * style.text * (1 + title.count("\n") + rows + more)
 
 
 def name_horizontal_axis(figure: Figure, text: str, style: FigureStyle) -> None:
@@ -377,9 +383,10 @@ def name_horizontal_axis(figure: Figure, text: str, style: FigureStyle) -> None:
     figure.supxlabel(wrapped(text, style), fontsize=style.font_size + 0.5, linespacing=1.1)
 
 
-def wrapped(text: str, style: FigureStyle, width: float | None = None) -> str:
-    """A text in lines as long as the figure is wide."""
-    return "\n".join(wrap(text, line_length(style, width)))
+def wrapped(text: str, style: FigureStyle, width: float | None = None, indent: int = 0) -> str:
+    """A text in lines as long as the figure is wide, without ``indent`` characters; ``n = 3`` stays together."""
+    lines = wrap(text.replace(" = ", "\u00a0=\u00a0"), max(16, line_length(style, width) - indent))
+    return "\n".join(lines).replace("\u00a0", " ")
 
 
 def line_length(style: FigureStyle, width: float | None = None) -> int:

@@ -158,7 +158,7 @@ def test_nothing_to_report_or_nowhere_to_write_is_an_error_in_one_line(tmp_path,
 
 
 def test_the_function_raises_what_the_command_prints(tmp_path, capsys):
-    with pytest.raises(RunFolderError, match="must be a run's"):
+    with pytest.raises(RunFolderError, match="config.yaml and metrics.csv"):
         report_folders([tmp_path])
     folder = write_run(tmp_path / "a")
     with pytest.raises(ConfigError, match="must not be the folder of a run"):

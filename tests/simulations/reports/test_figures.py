@@ -11,7 +11,7 @@ from simulations.reports.builder import build_sections, collect
 from simulations.reports.figures import comparison
 from simulations.reports.figures.drawing import parts
 from simulations.reports.figures.label_distribution import label_distribution
-from simulations.reports.figures.style import COLORS, SLOTS, FigureStyle, assign_slots, limits, spread_text
+from simulations.reports.figures.style import COLORS, SLOTS, FigureStyle, assign_slots, canvas, legend, legend_height, limits, spread_text
 from simulations.reports.options import options_from
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import find_run_folders
@@ -60,8 +60,8 @@ def test_a_strategy_looks_the_same_in_every_figure_and_on_every_setting(tmp_path
         if not name.startswith(wanted):
             continue
         figure = drawing.figure()
-        for legend in figure.legends:
-            for text, line in zip(legend.get_texts(), legend.get_lines()):
+        for shown_legend in figure.legends:
+            for text, line in zip(shown_legend.get_texts(), shown_legend.get_lines()):
                 colors.setdefault(text.get_text(), set()).add(str(line.get_color()))
         if name.startswith(("to_target", "clients", "spread")):
             shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
@@ -173,3 +173,16 @@ def test_a_label_distribution_needs_counts(tmp_path, counts):
 def test_a_figure_can_be_drawn_without_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert isinstance(label_distribution(COUNTS, None), Figure) and not list(tmp_path.iterdir())
+
+
+def test_long_labels_of_a_legend_stand_in_several_lines_beside_their_lines():
+    label = "resnet14 widths [16, 32, 64] > resnet8, no KD, steps_per_epoch 10, temperature 4"
+    style = FigureStyle().with_labels([label, "short"])
+    with canvas(3.0, None, style) as figure:
+        figure.subplots().plot([1, 2])
+        legend(figure, {label: 3, "short": 3}, style)
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= figure.bbox.width
+    assert [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()] == [label, "short"]
+    assert legend_height({label: 3, "short": 3}, style) > legend_height({"short": 3, "other": 3}, style)
