@@ -1,7 +1,7 @@
-"""Strategy: the hooks of an algorithm, both halves.
+"""The base class of all strategies: the hooks of an algorithm, for the client and for the server.
 
-A subclass is one file that reads like the paper. It overrides what it changes and nothing else; the hooks know tensors and
-never a Flower type. The switches that belong to every algorithm are fields here.
+A subclass is one file that reads like the paper. It overrides only the hooks that it changes. Hooks see tensors and never a Flower type.
+Parameters that every algorithm has are fields of the base class.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 Phase = tuple[Batches, LossFunction]
-"""One training: its steps, and what it minimises."""
+"""One local training: its batches and its loss."""
 
 
 @dataclass(kw_only=True)
@@ -34,29 +34,33 @@ class Strategy(ServerLoop):
     """Federated averaging with hooks.
 
     Args:
-        batchnorm: ``local``: BatchNorm statistics stay with each client and are never sent (FedGen's public code);
-            ``averaged``: they travel and are averaged like parameters.
-        aggregation: weights of clients in the mean: by number of training ``examples``, or ``uniform``.
-        lr_schedule: ``constant``; ``round``: ``lr * lr_decay**(r - 1)`` in round r; ``last_participation``: the same with r
-            the round in which the client last trained, and ``lr`` the first time (FedGen's public code).
+        batchnorm: ``local``: BatchNorm statistics stay with each client and are never sent, as in FedGen's public code.
+            ``averaged``: they are sent and averaged like parameters.
+        aggregation: the weights of clients in the mean: their number of training ``examples``, or ``uniform``.
+        lr_schedule: ``constant``. ``round``: ``lr * lr_decay**(r - 1)`` in round r. ``last_participation``: the same with r the round in
+            which the client trained last, and ``lr`` the first time, as in FedGen's public code.
         lr_decay: in (0, 1].
-        shared_layers: ``all`` of the model travels, or its ``head`` alone; the rest then stays with each client, and no global model exists.
+        shared_layers: ``all`` layers of the model are shared, or its ``head`` only. The other layers then stay with each client, and there
+            is no global model.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     broadcast_parts: ClassVar[tuple[str, ...]] = ("model",)
-    """Which parts of the state travel to the clients."""
+    """Parts of the state that the server sends to the clients."""
 
     needs_public_data: ClassVar[bool] = False
-    """It distils on public examples."""
+    """The strategy distills on public images."""
 
     client_summary: ClassVar[str] = ""
-    """What a client minimises beside cross-entropy, in a few words; empty: nothing."""
+    """The client's loss terms beside cross-entropy, in a few words; empty if there are none."""
 
     server_summary: ClassVar[str] = "mean of models"
-    """What the server does, in a few words."""
+    """The server's step, in a few words."""
 
     secure_aggregation: ClassVar[bool] = True
-    """The server needs nothing of a single client: ``aggregate`` and ``server_training`` depend on weighted sums of what is sent, as under secure aggregation."""
+    """Weighted sums of the updates are enough for ``aggregate`` and ``server_training``, as under secure aggregation."""
 
     batchnorm: Literal["local", "averaged"]
     aggregation: Literal["examples", "uniform"]
@@ -66,7 +70,7 @@ class Strategy(ServerLoop):
 
     @property
     def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
-        """Whether clients may have unlike networks: not where whole models are averaged; with ``embedding`` theirs must be of one size."""
+        """Which models the clients may have: one for all (``none``), any with the same embedding size, or ``any``."""
         return "any" if "model" not in self.broadcast_parts else "same_embedding_size" if self.shared_layers == "head" else "none"
 
     def __post_init__(self) -> None:
@@ -75,140 +79,164 @@ class Strategy(ServerLoop):
                 require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}", getattr(self, name))
         require(0 < self.lr_decay <= 1, "lr_decay", "must be in (0, 1] (1 keeps the learning rate)", self.lr_decay)
 
-    # ------------------------------------------------------------------------------------------- hooks: the client's half
+    # ------------------------------------------------------------------------------------------- client hooks
     def init_client(self, client: Client) -> State:
-        """The algorithm's own state of a client before its first round: same keys and shapes for every client."""
+        """The client state before the first round, with the same keys and shapes for every client."""
         return {}
 
     def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
-        """The weights to begin from: what was broadcast, with what stays with the client laid over it."""
+        """The weights at the start of local training: the broadcast model, overwritten by parameters that stay with the client."""
         return {**broadcast["model"], **client_state.get("local", {})}
 
     def local_phases(self, client: Client, broadcast: State, client_state: State, server_round: int) -> list[Phase]:
-        """The trainings of a client's round, one after the other, each with an optimizer of its own: as many for every client."""
+        """The local trainings of a round, in order. Each has its own optimizer. All clients have the same number of them."""
         batches = client.batches()
         return [(batches.with_drawn(self.prepare_batches(client, batches, broadcast, client_state, server_round)), self.loss)]
 
     def prepare_batches(
         self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
     ) -> dict[str, Tensor]:
-        """Everything random or scheduled, for all steps at once: tensors [S, ...] that appear on each ``batch``."""
+        """Tensors [S, ...] that are random or scheduled, for all S steps at once. Each ``batch`` has their rows as attributes."""
         return {}
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
-        """A scalar to minimise and metrics to sum over steps. Pure: no draws, nothing written, no branch on a tensor's value.
+        """The loss of one step, and metrics that are summed over steps.
 
-        Scalars among the metrics, such as terms of the loss, are logged too: ``train_<name>``, the mean over steps and, weighted as in the
-        aggregation, over the round's clients.
+        The function is pure: it draws no random numbers, writes no attribute, and has no branch on a tensor's value. Scalar metrics are
+        logged as ``train_<name>``: the mean over steps, then the mean over the round's clients with the weights of the aggregation.
+
+        Returns:
+            A scalar, and tensors of any fixed shape by name.
         """
         return cross_entropy(model(batch.x).logits, batch.y).mean(), {}
 
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
     ) -> tuple[State, State]:
-        """What is sent to the server (and counted), and the memory that the client keeps; ``metric_sums`` are those of the last phase."""
+        """The state that the client sends, and its new client state.
+
+        Args:
+            client: the client.
+            trained: its parameters and buffers after local training.
+            metric_sums: the metrics of the last local training, summed over steps.
+            broadcast: the parts that the server sent.
+            client_state: the client state of the round before.
+        """
         return {"model": self.shared_parameters(client.model, trained)}, client_state
 
-    # ------------------------------------------------------------------------------------------- hooks: the server's half
+    # ------------------------------------------------------------------------------------------- server hooks
     def init_server(self, server: Server) -> State:
         """The state before the first round."""
         return {"model": self.shared_parameters(server.model, server.initial)}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        """The state after a round, from updates in the order of clients."""
+        """The state after a round, and metrics to log. Updates are in the order of clients."""
         return {**state, "model": average([u.state["model"] for u in updates], self.aggregation_weights(updates))}, {}
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
-        """The server's own training after ``aggregate``: only of what neither ``initial_weights`` nor ``global_model`` reads, as evaluation goes on meanwhile."""
+        """The server's own training after ``aggregate``, and metrics to log.
+
+        The round's evaluation runs at the same time. So this hook must not change a part that ``initial_weights`` or
+        ``global_model`` reads.
+        """
         return state, {}
 
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
-        """What the balanced test measures, in eval mode; None where there is no global model.
+        """The model of the global test, in eval mode; None if there is no global model.
 
-        Clients that keep their BatchNorm statistics leave the aggregated model without any: it takes the mean of those of
-        the clients that have trained, weighted by examples, which only a simulator can read.
+        If BatchNorm statistics stay with the clients, the global model has none of its own. It then takes the mean of the clients that have
+        trained, weighted by examples. Only a simulator can read these statistics.
         """
         if self.shared_layers == "head":
             return None
-        return assemble_model(server.model, server.initial, {**state["model"], **mean_batchnorm_statistics(list(server.client_states.values()))})
+        statistics = mean_batchnorm_statistics(list(server.client_states.values()))
+        return assemble_model(server.model, server.initial, {**state["model"], **statistics})
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """Further models for the balanced test, by name (``accuracy_<name>``): such as the model before the server's own distillation."""
+        """Further models for the global test by the column of their accuracy in ``metrics.csv``, such as the model before distillation."""
         return {}
 
     def client_ensemble(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
-        """What is measured on the clients' own test shards where ``clients_evaluate`` is False."""
+        """The ensemble that is evaluated on the local test sets if ``clients_evaluate`` is False."""
         return None
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
-        """What the server's generator makes of labels ``y`` [N] as the state stands, or has made of labels of its own; None without one.
+        """Samples of the server's generator, for diagnostics; None if there is no generator.
 
-        For diagnostics: training does not ask. Clients' updates must then hold the ``model``, or as much of it as reads what is made.
+        The clients' updates must hold the ``model``, or the part of it that reads the samples.
+
+        Args:
+            server: the server.
+            state: the state after a round.
+            y: labels [N]. A generator without labels may return others.
+            seed: of the noise.
         """
         return None
 
     # ------------------------------------------------------------------------------------------- helpers for the hooks
     def local_parameter_names(self, model: nn.Module) -> frozenset[str]:
-        """Names of what never leaves a client: its BatchNorm statistics where they are ``local``, all but the head where only that is shared."""
+        """Names of parameters and buffers that stay with the client: local BatchNorm statistics, and layers that are not shared."""
         kept = batchnorm_statistic_names(model) if self.batchnorm == "local" else frozenset()
         return kept if self.shared_layers == "all" else kept | {key for key in model.state_dict() if not key.startswith("head.")}
 
     def shared_parameters(self, model: nn.Module, tensors: Tensors) -> Tensors:
-        """``tensors`` without what stays with the client."""
-        stays = self.local_parameter_names(model)
-        return {key: value for key, value in tensors.items() if key not in stays}
+        """``tensors`` without those that stay with the client."""
+        local = self.local_parameter_names(model)
+        return {key: value for key, value in tensors.items() if key not in local}
 
     def aggregation_weights(self, updates: Sequence[Update]) -> list[float]:
-        """The weight of each update in a mean; they sum to one."""
+        """The weight of each update in the mean. The weights sum to one."""
         sizes = [u.num_examples if self.aggregation == "examples" else 1 for u in updates]
         return [size / sum(sizes) for size in sizes]
 
-    # ------------------------------------------------------------------------------------------- the client's half, run
+    # ------------------------------------------------------------------------------------------- the client's round
     def _new_client_state(self, client: Client) -> State:
-        """A client's whole memory before its first round: the algorithm's, and what the switches of every strategy keep."""
+        """The whole client state before the first round: the algorithm's, and what the base class keeps."""
         counts = {"last_round": torch.tensor(0), "num_examples": torch.tensor(0)}
-        stays = self.local_parameter_names(client.model)
-        kept = {key: value.clone() for key, value in client.initial.items() if key in stays}
+        local = self.local_parameter_names(client.model)
+        kept = {key: value.clone() for key, value in client.initial.items() if key in local}
         return {**self.init_client(client), **({"local": kept} if kept else {}), "client": counts}
 
     def lr_factor(self, client_state: State, server_round: int) -> float:
-        """What the schedule multiplies the client's learning rate by."""
+        """The factor of the client's learning rate, according to the schedule."""
         rounds = {"constant": 1, "round": server_round, "last_participation": int(client_state["client"]["last_round"])}
         return self.lr_decay ** max(rounds[self.lr_schedule] - 1, 0)
 
     def train(self, client: Client, broadcast: State, client_state: State | None, server_round: int) -> tuple[Update, State]:
-        """One client's round: what it sends, and the memory it keeps."""
+        """Train one client for a round. Returns its update and its new client state."""
         client, phases, tensors, client_state = self._prepare(client, broadcast, client_state, server_round)
         for batches, loss in phases:
             fitted = fit(
-                client.model, tensors, batches, loss, client.make_optimizer, broadcast=broadcast, client_state=client_state, execution=client.execution
-            )
+                client.model, tensors, batches, loss, client.make_optimizer, broadcast=broadcast, client_state=client_state,
+                execution=client.execution,
+            )  # fmt: skip
             tensors = fitted.tensors
         return self._conclude(client, len(batches), fitted, broadcast, client_state, server_round)
 
     def train_clients(
         self, clients: Sequence[Client], broadcast: State, client_states: Sequence[State | None], server_round: int
     ) -> list[tuple[Update, State]]:
-        """The round of several clients of one architecture and batch size at once: the same numbers, but for rounding."""
-        ready = [self._prepare(client, broadcast, client_state, server_round) for client, client_state in zip(clients, client_states)]
-        sites, plans, tensors, client_states = (list(column) for column in zip(*ready))
-        factors = [site.lr / sites[0].lr for site in sites]
-        for together in zip(*plans, strict=True):
-            steps, (loss, *_) = zip(*together)
+        """Train several clients for a round as one tensor program. The results are those of :meth:`train`, up to rounding.
+
+        The clients must have the same architecture and batch size.
+        """
+        prepared = [self._prepare(client, broadcast, client_state, server_round) for client, client_state in zip(clients, client_states)]
+        members, plans, tensors, states = (list(column) for column in zip(*prepared))
+        first = members[0]
+        for phase in zip(*plans, strict=True):
+            batches, (loss, *_) = zip(*phase)
             fitted = fit_clients(
-                sites[0].model, tensors, steps, loss, sites[0].make_optimizer, broadcast=broadcast, client_states=client_states, lr_factors=factors,
-                execution=sites[0].execution,
+                first.model, tensors, batches, loss, first.make_optimizer, broadcast=broadcast, client_states=states,
+                lr_factors=[member.lr / first.lr for member in members], execution=first.execution,
             )  # fmt: skip
             tensors = [one.tensors for one in fitted]
-        done = zip(sites, steps, fitted, client_states)
-        return [
-            self._conclude(site, len(batches), left, broadcast, client_state, server_round) for site, batches, left, client_state in done
-        ]
+        results = zip(members, batches, fitted, states)
+        return [self._conclude(member, len(steps), result, broadcast, state, server_round) for member, steps, result, state in results]
 
     def _prepare(
         self, client: Client, broadcast: State, client_state: State | None, server_round: int
     ) -> tuple[Client, list[Phase], Tensors, State]:
-        """Before the loop: the client at this round's learning rate, its phases with their draws, its weights, its memory."""
+        """Before local training: the client with this round's learning rate, its trainings, its initial weights, and its client state."""
         client_state = self._new_client_state(client) if client_state is None else client_state
         client = replace(client, lr=client.lr * self.lr_factor(client_state, server_round))
         return (
@@ -221,7 +249,7 @@ class Strategy(ServerLoop):
     def _conclude(
         self, client: Client, num_steps: int, fitted: FitResult, broadcast: State, client_state: State, server_round: int
     ) -> tuple[Update, State]:
-        """After the loop: what the client sends, and the memory it keeps."""
+        """After local training: the update and the new client state."""
         sent, kept = self.client_update(client, fitted.tensors, fitted.metric_sums, broadcast, client_state)
         if "local" in client_state:
             kept = {**kept, "local": {key: fitted.tensors[key] for key in client_state["local"]}}
@@ -230,8 +258,7 @@ class Strategy(ServerLoop):
         return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
 
     def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
-        """Score the model that this client would begin from, on ``client.data``."""
-        load(
-            client.model, self.initial_weights(client, broadcast, self._new_client_state(client) if client_state is None else client_state)
-        )
+        """The score of the client's initial weights on ``client.data``."""
+        state = self._new_client_state(client) if client_state is None else client_state
+        load(client.model, self.initial_weights(client, broadcast, state))
         return evaluate(client.model.eval(), client.data, batch_size, client.task.num_classes, client.dtype)

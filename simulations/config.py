@@ -77,11 +77,11 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
 
 
 def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | None:
-    """Set what was chosen for this ``part`` (``strategy``, ``distiller``) in the file ``tuned``.
+    """Set the values that were selected for a part (``strategy`` or ``distiller``) in the file ``tuned_params``.
 
     Returns:
-        What is to be noted of it: the file, the SHA-256 of what was tried for this part and the rows that were taken, times aside, which are
-        another in every search, and whether the configuration had these values anyway (``shipped``); None where nothing is tuned.
+        The contents of ``tuned.json``: the file, the SHA-256 of the trials of this part without their times, the selected rows, and
+        whether the configuration had these values anyway (``shipped``). None if nothing is tuned.
 
     Raises:
         ConfigError: the file cannot be read, or holds no choice for it.

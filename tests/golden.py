@@ -36,7 +36,7 @@ TINY = ("num_clients=4", "clients_per_round=2", "local_steps=3", "precision=floa
 def figures(name: str) -> dict[str, float]:
     """Of every part of the final state and of all memories: its norm, and a norm in which each entry's place counts."""
     ran = small_run(f"strategy={name}", *strategy_overrides(name), *TINY, "rounds=2")
-    parts = {part: tensors for part, tensors in ran.state.items()}
+    parts = dict(ran.state)
     parts["memories"] = {
         f"{k:02d}/{part}/{key}": v for k, m in ran.client_states.items() for part, ts in m.items() for key, v in ts.items()
     }

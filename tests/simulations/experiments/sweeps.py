@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 from omegaconf import OmegaConf
+from scipy import stats
 
 from simulations.experiments import reproduce
 
@@ -31,3 +33,8 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def by_hand(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % interval."""
+    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))

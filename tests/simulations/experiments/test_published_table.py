@@ -12,12 +12,13 @@ from simulations.experiments import published_table, reproduce
 from simulations.experiments.definition import Experiment, ReferenceNumbers
 from simulations.reports.figures.forest_plot import forest, limits
 from simulations.run_folder.reader import FederatedRun
+from tests.simulations.experiments.sweeps import by_hand
 
 
 def fake(seed: int, **figures: float) -> FederatedRun:
     """A run of two rounds whose figures are what they are named."""
-    base = {"global_test_accuracy": 0.5, "local_test_accuracy": 0.5, "local_test_accuracy_bottom10": 0.1, "uplink_bytes": 1, "downlink_bytes": 1,
-            "local_training_seconds": 1.0, "server_seconds": 0.0, "evaluation_seconds": 0.0}  # fmt: skip
+    base = {"global_test_accuracy": 0.5, "local_test_accuracy": 0.5, "local_test_accuracy_bottom10": 0.1, "uplink_bytes": 1,
+            "downlink_bytes": 1, "local_training_seconds": 1.0, "server_seconds": 0.0, "evaluation_seconds": 0.0}  # fmt: skip
     frame = pd.DataFrame([{"round": number, **base, **figures} for number in (1, 2)])
     return FederatedRun(Path(str(seed)), {"seed": seed}, frame, pd.DataFrame())
 

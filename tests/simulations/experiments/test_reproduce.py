@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from scipy import stats
 
 from fedkd.errors import ClientFailure
 from simulations.experiments import reproduce
 from simulations.experiments.sweep import PATIENCE, one_line
 from simulations.progress import ProgressTable
 from tests.processes import Command, differing, processes, until
-from tests.simulations.experiments.sweeps import SWEEP, TINY, command, csv_rows, folders
+from tests.simulations.experiments.sweeps import SWEEP, TINY, by_hand, command, csv_rows, folders
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +155,6 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- the table
-def by_hand(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % interval."""
-    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-
-
 def test_the_table_s_numbers_are_those_of_the_folders(whole, capsys):
     assert command(whole, "only=table") == 0
     text = capsys.readouterr().out

@@ -106,8 +106,8 @@ def test_a_public_set_and_a_validation_set_are_apart():
 
 
 def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path, capsys):
-    small = ["teacher=resnet8", "teacher.widths=[4,5,6]", "student=resnet8", "student.widths=[4,5,6]", "epochs=2", "steps_per_epoch=5", "batch_size=16",
-             "progress=false", "export=false", f"output={tmp_path}"]  # fmt: skip
+    small = ["teacher=resnet8", "teacher.widths=[4,5,6]", "student=resnet8", "student.widths=[4,5,6]", "epochs=2",
+             "steps_per_epoch=5", "batch_size=16", "progress=false", "export=false", f"output={tmp_path}"]  # fmt: skip
     tuning.tune([*small, "distiller=kd,sp"], grid=[1, 0.1], table=tmp_path / "tuned.csv", distiller=True)
     assert capsys.readouterr().out.count("; this is the edge of the grid: a better value may lie beyond\n") == 2, (
         "of two values each is the last"
