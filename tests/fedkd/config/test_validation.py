@@ -1,25 +1,10 @@
 """Wrong configurations are refused before any work, in one line that names the key, the rule, the value, and the remedy."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from tests.processes import TINY, Ended, quick, run
-
-
-def assert_refused(ended: Ended, output: Path, *words: str, code: int = 2) -> None:
-    """The exit code is ``code``, standard output is empty, the error is one line with all ``words`` in it, and no run was started.
-
-    Messages about slow work may precede the error.
-    """
-    assert ended.code == code and ended.out == "", (ended.code, ended.out, ended.err)
-    lines = [line for line in ended.err.strip().splitlines() if not line.startswith(("decoding ", "partition: "))]
-    assert len(lines) == 1 and lines[0].startswith("error: "), ended.err
-    assert all(word in lines[0] for word in words), (words, lines[0])
-    assert not list(output.rglob("metrics.csv")) and not list(output.rglob("checkpoint*"))
-
+from tests.processes import TINY, assert_refused, quick, run
 
 CASES = {
     "unknown key": (["roundz=1"], ["roundz", "did you mean 'rounds'?"]),

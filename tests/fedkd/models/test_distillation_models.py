@@ -20,7 +20,7 @@ from fedkd.models.vgg import VGG
 from fedkd.training.vectorized_layers import vectorized_copy
 from fedkd.types import Task
 from tests.fedkd.models.test_models import CIFAR10, CIFAR100, MNIST, NETWORKS, configured, fitting, size
-from tests.fedkd.training.test_vectorized import agree, cohort
+from tests.fedkd.training.test_vectorized import assert_equal_alone, six_clients
 
 IMAGENET = Task("imagenet", (3, 224, 224), 1000)
 DIGITS = Task("digits", (1, 8, 8), 10)
@@ -251,7 +251,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_trained_together_equal_networks_trained_alone(name):
-    agree(*cohort("fedavg", *SMALL[name]))
+    assert_equal_alone(*six_clients("fedavg", *SMALL[name]))
 
 
 @pytest.mark.parametrize(

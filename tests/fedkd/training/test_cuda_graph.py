@@ -1,5 +1,7 @@
-"""Steps at fixed places, as a CUDA graph has them. The capture itself needs a GPU: a stand-in keeps its contract here, which is that
-a step reads from places of its own and overwrites the results of the one before, so that whoever keeps one without a copy is found out.
+"""Captured steps. A capture needs a GPU; here a stand-in has the same contract.
+
+The stand-in reads its inputs at fixed addresses and overwrites the result of the previous step, so that code that keeps a result without a
+copy fails.
 """
 
 from collections.abc import Callable
@@ -16,21 +18,21 @@ from tests.small_runs import STRATEGIES, same_tensors, small_run, strategy_overr
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
 
 
-def overwriting(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
-    """What :func:`fedkd.training.step_program.capture` gives, without a GPU."""
+def overwriting_capture(work: Callable[[], Tree], device: torch.device) -> tuple[Callable[[], None], Tree]:
+    """A stand-in for :func:`fedkd.training.step_program.capture` without a GPU."""
     result = rebuild_tree(form := work(), iter([tensor.clone() for tensor in tree_leaves(form)]))
 
-    def again() -> None:
-        for place, tensor in zip(tree_leaves(result), tree_leaves(work()), strict=True):
-            place.copy_(tensor)
+    def launch() -> None:
+        for target, tensor in zip(tree_leaves(result), tree_leaves(work()), strict=True):
+            target.copy_(tensor)
 
-    return again, result
+    return launch, result
 
 
 @pytest.fixture
 def captured(monkeypatch):
-    """All steps are captured, and cohorts padded to multiples of three."""
-    monkeypatch.setattr(fedkd.training.step_program, "capture", overwriting)
+    """All steps are captured, and numbers of clients are padded to multiples of three."""
+    monkeypatch.setattr(fedkd.training.step_program, "capture", overwriting_capture)
     monkeypatch.setattr(fedkd.training.step_program, "can_capture", lambda static: bool(static))
     monkeypatch.setattr(fedkd.training.vectorized, "padded_number", lambda number, device: -(-number // 3) * 3)
     fedkd.training.loop._programs.clear()
@@ -44,7 +46,7 @@ SETTINGS = ("precision=float64", "rounds=2", "optimizer.momentum=0.9", "clients_
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_captured_rounds_agree(name, request):
+def test_captured_rounds_equal_plain_rounds(name, request):
     plain = small_run(f"strategy={name}", *SETTINGS, *strategy_overrides(name))
     request.getfixturevalue("captured")
     captured = small_run(f"strategy={name}", *SETTINGS, *strategy_overrides(name))
@@ -54,20 +56,20 @@ def test_captured_rounds_agree(name, request):
     assert plain.client_states.keys() == captured.client_states.keys()
 
 
-def test_one_by_one_the_bits_are_the_same(request):
+def test_sequential_clients_have_the_same_bits_with_capture(request):
     plain = small_run("strategy=fedgen", "rounds=2", *strategy_overrides("fedgen"))
     request.getfixturevalue("captured")
     captured = small_run("strategy=fedgen", "rounds=2", *strategy_overrides("fedgen"))
     assert same_tensors(plain.state, captured.state) and same_tensors(plain.client_states, captured.client_states)
 
 
-def test_a_padded_cohort_gives_back_its_own_clients_alone(captured):
+def test_padding_does_not_change_the_clients(captured):
     ran = small_run("strategy=fedavg", "clients_per_vmap=4", "clients_per_round=4", "num_clients=8", "local_steps=null", "local_epochs=1")
     assert len(ran.client_states) >= 4 and all(torch.isfinite(t).all() for t in ran.state["model"].values())
 
 
 @pytest.mark.parametrize("device", DEVICES[1:])
-def test_on_a_gpu_rounds_agree_with_those_on_the_cpu(device):
+def test_rounds_on_a_gpu_equal_rounds_on_the_cpu(device):
     on_cpu = small_run("strategy=fedgen", *SETTINGS, *strategy_overrides("fedgen"))
     on_gpu = small_run("strategy=fedgen", *SETTINGS, *strategy_overrides("fedgen"), f"device={device}")
     for key, value in on_cpu.state["model"].items():

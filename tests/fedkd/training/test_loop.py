@@ -1,4 +1,4 @@
-"""The training loop and what it is fed: batches, draws, optimizers' state, and what it refuses."""
+"""The training loop, batches, the state of optimizers, functional models, and evaluation."""
 
 import math
 from functools import partial
@@ -43,31 +43,31 @@ def client(number: int, num_steps: int, batch_size: int = 8, model: nn.Module | 
     )  # fmt: skip
 
 
-def cross_entropy(model, batch, shared, own):
+def cross_entropy(model, batch, broadcast, client_state):
     return nn.functional.cross_entropy(model(batch.x).logits, batch.y), {"labels": torch.bincount(batch.y, minlength=TASK.num_classes)}
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
-def test_batches_cover_an_epoch_without_repeats_and_each_epoch_in_an_order_of_its_own():
+def test_batches_cover_each_epoch_once_in_a_new_order():
     index = client(40, num_steps=10).batches().index
     first, second = index[:5].flatten(), index[5:].flatten()
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
     assert not torch.equal(first, second)
 
 
-def test_an_epoch_leaves_out_its_ragged_last_batch_and_stops_at_the_number_of_steps():
+def test_an_epoch_drops_its_incomplete_last_batch_and_stops_at_the_number_of_steps():
     index = client(43, num_steps=7).batches().index
     assert index.shape == (7, 8) and len(index[:5].unique()) == 40 and len(index[5:].unique()) == 16
 
 
-def test_a_client_with_fewer_examples_than_a_batch_trains_on_what_it_has():
+def test_a_client_with_fewer_examples_than_a_batch_trains_on_all_of_them():
     batches = client(5, num_steps=3).batches()
     assert batches.index.shape == (3, 5) and all(len(row.unique()) == 5 for row in batches.index)
     fitted = fit(client(5, 3).model, client(5, 3).initial, batches, cross_entropy, SGD)
     assert fitted.metric_sums["labels"].sum() == 15
 
 
-def test_batches_are_the_images_and_labels_at_their_index():
+def test_batches_have_the_images_and_labels_of_their_index():
     site = client(40, num_steps=2)
     batches = site.batches()
     for row, batch in zip(batches.index, batches, strict=True):
@@ -75,14 +75,14 @@ def test_batches_are_the_images_and_labels_at_their_index():
         torch.testing.assert_close(batch.x, (site.data.x[row].float() / 255 - 0.5) / 0.5)
 
 
-def test_orders_depend_on_the_client_s_seed_alone():
+def test_the_order_depends_on_the_client_s_seed_alone():
     assert torch.equal(client(40, 5).batches().index, client(40, 5).batches().index)
     other = client(40, 5)
     object.__setattr__(other, "seed", Seed(0) / "round" / 2)
     assert not torch.equal(other.batches().index, client(40, 5).batches().index)
 
 
-def test_draws_appear_on_their_step_and_an_unknown_one_is_named():
+def test_drawn_tensors_are_attributes_of_their_batch_and_unknown_ones_are_named():
     batches = client(40, 3).batches().with_drawn({"noise": torch.arange(6.0).view(3, 2)})
     assert [batch.noise.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(AttributeError, match="no 'nose'.*noise"):
@@ -90,14 +90,14 @@ def test_draws_appear_on_their_step_and_an_unknown_one_is_named():
 
 
 @pytest.mark.parametrize("length", [2, 4])
-def test_draws_of_another_length_than_the_training_s_are_refused(length):
+def test_drawn_tensors_for_another_number_of_steps_are_refused(length):
     with pytest.raises(AssertionError, match="draw 'noise' has"):
         client(40, 3).batches().with_drawn({"noise": torch.zeros(length, 2)})
 
 
 # ----------------------------------------------------------------------------------------------------------------- fit
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_fit_is_the_plain_loop(optimizer):
+def test_fit_equals_a_plain_loop(optimizer):
     site = client(40, 6, model=FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4))
     fitted = fit(site.model, site.initial, site.batches(), cross_entropy, optimizer)
     plain = FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4)
@@ -115,18 +115,18 @@ def test_fit_is_the_plain_loop(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_training_cut_in_two_is_one_training(optimizer):
+def test_a_training_in_two_parts_equals_one_training(optimizer):
     site = client(40, 6)
     whole, batches = fit(site.model, site.initial, site.batches(), cross_entropy, optimizer), site.batches()
     halves = [Batches(batches.y[cut], batches.index[cut], site.data) for cut in (slice(3), slice(3, None))]
     first = fit(site.model, site.initial, halves[0], cross_entropy, optimizer)
     second = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer, optimizer_state=first.optimizer)
     assert same_tensors(second.tensors, whole.tensors) and same_tensors(second.optimizer, whole.optimizer)
-    forgetful = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer)
-    assert same_tensors(forgetful.tensors, whole.tensors) == (not whole.optimizer)
+    without_state = fit(site.model, first.tensors, halves[1], cross_entropy, optimizer)
+    assert same_tensors(without_state.tensors, whole.tensors) == (not whole.optimizer)
 
 
-def test_an_optimizer_s_state_is_named_and_copied():
+def test_the_state_of_an_optimizer_is_named_and_copied():
     model = MLP(TASK, widths=[5])
     optimizer, names = torch.optim.Adam(model.parameters()), [name for name, _ in model.named_parameters()]
     model(torch.rand(2, *TASK.shape)).logits.sum().backward()
@@ -146,8 +146,8 @@ def test_an_optimizer_s_state_is_named_and_copied():
 @pytest.mark.parametrize(
     "optimizer", [partial(torch.optim.Adam, lr=0.1, fused=True), partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)]
 )
-def test_an_optimizer_that_was_stored_in_another_layout_goes_on_as_if_it_had_not_been(optimizer):
-    """Kernels are trained channels last and stored row by row; fused optimizers read memory as it lies."""
+def test_an_optimizer_restored_from_another_layout_continues_unchanged(optimizer):
+    """Kernels are trained in channels last and stored contiguously. Fused optimizers ignore strides."""
     random, ends = torch.Generator().manual_seed(0), []
     start, *slopes = (torch.randn(4, 3, 3, 3, generator=random) for _ in range(4))
     for stored in (False, True):
@@ -164,16 +164,16 @@ def test_an_optimizer_that_was_stored_in_another_layout_goes_on_as_if_it_had_not
     assert torch.equal(*ends)
 
 
-def test_scaled_multiplies_the_learning_rate_and_nothing_else():
+def test_scale_lr_changes_the_learning_rate_only():
     model = MLP(TASK, widths=[5])
     made = scale_lr(OPTIMIZERS["adam"], 0.5)(model.parameters())
     assert made.param_groups[0]["lr"] == 0.005 and made.param_groups[0]["weight_decay"] == 1e-2
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_an_error(number):
-    def loss(model, batch, shared, own):
-        return cross_entropy(model, batch, shared, own)[0] * batch.factor, {}
+def test_an_infinite_loss_is_an_error(number):
+    def loss(model, batch, broadcast, client_state):
+        return cross_entropy(model, batch, broadcast, client_state)[0] * batch.factor, {}
 
     site = client(40, 3)
     batches = site.batches().with_drawn({"factor": torch.tensor([1.0, number, 1.0])})
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_is_an_error(number):
         fit(site.model, site.initial, batches, loss, SGD)
 
 
-def test_fit_begins_from_what_it_is_given_and_writes_into_no_argument():
+def test_fit_starts_from_its_argument_and_changes_no_argument():
     site = client(40, 3)
     start, before = snapshot(site.model), snapshot(site.model)
     nn.init.zeros_(site.model.head.weight)
@@ -190,44 +190,44 @@ def test_fit_begins_from_what_it_is_given_and_writes_into_no_argument():
     assert same_tensors(first, again) and same_tensors(start, before) and not same_tensors(first, before)
 
 
-def test_fit_refuses_a_start_that_lacks_a_tensor():
+def test_fit_refuses_a_start_without_all_tensors():
     site = client(40, 3)
     with pytest.raises(RuntimeError, match="head.bias"):
         fit(site.model, {k: v for k, v in site.initial.items() if k != "head.bias"}, site.batches(), cross_entropy, SGD)
 
 
-# --------------------------------------------------------------------------------------------------------------- Bound
-@pytest.mark.parametrize("bound_to_tensors", [False, True])
-def test_a_bound_network_runs_its_head_and_another_s_weights(bound_to_tensors):
+# --------------------------------------------------------------------------------------------------------------- functional model
+@pytest.mark.parametrize("with_tensors", [False, True])
+def test_a_functional_model_runs_its_head_and_other_weights(with_tensors):
     torch.manual_seed(1)
     model, x = FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4), torch.rand(8, *TASK.shape)
     tensors = snapshot(model)
-    bound = FunctionalModel(model, tensors) if bound_to_tensors else FunctionalModel(model)
-    other = {name: value + 1 for name, value in bound.parameters().items()}
-    assert set(bound.parameters()) == {name for name, _ in model.named_parameters()}
-    assert torch.equal(bound.head(torch.ones(2, 4)), model.head(torch.ones(2, 4)))
-    elsewhere, before = bound.at(other), snapshot(model)
-    output = elsewhere(x)
+    functional = FunctionalModel(model, tensors) if with_tensors else FunctionalModel(model)
+    other = {name: value + 1 for name, value in functional.parameters().items()}
+    assert set(functional.parameters()) == {name for name, _ in model.named_parameters()}
+    assert torch.equal(functional.head(torch.ones(2, 4)), model.head(torch.ones(2, 4)))
+    other_model, before = functional.at(other), snapshot(model)
+    output = other_model(x)
     assert not output.logits.requires_grad
-    assert same_tensors(snapshot(model), before) and model.training  # eval mode: the statistics are read and not written
+    assert same_tensors(snapshot(model), before) and model.training  # in eval mode, running statistics are not updated
     load(model, {**before, **{name: value.detach() for name, value in other.items()}})
     torch.testing.assert_close(output.logits, model.eval()(x).logits.detach())
 
 
-def test_a_part_s_tensors_are_named_as_the_part_names_them():
+def test_tensors_of_a_submodule_have_the_submodule_s_names():
     model = MLP(TASK, widths=[5])
     assert set(submodule_tensors(snapshot(model), "head")) == {"weight", "bias"}
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_evaluation_counts_by_class_and_does_not_depend_on_its_batches(batch_size):
+def test_evaluation_counts_by_class_and_does_not_depend_on_the_batch_size(batch_size):
     data, model = examples(30), client(1, 1).model.eval()
     score = evaluate(model, data, batch_size, 3)
     logits = model(data.images(torch.arange(30))).logits
-    right = logits.argmax(1) == data.y
-    assert torch.equal(score.total, data.y.bincount(minlength=3)) and torch.equal(score.correct, data.y[right].bincount(minlength=3))
-    assert score.accuracy == pytest.approx(right.float().mean().item())
+    correct = logits.argmax(1) == data.y
+    assert torch.equal(score.total, data.y.bincount(minlength=3)) and torch.equal(score.correct, data.y[correct].bincount(minlength=3))
+    assert score.accuracy == pytest.approx(correct.float().mean().item())
     assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, data.y, reduction="sum").item(), rel=1e-5)
 
 
@@ -235,14 +235,14 @@ def test_evaluation_without_examples_has_no_accuracy():
     assert math.isnan(evaluate(client(1, 1).model.eval(), examples(0), 4, 3).accuracy)
 
 
-def test_a_batch_can_be_without_images():
+def test_a_batch_may_have_no_images():
     (batch,) = Batches(torch.zeros(1, 4, dtype=torch.int64), drawn={"noise": torch.ones(1, 4, 2)})
     assert batch.x is None and batch.noise.shape == (4, 2) and isinstance(batch, Batch)
 
 
 # ------------------------------------------------------------------------------------------------------------- execution
-def test_bfloat16_is_another_rounding_of_the_same_training():
-    """Weights stay float32; one step differs by what bfloat16 rounds, and not by more, alone and in a cohort."""
+def test_bfloat16_changes_rounding_only():
+    """Weights stay float32. One step differs by the rounding of bfloat16, for one client and for several together."""
     wide, narrow = (small_simulation("strategy=fedavg", f"precision={name}", "local_steps=1")[0] for name in ("float32", "bfloat16"))
     shared = {"model": wide.strategy.init_server(wide.federation().server)["model"]}
     exact, _ = wide.strategy.train(wide.client(0, 1), shared, None, 1)
@@ -256,9 +256,11 @@ def test_bfloat16_is_another_rounding_of_the_same_training():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cohort", [False, True])
-def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
-    plain, compiled = (small_simulation("strategy=fedgen", f"compile={flag}", "local_steps=2", "precision=float64")[0] for flag in ("false", "true"))
+@pytest.mark.parametrize("together", [False, True])
+def test_compiled_steps_change_rounding_only(together):
+    plain, compiled = (
+        small_simulation("strategy=fedgen", f"compile={flag}", "local_steps=2", "precision=float64")[0] for flag in ("false", "true")
+    )
     state = plain.strategy.init_server(plain.federation().server)
     shared = {part: state[part] for part in plain.strategy.broadcast_parts}
     results = []
@@ -266,7 +268,7 @@ def test_compiled_steps_are_another_rounding_of_the_same_training(cohort):
         sites = [simulation.client(0, 2), simulation.client(1, 2)]
         done = (
             simulation.strategy.train_clients(sites, shared, [None, None], 2)
-            if cohort
+            if together
             else [simulation.strategy.train(s, shared, None, 2) for s in sites]
         )
         results.append(done)

@@ -1,4 +1,4 @@
-"""Many clients at once are the same as one after the other, in double precision to 1e-12, BatchNorm statistics included."""
+"""Clients trained together equal clients trained one after the other, in float64 to 1e-12, including BatchNorm statistics."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,9 +14,11 @@ from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_o
 MODELS = {"fedgen_cnn": [], "mlp": [], "pooled": ["model=fedgen_cnn", "model.pool=true", "model.widths=[4]"]}
 
 
-def cohort(name: str, *overrides: str, **changes):
-    """All six clients in round 3, the last of them for the first time, and what they receive."""
-    ran = small_run(f"strategy={name}", *strategy_overrides(name), "rounds=2", "clients_per_round=5", "batch_size=8", "precision=float64", *overrides)
+def six_clients(name: str, *overrides: str, **changes):
+    """All six clients in round 3, of which the last trains for the first time, with broadcast and client states."""
+    ran = small_run(
+        f"strategy={name}", *strategy_overrides(name), "rounds=2", "clients_per_round=5", "batch_size=8", "precision=float64", *overrides
+    )
     clients = [replace(ran.simulation.client(k, 3), **changes) for k in range(6)]
     assert {min(8, len(client.data)) for client in clients} == {8}
     return (
@@ -27,14 +29,14 @@ def cohort(name: str, *overrides: str, **changes):
     )
 
 
-def agree(strategy, clients, shared, owns, rtol: float = 1e-12) -> None:
-    """Updates and memories of all clients, trained together, are those of each trained alone."""
-    together = strategy.train_clients(clients, shared, owns, 3)
-    for client, own, (update, kept) in zip(clients, owns, together):
-        alone, memory = strategy.train(client, shared, own, 3)
+def assert_equal_alone(strategy, clients, broadcast, client_states, rtol: float = 1e-12) -> None:
+    """Updates and new states of clients trained together equal those of clients trained alone."""
+    together = strategy.train_clients(clients, broadcast, client_states, 3)
+    for client, client_state, (update, new_state) in zip(clients, client_states, together):
+        alone, expected_state = strategy.train(client, broadcast, client_state, 3)
         assert (update.client, update.num_examples) == (alone.client, alone.num_examples)
         assert update.metrics == pytest.approx(alone.metrics, rel=rtol, abs=rtol)
-        for left, right in ((update.state, alone.state), (kept, memory)):
+        for left, right in ((update.state, alone.state), (new_state, expected_state)):
             left, right = flatten(left), flatten(right)
             assert left.keys() == right.keys()
             for key in right:
@@ -43,72 +45,74 @@ def agree(strategy, clients, shared, owns, rtol: float = 1e-12) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_cohort_is_each_client_alone(name, model):
-    agree(*cohort(name, *(MODELS[model] or [f"model={model}"])))
+def test_clients_trained_together_equal_clients_trained_alone(name, model):
+    assert_equal_alone(*six_clients(name, *(MODELS[model] or [f"model={model}"])))
 
 
-def test_clients_of_a_cohort_have_learning_rates_of_their_own():
-    """Two rounds in, last_participation gives at least two of them; momentum and weight decay on top."""
-    strategy, clients, shared, owns = cohort("fedavg", "strategy.lr_decay=0.5")
-    assert len({strategy.lr_factor(own or strategy._new_client_state(c), 3) for c, own in zip(clients, owns)}) > 1
-    agree(strategy, clients, shared, owns)
+def test_clients_have_their_own_learning_rates():
+    """After two rounds, last_participation gives at least two rates. Also with momentum and weight decay."""
+    strategy, clients, broadcast, client_states = six_clients("fedavg", "strategy.lr_decay=0.5")
+    assert len({strategy.lr_factor(state or strategy._new_client_state(c), 3) for c, state in zip(clients, client_states)}) > 1
+    assert_equal_alone(strategy, clients, broadcast, client_states)
     heavy = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
-    agree(strategy, [replace(client, optimizer=heavy, lr=0.05) for client in clients], shared, owns)
+    assert_equal_alone(strategy, [replace(client, optimizer=heavy, lr=0.05) for client in clients], broadcast, client_states)
 
 
 @pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.05, momentum=0.9), partial(torch.optim.Adam, lr=0.001, eps=1e-4)])
-def test_clients_leave_when_their_steps_are_done(optimizer):
-    """Adam with an eps above the noise: the gradient of a bias before BatchNorm is zero but for rounding, and Adam divides by it."""
-    strategy, clients, shared, owns = cohort("fedgen")
+def test_clients_with_fewer_steps_are_removed(optimizer):
+    """Adam has an eps above rounding errors: it divides by the gradient of a bias before BatchNorm, which is zero except for rounding."""
+    strategy, clients, broadcast, client_states = six_clients("fedgen")
     steps = [3, 1, 4, 1, 5, 2]
-    agree(
-        strategy, [replace(c, num_steps=n, optimizer=optimizer, lr=optimizer.keywords["lr"]) for c, n in zip(clients, steps)], shared, owns
+    assert_equal_alone(
+        strategy,
+        [replace(c, num_steps=n, optimizer=optimizer, lr=optimizer.keywords["lr"]) for c, n in zip(clients, steps)],
+        broadcast,
+        client_states,
     )
 
 
-def test_in_single_precision_one_step_agrees():
-    strategy, clients, shared, owns = cohort("fedgen", "precision=float32", num_steps=1)
-    agree(strategy, clients, shared, owns, rtol=1e-6)
+def test_one_step_in_float32_agrees():
+    strategy, clients, broadcast, client_states = six_clients("fedgen", "precision=float32", num_steps=1)
+    assert_equal_alone(strategy, clients, broadcast, client_states, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_rounds_agree(name):
-    """Three whole rounds, server and all."""
-    options_ = (f"strategy={name}", *strategy_overrides(name), "precision=float64", "clients_per_round=5", "batch_size=8")
-    alone, together = small_run(*options_), small_run(*options_, "clients_per_vmap=3")
+def test_whole_rounds_agree(name):
+    """Three rounds, including the server."""
+    overrides = (f"strategy={name}", *strategy_overrides(name), "precision=float64", "clients_per_round=5", "batch_size=8")
+    alone, together = small_run(*overrides), small_run(*overrides, "clients_per_vmap=3")
     for left, right in ((together.state, alone.state), *zip(together.client_states.values(), alone.client_states.values())):
         for (key, value), other in zip(flatten(left).items(), flatten(right).values()):
             assert_close(value, other, rtol=1e-11, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
     assert together.client_states.keys() == alone.client_states.keys()
 
 
-def test_chunks_are_cut_by_batch_size_and_steps_alone():
-    """Small clients, whose batches are smaller, train among themselves; those with more steps first; and a subset is cut alike."""
+def test_chunks_depend_on_batch_size_and_number_of_steps():
+    """Clients with smaller batches form chunks of their own, clients with more steps come first, and a subset is divided likewise."""
     simulation, _ = small_simulation("num_clients=8", "local_steps=null", "local_epochs=1", "partition.alpha=0.3", "batch_size=64")
     chunks = simulation.split_into_chunks(range(8), 2, 1)
     assert sorted(client for chunk in chunks for client in chunk) == list(range(8)) and max(map(len, chunks)) == 2
     for chunk in chunks:
         assert len({simulation.workload(client)[0] for client in chunk}) == 1
         assert [simulation.workload(c)[1] for c in chunk] == sorted((simulation.workload(c)[1] for c in chunk), reverse=True)
-    assert len({simulation.workload(client)[0] for client in range(8)}) > 1, "there are clients smaller than a batch"
+    assert len({simulation.workload(client)[0] for client in range(8)}) > 1, "some clients are smaller than a batch"
     assert simulation.split_into_chunks(chunks[-1] + chunks[0], 2, 1) == [chunks[0], chunks[-1]]
     assert simulation.split_into_chunks([3, 1], 1, 1) == [[3], [1]]
 
 
-def test_networks_with_dropout_train_one_by_one():
+def test_networks_with_dropout_have_randomness():
     assert has_randomness(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)))
     assert not has_randomness(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0)))
 
 
-def test_a_cohort_trains():
-    """The comparison is of something: weights move, and differ between clients."""
-    strategy, clients, shared, owns = cohort("fedavg")
-    weights = [update.state["model"]["head.weight"] for update, _ in strategy.train_clients(clients, shared, owns, 3)]
-    assert not torch.equal(weights[0], shared["model"]["head.weight"]) and not torch.equal(weights[0], weights[1])
+def test_clients_trained_together_change_and_differ():
+    strategy, clients, broadcast, client_states = six_clients("fedavg")
+    weights = [update.state["model"]["head.weight"] for update, _ in strategy.train_clients(clients, broadcast, client_states, 3)]
+    assert not torch.equal(weights[0], broadcast["model"]["head.weight"]) and not torch.equal(weights[0], weights[1])
     assert clients[0].num_steps > 1
 
 
-def test_a_loss_that_is_no_number_names_its_steps():
-    strategy, clients, shared, owns = cohort("fedavg", lr=1e200)
+def test_an_infinite_loss_is_an_error_that_names_the_steps():
+    strategy, clients, broadcast, client_states = six_clients("fedavg", lr=1e200)
     with pytest.raises(FloatingPointError, match="after 4 steps"):
-        strategy.train_clients(clients, shared, owns, 3)
+        strategy.train_clients(clients, broadcast, client_states, 3)
