@@ -52,7 +52,8 @@ for line in sys.stdin:
             simulations.run.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            print(end.code if isinstance(end.code, str) else "", file=sys.stderr)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
         except BaseException:
             traceback.print_exc()
             code = 1

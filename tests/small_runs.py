@@ -1,12 +1,13 @@
 """Small federations for tests, trained in this process on scikit-learn's digits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Message
 from omegaconf import OmegaConf
 
 from fedkd.federation import serialization
@@ -80,6 +81,26 @@ def small_run(*overrides: str) -> SmallRun:
     client_states = {client: serialization.from_record(record) for client, record in sorted(grid.client_states.items())}
     metrics = {number: dict(record) for number, record in result.train_metrics_clientapp.items()}
     return SmallRun(simulation, serialization.from_record(result.arrays), client_states, metrics)
+
+
+class InterruptedGrid(LocalGrid):
+    """A grid that raises KeyboardInterrupt before the training of one round, as if the process ended there.
+
+    Args:
+        arguments: the arguments of :class:`LocalGrid`.
+        interrupted_round: the round whose training does not begin.
+    """
+
+    def __init__(self, *arguments: Any, interrupted_round: int = 3) -> None:
+        super().__init__(*arguments)
+        self.interrupted_round = interrupted_round
+
+    def send(self, messages: Iterable[Message], *, timeout: float | None = None) -> Callable[[], list[Message]]:
+        messages = list(messages)
+        first = messages[0]
+        if first.metadata.message_type == "train" and first.content["config"]["server-round"] == self.interrupted_round:
+            raise KeyboardInterrupt
+        return super().send(messages, timeout=timeout)
 
 
 def same_tensors(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ RUNS += [(engine, name) for engine in ("local", "ray2") for name in ("feddf", "f
 
 
 def overrides_of(name: str) -> list[str]:
-    strategy, *more = name.assign_chunks()
+    strategy, *more = name.split()
     tiny = TINY if strategy == "fedgen" else [*(o for o in TINY if not o.startswith("strategy.")), *strategy_overrides(strategy)]
     return [*tiny, f"strategy={strategy}", "rounds=3", *more]
 

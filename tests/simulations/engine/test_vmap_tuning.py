@@ -67,7 +67,7 @@ def test_choice_is_stored_and_printed(tmp_path):
     ended = quick(tmp_path, *AUTO, "output=runs")
     assert ended.code == 0, ended.err
     choice = json.loads((ended.folder / "clients_per_vmap.json").read_text())
-    assert ended.out.splitlines()[0].startswith(f"clients per vmap: {choice['clients_per_vmap']} (ms per client step: 1: ")
+    assert ended.err.splitlines()[0].startswith(f"clients per vmap: {choice['clients_per_vmap']} (ms per client step: 1: ")
     fixed = quick(tmp_path, *AUTO, "output=runs", f"clients_per_vmap={choice['clients_per_vmap']}")
     assert fixed.folder != ended.folder, "the hash differs, as auto may choose another number next time"
     assert metrics(fixed.folder).equals(metrics(ended.folder))
@@ -93,4 +93,4 @@ def test_resumed_run_keeps_its_choice(tmp_path):
     until(lambda: rows(tmp_path / "runs") >= before + 2)
     command.kill()
     ended = command.end()
-    assert "clients per vmap: " not in ended.out and json.loads(note.read_text()) == {"clients_per_vmap": 3}
+    assert "clients per vmap: " not in ended.err and json.loads(note.read_text()) == {"clients_per_vmap": 3}

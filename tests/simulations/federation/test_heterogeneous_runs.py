@@ -6,11 +6,11 @@ import pytest
 
 from fedkd.checkpoint import read_checkpoint
 from simulations.config import compose
-from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
 from simulations.federation.runner import run_federation
 from simulations.setup.simulation import build_simulation
 from tests.processes import TINY, differing, metrics
+from tests.small_runs import InterruptedGrid
 
 ALL = (
     *TINY, "num_clients=10", "clients_per_round=5", "rounds=8", "clients_per_vmap=2", "checkpoint_every=3", "evaluation.every=3",
@@ -41,62 +41,39 @@ def test_engines_agree(complete, tmp_path):
     assert set(differing(ray, complete)) <= {"config.yaml"}, "config.yaml names the engine"
 
 
-class InterruptedGrid(LocalGrid):
-    """A grid that raises an exception at the training of one round, as if the process ended there."""
-
-    def __init__(self, *given, dies: int) -> None:
-        super().__init__(*given)
-        self.dies = dies
-
-    def send(self, messages, *, timeout=None):
-        if messages[0].metadata.message_type == "train" and messages[0].content["config"]["server-round"] == self.dies:
-            raise InterruptedError
-        return super().send(messages, timeout=timeout)
-
-
-@pytest.mark.parametrize("dies", [2, 6])
-def test_interrupted_and_resumed(complete, tmp_path, dies):
+@pytest.mark.parametrize("interrupted_round", [2, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one(complete, tmp_path, interrupted_round):
     """In round 2 there are rows but no checkpoint. In round 6 there is a checkpoint of round 3."""
     given = [*ALL, f"output={tmp_path}", "engine=local"]
-    with pytest.raises(InterruptedError):
-        run_federation(compose(given), partial(InterruptedGrid, dies=dies))
+    with pytest.raises(KeyboardInterrupt):
+        run_federation(compose(given), partial(InterruptedGrid, interrupted_round=interrupted_round))
     (folder,) = (tmp_path / "digits").iterdir()
-    assert (folder / "checkpoint.json").exists() == (dies == 6)
-    assert run_federation(compose(given)) == folder and set(differing(folder, complete)) <= {"config.yaml"}, (
-        "config.yaml names the output folder"
-    )
+    assert (folder / "checkpoint.json").exists() == (interrupted_round == 6)
+    assert run_federation(compose(given)) == folder
+    assert set(differing(folder, complete)) <= {"config.yaml"}, "config.yaml names the output folder"
 
 
 FLOWER_STRATEGY = ("~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+strategy.fraction_evaluate=0.0")
+SMALL_RUN = [word for word in TINY if not word.startswith("strategy.")]
 
 
-SMALL_RUN = [option for option in TINY if not option.startswith("strategy.")]
-
-
-@pytest.mark.parametrize("knob", ["client_sampling=cyclic", "dropout_rate=0.1", "straggler_rate=0.1", "deadline=9.5", "num_new_clients=1"])
-def test_flower_strategies_allow_default_rules_only(tmp_path, knob):
-    name, _, value = knob.partition("=")
+@pytest.mark.parametrize(
+    "option", ["client_sampling=cyclic", "dropout_rate=0.1", "straggler_rate=0.1", "deadline=9.5", "num_new_clients=1"]
+)
+def test_flower_strategies_allow_default_rules_only(tmp_path, option):
+    name, _, value = option.partition("=")
     with pytest.raises(ValueError, match=rf"^systems\.{name} must be \S+ with FedAvg, which chooses clients itself.*got '?{value}'?$"):
-        run_federation(compose(["engine=local", *SMALL_RUN, *FLOWER_STRATEGY, f"systems.{knob}", f"output={tmp_path / 'runs'}"]))
+        run_federation(compose(["engine=local", *SMALL_RUN, *FLOWER_STRATEGY, f"systems.{option}", f"output={tmp_path / 'runs'}"]))
     assert not (tmp_path / "runs").exists()
 
 
 def test_simulated_clock_of_a_flower_strategy(tmp_path):
     """Three steps of 32 examples, and the model in both directions."""
-    given = [
-        *SMALL_RUN,
-        *FLOWER_STRATEGY,
-        "rounds=2",
-        "engine=local",
-        f"output={tmp_path}",
-        "systems.examples_per_second=10",
-        "systems.bytes_per_second=1e3",
-    ]
-    folder = run_federation(compose(given))
+    rates = ("systems.examples_per_second=10", "systems.bytes_per_second=1e3")
+    folder = run_federation(compose([*SMALL_RUN, *FLOWER_STRATEGY, *rates, "rounds=2", "engine=local", f"output={tmp_path}"]))
     table, simulation = metrics(folder), build_simulation((folder / "config.yaml").read_text())
     model = sum(value.numel() * value.element_size() for value in read_checkpoint(folder).state["model"].values())
     most = max(simulation.workload(client)[0] for client in range(6))
-    assert table["simulated_seconds"].astype(float).tolist() == pytest.approx(
-        [2 * model / 1e3 + 3 * most / 10, 2 * (2 * model / 1e3 + 3 * most / 10)]
-    )
+    seconds = 2 * model / 1e3 + 3 * most / 10
+    assert table["simulated_seconds"].astype(float).tolist() == pytest.approx([seconds, 2 * seconds])
     assert set(table["num_clients_aggregated"]) == {"6"} and set(table["num_dropouts"]) == set(table["num_missed_deadline"]) == {"0"}
