@@ -19,9 +19,9 @@ class FedAvg(Strategy):
             2017, Algorithm 1.
 
     Deviations:
-        - From FedGen's public code: a client starts a new pass over its data in each round. The public code continues the pass of the last
-          round.
-        - From FedGen's public code: a client with fewer examples than a batch trains on all of them. The public code fails there.
-        - The switches of the base class decide about BatchNorm, weights and the learning rate. As shipped they follow FedGen's public code,
-          where BatchNorm statistics stay on the clients.
+        - From FedGen's public code: a client starts a new pass over its data in each round. The public code continues the pass that it
+          began in the last round.
+        - From FedGen's public code: a client with fewer examples than a batch trains on all of them. The public code fails in this case.
+        - The shared hyperparameters set BatchNorm, the weights of clients, and the learning rate. Their shipped values follow FedGen's
+          public code, where BatchNorm statistics stay on the clients.
     """

@@ -26,12 +26,13 @@ class FedDistill(Strategy):
 
     Server: ``L <- mean_k L_k``, and ``w <- sum_k (n_k / n) w_k`` where models are shared.
 
-    L [C, C] has the mean logits of each class, and L_k is client k's table of its own examples. The first round has no table and no such
-    term. gamma = 0 with ``share_model`` is FedAvg.
+    L is a table [C, C] with the mean logits of each class, and L_k is the same table over client k's examples. In the first round there is
+    no table yet, so there is no KL term. gamma = 0 with ``share_model`` is FedAvg.
 
-    With ``share_model`` the models are averaged too: FedDistill+ in FedGen's paper, FedDistill-FL in its public code. Without it only L is
-    shared, every client keeps its own model, and there is no global model. With ``leave_one_out`` a client uses the mean table of the other
-    clients, as in the 2018 paper. The server sends the mean of all, and each client removes its own table.
+    With ``share_model`` the models are averaged too. FedGen's paper calls this FedDistill+, and its public code calls it FedDistill-FL.
+    Without ``share_model`` only L is shared, every client keeps its own model, and there is no global model. With ``leave_one_out`` a
+    client uses the mean table of the other clients, as in the 2018 paper. The server sends the mean over all clients, and each client
+    removes its own table from it.
 
     Source:
         Jeong, Oh, Kim, Park, Bennis, Kim: Communication-efficient on-device machine learning: Federated distillation and augmentation under
@@ -43,12 +44,14 @@ class FedDistill(Strategy):
         gamma: Weight of the distillation, >= 0. 0 switches it off.
         accumulate: Sum a client's logits over all its rounds. Otherwise the sums start at 0 in each round.
         initial_count: Number added to every count before the division, >= 0. The public code's value is 1.
-        leave_one_out: Learn from the other clients' tables alone. A client that was alone in the last round has no distillation term.
+        leave_one_out: Learn from the other clients' tables alone. If no other client took part in the last round, there is no distillation
+            term.
 
     Deviations:
-        - From the 2018 paper, as in FedGen's public code: the mean table includes the receiver's own one, unless ``leave_one_out`` is set.
-        - From FedGen's public code: none that changes numbers with the shipped values. Sums run over all rounds, counts start at 1, and a
-          class that a client has never seen counts with logits of 0.
+        - From the 2018 paper, as in FedGen's public code: the mean table includes the receiving client's own table, unless
+          ``leave_one_out`` is set.
+        - From FedGen's public code: none that changes numbers with the shipped values. Sums run over all rounds, and counts start at 1. If
+          a client has never seen a class, its logits for this class count as 0 in the mean.
     """
 
     client_summary: ClassVar[str] = "divergence from the label's mean logits"

@@ -34,20 +34,22 @@ class FedGen(Strategy):
 
     Server: ``w <- sum_k (n_k / n) w_k``.
 
-    G maps noise and a label to an embedding, h is the head of the local model and h_k that of client k. y~ are B_G drawn labels per step of
-    B examples. ``a_r = max(min_coefficient, alpha coefficient_decay^(r-1))`` in round r, and b_r is the same with beta. W_k is client k's
-    weight (``weighting``). ``L_div = exp(-mean_ij(mean|G_i - G_j| mean (e_i - e_j)^2))`` over pairs of noise e. alpha = beta = 0 is FedAvg.
+    G is the generator: it maps noise and a label to an embedding. h is the head of the local model, and h_k that of client k. The client's
+    third term is the latent divergence. Each local step uses B examples and B_G drawn labels y~. ``a_r = max(min_coefficient, alpha
+    coefficient_decay^(r-1))`` in round r, and b_r is the same with beta. W_k is the weight of client k's head, as ``weighting`` sets it.
+    The diversity term is ``L_div = exp(-mean_ij(mean|G_i - G_j| mean (e_i - e_j)^2))``, where G_i is the embedding made from noise e_i.
+    alpha = beta = 0 is FedAvg.
 
-    ``strategy=fedgen`` has the settings of the public code, ``strategy=fedgen_paper`` those of the paper's text. Every difference between
-    them that changes numbers is a parameter.
+    ``strategy=fedgen`` has the settings of the public code, ``strategy=fedgen_paper`` those of the paper's text. Each difference between
+    the two that changes numbers is a parameter.
 
     Source:
         Zhu, Hong, Zhou: Data-free knowledge distillation for heterogeneous federated learning, ICML 2021, Algorithm 1, equations 4 and 5.
         Public code: zhuangdizhu/FedGen @ dd5807c.
 
     Args:
-        generator: ``(task, embedding_size) -> module(noise, y)``.
-        generator_optimizer: ``parameters -> optimizer``. Its state is part of the run's state.
+        generator: Makes the generator, ``(task, embedding_size) -> module(noise, y)``.
+        generator_optimizer: Makes its optimizer, ``parameters -> optimizer``. The optimizer's state is part of the run's state.
         generator_lr_decay: Factor of the generator's learning rate per round, in (0, 1].
         generator_steps: Optimizer steps of the generator per round, >= 0.
         generator_batch_size: Labels per step on the server, > 1.
@@ -60,22 +62,24 @@ class FedGen(Strategy):
         regularize_first_round: Use the extra terms in the first round too, when the generator is untrained.
         eta: Weight of the diversity term, >= 0.
         weighting: Weights of the clients' heads. ``per_sample``: the client's share of each label. ``scalar``: the mean of these shares
-            over the batch, which the public code's broadcasting amounts to. ``none``: equal weights. ``examples``: by number of examples.
-        teacher: ``heads`` are the round's client heads. ``global`` is the head of the global model, as in FL-bench, without an ensemble.
+            over the batch, as in the public code, where it results from tensor broadcasting. ``none``: equal weights. ``examples``: by
+            number of examples.
+        teacher: What the generator learns from. ``heads`` are the heads of the round's clients. ``global`` is the head of the global model
+            alone, as in FL-bench.
         ensemble_loss: ``sum_of_losses`` of the heads (public code) or ``loss_of_mean`` logits (equation 4).
         noise: ``uniform`` in [0, 1) (public code) or ``normal`` (paper).
         server_labels: Labels for the generator's training, drawn ``uniform`` over those of this round or by ``counts``.
         client_labels: Labels that clients draw, ``uniform`` over those reported so far or by the last round's ``counts``.
         client_generator: Mode of the generator on clients, ``eval`` or ``train``. In ``train`` mode each batch is normalized by its own
-            statistics, as in re-implementations.
+            statistics, as in re-implementations of FedGen.
         fresh_optimizer: Reset the generator's optimizer in every round, as in HtFLlib.
 
     Deviations:
-        - From the public code: from the second round on, labels that no client has reported so far are not drawn. The public code knows
-          from the start which labels exist.
-        - From the public code: ``min_coefficient`` applies only where the coefficient is > 0, so that 0 switches a term off.
-        - With ``shared_layers=head`` only the last layer is shared, as in the paper's Table 4. The public code's switch for this has no
-          effect.
+        - From the public code: from the second round on, a label is drawn only if some client has reported it. The public code knows from
+          the start which labels exist.
+        - From the public code: ``min_coefficient`` applies only to a coefficient > 0, so 0 switches a term off.
+        - With ``shared_layers=head`` only the last layer is shared, as in the paper's Table 4. The public code has an option for this, but
+          the option has no effect.
     """
 
     client_summary: ClassVar[str] = "generated embeddings, latent divergence"

@@ -24,16 +24,17 @@ class FedMD(Strategy):
 
     Server: ``Z(x) <- mean_k z_k(x)``.
 
-    Z(x) are the mean logits of the last round's clients. In each round the server draws public images and every client sends its logits on
-    them. Clients digest the mean in the next round, before they train on their own data for ``local_steps``. Models are never sent, so
-    there is no global model and clients may have any architectures. weight = 0 trains every client on its own.
+    Z(x), the consensus, is the mean of the logits of the last round's clients. In each round the server draws public images, and every
+    client sends its logits on these images. In the next round a client first fits its logits to the consensus (digest). It then trains on
+    its own data for ``local_steps`` (revisit). Models are never sent, so there is no global model and clients may have any architectures.
+    With weight = 0 every client trains alone.
 
     Source:
         Li, Wang: FedMD: Heterogenous federated learning via model distillation, 2019.
         Public code: diogenes0319/FedMD_clean @ ab7a07b.
 
     Args:
-        public_size: Public images per round, > 0. All images where there are fewer.
+        public_size: Public images per round, > 0. All images are used if there are fewer.
         batch_size: Batch size of the digest, > 0.
         epochs: Passes of the digest over these images, > 0.
         weight: Weight of the digest, >= 0. 0 leaves it out.
@@ -41,7 +42,7 @@ class FedMD(Strategy):
     Deviations:
         - From the paper: no model is pretrained on labeled public data, because the public images have no labels here. The first round has
           no digest.
-        - Both phases use the run's optimizer, each with a new state.
+        - The digest and the revisit both use the run's optimizer, each with a new state.
     """
 
     client_summary: ClassVar[str] = "distance to the mean logits on public images"
