@@ -9,7 +9,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fedkd.config.build import build
-from fedkd.config.validation import check_distillation, check_run, check_types
+from fedkd.config.validation import check_distillation, check_run, check_part
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
 from tests.small_runs import ROOT
@@ -53,7 +53,7 @@ def test_an_option_resolves_type_checks_and_builds(group, path):
     if path.stem in OPTIONAL:
         pytest.importorskip(path.stem)
     config, node, place = composed(group, path)
-    check_types(node, place)
+    check_part(node, place)
     (check_distillation if "distiller" in config else check_run)(config)
     assert build(config, place.partition(".")[0]) is not None
 

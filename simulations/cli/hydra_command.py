@@ -13,6 +13,11 @@ FLAGS = (
 )  # fmt: skip
 """Long options of Hydra's own command line. Those of one letter are Hydra's to judge."""
 
+FLAGS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun",
+)  # fmt: skip
+"""Options of Hydra whose value is the next word."""
+
 
 def run_hydra(root: str, words: Sequence[str], program: str) -> None:
     """Run or distill what ``words`` describe.
@@ -27,10 +32,30 @@ def run_hydra(root: str, words: Sequence[str], program: str) -> None:
     """
     with one_line_errors():
         check_flags(words)
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise instead of printing and exiting
-        sys.argv = [program, *with_search_path(words)]
+        sys.argv = [program, *overrides_first(with_search_path(words))]
         task = _federated() if root == "config" else _distillation()
-        task()
+        before = os.environ.get("HYDRA_FULL_ERROR")
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise instead of printing and exiting
+        try:
+            task()
+        finally:
+            os.environ.pop("HYDRA_FULL_ERROR")
+            if before is not None:
+                os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def overrides_first(words: Sequence[str]) -> list[str]:
+    """``words`` with all overrides before all options, as Hydra rejects overrides on both sides of an option.
+
+    With it ``engine=local -m seed=0,1`` is a sweep, as ``-m engine=local seed=0,1`` is.
+    """
+    overrides: list[str] = []
+    options: list[str] = []
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        is_value = before in FLAGS_WITH_VALUE or (before in ("--info", "-i") and "=" not in word and not word.startswith("~"))
+        (options if word.startswith("-") or is_value else overrides).append(word)
+    return [*overrides, *options]
 
 
 def check_flags(words: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ def test_a_run_that_diverges_is_named_in_the_table(tmp_path, capsys):
 
 def test_one_sweep_at_a_time(whole):
     lock = FileLock(whole / "fedgen_table1_mnist" / "reproduce" / ".lock")
-    with lock, pytest.raises(ValueError, match="^output must be a folder in which no other sweep of this experiment goes on"):
+    with lock, pytest.raises(ValueError, match="^output must be a folder in which no other sweep of this experiment is running"):
         command(whole)
 
 

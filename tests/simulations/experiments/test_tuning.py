@@ -61,7 +61,7 @@ def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path
 
 
 def test_nothing_finite_is_nothing_to_choose(tmp_path):
-    with pytest.raises(ValueError, match=r"^optimizer\.lr must leave training finite"):
+    with pytest.raises(ValueError, match=r"^optimizer\.lr must have a value with which training stays finite"):
         tuning.tune_strategy("optimizer.lr", [1e30], 0.2, [*GIVEN, "strategy=fedavg", f"output={tmp_path}"], tmp_path / "tuned.csv")
 
 
@@ -123,7 +123,7 @@ def test_a_method_s_weight_is_chosen_on_held_out_images_and_taken(tmp_path, caps
     assert taken == given
     with pytest.raises(ValueError, match=r"^tuned_params must hold a choice for distiller at \(fedkd tune --distiller distiller=at\)"):
         distil(compose_distillation([*small, "distiller=at", f"tuned_params={tmp_path / 'tuned.csv'}"]))
-    with pytest.raises(ValueError, match=r"^distiller must be a method with a weight to be tuned, got 'none'$"):
+    with pytest.raises(ValueError, match=r"^distiller must be a method with a weight that can be tuned, got 'none'$"):
         tuning.tune_distiller([1], 0.2, [*small, "distiller=none"], tmp_path / "tuned.csv")
     alone = [distil(compose_distillation([*small, "distiller=none", *given])) for given in ([], [f"tuned_params={tmp_path / 'tuned.csv'}"])]
     assert alone[0] == alone[1], "in a sweep, what has no weight is run as it is"
