@@ -1,0 +1,28 @@
+"""Helpers of tests that kill runs and start them again."""
+
+from pathlib import Path
+
+from tests.processes import TINY, differing, quick
+
+LONG = (*TINY, "rounds=30", "output=runs")
+"""Overrides of a run that lives long enough to be interrupted."""
+
+LOCAL = ("engine=local", *LONG)
+"""The same run in one process."""
+
+
+def check_resumed(folder: Path, uninterrupted: Path) -> None:
+    """Start the run of ``folder`` again, and check that its files are those of an uninterrupted run."""
+    ended = quick(folder.parents[2], *LOCAL)
+    assert ended.code == 0 and ended.folder == folder, ended.err
+    assert list(differing(folder, uninterrupted)) == []
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def check_refused(folder: Path, *words: str) -> None:
+    """Start the run of ``folder`` again, and check that it ends with a one-line error and changes no file."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    ended = quick(folder.parents[2], *LOCAL)
+    assert ended.code == 2 and ended.out == "" and len(ended.err.strip().splitlines()) == 1
+    assert all(word in ended.err for word in words), ended.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
