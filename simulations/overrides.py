@@ -121,7 +121,7 @@ def unknown_option(group: str, name: str, known: Iterable[str]) -> str:
     """The message for an option that a group does not have, with the nearest one or all."""
     known = list(known)
     hint = nearest(name, known) or f"; choose one of {', '.join(known)}"
-    return f"{group} must be an option of conf/{group}, got {name!r}{hint}"
+    return f"{group} must be an option of conf/{group}, got {name!r}{hint} (for options of your own: searchpath=FOLDER)"
 
 
 def _value(error: Exception, key: str) -> str:

@@ -87,11 +87,22 @@ def panels(
                 axes.tick_params(labelbottom=beside or row == len(columns) - 1)
                 if row == 0 and setting:
                     axes.set_title(setting, pad=3)
+        if len(settings) > 1:
+            for row_of_axes in axes_of:
+                _share_limits(row_of_axes)
         figure.align_ylabels()
         for axes in axes_of[-1]:
             axes.set_xlabel(X_AXES[along][0])
         legend(figure, seeds, style, width=width)
     return figure
+
+
+def _share_limits(panels: Sequence[Axes]) -> None:
+    """Give panels side by side the same vertical axis, so that settings can be compared."""
+    ends = [axes.get_ylim() for axes in panels]
+    for place, axes in enumerate(panels):
+        axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        axes.tick_params(labelleft=place == 0)
 
 
 def _seeds(every: Sequence[tuple[str, Mapping[str, pd.DataFrame]]]) -> dict[str, int]:
