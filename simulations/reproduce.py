@@ -1,4 +1,4 @@
-"""``python -m simulations.reproduce experiment=NAME KEY=VALUE``: the same as ``fedkd reproduce``, with ``seeds=0,1`` for ``--seeds 0,1``."""
+"""``python -m simulations.reproduce experiment=NAME KEY=VALUE``: as ``fedkd reproduce``, with ``seeds=0,1`` for ``--seeds 0,1``."""
 
 import sys
 from collections.abc import Sequence

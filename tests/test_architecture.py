@@ -36,8 +36,8 @@ ALLOWED = {
     "fedkd.strategy": {"fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "fedkd.server_distillation": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "strategies": {
-        "fedkd.strategy", "fedkd.server_distillation", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics", "fedkd.models",
-        "fedkd.losses", *BASE,
+        "fedkd.strategy", "fedkd.server_distillation", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics",
+        "fedkd.models", "fedkd.losses", *BASE,
     },
     "simulations.config": {"fedkd", "simulations.overrides"},
     "simulations.overrides": {"fedkd"},

@@ -9,7 +9,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fedkd.config.build import build
-from fedkd.config.validation import check_distillation, check_run, check_part
+from fedkd.config.validation import check_distillation, check_part, check_run
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
 from tests.small_runs import ROOT

@@ -131,6 +131,7 @@ class ServerLoop(FlowerStrategy):
 
     @federation.setter
     def federation(self, federation: Federation) -> None:
+        """Set the settings of the run."""
         self._federation = federation
 
     def summary(self) -> None:

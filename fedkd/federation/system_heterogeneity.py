@@ -211,7 +211,7 @@ def make_devices(
     has_trace, num_clients = systems.trace is not None, len(workloads)
     most = num_clients - (1 if has_trace else clients_per_round)
     rest = "one client" if has_trace else f"clients_per_round ({clients_per_round})"
-    rule = f"must leave {rest} of {num_clients} clients from the first round on, hence be at most {most}"
+    rule = f"must leave {rest} of {num_clients} clients from the first round on, so it must be at most {most}"
     require(systems.num_new_clients <= most, "num_new_clients", rule, systems.num_new_clients)
     trace = read_trace(systems.trace, num_clients) if systems.trace is not None else ()
     return Devices(systems, seed, workloads, num_examples, trace)

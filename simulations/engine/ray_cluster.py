@@ -161,7 +161,7 @@ def discard_output() -> None:
 
 
 def connect_to_cluster(ray: Any, address: str) -> None:
-    """Connect to an existing cluster. A port on which nobody listens is an error at once, while Ray itself would try for minutes.
+    """Connect to an existing cluster. A closed port is an error at once, while Ray itself would try for minutes.
 
     Raises:
         ConfigError: no cluster answers.

@@ -123,7 +123,10 @@ def pickle_model(model: Callable) -> bytes:
     from ray.cloudpickle import Pickler
 
     class TensorPickler(Pickler):
+        """A pickler that stores tensors as NumPy arrays."""
+
         def reducer_override(self, obj: Any) -> Any:
+            """The function and the arguments that restore a tensor. Other objects are pickled as usual."""
             if type(obj) in (Tensor, nn.Parameter) and obj.layout is torch.strided and obj.is_cpu and obj.dtype is not torch.bfloat16:
                 return unpickle_tensor, (type(obj), obj.detach().numpy(), obj.requires_grad)
             return super().reducer_override(obj)

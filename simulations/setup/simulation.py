@@ -165,7 +165,7 @@ class Simulation:
         """Chunks of clients that train as one program each.
 
         The clients of a chunk have the same architecture and batch size, and similar numbers of steps. Chunks do not depend on the number
-        of workers, so neither do results. A network with dropout trains one client at a time, whatever the size.
+        of workers, so neither do results. Networks with dropout train one client at a time for every ``size``.
 
         Args:
             clients: the clients that train in the round.

@@ -110,7 +110,7 @@ def test_strategy_does_not_change_its_arguments(name):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_golden_run(name):
-    actual, expected = golden.figures(name), golden.read(name)
+    actual, expected = golden.norms(name), golden.read(name)
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         assert actual[key] == pytest.approx(value, rel=1e-10, abs=1e-300), (

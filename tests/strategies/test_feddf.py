@@ -142,8 +142,10 @@ def test_validation_uses_held_out_examples_only():
     assert simulation.strategy.validation_accuracy(server, tensors) == pytest.approx(right.double().mean().item())
     parts = [index for shards in (simulation.partition.train, simulation.partition.test) for index in shards]
     assert simulation.client_data.validation.rows.numel() > 100 and simulation.client_data.local_test_pool is simulation.global_test
-    held = set(simulation.client_data.validation.rows.tolist())
-    assert not held & {int(i) for index in parts[:6] for i in index} and not held & set(simulation.client_data.public_data.rows.tolist())
+    validation = set(simulation.client_data.validation.rows.tolist())
+    assert not validation & {int(i) for index in parts[:6] for i in index} and not validation & set(
+        simulation.client_data.public_data.rows.tolist()
+    )
     best = simulation.strategy.validation_accuracy(server, simulation.strategy.aggregate(server, state, updates, 1)[0]["model"])
     assert best >= simulation.strategy.validation_accuracy(
         server, average([u.state["model"] for u in updates], simulation.strategy.aggregation_weights(updates))

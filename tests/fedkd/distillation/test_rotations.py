@@ -9,10 +9,10 @@ from fedkd.distillation.methods.hsakd import class_logits, joint_labels, rotatio
 from tests.fedkd.losses.distillation_cases import MAPS, RNG, Y, assert_recorded_and_mapped, tensor
 
 
-def test_rotations_follow_their_image_and_labels_are_joint():
+def test_rotations_and_joint_labels_of_images():
     x = tensor(RNG.standard_normal((3, 2, 4, 4)))
     rotated, labels = rotations(x), joint_labels(torch.tensor([5, 0, 2]))
-    assert rotated.shape == (12, 2, 4, 4) and torch.equal(rotated[0::4], x), "those not rotated are the images, bit for bit"
+    assert rotated.shape == (12, 2, 4, 4) and torch.equal(rotated[0::4], x), "the first rotation is the image itself"
     for b in range(3):
         for k in range(4):
             np.testing.assert_array_equal(rotated[4 * b + k].numpy(), np.rot90(x[b].numpy(), k, (1, 2)))
@@ -23,10 +23,10 @@ def test_rotations_follow_their_image_and_labels_are_joint():
 
 def test_class_logits_are_sums_over_rotations():
     joint = tensor(RNG.standard_normal((2, 3, 12)))
-    found = class_logits(joint)
-    assert found.shape == (2, 3, 3)
+    logits = class_logits(joint)
+    assert logits.shape == (2, 3, 3)
     for c in range(3):
-        assert_close(found[..., c], sum(joint[..., 4 * c + k] for k in range(4)))
+        assert_close(logits[..., c], sum(joint[..., 4 * c + k] for k in range(4)))
 
 
 @pytest.mark.parametrize(

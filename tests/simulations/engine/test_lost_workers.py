@@ -29,11 +29,8 @@ class RepeatedRound:
         simulation = build_simulation(text)
         simulation.strategy.federation = simulation.federation()
         self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
-        self.messages = list(
-            simulation.strategy.configure_train(
-                2, serialization.to_record(simulation.strategy.init_server(simulation.federation().server)), ConfigRecord(), self.local
-            )
-        )
+        arrays = serialization.to_record(simulation.strategy.init_server(simulation.federation().server))
+        self.messages = list(simulation.strategy.configure_train(2, arrays, ConfigRecord(), self.local))
         self.set_clients_per_vmap(1)
 
     def set_clients_per_vmap(self, chunk: int) -> None:
@@ -47,22 +44,23 @@ class RepeatedRound:
     @staticmethod
     def updates(replies) -> dict[int, object]:
         return {
-            r.metadata.src_node_id: r.error if r.has_error() else serialization.from_record(r.content[serialization.UPDATE])
-            for r in replies
+            reply.metadata.src_node_id: reply.error if reply.has_error() else serialization.from_record(reply.content[serialization.UPDATE])
+            for reply in replies
         }
 
-    def all_equal(self, answers, but: tuple[int, ...] = ()) -> bool:
+    def all_equal(self, updates, but: tuple[int, ...] = ()) -> bool:
         """Whether the results of all clients are there in order, and equal to the expected ones except for ``but``."""
-        assert list(answers) == list(range(6))
-        return all(isinstance(a, dict) and same_tensors(a, self.expected[c]) for c, a in answers.items() if c not in but)
+        assert list(updates) == list(range(6))
+        others = {client: update for client, update in updates.items() if client not in but}
+        return all(isinstance(update, dict) and same_tensors(update, self.expected[client]) for client, update in others.items())
 
 
 @pytest.fixture(scope="module")
 def repeat(tmp_path_factory):
-    asked = RepeatedRound(tmp_path_factory.mktemp("failing"))
-    assert asked.all_equal(asked())
-    yield asked
-    asked.grid.close()
+    repeated = RepeatedRound(tmp_path_factory.mktemp("failing"))
+    assert repeated.all_equal(repeated())
+    yield repeated
+    repeated.grid.close()
 
 
 def test_exception_of_a_client(repeat):

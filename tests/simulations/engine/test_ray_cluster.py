@@ -28,10 +28,10 @@ holder = ray.remote(num_cpus=2)(type("Holder", (), {"ping": lambda self: None}))
 print(address, flush=True)
 for line in sys.stdin:
     if line == "hold\\n":
-        held = holder.remote()
-        ray.get(held.ping.remote())
+        actor = holder.remote()
+        ray.get(actor.ping.remote())
     if line == "free\\n":
-        ray.kill(held)
+        ray.kill(actor)
     print(ray.available_resources().get("CPU", 0.0), flush=True)
 """
 
@@ -61,9 +61,9 @@ def cluster() -> Iterator[Cluster]:
         process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER_PROCESS, f"{folder}/ray"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        made = Cluster(process, Path(folder))
-        made.address = process.stdout.readline().strip()
-        yield made
+        cluster = Cluster(process, Path(folder))
+        cluster.address = process.stdout.readline().strip()
+        yield cluster
         process.stdin.close()
         process.wait(timeout=30)
 
