@@ -26,7 +26,7 @@ from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import build_simulation
 
 WORK_FUNCTIONS: dict[str, WorkFunction] = {"train": train_chunk, "evaluate": evaluate_chunk}
-"""What a worker does for a message of each type."""
+"""The work function of each message type."""
 
 ClientResults = dict[int, RecordDict | Error]
 """The records of each client, or the error of a client that failed."""
@@ -41,7 +41,7 @@ class Worker:
     def __init__(self) -> None:
         set_task_identity()
         configure_process()
-        if threading.current_thread() is threading.main_thread():  # Ray's handler would first say goodbye to a cluster that ends too
+        if threading.current_thread() is threading.main_thread():  # Ray's handler would first disconnect from a cluster that ends too
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def ping(self) -> None:
