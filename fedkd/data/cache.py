@@ -97,7 +97,7 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"cache must be a directory that can be written and has room, got {str(path)!r} ({error}); set data.cache to another"
+            f"cache must be a directory that can be written and has free space, got {str(path)!r} ({error}); set data.cache to another"
         ) from error
 
 

@@ -10,10 +10,10 @@ from fedkd.types import Task
 from tests.strategies.server_tools import DOUBLE
 
 
-@pytest.mark.parametrize("brightest", [1.0, 255.0])
+@pytest.mark.parametrize("max_pixel", [1.0, 255.0])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 7, 5), (3, 1, 1)])
-def test_shape_and_range_of_images(shape, brightest):
-    task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.25,) * shape[0], max_pixel=brightest)
+def test_shape_and_range_of_images(shape, max_pixel):
+    task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.25,) * shape[0], max_pixel=max_pixel)
     with Seed(0).globally():
         module = ImageConv(task, width=3, noise_size=5, conditional=True)
         noise = torch.randn(6, 5)
@@ -22,8 +22,8 @@ def test_shape_and_range_of_images(shape, brightest):
         module.end.bias.data.fill_(bias)
         actual.append(module(noise, torch.tensor([0, 1, 2, 3, 0, 1])).detach())
         assert actual[-1].shape == (6, *shape)
-    black, grey, white = (one.double().mean().item() for one in actual)
-    assert black == pytest.approx(-2) and white == pytest.approx((brightest - 0.5) / 0.25) and black < grey < white
+    black, gray, white = (one.double().mean().item() for one in actual)
+    assert black == pytest.approx(-2) and white == pytest.approx((max_pixel - 0.5) / 0.25) and black < gray < white
 
 
 def test_label_is_used_where_conditional():

@@ -93,17 +93,17 @@ def test_every_partitioner_is_tested_here(partitioners):
 
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_a_partitioner_gives_ascending_disjoint_shards(partitioners, name):
-    num_clients, how = configured(name, *CONFIGURED[name])
-    partition = split(how, num_clients=num_clients)
+    num_clients, method = configured(name, *CONFIGURED[name])
+    partition = split(method, num_clients=num_clients)
     assert len(partition.train) == len(partition.test) == num_clients
     for part, labels in zip((partition.train, partition.test), EVEN):
         assert all(index.dtype == np.int64 and (np.diff(index) > 0).all() for index in part)
         everyone = np.concatenate(part)
         assert len(np.unique(everyone)) == len(everyone) and everyone.min() >= 0 and everyone.max() < len(labels)
     assert all(len(train) and set(EVEN[1][test]) == set(EVEN[0][train]) for train, test in zip(partition.train, partition.test))
-    assert same(partition, split(how, num_clients=num_clients)), "the random stream determines the partition"
+    assert same(partition, split(method, num_clients=num_clients)), "the random stream determines the partition"
     natural = "NaturalId" in name
-    assert natural or not same(partition, split(how, seed=1, num_clients=num_clients)), "another stream gives another partition"
+    assert natural or not same(partition, split(method, seed=1, num_clients=num_clients)), "another stream gives another partition"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -134,8 +134,8 @@ def test_partitioners_that_do_not_divide_examples_are_refused(partitioners, name
 )
 def test_invalid_parameters_are_refused(partitioners, name, overrides, rule):
     with pytest.raises(ValueError, match=rule):
-        num_clients, how = configured(name, *overrides)
-        call_part("partition", how, *EVEN, num_clients, np.random.default_rng(0))
+        num_clients, method = configured(name, *overrides)
+        call_part("partition", method, *EVEN, num_clients, np.random.default_rng(0))
 
 
 def test_the_error_without_flwr_datasets_names_the_extra(monkeypatch):
@@ -171,11 +171,11 @@ def test_partitioners_have_the_parameters_that_are_set(partitioners):
 # ---------------------------------------------------------------------- agreement with fedkd's partitions
 
 
-def statistics(how, num_seeds: int, clients: slice) -> np.ndarray:  # [seeds, 6]
+def statistics(method, num_seeds: int, clients: slice) -> np.ndarray:  # [seeds, 6]
     """For each seed: label distance, effective classes, classes with several examples, and deviation, minimum and maximum of sizes."""
     rows = []
     for seed in range(num_seeds):
-        counts = common.label_counts(split(how, seed).train, EVEN[0], 10)[clients]
+        counts = common.label_counts(split(method, seed).train, EVEN[0], 10)[clients]
         sizes, several = counts.sum(axis=1), (counts > 1).sum(axis=1).mean()
         rows.append(
             [label_skew.label_distance(counts), label_skew.effective_classes(counts), several, sizes.std(), sizes.min(), sizes.max()]
@@ -203,8 +203,8 @@ def test_dirichlet_agrees(partitioners, alpha):
 def test_the_last_client_of_flwr_datasets_gets_the_remainders(partitioners):
     kind = partial(partitioners.DirichletPartitioner, alpha=0.1, min_partition_size=1)
     held = [
-        np.mean([(common.label_counts(split(how, seed).train, EVEN[0], 10) > 0).sum(axis=1)[-1] for seed in range(20)])
-        for how in (Dirichlet(alpha=0.1, min_size=1, max_draws=1000), FlwrDatasets(partitioner=kind))
+        np.mean([(common.label_counts(split(method, seed).train, EVEN[0], 10) > 0).sum(axis=1)[-1] for seed in range(20)])
+        for method in (Dirichlet(alpha=0.1, min_size=1, max_draws=1000), FlwrDatasets(partitioner=kind))
     ]
     assert held[0] < 6 and held[1] > 8
 
@@ -245,6 +245,6 @@ def test_classes_per_client_differ_from_the_pathological_partitioner_in_sizes(pa
 def test_classes_per_client_agree_with_the_deterministic_partitioner_in_sizes(partitioners):
     """Both divide every class among equally many clients. Only fedkd draws the clients."""
     kind = partial(partitioners.PathologicalPartitioner, num_classes_per_partition=3, class_assignment_mode="deterministic")
-    for how in (ClassesPerClient(per_client=3), FlwrDatasets(partitioner=kind)):
-        held = common.label_counts(split(how).train, EVEN[0], 10)
+    for method in (ClassesPerClient(per_client=3), FlwrDatasets(partitioner=kind)):
+        held = common.label_counts(split(method).train, EVEN[0], 10)
         assert ((held > 0).sum(axis=0) == 3).all() and held.sum(axis=1).max() - held.sum(axis=1).min() <= 3

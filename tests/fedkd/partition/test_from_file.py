@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[3]
 REAL_MNIST = Path(os.environ.get("FEDKD_MNIST") or ROOT.parent / "shared" / "data" / "mnist")
 
 
-@pytest.mark.parametrize("how", SPLITS, ids=repr)
-def test_a_written_partition_is_read_back(tmp_path, how):
-    partition = split(how, num_clients=12)
+@pytest.mark.parametrize("method", SPLITS, ids=repr)
+def test_a_written_partition_is_read_back(tmp_path, method):
+    partition = split(method, num_clients=12)
     common.write_partition(partition, tmp_path / "p.npz", *DIGITS, 10)
     again = split(FromFile(path=str(tmp_path / "p.npz")), num_clients=12)
     assert all(np.array_equal(a, b) for a, b in zip(partition.train + partition.test, again.train + again.test))

@@ -32,9 +32,9 @@ def test_a_yaml_holds_exactly_the_parameters_of_its_partition(path):
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 10, 20])
-@pytest.mark.parametrize("how", SPLITS, ids=repr)
-def test_shards_are_ascending_and_disjoint_and_local_test_sets_have_the_client_s_classes(how, num_clients):
-    partition = split(how, num_clients=num_clients)
+@pytest.mark.parametrize("method", SPLITS, ids=repr)
+def test_shards_are_ascending_and_disjoint_and_local_test_sets_have_the_client_s_classes(method, num_clients):
+    partition = split(method, num_clients=num_clients)
     assert len(partition.train) == len(partition.test) == num_clients
     for part, labels in zip((partition.train, partition.test), DIGITS):
         assert all(index.dtype == np.int64 and (np.diff(index) > 0).all() for index in part)
@@ -56,35 +56,35 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("how", ALL, ids=repr)
-def test_all_training_examples_are_used(how):
-    assert sorted(np.concatenate(split(how).train)) == list(range(len(DIGITS[0])))
+@pytest.mark.parametrize("method", ALL, ids=repr)
+def test_all_training_examples_are_used(method):
+    assert sorted(np.concatenate(split(method).train)) == list(range(len(DIGITS[0])))
 
 
-@pytest.mark.parametrize("how", SPLITS, ids=repr)
-def test_a_partition_depends_on_the_random_stream_alone(how):
-    same, again, other = split(how), split(how), split(how, seed=1)
+@pytest.mark.parametrize("method", SPLITS, ids=repr)
+def test_a_partition_depends_on_the_random_stream_alone(method):
+    same, again, other = split(method), split(method), split(method, seed=1)
     assert same.num_draws == again.num_draws
     assert all(np.array_equal(a, b) for a, b in zip(same.train + same.test, again.train + again.test))
     assert not all(np.array_equal(a, b) for a, b in zip(same.train, other.train))
 
 
-@pytest.mark.parametrize("how", SPLITS, ids=repr)
-def test_invalid_arguments_are_refused(how):
+@pytest.mark.parametrize("method", SPLITS, ids=repr)
+def test_invalid_arguments_are_refused(method):
     with pytest.raises(ValueError, match="num_clients must be a whole number >= 1, got 0"):
-        split(how, num_clients=0)
+        split(method, num_clients=0)
     with pytest.raises(ValueError, match="num_clients must be a whole number >= 1, got 2.5"):
-        split(how, num_clients=2.5)
+        split(method, num_clients=2.5)
     with pytest.raises(ValueError, match="num_clients must be at most the number of training examples, 1442, got 1443"):
-        split(how, num_clients=1443)
+        split(method, num_clients=1443)
     with pytest.raises(ValueError, match="train_labels must be a vector of integers >= 0, got 'float64"):
-        split(how, labels=(DIGITS[0].astype(float), DIGITS[1]))
+        split(method, labels=(DIGITS[0].astype(float), DIGITS[1]))
 
 
-@pytest.mark.parametrize("how", SPLITS, ids=repr)
-def test_labels_are_not_changed(how):
+@pytest.mark.parametrize("method", SPLITS, ids=repr)
+def test_labels_are_not_changed(method):
     before = [labels.copy() for labels in DIGITS]
-    split(how)
+    split(method)
     assert all(np.array_equal(a, b) for a, b in zip(before, DIGITS))
 
 
