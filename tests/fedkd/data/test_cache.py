@@ -134,9 +134,7 @@ def test_a_killed_process_leaves_no_entry_and_its_files_are_removed(tmp_path):
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
     write_folder(tmp_path / "data")
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ValueError, match=r"cache must be a directory that can be written .*, got .*file/below.*set data\.cache"
-    ):
+    with pytest.raises(ValueError, match=r"cache must be a directory that can be written .*, got .*file/below.*set data\.cache"):
         folder_source(tmp_path, cache=str(tmp_path / "file" / "below"))()
 
 
