@@ -52,7 +52,7 @@ def test_several_folders(lab):
     Path("other/conf/data").mkdir(parents=True)
     Path("other/conf/data/mine.yaml").write_text("# Mine.\n_target_: fedkd.data.digits.Digits\n")
     config = compose(["strategy=fedmine", "data=mine", "searchpath=[my lab,other]"])
-    assert config.choices.data == "mine" and config.name == "mine" or config.choices.data == "mine"
+    assert config.choices.data == config.name == "mine"
     assert [Path(folder).name for folder in config.searchpath] == ["my lab", "other"]
 
 
