@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
 from simulations.reports.curves import X_AXES
-from simulations.reports.figures.style import PAGE, FigureStyle, band, canvas, legend, legend_height, limits
+from simulations.reports.figures.style import PAGE, FigureStyle, band, canvas, curve_lines, legend, legend_height, limits
 from simulations.reports.metrics import CURVES
 
 Lines = Mapping[str, Mapping[str, pd.DataFrame]]
@@ -19,6 +19,10 @@ Lines = Mapping[str, Mapping[str, pd.DataFrame]]
 
 SIDE_BY_SIDE = 5.5
 """Inches at 7 points from which on the metrics of one setting stand side by side."""
+
+
+MARKER = 0.03
+"""Half a marker's height, as a fraction of the axis."""
 
 
 def convergence(
@@ -90,6 +94,8 @@ def panels(
         if len(settings) > 1:
             for row_of_axes in axes_of:
                 _share_limits(row_of_axes)
+        for axes in axes_of.flat:
+            _whole_markers(axes)
         figure.align_ylabels()
         for axes in axes_of[-1]:
             axes.set_xlabel(X_AXES[along][0])
@@ -103,6 +109,15 @@ def _share_limits(panels: Sequence[Axes]) -> None:
     for place, axes in enumerate(panels):
         axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
         axes.tick_params(labelleft=place == 0)
+
+
+def _whole_markers(axes: Axes) -> None:
+    """Leave out the markers that the lower end of the axis would cut."""
+    low, high = axes.get_ylim()
+    for line in curve_lines(axes):
+        offset, step = line.get_markevery()
+        heights = np.asarray(line.get_ydata(), float)
+        line.set_markevery([place for place in range(offset, len(heights), step) if heights[place] >= low + MARKER * (high - low)])
 
 
 def _seeds(every: Sequence[tuple[str, Mapping[str, pd.DataFrame]]]) -> dict[str, int]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from simulations.report import main
 from simulations.reports.builder import build_sections, collect
 from simulations.reports.figures import comparison
+from simulations.reports.figures.convergence import convergence
 from simulations.reports.figures.drawing import parts
 from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.style import COLORS, SLOTS, FigureStyle, assign_slots, canvas, legend, legend_height, limits, spread_text
@@ -87,6 +89,16 @@ def test_of_long_curves_the_steep_beginning_alone_may_lie_off_the_axis():
     axes.plot([50.0, 80.0])
     limits(axes)
     assert axes.get_ylim()[0] < 50, "a short curve is seen whole"
+
+
+def test_no_marker_of_a_curve_is_cut_by_the_axis():
+    steep = np.concatenate([np.linspace(0.0, 80.0, 6), np.full(36, 85.0)])
+    columns = {"x": np.arange(42.0), "mean": steep, "low": steep, "high": steep, "min": steep, "max": steep, "n": np.full(42, 1)}
+    figure = convergence({"FedAvg": {"global_test_accuracy": pd.DataFrame(columns)}}, None, axis_labels={"global_test_accuracy": "global"})
+    axes = figure.axes[0]
+    (line,) = axes.lines
+    low, marked = axes.get_ylim()[0], [steep[place] for place in line.get_markevery()]
+    assert steep.min() < low < min(marked) - 1 and len(marked) > 4, "the curve begins below the axis, its markers do not"
 
 
 def test_bands_make_the_axis_at_most_twice_as_long():
