@@ -15,13 +15,13 @@ from fedkd.errors import ConfigError
 
 RUN_KEYS_WITHOUT_EFFECT = (
     "name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath",
-    "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard",
+    "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard", "force", "accept_code",
 )  # fmt: skip
 """Keys of a federated run that cannot change its result."""
 
 DISTILLATION_KEYS_WITHOUT_EFFECT = (
     "name", "checkpoint_every", "teacher_run", "round", "student_init", "output", "progress", "export", "retrieval", "tuned_params",
-    "searchpath", "choices",
+    "searchpath", "choices", "force", "accept_code",
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -68,16 +67,6 @@ def _check_class(config: DictConfig, jobs: int) -> None:
     require(jobs == 1, "jobs", f"must be 1 for a strategy of __main__: {remedy} jobs=1", jobs)
 
 
-class _Begun(RunObserver):
-    """Notes whether a run has begun, rather than been skipped."""
-
-    called = False
-
-    def begin(self, folder: Path, first: int) -> None:
-        """Note it."""
-        self.called = True
-
-
 def run_serially(configs: Sequence[DictConfig], observers: Sequence[RunObserver]) -> list[Path]:
     """Make runs one after the other in this process, and return their folders.
 
@@ -89,12 +78,7 @@ def run_serially(configs: Sequence[DictConfig], observers: Sequence[RunObserver]
         if "distiller" in config:
             folders.append(run_distillation(config, observers=observers))
             continue
-        begun = _Begun()
-        folders.append(run_federation(config, observers=[*observers, begun]))
-        target = str(config.strategy.get("_target_", ""))
-        if is_main(target) and not begun.called:
-            said = "was finished before and is skipped, even if the class has changed since; give another output, or remove the folder"
-            warnings.warn(f"the run of {target} in {folders[-1]} {said}", stacklevel=3)
+        folders.append(run_federation(config, observers=observers))
     return folders
 
 

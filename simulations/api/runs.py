@@ -14,6 +14,7 @@ from simulations.api.run import Run
 from simulations.reports import distillation_groups
 from simulations.reports.arrangement import names_of
 from simulations.reports.groups import Group, comparable, group
+from simulations.reports.run_description import code_notes
 from simulations.reports.statistics import INTERVALS, holm, paired
 from simulations.reports.statistics import interval as interval_of
 from simulations.reports.summary import by_seed, results, summary
@@ -167,6 +168,8 @@ class Runs(Sequence[Run]):
         found = [distillation_groups.read_distillation(run.path) for run in self if run.finished]
         if not found:
             raise RunFolderError("runs must hold a finished distillation, got none; run them again to continue")
+        for note in code_notes(found):
+            warnings.warn(note, stacklevel=3)
         rows = []
         for label, same_but_seed in distillation_groups.groups(distillation_groups.distinct(found)[0]).items():
             row = {"label": label, "num_seeds": len(same_but_seed), "seeds": " ".join(str(one.seed) for one in same_but_seed)}
@@ -264,6 +267,8 @@ class Runs(Sequence[Run]):
         kept, notes = comparable([self._read[run.path] for run in self if run.finished])
         for note in notes:
             warnings.warn(f"not shown: {note}", stacklevel=4)
+        for note in code_notes(kept):
+            warnings.warn(note, stacklevel=4)
         return group(kept)
 
     def _finished_groups(self) -> list[Group]:

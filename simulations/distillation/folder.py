@@ -1,19 +1,17 @@
 """The run folder of a distillation: the files that it writes, and those that a restart reads."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedkd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fedkd.distillation.student_training import Progress
 from fedkd.files import write_atomically
 from fedkd.types import Tensors
 from simulations.run_folder.csv_rows import append, cut, header_of, table, widen
-from simulations.run_folder.environment import environment
 from simulations.run_folder.folder import LockedFolder
 from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
 
@@ -28,14 +26,14 @@ class DistillationFolder(LockedFolder):
         config: the resolved configuration.
         key: the hash of the training.
         wait: wait while another process trains in the folder, instead of raising an error.
+        prior: the training is a part of another one, see :class:`LockedFolder`.
 
     Raises:
-        ConfigError: the folder cannot be written, is in use, or holds a checkpoint of another configuration.
+        ConfigError: see :class:`LockedFolder`.
     """
 
-    def __init__(self, config: DictConfig, key: str, wait: bool = False) -> None:
-        super().__init__(config, key, wait)
-        self.config, self.key = config, key
+    def __init__(self, config: DictConfig, key: str, wait: bool = False, prior: bool = False) -> None:
+        super().__init__(config, key, wait, prior)
 
     def begin(self) -> Progress | None:
         """Write the files that describe the training and remove all rows after the last checkpoint.
@@ -46,8 +44,7 @@ class DistillationFolder(LockedFolder):
         progress = None if self.header is None else read_progress(self.path)
         for name in ("metrics.csv", "flow.csv"):
             cut(self.path / name, -1 if progress is None else progress.epoch)
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
-        write_atomically(self.path / "environment.json", (json.dumps(environment(self.config), indent=1) + "\n").encode())
+        self.describe()
         return progress
 
     def append_row(self, values: Mapping[str, float]) -> None:

@@ -32,7 +32,7 @@ from simulations.progress import ProgressBar, configure_logging
 from simulations.run_folder.observers import Observers, RunObserver
 
 
-def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence[RunObserver] = ()) -> Path:
+def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence[RunObserver] = (), prior: bool = False) -> Path:
     """Train the student that ``config`` describes, after its teacher. A finished training is skipped, an interrupted one is resumed.
 
     The last line on standard output is ``run: <folder>``.
@@ -43,6 +43,7 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
             thus train it once.
         observers: called at the beginning, after each epoch, and at the end of the student's training. ``StopRun`` of an observer ends
             the training after a checkpoint.
+        prior: the training is a part of another one. ``force`` then runs it again only where its code has changed.
 
     Returns:
         The run folder.
@@ -65,10 +66,10 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
         teacher_tensors = read_trained_tensors(_run_and_wait(setup.teacher_training))
     tensors = initial_tensors(setup, teacher_tensors, _run_and_wait)
     training = setup.training(setup.on_device(teacher_tensors))
-    folder = DistillationFolder(config, setup.hash(teacher_tensors, tensors), wait)
+    folder = DistillationFolder(config, setup.hash(teacher_tensors, tensors), wait, prior)
     try:
         if folder.finished:
-            print("already finished, skipped", file=sys.stderr)
+            print(folder.skipped(), file=sys.stderr)
             add_missing_exports(setup, training, folder)
         else:
             try:
@@ -86,7 +87,7 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
 
 
 def _run_and_wait(config: DictConfig) -> Path:
-    return run_distillation(config, wait=True)
+    return run_distillation(config, wait=True, prior=True)
 
 
 def add_missing_exports(setup: Setup, training: Training, folder: DistillationFolder) -> None:

@@ -20,6 +20,10 @@ from fedkd.errors import ConfigError, require
 from simulations.config import apply_tuned_params, compose, compose_with_hydra, make_absolute
 from simulations.experiments.definition import Experiment
 from simulations.overrides import CONF, nearest, options
+from simulations.run_folder.source_code import changed_files
+
+STATES = ("finished", "outdated", "interrupted", "missing")
+"""The states of a run. An outdated one was finished by other code."""
 
 States = dict[str, tuple[str, Path]]
 """Runs by key (see :func:`run_key`): ``finished`` or ``interrupted``, and the run folder."""
@@ -35,7 +39,7 @@ class PlannedRun:
         seed: seed of the run.
         config: the composed configuration.
         key: equal for equal runs (see :func:`run_key`).
-        state: ``finished``, ``interrupted`` or ``missing``.
+        state: one of :data:`STATES`.
         folder: the run folder; None if the run is missing.
     """
 
@@ -120,7 +124,17 @@ def each_seed(
         parent, key = runs_folder(one), run_key(tuned)
         if parent not in states:
             states[parent] = find_runs(parent)
-        yield named(seed, one, key, *states[parent].get(key, ("missing", None)))
+        state, folder = standing(tuned, states[parent].get(key))
+        yield named(seed, one, key, "missing" if one.force and state == "finished" else state, folder)
+
+
+def standing(config: DictConfig, found: tuple[str, Path] | None) -> tuple[str, Path | None]:
+    """The state and the folder of a run whose folder holds ``found``. What other code has finished is outdated, unless it is accepted."""
+    if found is None:
+        return "missing", None
+    state, folder = found
+    outdated = state == "finished" and not config.accept_code and changed_files(folder, config)
+    return ("outdated" if outdated else state), folder
 
 
 def runs_folder(config: DictConfig) -> Path:
@@ -131,7 +145,7 @@ def runs_folder(config: DictConfig) -> Path:
 def refresh(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The same runs with their present states and folders."""
     found = {parent: find_runs(parent) for parent in {runs_folder(run.config) for run in runs}}
-    states: list[tuple[str, Path | None]] = [found[runs_folder(run.config)].get(run.key) or ("missing", None) for run in runs]
+    states = [standing(run.config, found[runs_folder(run.config)].get(run.key)) for run in runs]
     return [replace(run, state=state, folder=folder) for run, (state, folder) in zip(runs, states)]
 
 
@@ -200,4 +214,4 @@ def count_states(runs: Sequence[PlannedRun]) -> str:
     """``63 runs: 40 finished, 1 interrupted, 22 missing``."""
     once = {run.key: run.state for run in runs}
     numbers = Counter(once.values())
-    return f"{len(once)} runs: " + ", ".join(f"{numbers[state]} {state}" for state in ("finished", "interrupted", "missing"))
+    return f"{len(once)} runs: " + ", ".join(f"{numbers[state]} {state}" for state in STATES if state != "outdated" or numbers[state])

@@ -35,6 +35,7 @@ from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.style import figure_paths
 from simulations.reports.groups import Group, file_slugs
 from simulations.reports.metrics import CURVES
+from simulations.reports.run_description import code_notes
 from simulations.run_folder.csv_rows import append
 from simulations.run_folder.environment import current_commit, read_commit, write_tuned_params
 from simulations.run_folder.reader import FederatedRun, read_run
@@ -296,9 +297,10 @@ def commits(runs: Iterable[FederatedRun]) -> list[str]:
     """A line if the runs were made at several commits, or at another commit than the present one."""
     known = {commit for run in runs if (commit := read_commit(run.folder)) is not None}
     now = current_commit()[0]
+    said = [f"{note[0].upper()}{note[1:]}." for note in code_notes(list(runs))]
     if not known or known == {now}:
-        return []
-    return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else ".")]
+        return said
+    return [f"Made by the code at {', '.join(sorted(known))}" + (f"; it is now at {now}." if now else "."), *said]
 
 
 def draw(asked: Reproduction, found: published_table.CellRuns) -> list[Path]:

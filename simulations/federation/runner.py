@@ -73,8 +73,7 @@ def run_federation(
         if choice is not None:
             folder.write_tuned_params(choice)
         if folder.finished:
-            note = folder.commit_note()
-            print(f"already finished, skipped{f' ({note})' if note else ''}", file=sys.stderr)
+            print(folder.skipped(), file=sys.stderr)
         else:
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:

@@ -21,7 +21,7 @@ from simulations.reports.figures.drawing import write_all
 from simulations.reports.figures.style import FigureStyle
 from simulations.reports.groups import Group, comparable, gather, group
 from simulations.reports.options import ReportOptions
-from simulations.reports.run_description import describe_federated
+from simulations.reports.run_description import code_notes, describe_federated
 from simulations.reports.section import Note, ReportSection, excluded_runs
 from simulations.reports.statistics import INTERVALS
 from simulations.reports.summary import results
@@ -83,7 +83,7 @@ def build_sections(folders: Sequence[Path], output: Path, options: ReportOptions
         options: of the report.
 
     Returns:
-        The sections, a note on each excluded run, and notes on figures and comparisons that are missing.
+        The sections, a note on each excluded run, and notes on runs of unlike code and on figures and comparisons that are missing.
 
     Raises:
         ConfigError: an option names a strategy, a setting or a baseline that no run has.
@@ -95,13 +95,14 @@ def build_sections(folders: Sequence[Path], output: Path, options: ReportOptions
     for_runs, for_distillations = divide(options, federated_names, distillation_names(distillations))
     missing: list[str] = []
     sections = []
+    unlike = code_notes([run for one in groups for run in one.runs]) + code_notes(distillations)
     if groups:
         section, missing = federated_section(groups, output, for_runs)
         sections.append(section)
     if distillations:
         sections.append(distillation_section(distillations, output, for_distillations))
     excluded = [(folder, reason) for folder, _, reason in (note.partition(": ") for note in [*notes, *more])]
-    return sections, excluded, missing
+    return sections, excluded, [*unlike, *missing]
 
 
 def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from simulations.reports.distillation_groups import DistillationRun
 from simulations.run_folder.listing import setting
 from simulations.run_folder.reader import FederatedRun, FinishedRun, natural_order, option
+from simulations.run_folder.source_code import UNKNOWN, unlike_code
 
 Config = Mapping[str, Any]
 
@@ -58,8 +59,24 @@ def varying(values: Sequence[str]) -> str:
 
 
 def commits(runs: Sequence[FinishedRun]) -> dict[str, str]:
-    """The commit of the code that made the runs, by ``environment.json``."""
-    return {"Commit": varying([commit(run.folder) for run in runs])}
+    """The commit of the code that made the runs, by ``environment.json``, and whether all runs are of the same code."""
+    return {"Commit": varying([commit(run.folder) for run in runs]), "Code": "; ".join(unlike(runs)) or "the same for all runs"}
+
+
+def unlike(runs: Sequence[FinishedRun]) -> list[str]:
+    """The modules of which runs have different versions, and how many runs record no code. Empty where all runs are of the same code."""
+    versions = unlike_code([run.folder for run in runs])
+    unknown = versions.pop(UNKNOWN, 0)
+    said = [f"{name} differs ({number} versions)" for name, number in list(versions.items())[:MAX_VALUES]]
+    said += [f"{len(versions) - MAX_VALUES} more modules differ"] if len(versions) > MAX_VALUES else []
+    return said + ([f"unknown for {unknown} of {len(runs)} runs"] if unknown else [])
+
+
+def code_notes(runs: Sequence[FinishedRun]) -> list[str]:
+    """A note where runs are compared that are not all known to be of the same code."""
+    said = unlike(runs)
+    comparable = said != [f"unknown for {len(runs)} of {len(runs)} runs"]
+    return [f"runs of unlike code are compared: {'; '.join(said)}"] if said and comparable else []
 
 
 def commit(folder: Path) -> str:

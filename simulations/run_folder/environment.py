@@ -3,16 +3,15 @@
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from fedkd.files import write_atomically
+from simulations.run_folder.source_code import Packages, commit_of, installed_version, packages_of
 
 
 def read_commit(folder: Path) -> str | None:
@@ -26,19 +25,19 @@ def read_commit(folder: Path) -> str | None:
 def current_commit() -> tuple[str | None, bool]:
     """The checkout's commit and whether it has uncommitted changes; (None, False) outside a checkout."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None, False
-    ask = ["git", "-C", str(root)]
-    head = subprocess.run([*ask, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
-    dirty = subprocess.run([*ask, "status", "--porcelain"], check=False, capture_output=True, text=True)
-    return head.stdout.strip() or None, bool(dirty.stdout.strip())
+    return commit_of(root) if (root / ".git").exists() else (None, False)
 
 
-def environment(config: DictConfig) -> dict[str, object]:
-    """The contents of ``environment.json``: commit, versions, platform, cores, threads and device."""
+def environment(config: DictConfig, earlier: Sequence[Packages] = ()) -> dict[str, object]:
+    """The contents of ``environment.json``: commit, versions, platform, cores, threads and device, and the code of the run.
+
+    Args:
+        config: the resolved configuration.
+        earlier: the packages of earlier starts of the run, as far as their code is another one.
+    """
     head, dirty = current_commit()
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "hydra-core")
-    return {
+    content = {
         "commit": head,
         "uncommitted_changes": dirty,
         "python": sys.version.split()[0],
@@ -47,15 +46,9 @@ def environment(config: DictConfig) -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads_per_worker": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if config.device != "cpu" else platform.processor() or platform.machine(),
+        "packages": packages_of(config),
     }
-
-
-def installed_version(name: str) -> str | None:
-    """The version of an installed package; None if it is not installed."""
-    try:
-        return version(name)
-    except ModuleNotFoundError:
-        return None
+    return content | ({"earlier_packages": list(earlier)} if earlier else {})
 
 
 def write_tuned_params(folder: Path, choice: Mapping[str, object]) -> None:

@@ -1,6 +1,7 @@
 """The run folder: the files that a run writes, and the lock that keeps a second process out."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,21 +15,27 @@ from fedkd.types import State
 from simulations.run_folder.csv_rows import append, cut, header_of, widen
 from simulations.run_folder.environment import current_commit, environment, read_commit, write_tuned_params
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
+from simulations.run_folder.source_code import check_code, earlier_packages, listed
 
 
 class LockedFolder:
     """The folder ``<output>/<name>/<hash>/``, locked as long as this object exists.
 
     Args:
-        config: has ``output`` and ``name``.
+        config: the resolved configuration.
         key: the hash.
         patient: wait for another process that writes to the folder.
+        prior: the run is a part of another one, which needs its result: ``force`` runs it again only where its code has changed.
+
+    Attributes:
+        changed: the files whose code is not that of the run in the folder, by ``environment.json``.
 
     Raises:
-        ConfigError: the folder cannot be written, is in use, or holds a checkpoint of another configuration.
+        ConfigError: the folder cannot be written, is in use, holds a checkpoint of another configuration, or was made by other code.
     """
 
-    def __init__(self, config: DictConfig, key: str, patient: bool = False) -> None:
+    def __init__(self, config: DictConfig, key: str, patient: bool = False, prior: bool = False) -> None:
+        self.config, self.key = config, key
         self.path = Path(config.output).expanduser().absolute() / config.name / key
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -38,13 +45,24 @@ class LockedFolder:
             raise ConfigError(f"output must hold run folders that no other process is writing, got {self.path}, which is in use") from None
         except OSError as error:
             raise ConfigError(f"output must be a folder that can be written, got {config.output!r}: {error}") from error
+        self.changed: list[str] = []
+        try:
+            self._open(prior)
+        except BaseException:
+            self.release()
+            raise
+
+    def _open(self, prior: bool) -> None:
+        """Read the checkpoint and compare the code."""
         self.header = read_header(self.path)
-        if self.header is not None and self.header["config"] != key:
+        self.changed = [] if self.header is None else check_code(self.path, self.config)
+        if self.config.force and (self.changed or not prior):
+            self._clear()
+        if self.header is not None and self.header["config"] != self.key:
             raise ConfigError(
-                f"output must hold checkpoints of this configuration ({key}), got one of {self.header['config']} in {self.path}; "
+                f"output must hold checkpoints of this configuration ({self.key}), got one of {self.header['config']} in {self.path}; "
                 "a run cannot be resumed with another configuration"
             )
-
         if self.header is not None and not header_matches(self.path, self.header):  # the process was killed between the two files
             write_header(self.path, self.header)
 
@@ -52,6 +70,28 @@ class LockedFolder:
     def finished(self) -> bool:
         """All rounds or epochs are done."""
         return self.header is not None and bool(self.header["finished"])
+
+    def skipped(self) -> str:
+        """A line that says that the run is finished, and that other code or another commit has made it, where this is so."""
+        then, now = read_commit(self.path), current_commit()[0]
+        note = f" (finished at commit {then}, the code is now at {now})" if then and now and then != now else ""
+        note = f" (by other code: {listed(self.changed)} changed since)" if self.changed else note
+        return f"already finished, skipped{note}"
+
+    def describe(self) -> None:
+        """Write ``config.yaml`` and ``environment.json``. A run that goes on with other code keeps the record of the earlier code."""
+        content = environment(self.config, [] if self.header is None else earlier_packages(self.path, self.config))
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
+        write_atomically(self.path / "environment.json", (json.dumps(content, indent=1) + "\n").encode())
+
+    def _clear(self) -> None:
+        """Remove all files of the run but the lock."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
+        self.header, self.changed = None, []
 
     def release(self) -> None:
         """Release the lock."""
@@ -77,12 +117,7 @@ class RunFolder(LockedFolder):
 
     def __init__(self, config: DictConfig, key: str, num_classes: int) -> None:
         super().__init__(config, key)
-        self.config, self.key, self.num_classes = config, key, num_classes
-
-    def commit_note(self) -> str | None:
-        """A line that says that other code made the finished run. None if the code is the same, or unknown."""
-        then, now = read_commit(self.path), current_commit()[0]
-        return f"finished at commit {then}, the code is now at {now}" if then and now and then != now else None
+        self.num_classes = num_classes
 
     def begin(self, save_partition: Callable[[Path], None], shift_rows: Sequence[Mapping[str, object]]) -> Checkpoint | None:
         """Write the files that describe the run, cut all rows after the checkpoint, and return the checkpoint if there is one.
@@ -94,8 +129,7 @@ class RunFolder(LockedFolder):
         done = 0 if self.header is None else int(str(self.header["round"]))
         for name in ("metrics.csv", "clients.csv", "generator.csv", "latents.csv"):
             cut(self.path / name, done)
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
-        write_atomically(self.path / "environment.json", (json.dumps(environment(self.config), indent=1) + "\n").encode())
+        self.describe()
         save_partition(self.path / "partition.npz")
         if shift_rows:
             (self.path / "shift.csv").unlink(missing_ok=True)

@@ -110,7 +110,7 @@ def test_a_class_of_a_notebook_runs_in_this_process_only(tmp_path, monkeypatch):
     monkeypatch.setattr(__main__, "Mine", mine, raising=False)
     (run,) = fedkd.run(strategy=mine, strategy__factor=2.0, output=str(tmp_path), **{**SMALL, "rounds": 1})
     assert run.name == "mine" and run.model() is not None
-    with pytest.warns(UserWarning, match=r"the run of __main__.Mine in .* is skipped, even if the class has changed since"):
+    with pytest.raises(fedkd.ConfigError, match=r"code must be that of the run .* __main__.Mine \(whose source cannot be read\)"):
         fedkd.run(strategy=mine, strategy__factor=2.0, output=str(tmp_path), **{**SMALL, "rounds": 1})
     with pytest.raises(
         fedkd.ConfigError, match="engine must be local for a strategy of __main__, got ray: no other process can import __main__.Mine"
