@@ -44,16 +44,17 @@ def configure_logging() -> None:
 class ProgressTable:
     """The progress of several runs on standard error: one moving line per run, with accuracies and the remaining time.
 
-    Without a terminal, or with ``quiet``, each run prints ten plain lines instead.
+    Without a terminal each run prints ten plain lines instead, and with ``quiet`` only the line of its result.
 
     Args:
         enabled: whether anything is printed.
-        quiet: print plain lines on a terminal too.
+        quiet: print plain lines on a terminal too, one per run.
         unit: ``round`` or ``epoch``, the column that counts progress.
     """
 
     def __init__(self, enabled: bool = True, quiet: bool = False, unit: str = "round") -> None:
         console = Console(stderr=True)
+        self._quiet = quiet
         self._enabled, self._unit, self._live = enabled, unit, console.is_terminal and enabled and not quiet
         columns = (
             TextColumn("{task.description}"),
@@ -103,7 +104,7 @@ class ProgressTable:
         self._lines.update(task, completed=number)
         if accuracies:
             self._lines.update(task, score=", ".join(accuracies))
-        if number % max(1, total // 10) == 0 or number == total:
+        if not self._quiet and (number % max(1, total // 10) == 0 or number == total):
             remaining = (time.monotonic() - begin) / max(1, number - done) * (total - number)
             words = [*accuracies, f"{timedelta(seconds=round(remaining))} left"] if number < total else accuracies
             self._print(f"{label}: {self._unit} {number}/{total} {', '.join(words)}")

@@ -235,7 +235,7 @@ def load(*paths: str | Path, strict: bool = False) -> Runs:
         strict: raise for a folder that cannot be read. Otherwise it is left out with a warning.
 
     Returns:
-        The runs in natural order of their paths.
+        The runs by kind (federated ones first), strategy, setting and seed. Runs that differ in the seed alone follow each other.
 
     Raises:
         RunFolderError: a path does not exist or holds no run; with ``strict``, a run cannot be read.

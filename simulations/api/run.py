@@ -17,7 +17,7 @@ from yaml import YAMLError
 from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION
 from simulations.reports.distillation_groups import read_distillation
-from simulations.reports.summary import summarize
+from simulations.reports.summary import configures_clock, summarize, without_clock
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, DISTILLATION_COLUMNS
 from simulations.run_folder.reader import configuration, read_run
 
@@ -157,7 +157,8 @@ class Run:
 
         Returns:
             Of a federated run: ``<accuracy>_final`` (last evaluated round) and ``<accuracy>_last10`` (mean of the last ten evaluated
-            rounds) in 0..1, totals of bytes, medians of seconds per round. Of a distillation: ``test_accuracy_initial``,
+            rounds, or of all where there are fewer) in 0..1, totals of bytes, medians of seconds per round, simulated seconds (NaN
+            unless ``systems`` configures a clock). Of a distillation: ``test_accuracy_initial``,
             ``test_accuracy_final``, ``test_loss_final``, ``teacher_accuracy`` (NaN without a teacher).
 
         Raises:
@@ -168,7 +169,9 @@ class Run:
             accuracies = ["global_test_accuracy", "local_test_accuracy"]
             if metrics.empty or not set(accuracies) <= set(metrics) or metrics[accuracies].isna().all(axis=None):
                 raise RunFolderError(f"{self.path} has no evaluated round yet; run it again to continue")
-            return {name: float(value) for name, value in summarize(metrics).items()}
+            found = summarize(metrics)
+            found = found if configures_clock(self._values.get("systems") or {}) else without_clock(found)
+            return {name: float(value) for name, value in found.items()}
         scored = metrics[metrics["test_accuracy"].notna()] if "test_accuracy" in metrics else metrics[:0]
         if scored.empty:
             raise RunFolderError(f"{self.path} has no evaluated epoch yet; run it again to continue")

@@ -13,7 +13,7 @@ from fedkd.errors import ConfigError, RunFolderError, nearest, require
 from simulations.api.run import Run
 from simulations.reports import distillation_groups
 from simulations.reports.arrangement import names_of
-from simulations.reports.groups import Group, comparable, group
+from simulations.reports.groups import Group, comparable, group, line_order
 from simulations.reports.run_description import code_notes
 from simulations.reports.statistics import INTERVALS, holm, paired
 from simulations.reports.statistics import interval as interval_of
@@ -21,7 +21,16 @@ from simulations.reports.summary import by_seed, results, summary
 from simulations.reports.tables.federated import headlines, pairs
 from simulations.reports.tables.table import NumberFormat
 from simulations.run_folder.listing import lookup, same
-from simulations.run_folder.reader import NO_EFFECT, FederatedRun, find_run_folders, flatten_config, option, read_run
+from simulations.run_folder.reader import (
+    NO_EFFECT,
+    SETTING,
+    FederatedRun,
+    find_run_folders,
+    flatten_config,
+    natural_order,
+    option,
+    read_run,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,8 +113,8 @@ class Runs(Sequence[Run]):
                 ``clients.csv``.
 
         Returns:
-            Columns that say which run it is (``run``, the name of its folder; ``kind``, ``strategy``, ``seed``, and all keys in which the
-            runs differ), then the numbers. For a distillation ``strategy`` is the method.
+            Columns that say which run it is (``run``, the name of its folder; ``path``, the folder; ``kind``, ``strategy``, ``seed``, and
+            all keys in which the runs differ), then the numbers. For a distillation ``strategy`` is the method.
 
         Raises:
             ConfigError: there is no such level.
@@ -139,7 +148,7 @@ class Runs(Sequence[Run]):
             if any(len(found) > 1 for found in kin.values()):
                 shown.append(key)
         return [
-            {"run": run.path.name, "kind": run.kind, "strategy": run.name, "seed": run.seed}
+            {"run": run.path.name, "path": str(run.path), "kind": run.kind, "strategy": run.name, "seed": run.seed}
             | {key: names[key] if key in names else values.get(key) for key in shown}
             for run, values, names in zip(self, flat, named)
         ]
@@ -312,7 +321,17 @@ def load_runs(folders: Iterable[Path], strict: bool) -> Runs:
             if strict:
                 raise RunFolderError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
             warnings.warn(f"left out: {error}" if str(folder) in str(error) else f"left out: {folder}: {error}", stacklevel=3)
-    return Runs(found)
+    return Runs(sorted(found, key=_place))
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    """The key by which loaded runs are sorted: the kind, the strategy (FedAvg first), the setting, other keys, the seed, the folder."""
+    values = {key: value for key, value in flatten_config(run._values) if key != "seed" and not NO_EFFECT.match(key)}
+    setting, rest = (
+        natural_order(" ".join(f"{key} {values[key]}" for key in sorted(values) if bool(SETTING.match(key)) == chosen))
+        for chosen in (True, False)
+    )
+    return run.kind != "federated", line_order(run.name), setting, rest, run.seed, natural_order(str(run.path))
 
 
 def _summary(run: Run) -> dict[str, float]:

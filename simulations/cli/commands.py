@@ -64,7 +64,7 @@ def distill_command(words: Sequence[str]) -> int:
 
 @click.command(name="sweep", context_settings=HYDRA)
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time, each in its own process. Default: one per core.")
-@click.option("--quiet", is_flag=True, help="Plain lines instead of moving bars, as for a log file.")
+@click.option("--quiet", is_flag=True, help="One plain line per run instead of moving bars, as for a log file.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="KEY=A,B [KEY=VALUE]...", shell_complete=completion.run_words)
 def sweep_command(jobs: int | None, quiet: bool, words: Sequence[str]) -> int:
     """All combinations of the values that commas separate, several runs at a time.

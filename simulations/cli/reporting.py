@@ -9,7 +9,9 @@ import click
 from simulations.cli import completion
 from simulations.cli.exit_codes import OK, one_line_errors
 from simulations.cli.usage import check_words, run_command
+from simulations.reports.metrics import ALIASES, METRICS
 
+METRIC_NAMES = ", ".join([*ALIASES, *(name for name in METRICS if name not in ALIASES.values())])
 NAMES = "A,B,..."
 FOLDER = click.Path(path_type=Path)
 
@@ -21,7 +23,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--baseline", metavar="STRATEGY", help="The strategy (or row of the table) that others are compared with. Default: fedavg.")
 @click.option("--target", type=float, metavar="ACCURACY", help="Add the rounds, bytes and time to this accuracy, in 0..1.")
 @click.option("--until", type=int, metavar="ROUND", help="Report the runs as they were after this round.")
-@click.option("--metric", metavar="NAME", help="One metric for comparisons and figures. Default: global and local test accuracy.")
+@click.option("--metric", metavar="NAME", help=f"The metric that is compared and drawn: {METRIC_NAMES}. Default: global and local.")
 @click.option("--interval", metavar="t|bootstrap", help="95 % interval over seeds: Student's t (default) or BCa bootstrap.")
 @click.option("--spread", metavar="interval|std", help="After the sign ± and in bands: the interval (default) or the standard deviation.")
 @click.option("--decimals", type=int, metavar="N", help="Digits after the point of accuracies in percent.")
@@ -87,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
 @click.option("--settings", metavar=NAMES, help="Settings by name, rows of the table. Default: all.")
 @click.option("--strategies", metavar=NAMES, help="Strategies by name. Default: all.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time, each in its own process. Default: one per core.")
-@click.option("--quiet", is_flag=True, help="Plain lines instead of moving bars, as for a log file.")
+@click.option("--quiet", is_flag=True, help="One plain line per run instead of moving bars, as for a log file.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=completion.run_words)
 def reproduce_command(
     experiment: str,

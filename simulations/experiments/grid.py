@@ -1,8 +1,11 @@
 """``fedkd sweep``: every combination of the values that commas separate, several runs at a time."""
 
 import itertools
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +90,7 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
     Args:
         words: overrides, sweeps among them.
         jobs: >= 1, runs at a time, each in a process of its own; None for one per core.
-        quiet: show progress as plain lines.
+        quiet: print one line per run, when it ends.
 
     Returns:
         The folders of all finished runs, in the order of the combinations, and why the others failed, by label.
@@ -99,6 +102,10 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
     runs: list[PlannedRun] = list(plan_grid(words))
     left = unfinished(runs)
     failed: dict[str, str] = {}
+    began = time.monotonic()
+    for run in runs:
+        if run not in left:
+            print(f"{run.label}: already finished, skipped", file=sys.stderr)
     if left:
         ready()
         configure_logging()
@@ -109,6 +116,8 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
         failed = sweep(configured, at_once, logs, ProgressTable(quiet=quiet))
         failed = {label: f"{why} (log: {logs})" for label, why in failed.items()}
         runs = list(refresh(runs))
+        took = timedelta(seconds=round(time.monotonic() - began))
+        print(f"{len(left) - len(failed)} of {len(left)} runs finished in {took}", file=sys.stderr)
     return [run.folder for run in runs if run.state == "finished" and run.folder is not None], failed
 
 

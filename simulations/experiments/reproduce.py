@@ -93,7 +93,7 @@ def plan_reproduction(
         settings: names of its settings; None for all.
         strategies: names of its strategies; None for all.
         jobs: >= 1, runs at a time; None for one per core. A serial experiment always takes one.
-        quiet: show progress as plain lines.
+        quiet: print one line per run, when it ends.
         only: ``plan`` shows which runs are finished, ``table`` prints the table of these; nothing is run. None runs what is missing.
 
     Raises:

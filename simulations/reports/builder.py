@@ -63,6 +63,7 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
         print(f"excluded: {folder}: {reason}", file=sys.stderr)
     if not sections:
         raise RunFolderError("no finished run is left to report; finish one, or give another folder")
+    earlier = earlier_files(target)
     try:
         paths = write_report(sections, excluded, missing, target, options, parent.name)
     except OSError as error:
@@ -70,6 +71,8 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
     if not quiet:
         print("\n".join(map(str, sections)))
         print(f"{len(paths)} files in {target}", f"report: {target / html.NAME}", sep="\n")
+        if gone := [path.name for path in earlier if path not in paths]:
+            print(f"removed, of the earlier report in this folder: {', '.join(gone)}; output=FOLDER keeps both", file=sys.stderr)
         print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
     return target
 
@@ -224,9 +227,15 @@ def _with_png(section: ReportSection) -> ReportSection:
 
 def remove_earlier(output: Path) -> None:
     """Remove the files of an earlier report in this folder; other files stay."""
-    if (output / WRITTEN).is_file():
-        for name in (output / WRITTEN).read_text(encoding="utf-8").splitlines():
-            (output / Path(name).name).unlink(missing_ok=True)
+    for path in earlier_files(output):
+        path.unlink(missing_ok=True)
+
+
+def earlier_files(output: Path) -> list[Path]:
+    """The files of an earlier report in this folder."""
+    if not (output / WRITTEN).is_file():
+        return []
+    return [output / Path(name).name for name in (output / WRITTEN).read_text(encoding="utf-8").splitlines()]
 
 
 def _facts(excluded: Sequence[Note], options: ReportOptions) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simulations.reports.figures.drawing import Drawing
 from simulations.reports.figures.style import DPI
+from simulations.reports.mathematics import plain
 from simulations.reports.section import ReportSection
 from simulations.reports.tables.table import Cell, Table
 
@@ -31,7 +32,12 @@ def write(
         title: the name of the experiment.
     """
     pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: plain(value) if type(value) is str else value,
     )
     pages.globals |= {"image": image, "links": links, "width": width, "numbers": numbers, "anchor": anchor}
     names = " and ".join(section.title.lower() for section in sections).capitalize()

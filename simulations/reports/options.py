@@ -13,6 +13,7 @@ import yaml
 
 from fedkd.errors import ConfigError, require
 from simulations.overrides import nearest, options
+from simulations.reports.mathematics import has_formula, is_readable, tidy
 from simulations.reports.metrics import ALIASES, METRICS, Metric, chosen_metrics
 from simulations.reports.statistics import INTERVALS
 
@@ -54,7 +55,7 @@ class ReportOptions:
         interval: ``t`` or ``bootstrap``, the kind of 95 % interval over seeds.
         spread: ``interval``, or ``std`` for the standard deviation over seeds in tables and bands. Differences keep their interval.
         decimals: digits after the point of accuracies in percent, 0 to 6.
-        labels: printed names of strategies, rows and settings.
+        labels: printed names of strategies, rows and settings. Text between two dollar signs is a formula.
         order: strategies in this order. Those that are not listed follow.
         strategies: only these; empty for all.
         settings: only these, in this order; empty for all.
@@ -110,6 +111,10 @@ class ReportOptions:
         require(isinstance(self.figures, bool), "figures", "must be true or false", self.figures)
         labels = isinstance(self.labels, Mapping) and all(isinstance(text, str) for text in (*self.labels, *self.labels.values()))
         require(labels, "labels", "must be names and the texts that replace them, such as fedgen: FedGen (ours)", self.labels)
+        rule = r"must hold formulas that Matplotlib draws, such as '$\alpha=0.1$'"
+        for text in self.labels.values():
+            require(not has_formula(text) or is_readable(text), "labels", rule, text)
+        object.__setattr__(self, "labels", {name: tidy(text) for name, text in self.labels.items()})
         for name in LISTS:
             value = getattr(self, name)
             require(isinstance(value, tuple) and all(isinstance(one, str) for one in value), name, "must be a list of names", value)

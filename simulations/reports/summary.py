@@ -1,7 +1,8 @@
 """Summary metrics of runs, means over the seeds of a group, and the baseline of each group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,13 @@ def mean_of(values: np.ndarray) -> float:  # [n]
 @cache
 def summary(run: FederatedRun, target: float | None = None) -> dict[str, float]:
     """:func:`summarize` of a run, computed once."""
-    return summarize(run.metrics, target)
+    found = summarize(run.metrics, target)
+    return found if configures_clock(run.config.get("systems") or {}) else without_clock(found)
+
+
+def without_clock(found: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a run that configures no clock: its simulated seconds, which follow from default speeds alone, are NaN."""
+    return {name: np.nan if name.startswith(("simulated_seconds", "time_")) else value for name, value in found.items()}
 
 
 def by_seed(one: Group, name: str, target: float | None = None) -> list[float]:
@@ -105,12 +112,16 @@ def has_clock(groups: Sequence[Group]) -> bool:
     return any(_has_clock(run) for one in groups for run in one.runs)
 
 
+def configures_clock(systems: Mapping[str, Any]) -> bool:
+    """Some value of the part ``systems`` differs from the default of :data:`CLOCK`."""
+    return any(systems.get(key, default) != default for key, default in CLOCK.items())
+
+
 @cache
 def _has_clock(run: FederatedRun) -> bool:
     """The run configures its clock: some value of :data:`CLOCK` is not the default."""
     systems = run.config.get("systems") or {}
-    configured = any(systems.get(key, default) != default for key, default in CLOCK.items())
-    return configured and not np.isnan(progress(run.metrics)["time"]).all()
+    return configures_clock(systems) and not np.isnan(progress(run.metrics)["time"]).all()
 
 
 def baselines(one: Group, groups: Sequence[Group], baseline: str) -> list[Group]:

@@ -15,6 +15,7 @@ from simulations.reports.figures.drawing import MAX_LINES, MAX_ROWS, Drawing, pa
 from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.style import FigureStyle, assign_slots, seeds_text
 from simulations.reports.groups import Group, gather
+from simulations.reports.mathematics import has_formula
 from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth
 from simulations.reports.summary import by_seed, has_clock, last_rounds
@@ -36,7 +37,8 @@ def style_of(groups: Sequence[Group], options: ReportOptions) -> FigureStyle:
 def figure_style(options: ReportOptions, slots: dict[str, int]) -> FigureStyle:
     """The look of figures by the options of a report."""
     width = FigureStyle.width if options.width is None else float(options.width)
-    return FigureStyle(width, float(options.font_size), options.formats, options.band, options.kind, slots=slots)
+    formulas = any(map(has_formula, options.labels.values()))
+    return FigureStyle(width, float(options.font_size), options.formats, options.band, options.kind, formulas=formulas, slots=slots)
 
 
 def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style: FigureStyle) -> tuple[list[Drawing], list[str]]:

@@ -72,6 +72,7 @@ class FigureStyle:
         band: how the spread over seeds is drawn: ``fill``, ``lines`` or ``none``.
         kind: of the spread: ``t``, ``bootstrap`` or ``std``.
         smoothing: evaluated rounds of which each point of a curve is the mean, which the legend says.
+        formulas: text between two dollar signs is drawn as a formula.
         slots: the look of each label; see :func:`assign_slots`.
     """
 
@@ -81,6 +82,7 @@ class FigureStyle:
     band: str = "fill"
     kind: str = "t"
     smoothing: int = 1
+    formulas: bool = False
     slots: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -111,7 +113,7 @@ class FigureStyle:
             "pdf.fonttype": 42,
             "svg.hashsalt": "fedkd",
             "savefig.bbox": None,
-            "text.parse_math": False,
+            "text.parse_math": self.formulas,
         }
 
     def panel_height(self, columns: int = 1) -> float:

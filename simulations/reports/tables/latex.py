@@ -5,6 +5,7 @@ from unicodedata import name
 
 import pandas as pd
 
+from simulations.reports.mathematics import FORMULA
 from simulations.reports.tables.table import Table
 
 GREEK = {sign: f"$\\{name(sign).rpartition(' ')[2].lower().replace('lamda', 'lambda')}$" for sign in "αβγδεζηθκλμνξπρστφχψω"}
@@ -23,13 +24,14 @@ COLUMN_CHARACTERS = 46
 """Characters of a row that fit into one column of a two-column paper, at 10 points."""
 
 FONT_SIZES = {95: "", 112: r"\footnotesize", 128: r"\scriptsize"}
-"""Font sizes across both columns, by the characters of a row that fit; ``\\tiny`` for longer rows."""
+"""Font sizes across both columns, by the characters of a row that fit. Longer rows are scaled to the width of the page."""
 
 
 def latex(table: Table) -> str:
-    r"""The table as a ``table`` environment, to be read by ``\input``. The document loads the package ``booktabs``.
+    r"""The table as a ``table`` environment, to be read by ``\input``. The document loads the packages ``booktabs`` and ``graphicx``.
 
-    A table that is too wide for one column of a two-column paper is a ``table*`` across both, in a smaller font where that is needed.
+    A table that is too wide for one column of a two-column paper is a ``table*`` across both, in a smaller font where that is needed. One
+    that no font fits is scaled to the width of the page.
     """
     frame = pd.DataFrame({_text(column.title): [_text(cell.text) for cell in column.cells] for column in table.columns})
     marks = [[STYLES[cell.mark] for cell in row] for row in table.rows]
@@ -43,7 +45,10 @@ def latex(table: Table) -> str:
         position_float="centering",
         environment="table" if characters(table) <= COLUMN_CHARACTERS else "table*",
     )
-    return _with_rules(body.replace("\\centering", "\\centering" + font_size(table), 1), table)
+    body = _with_rules(body.replace("\\centering", "\\centering" + font_size(table), 1), table)
+    if characters(table) <= max(FONT_SIZES):
+        return body
+    return body.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}").replace(r"\end{tabular}", r"\end{tabular}}")
 
 
 def characters(table: Table) -> int:
@@ -52,9 +57,9 @@ def characters(table: Table) -> int:
 
 
 def font_size(table: Table) -> str:
-    """The command for a font in which a row fits across the page."""
+    """The command for a font in which a row fits across the page; none where the row is scaled."""
     wide = characters(table)
-    return next((size for most, size in FONT_SIZES.items() if wide <= most), r"\tiny")
+    return next((size for most, size in FONT_SIZES.items() if wide <= most), "")
 
 
 def caption(table: Table) -> str:
@@ -68,7 +73,9 @@ def escaped(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """A cell: escaped, its signs in mathematics, a minus sign before numbers."""
+    """A cell: escaped, its signs in mathematics, a minus sign before numbers. Formulas of the user stay as they are."""
+    if found := FORMULA.search(text):
+        return _text(text[: found.start()]) + found[0] + _text(text[found.end() :])
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return "--" if text == "-" else "".join(SIGNS.get(sign, sign) for sign in escaped(text))
 

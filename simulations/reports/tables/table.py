@@ -7,7 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from simulations.reports.mathematics import plain
 from simulations.reports.statistics import INTERVALS, interval
+
+NONE_AT_ONE = "; none at n = 1"
+"""A remark of legends on cells of one seed, which only tables with such cells print."""
 
 NONE = float("nan")
 """The number of a cell without a number."""
@@ -71,6 +75,11 @@ class Table:
     blocks: tuple[Hashable, ...] = ()
     marked_by: str = "column"
 
+    def __post_init__(self) -> None:
+        """Remove the remark on cells of one seed where the table has none."""
+        if not any(cell.n == 1 for column in self.columns for cell in column.cells):
+            object.__setattr__(self, "legend", self.legend.replace(NONE_AT_ONE, ""))
+
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
         """The cells, row by row."""
@@ -128,7 +137,7 @@ class NumberFormat:
     def legend(self) -> str:
         """A phrase that explains a cell."""
         how = "over seeds" if self.kind == "std" else INTERVALS[self.kind]
-        return f"mean over n seeds {self.sign} ({how}; none at n = 1)"
+        return f"mean over n seeds {self.sign} ({how}{NONE_AT_ONE})"
 
     def cell(self, values: ArrayLike, form: str | None = None, sign: str = "") -> Cell:
         """The mean over seeds and what surrounds it. ``form`` is the format of the number, that of accuracies by default."""
@@ -206,8 +215,8 @@ def markdown(table: Table, marks: bool = True) -> str:
     With ``marks`` the best mean is bold and the second in italics.
     """
     form = {"": "{}", "best": "**{}**" if marks else "{}", "second": "_{}_" if marks else "{}"}
-    columns = {column.title: [form[cell.mark].format(cell.text) for cell in column.cells] for column in table.columns}
-    body = markdown_table(columns, {column.title for column in table.columns if column.text})
+    columns = {plain(column.title): [form[cell.mark].format(plain(cell.text)) for cell in column.cells] for column in table.columns}
+    body = markdown_table(columns, {plain(column.title) for column in table.columns if column.text})
     return "\n\n".join(part for part in (f"{table.title}:" if table.title else "", body, table.legend) if part) + "\n"
 
 
@@ -220,12 +229,13 @@ def frame(table: Table) -> pd.DataFrame:
     columns: dict[str, Sequence[object]] = {}
     unequal = len({cell.n for column in table.columns for cell in column.cells} - {None}) > 1
     for column in table.columns:
-        plain = column.text or all(np.isnan(cell.value) and np.isnan(cell.low) for cell in column.cells)
-        columns[column.title] = [cell.text if plain else cell.value for cell in column.cells]
+        as_text = column.text or all(np.isnan(cell.value) and np.isnan(cell.low) for cell in column.cells)
+        title = plain(column.title)
+        columns[title] = [plain(cell.text) if as_text else cell.value for cell in column.cells]
         if column.has_interval and not column.text:
-            columns |= {f"{column.title}: {end}": [getattr(cell, end) for cell in column.cells] for end in ("low", "high")}
+            columns |= {f"{title}: {end}": [getattr(cell, end) for cell in column.cells] for end in ("low", "high")}
             if unequal:
-                columns[f"{column.title}: n"] = [cell.n for cell in column.cells]
+                columns[f"{title}: n"] = [cell.n for cell in column.cells]
     return pd.DataFrame(columns)
 
 

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import fedkd
+from tests.simulations.reports.folders import CLOCK, write_run, write_whole_run
 
 
 # ----------------------------------------------------------------------------------------------------------------- one
@@ -62,6 +63,23 @@ def test_a_row_per_run_round_and_client(runs):
     with pytest.raises(fedkd.ConfigError, match="level must be one of run, round, client, got 'epoch'"):
         runs.to_dataframe("epoch")  # type: ignore[arg-type]
     assert fedkd.Runs().to_dataframe().empty and fedkd.Runs().to_dataframe("round").empty
+
+
+def test_loaded_runs_are_in_order_whatever_their_folders_are_called(tmp_path):
+    wanted = [(strategy, alpha, seed) for strategy in ("fedavg", "fedgen") for alpha in (0.1, 1.0, 10.0) for seed in (0, 2, 10)]
+    for place, (strategy, alpha, seed) in enumerate(wanted):
+        write_run(tmp_path / f"{(7 * place) % 19:02d}", strategy, seed, alpha=alpha)
+    found = fedkd.load(tmp_path)
+    assert [(run.name, run.config.partition.alpha, run.seed) for run in found] == wanted
+    table = found.to_dataframe()
+    assert table["path"].tolist() == [str(run.path) for run in found] and table["run"].tolist() == [run.path.name for run in found]
+
+
+def test_simulated_seconds_are_numbers_only_where_a_clock_is_configured(tmp_path):
+    for name, systems in (("with", CLOCK), ("without", {})):
+        write_whole_run(tmp_path / name, "fedavg", 0, systems=systems)
+    seconds = {run.path.name: run.summary()["simulated_seconds_total"] for run in fedkd.load(tmp_path)}
+    assert seconds["with"] == 24.0 and np.isnan(seconds["without"])
 
 
 def test_keys_that_differ_are_columns(runs, tmp_path):

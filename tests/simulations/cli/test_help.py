@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from simulations.cli.main import COMMANDS, cli
+from simulations.reports.metrics import ALIASES
 from tests.small_runs import ROOT
 
 HEAVY = ("torch", "flwr", "ray", "hydra", "omegaconf", "matplotlib", "pandas", "numpy")
@@ -30,6 +31,11 @@ def test_help_takes_less_than_two_seconds_and_imports_nothing_heavy(words):
     assert code == "0" and done.stdout
     assert not {name.partition(".")[0] for name in modules} & set(HEAVY)
     assert took < 2, f"{took:.2f} s"
+
+
+def test_the_help_of_a_report_lists_its_metrics():
+    text = " ".join(CliRunner().invoke(cli, ["report", "--help"]).output.split())
+    assert all(name in text for name in (*ALIASES, "best5_rounds", "global_test_accuracy_final"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -53,5 +53,8 @@ def test_several_runs_at_a_time_of_which_one_fails(tmp_path):
     failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2 and all("no longer finite" in line and "(log: " in line for line in failed)
     assert "optimizer.lr=0.1 seed=1: done in" in result.stderr and "of 4, " in result.stderr and " left)" in result.stderr
+    assert "2 of 4 runs finished in 0:" in result.stderr
     again = CliRunner().invoke(cli, [word.replace("0.1,1e30", "0.1") for word in words])
+    skipped = [line.partition(":")[0] for line in again.stderr.splitlines() if line.endswith(": already finished, skipped")]
+    assert skipped == ["seed=0", "seed=1"] and "runs finished in" not in again.stderr
     assert again.exit_code == 0 and again.stdout.splitlines() == result.stdout.splitlines() and "done in" not in again.stderr

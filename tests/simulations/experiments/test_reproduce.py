@@ -202,14 +202,15 @@ def test_figures_are_drawn_of_what_is_there(copy, capsys):
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
-def test_plain_lines_have_round_accuracy_and_time_left(capsys):
-    with ProgressTable(quiet=True) as board:
-        board.begin("one", 20, 0)
-        for number in range(1, 21):
-            board.advance("one", {"round": number, "accuracy": 0.5, "local_test_accuracy": 0.25} if number % 2 else {"round": number})
-        board.end("one", "done")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 11 and lines[0] == "one: round 2/20 0:00:00 left" and lines[-1] == "one: done"
+def test_plain_lines_have_round_accuracy_and_time_left_and_a_quiet_table_prints_results_alone(capsys):
+    for quiet in (False, True):
+        with ProgressTable(quiet=quiet) as board:
+            board.begin("one", 20, 0)
+            for number in range(1, 21):
+                board.advance("one", {"round": number, "accuracy": 0.5, "local_test_accuracy": 0.25} if number % 2 else {"round": number})
+            board.end("one", "done")
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == ["one: done"] if quiet else len(lines) == 11 and lines[0] == "one: round 2/20 0:00:00 left"
     with ProgressTable(enabled=False) as board:
         board.begin("one", 1, 0)
         board.advance("one", {"round": 1, "accuracy": 0.5})

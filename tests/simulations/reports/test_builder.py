@@ -216,7 +216,7 @@ def test_a_report_is_not_written_into_a_run(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_nothing_of_an_earlier_report_stays_beside_a_new_one(tmp_path):
+def test_nothing_of_an_earlier_report_stays_beside_a_new_one_and_what_is_removed_is_named(tmp_path, capsys):
     for alpha in (0.1, 1.0):
         write_run(tmp_path / f"a{alpha}", alpha=alpha)
     assert main([str(tmp_path)]) == 0
@@ -225,7 +225,10 @@ def test_nothing_of_an_earlier_report_stays_beside_a_new_one(tmp_path):
     assert (report / "convergence_alpha_1_0.png").exists() and (report / "by_setting.pdf").exists()
     for path in (tmp_path / "a1.0").iterdir():
         path.unlink()
+    assert "removed" not in capsys.readouterr().err
     assert main([str(tmp_path)]) == 0
+    (gone,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("removed, of the earlier report in this folder: ")]
+    assert "convergence_alpha_1_0.png" in gone and "by_setting.pdf" in gone and "mine.txt" not in gone and "results.csv" not in gone
     assert not list(report.glob("*alpha_1_0*")) and not (report / "by_setting.pdf").exists()
     assert (report / "mine.txt").read_text() == "kept" and (report / "convergence.png").exists()
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from fedkd.errors import ConfigError
 from simulations.report import main
 from simulations.reports.builder import build_sections, collect
 from simulations.reports.figures import comparison
@@ -23,6 +24,24 @@ from tests.simulations.reports.folders import COUNTS, write_run, write_whole_run
 def drawings(folder: Path, output: Path = Path("nowhere"), **options):
     sections, _, _ = build_sections(find_run_folders([folder]), output, options_from(options))
     return {one.stem.name: one for one in sections[0].drawings}
+
+
+# ------------------------------------------------------------------------------------------------------------ formulas
+def test_figures_draw_the_formulas_of_labels_and_take_other_dollar_signs_as_text(tmp_path):
+    for alpha in (0.1, 1.0):
+        write_whole_run(tmp_path / f"runs/{alpha}", "fedavg", 0, alpha=alpha)
+    drawn = {}
+    for label in (r"$\alpha = 0.1$", "0.1 $"):
+        figure = drawings(tmp_path / "runs", panels="settings", labels={"alpha 0.1": label})["convergence_panels"].figure()
+        texts = [text for axes in figure.axes for text in (axes.title, axes._left_title) if "0.1" in text.get_text()]
+        assert texts, "the label is the title of a panel"
+        drawn[label] = {text.get_parse_math() for text in texts}
+    assert drawn == {r"$\alpha = 0.1$": {True}, "0.1 $": {False}}
+
+
+def test_a_formula_that_cannot_be_drawn_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"labels must hold formulas that Matplotlib draws"):
+        options_from({"labels": {"fedavg": r"$\frac{1$"}})
 
 
 # --------------------------------------------------------------------------------------------------------------- looks

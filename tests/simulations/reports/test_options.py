@@ -45,7 +45,9 @@ def test_the_preset_default_holds_the_default_values():
 
 def test_a_value_beside_a_preset_replaces_the_preset_s_and_none_counts_as_absent():
     assert options_from({"report": "two_column"}).panels == "settings"
-    assert options_from({"report": "two_column", "panels": "none", "font_size": None}) == ReportOptions(font_size=8)
+    assert options_from({"report": "two_column", "panels": "none", "font_size": None}) == ReportOptions(
+        font_size=8, metric="local_test_accuracy"
+    )
     assert options_from({"report": "slides"}).formats == ("png", "svg")
 
 
@@ -172,7 +174,7 @@ def test_standard_deviation_and_decimals(folder, tmp_path):
     row = markdown_rows(tmp_path / "results.md", "All results:")[2]
     assert row[:3] == ["FedGen, alpha 0.1", "3", f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"]
     text = (tmp_path / "results.md").read_text()
-    assert "± standard deviation (over seeds; none at n = 1)" in text
+    assert "± standard deviation (over seeds)" in text
     assert "half-width" in text.partition("Difference in percentage points")[2].partition("Tests against")[0], "differences have intervals"
     assert "global_test_accuracy_final_std" in pd.read_csv(tmp_path / "results.csv")
 

@@ -64,6 +64,20 @@ def test_a_table_in_three_forms():
     assert "_0.50_" not in markdown(table, marks=False)
 
 
+def test_a_formula_of_the_user_stays_in_latex_and_is_plain_text_elsewhere():
+    table = Table("x", "", (texts("setting", [r"$\alpha=0.1$ & 5 %", r"$\Lambda_{max}$"]), counts("n", [1, 2])))
+    assert r"$\alpha=0.1$ \& 5 \% & 1" in latex(table)
+    assert "| α=0.1 & 5 % |" in markdown(table) and "| Λ_max" in markdown(table)
+    assert list(frame(table)["setting"]) == ["α=0.1 & 5 %", "Λ_max"]
+
+
+def test_the_remark_on_single_seeds_stands_only_under_tables_that_have_one():
+    form = NumberFormat()
+    for values, remark in (([[0.1], [0.1, 0.2]], True), ([[0.1, 0.2]], False)):
+        table = Table("x", "", (form.percents("acc.", values),), legend=f"Each cell: {form.legend}.")
+        assert ("none at n = 1" in markdown(table)) == remark
+
+
 def test_greek_letters_of_the_user_are_mathematics_in_latex():
     text = latex(Table("x", "", (texts("setting", ["α = 0.1", "λ × 2"]), counts("n", [1, 2]))))
     assert r"$\alpha$ = 0.1 & 1" in text and r"$\lambda$ $\times$ 2 & 2" in text and text.isascii()
@@ -73,11 +87,12 @@ def test_greek_letters_of_the_user_are_mathematics_in_latex():
     (3, r"\begin{table}[tb]\n\centering\n"),
     (4, r"\begin{table*}[tb]\n\centering\n"),
     (8, r"\begin{table*}[tb]\n\centering\footnotesize\n"),
-    (12, r"\begin{table*}[tb]\n\centering\tiny\n"),
+    (12, r"\begin{table*}[tb]\n\centering\n"),
 ])  # fmt: skip
 def test_a_wide_table_spans_both_columns_in_a_smaller_font(columns, begins):
     table = Table("x", "", tuple(texts(f"title {place}", ["81.20 ± 0.45"]) for place in range(columns)))
     assert latex(table).startswith(begins.replace(r"\n", "\n"))
+    assert latex(table).count(r"\resizebox{\textwidth}{!}{") == (columns == 12), "what no font fits is scaled to the page"
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [("t", "2.0 ± 2.5"), ("std", "2.0 ± 1.0")])
@@ -88,7 +103,7 @@ def test_a_mean_with_its_interval_or_its_standard_deviation(kind, wanted):
     assert form.percent([0.1, 0.3], sign="+").text.startswith("+20.0 ± ")
 
 
-def test_latex_needs_booktabs_alone(tmp_path):
+def test_latex_rows_are_equally_long_and_hold_no_commands(tmp_path):
     """Every table is one tabular with rows of as many cells as columns, without characters that LaTeX would take for commands."""
     for alpha in (0.1, 1.0):
         for strategy in ("fedavg", "fedgen"):
@@ -100,7 +115,7 @@ def test_latex_needs_booktabs_alone(tmp_path):
     for path in found:
         assert len(latex_rows(path)) > 1
         body = path.read_text(encoding="utf-8")
-        assert not re.search(r"(?<!\\)[%#_^~]", body.replace(f"tab:{path.stem}", "")) and body.isascii(), path.name
+        assert not re.search(r"(?<!\\)[%#_^~]", body.replace(f"tab:{path.stem}", "").replace("{!}{%", "")) and body.isascii(), path.name
 
 
 def test_seeds_that_suffice_for_one_comparison_can_be_too_few_for_many():
