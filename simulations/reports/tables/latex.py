@@ -23,15 +23,14 @@ STYLES = {"best": "textbf:--rwrap;", "second": "underline:--rwrap;", "": ""}
 COLUMN_CHARACTERS = 46
 """Characters of a row that fit into one column of a two-column paper, at 10 points."""
 
-FONT_SIZES = {95: "", 112: r"\footnotesize", 128: r"\scriptsize"}
-"""Font sizes across both columns, by the characters of a row that fit. Longer rows are scaled to the width of the page."""
+FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""The command that scales what is wider than the column or the page to its width, and leaves all else as it is."""
 
 
 def latex(table: Table) -> str:
     r"""The table as a ``table`` environment, to be read by ``\input``. The document loads the packages ``booktabs`` and ``graphicx``.
 
-    A table that is too wide for one column of a two-column paper is a ``table*`` across both, in a smaller font where that is needed. One
-    that no font fits is scaled to the width of the page.
+    A table that is too wide for one column of a two-column paper is a ``table*`` across both. What is wider than the page is scaled to it.
     """
     frame = pd.DataFrame({_text(column.title): [_text(cell.text) for cell in column.cells] for column in table.columns})
     marks = [[STYLES[cell.mark] for cell in row] for row in table.rows]
@@ -45,21 +44,13 @@ def latex(table: Table) -> str:
         position_float="centering",
         environment="table" if characters(table) <= COLUMN_CHARACTERS else "table*",
     )
-    body = _with_rules(body.replace("\\centering", "\\centering" + font_size(table), 1), table)
-    if characters(table) <= max(FONT_SIZES):
-        return body
-    return body.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}").replace(r"\end{tabular}", r"\end{tabular}}")
+    body = _with_rules(body, table)
+    return body.replace(r"\begin{tabular}", f"{FIT}\n\\begin{{tabular}}").replace(r"\end{tabular}", r"\end{tabular}}")
 
 
 def characters(table: Table) -> int:
     """The characters of the widest possible row, with two for each gap between columns."""
     return sum(2 + max(len(text) for text in (column.title, *(cell.text for cell in column.cells))) for column in table.columns)
-
-
-def font_size(table: Table) -> str:
-    """The command for a font in which a row fits across the page; none where the row is scaled."""
-    wide = characters(table)
-    return next((size for most, size in FONT_SIZES.items() if wide <= most), "")
 
 
 def caption(table: Table) -> str:

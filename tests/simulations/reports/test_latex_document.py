@@ -19,7 +19,7 @@ DOCUMENT = r"""\documentclass[twocolumn]{article}
 \usepackage{graphicx}
 \begin{document}
 %s
-\begin{figure*}\includegraphics{convergence_panels.pdf}\end{figure*}
+\begin{figure*}\includegraphics[width=\textwidth]{convergence_panels.pdf}\end{figure*}
 \end{document}
 """
 
