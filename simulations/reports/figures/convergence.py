@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -115,7 +116,7 @@ def _whole_markers(axes: Axes) -> None:
     """Leave out the markers that the lower end of the axis would cut."""
     low, high = axes.get_ylim()
     for line in curve_lines(axes):
-        offset, step = line.get_markevery()
+        offset, step = cast("tuple[int, int]", line.get_markevery())  # as the line was drawn
         heights = np.asarray(line.get_ydata(), float)
         line.set_markevery([place for place in range(offset, len(heights), step) if heights[place] >= low + MARKER * (high - low)])
 
