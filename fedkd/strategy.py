@@ -20,7 +20,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, load
+from fedkd.training.functional_model import FunctionalModel, keep_frozen, load
 from fedkd.training.loop import FitResult, LossFunction, fit
 from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
@@ -79,6 +79,13 @@ class Strategy(ServerLoop):
                 require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}", getattr(self, name))
         require(0 < self.lr_decay <= 1, "lr_decay", "must be in (0, 1] (1 keeps the learning rate)", self.lr_decay)
 
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check before training that the clients' optimizer fits the algorithm, which by default it does.
+
+        Raises:
+            ConfigError: it does not fit.
+        """
+
     # ------------------------------------------------------------------------------------------- client hooks
     def init_client(self, client: Client) -> State:
         """The client state before the first round, with the same keys and shapes for every client."""
@@ -131,7 +138,8 @@ class Strategy(ServerLoop):
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """The state after a round, and metrics to log. Updates are in the order of clients."""
-        return {**state, "model": average([u.state["model"] for u in updates], self.aggregation_weights(updates))}, {}
+        mean = average([u.state["model"] for u in updates], self.aggregation_weights(updates))
+        return {**state, "model": keep_frozen(server.model, server.initial, mean)}, {}
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """The server's own training after ``aggregate``, and metrics to log.

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedkd.errors import require
 from fedkd.federation.client import Client
@@ -20,7 +19,7 @@ from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, snapshot, submodule_tensors
+from fedkd.training.functional_model import FunctionalModel, call_with, snapshot, submodule_tensors
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scale_lr
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
@@ -164,7 +163,7 @@ class FedGen(Strategy):
         require(y.shape[1] > 1, "client_generator", "must be eval where batches are of one example (BatchNorm needs two)", "train")
         scratch = {key: value.clone() for key, value in tensors.items()}
         steps = zip(noise.view(*y.shape, -1), y, strict=True)
-        return torch.cat([functional_call(module, scratch, one) for one in steps])
+        return torch.cat([call_with(module, scratch, *one) for one in steps])
 
     def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """The client's equation. Also returns label counts and the two extra terms, unweighted."""

@@ -14,7 +14,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel
+from fedkd.training.functional_model import FunctionalModel, keep_frozen
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -83,7 +83,7 @@ class FedGKD(Strategy):
         if self.buffer == 1:
             return after, metrics
         past = [after["model"], *unflatten_models(state.get("past", {}))][: self.buffer]
-        mean = {key: mean_of([model[key] for model in past]) for key in after["model"]}
+        mean = keep_frozen(server.model, server.initial, {key: mean_of([model[key] for model in past]) for key in after["model"]})
         flat = {f"{age}/{key}": value for age, model in enumerate(past) for key, value in model.items()}
         return {**after, "mean": mean, "past": flat}, metrics
 

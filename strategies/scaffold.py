@@ -13,7 +13,7 @@ from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
-from fedkd.training.functional_model import FunctionalModel
+from fedkd.training.functional_model import FunctionalModel, trained_names
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -42,7 +42,7 @@ class Scaffold(Strategy):
         - From the paper: the mean of models has the weights of ``aggregation``. The paper weights clients uniformly. The mean of control
           variates is uniform here too.
         - Only parameters that are shared have control variates.
-        - The equations hold for SGD alone. With another optimizer they have no meaning, and this is not checked.
+        - The equations hold for SGD alone. Other optimizers, Nesterov momentum and dampening are refused.
     """
 
     client_summary: ClassVar[str] = "control variates"
@@ -56,6 +56,19 @@ class Scaffold(Strategy):
         super().__post_init__()
         require(self.correction >= 0, "correction", "must be >= 0 (1 is the paper's, 0 is FedAvg)", self.correction)
         require(self.server_lr > 0, "server_lr", "must be > 0 (1 takes the mean as it is)", self.server_lr)
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse optimizers whose steps do not add up to ``K lr`` times a mean gradient."""
+        group = optimizer.param_groups[0]
+        reasons = {
+            type(optimizer).__name__: type(optimizer) is not torch.optim.SGD,
+            "nesterov=true": bool(group.get("nesterov")),
+            f"dampening={group.get('dampening', 0)}": group.get("dampening", 0) != 0,
+            "maximize=true": bool(group.get("maximize")),
+        }
+        found = ", ".join(reason for reason, holds in reasons.items() if holds)
+        rule = "must be SGD without nesterov, dampening and maximize, as SCAFFOLD reads the mean gradient from (x - y) / (K lr)"
+        require(not found, "optimizer", rule, found)
 
     def init_server(self, server: Server) -> State:
         """The model and a server control variate of zeros."""
@@ -94,8 +107,8 @@ class Scaffold(Strategy):
         return {**after, "control": {name: c + share * change[name] for name, c in state["control"].items()}}, metrics
 
     def zeros(self, participant: Client | Server) -> Tensors:
-        """A control variate of zeros for every shared parameter."""
-        parameters = {name: torch.zeros_like(participant.initial[name]) for name, _ in participant.model.named_parameters()}
+        """A control variate of zeros for every shared parameter that is trained."""
+        parameters = {name: torch.zeros_like(participant.initial[name]) for name in trained_names(participant.model)}
         return self.shared_parameters(participant.model, parameters)
 
 

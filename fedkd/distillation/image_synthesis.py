@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedkd.losses.batchnorm_statistics import statistics_distance
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, eval_copy, snapshot
+from fedkd.training.functional_model import FunctionalModel, call_with, eval_copy, snapshot
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, Output, State, Task, Tensors
@@ -100,7 +99,7 @@ class Synthesis:
             broadcast={"teachers": teachers, "student": student},
         )
         with torch.no_grad():
-            images = functional_call(module.train(), dict(fitted.tensors), (y,))
+            images = call_with(module.train(), fitted.tensors, y)
         return images, {name: value / self.steps for name, value in fitted.metric_sums.items()}
 
     def labels(self, task: Task, seed: Seed) -> Tensor:  # [B]
@@ -169,7 +168,7 @@ def run_with_batchnorm_inputs(network: nn.Module, tensors: Tensors, x: Tensor) -
     norms = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
     handles = [layer.register_forward_pre_hook(partial(keep, name)) for name, layer in norms]
     try:
-        return functional_call(module, tensors, (x,)), inputs_by_layer
+        return call_with(module, tensors, x), inputs_by_layer
     finally:
         for handle in handles:
             handle.remove()

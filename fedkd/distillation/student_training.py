@@ -15,7 +15,7 @@ from fedkd.errors import DivergedError
 from fedkd.models.ensemble import EnsembleModel
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, submodule_tensors
+from fedkd.training.functional_model import FunctionalModel, submodule_tensors, trained_names
 from fedkd.training.loop import Execution, FitResult, fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, State, Task, Tensors
@@ -157,7 +157,7 @@ class Training:
 
     def make_optimizer(self, parameters: Iterable[Tensor], epoch: int) -> torch.optim.Optimizer:
         """The optimizer of an epoch. A method can give its own modules another learning rate."""
-        names = [name for name, _ in self.learner.named_parameters()]
+        names = trained_names(self.learner)
         groups = groupby(zip(names, parameters, strict=True), key=lambda item: self.distiller.lr_factor_of(item[0], epoch))
         by_factor = [(factor, [parameter for _, parameter in group]) for factor, group in groups]
         optimizer = self.optimizer([{"params": group} for _, group in by_factor])

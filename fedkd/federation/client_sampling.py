@@ -52,7 +52,10 @@ class ClientSampler:
         return (self.seed / "round" / server_round / "cohort").numpy().choice(available, number, replace=False).tolist()
 
     def proportional(self, available: Sequence[int], number: int, server_round: int) -> list[int]:
-        """Drawn one after the other without replacement, with probabilities proportional to the examples of the remaining clients."""
+        """Drawn one after the other without replacement, with probabilities proportional to the examples of the remaining clients.
+
+        A large client therefore takes part less often than in proportion to its examples.
+        """
         sizes = np.array([self.num_examples[client] for client in available], dtype=float)
         rng = (self.seed / "systems" / "round" / server_round / "cohort").numpy()
         return rng.choice(available, number, replace=False, p=sizes / sizes.sum()).tolist()

@@ -20,6 +20,7 @@ from fedkd.federation import serialization
 from fedkd.federation.messaging import Federation, PendingReplies, collect_replies, round_timing, start_sending
 from fedkd.federation.server import Server
 from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics
+from fedkd.training.functional_model import keep_frozen
 from fedkd.types import Metrics, State, Update
 
 MetricValues = dict[str, int | float | list[int] | list[float]]
@@ -171,6 +172,8 @@ class ServerLoop(FlowerStrategy):
         if not updates:
             return AggregatedRound(server, state, updates, server_round, {})
         state, metrics = self.aggregate(server, state, updates, server_round)
+        if "model" in state:  # also where a strategy averages in its own way
+            state = {**state, "model": keep_frozen(server.model, server.initial, state["model"])}
         weights = self.aggregation_weights(updates)
         terms = {f"train_{name}": sum(w * u.metrics[name] for w, u in zip(weights, updates)) for name in updates[0].metrics}
         return AggregatedRound(server, state, updates, server_round, {**terms, **metrics})

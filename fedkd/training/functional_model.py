@@ -14,7 +14,7 @@ from fedkd.types import Tensors
 class FunctionalModel:
     """A network that is called with explicit tensors instead of its own parameters and buffers.
 
-    ``model(x)`` runs the network, ``model.head(z)`` its head. ``model.parameters()`` are the parameters with gradients, by name.
+    ``model(x)`` runs the network, ``model.head(z)`` its head. ``model.parameters()`` are the trained parameters, by name.
     ``model.at(tensors)`` is the same network with other weights, in eval mode and without gradients.
 
     Args:
@@ -28,7 +28,7 @@ class FunctionalModel:
         self._tensors = dict(module.state_dict(keep_vars=True)) if tensors is None else tensors
 
     def __call__(self, *inputs: Any) -> Any:
-        return functional_call(self._module, self._tensors, inputs)
+        return call_with(self._module, self._tensors, *inputs)
 
     def head(self, z: Tensor) -> Tensor:  # [..., D] -> [..., C]
         """The logits of embeddings."""
@@ -41,8 +41,8 @@ class FunctionalModel:
         return FunctionalModel(self._module.get_submodule(name), submodule_tensors(self._tensors, name), frozen)
 
     def parameters(self) -> Tensors:
-        """The parameters by name, with gradients. Buffers are not included."""
-        return {name: self._tensors[name] for name, _ in self._module.named_parameters()}
+        """The trained parameters by name, with gradients. Frozen parameters and buffers are not included."""
+        return {name: self._tensors[name] for name in trained_names(self._module)}
 
     def at(self, tensors: Tensors) -> "FunctionalModel":
         """The same network with other weights, in eval mode and without gradients.
@@ -56,6 +56,41 @@ class FunctionalModel:
     def frozen(self) -> "FunctionalModel":
         """The same network with the same weights, in eval mode and without gradients."""
         return self.at({})
+
+
+def trained_names(module: nn.Module) -> list[str]:
+    """The names of the parameters that training changes. Those with ``requires_grad=False`` are frozen."""
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def keep_frozen(module: nn.Module, initial: Tensors, tensors: Tensors) -> Tensors:
+    """``tensors`` with the frozen parameters of ``initial``. A mean of equal values is rounded, and their bits would change."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {key: initial[key] if key in frozen else value for key, value in tensors.items()}
+
+
+_tied_names: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """The further names of each parameter and buffer that ``module`` uses in several places, with the first name of each."""
+    if module not in _tied_names:
+        first: dict[int, str] = {}
+        named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        names = [(name, first.setdefault(id(tensor), name)) for name, tensor in named]
+        _tied_names[module] = {name: original for name, original in names if name != original}
+    return _tied_names[module]
+
+
+def tie(module: nn.Module, tensors: Tensors) -> Tensors:
+    """``tensors``, with one object under all names of a tensor that ``module`` uses in several places."""
+    tied = {name: tensors[first] for name, first in tied_names(module).items() if name in tensors and first in tensors}
+    return {**tensors, **tied} if tied else tensors
+
+
+def call_with(module: nn.Module, tensors: Tensors, *inputs: Any) -> Any:
+    """``module(*inputs)`` with these parameters and buffers instead of its own."""
+    return functional_call(module, tie(module, tensors), inputs)
 
 
 _eval_copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()

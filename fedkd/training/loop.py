@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import DivergedError
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, eval_copy
+from fedkd.training.functional_model import FunctionalModel, eval_copy, tie, trained_names
 from fedkd.training.optimizers import OptimizerFactory, copy_with_layout, flatten_optimizer, restore_optimizer, scaled_step
 from fedkd.training.step_program import Program, Tree
 from fedkd.types import Examples, Metrics, State, Tensors
@@ -77,6 +77,8 @@ def fit(
 ) -> FitResult:
     """Train ``module`` from ``start`` with one optimizer step per batch. Images and kernels have the layout channels last.
 
+    Frozen parameters (``requires_grad=False``) keep their bits. The optimizer does not see them, so they have no weight decay either.
+
     Args:
         module: the network. Its own parameters and buffers are neither read nor changed.
         start: all parameters and buffers at the beginning, by name.
@@ -96,9 +98,9 @@ def fit(
     if missing := sorted(module.state_dict().keys() - start.keys()):
         raise RuntimeError(f"training must start from every parameter and buffer, missing are {missing}")
     execution = execution or Execution()
-    names = [name for name, _ in module.named_parameters()]
+    names = trained_names(module)
     tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
-    key_parts = (module, loss, batches.data, batches.dtype, execution)
+    key_parts = (module, tuple(names), loss, batches.data, batches.dtype, execution)
     program = cached_program(key_parts, lambda: single_client_program(module, loss, batches, execution))
     inputs = StepInputs.of([batches])
     fixed = {"tensors": tensors, "broadcast": broadcast or {}, "client_state": client_state or {}}
@@ -107,7 +109,8 @@ def fit(
     optimizer = make_optimizer(parameters)
     restore_optimizer(optimizer, names, optimizer_state or {})
     sums = run_steps(program, fixed, inputs, parameters, optimizer, schedule=schedule)
-    result = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in fixed["tensors"].items()}
+    trained = tie(module, fixed["tensors"])
+    result = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in trained.items()}
     return FitResult(result, check_finite(sums, len(batches)), flatten_optimizer(optimizer, names))
 
 
@@ -132,16 +135,17 @@ def with_gradients(
 
     Args:
         loss_values: ``(tensors, x, y, drawn, client_state, broadcast) -> (losses, metrics)``. The gradient is that of the sum of losses.
-        module: the network, for the names of its parameters.
+        module: the network, for the names of its trained parameters.
         batches: a training with the same normalization and type of images.
         execution: how steps are computed.
     """
-    names, dtype = [name for name, _ in module.named_parameters()], batches.dtype
+    names, dtype = trained_names(module), batches.dtype
     data = None if batches.data is None else batches.data.without_images()  # the program is kept longer than its data
 
     def step(fixed: Tree, changing: Tree) -> Tree:
         tensors, x = dict(fixed["tensors"]), None
         tensors.update({name: tensors[name].detach().requires_grad_() for name in names})
+        tensors = tie(module, tensors)
         if data is not None:
             x = data.normalize(changing["stored"], dtype)
         with execution.casting(changing["y"].device):
@@ -255,7 +259,7 @@ def cached_program(parts: tuple[Any, ...], make: Callable[[], Program]) -> Progr
     """The program for ``parts``: one that this process has kept, or else a new one.
 
     Args:
-        parts: everything that the program depends on: network, loss, data, type of images, execution.
+        parts: everything that the program depends on: network, names of its trained parameters, loss, data, type of images, execution.
         make: creates the program.
     """
     key = tuple(part_identity(part) for part in parts)
@@ -276,4 +280,4 @@ def part_identity(part: Any) -> Hashable:
         return (part.scale, part.mean, part.std)
     if hasattr(part, "__self__") and hasattr(part, "__func__"):
         return (id(part.__self__), id(part.__func__))
-    return part if isinstance(part, Execution | torch.dtype) else id(part)
+    return part if isinstance(part, Execution | torch.dtype | tuple) else id(part)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, eval_copy
+from fedkd.training.functional_model import FunctionalModel, eval_copy, tie, trained_names
 from fedkd.training.loop import (
     Execution,
     FitResult,
@@ -62,8 +62,8 @@ def fit_clients(
         DivergedError: the sum of losses of a client is not finite.
     """
     execution = execution or Execution()
-    names, first = [name for name, _ in module.named_parameters()], batches[0]
-    key_parts = (module, loss, first.data, first.dtype, execution, "together")
+    names, first = trained_names(module), batches[0]
+    key_parts = (module, tuple(names), loss, first.data, first.dtype, execution, "together")
     program = cached_program(key_parts, lambda: vectorized_program(module, loss, first, execution))
     active = sorted(range(len(starts)), key=lambda k: -len(batches[k]))  # clients with the fewest steps are last
     tensors, states = stack_trees([starts[k] for k in active]), stack_trees([client_states[k] for k in active])
@@ -85,7 +85,7 @@ def fit_clients(
         more = run_steps(program, fixed, inputs, parameters, optimizer, lr_scales(parameters, [lr_factors[k] for k in padded]))
         sums = {name: sums[name] + value[:number] if name in sums else value[:number] for name, value in more.items()}
         remaining = [k for k in active if len(batches[k]) > end]
-        tensors = {key: value.detach() for key, value in fixed["tensors"].items()}
+        tensors = {key: value.detach() for key, value in tie(module, fixed["tensors"]).items()}
         for row, k in list(enumerate(active))[len(remaining) :]:
             results[k] = FitResult(client_tensors(tensors, row), check_finite(client_tensors(sums, row), end), {})
         if remaining:

@@ -2,12 +2,11 @@
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from fedkd.distillation.methods.information_flow import representations
 from fedkd.distillation.student_training import Progress
 from fedkd.metrics.mutual_information import binned_mutual_information, quadratic_mutual_information
-from fedkd.training.functional_model import submodule_tensors
+from fedkd.training.functional_model import call_with, submodule_tensors
 from fedkd.types import Tensors
 from simulations.distillation.setup import Setup
 from simulations.setup.simulation import dtype_of
@@ -34,7 +33,7 @@ def layer_information(setup: Setup, progress: Progress, teacher_tensors: Tensors
         networks |= {"teacher": (setup.teacher.student, submodule_tensors(teacher_tensors, "student"))}
     rows: list[dict[str, object]] = []
     for name, (network, tensors) in networks.items():
-        layers = representations(functional_call(network.eval(), tensors, (x,)), "all")
+        layers = representations(call_with(network.eval(), tensors, x), "all")
         for number, layer in enumerate(reversed(layers), 1):
             quadratic = quadratic_mutual_information(layer.flatten(1), y, setup.task.num_classes, kernel="adaptive_rbf").item()
             binned = binned_mutual_information(layer.flatten(1), y, setup.task.num_classes, num_components=2, num_bins=4).item()

@@ -4,10 +4,10 @@ import time
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.metrics.retrieval import retrieval
+from fedkd.training.functional_model import call_with
 from fedkd.types import Examples, Output, Tensors
 from simulations.distillation.setup import Setup
 from simulations.setup.simulation import dtype_of
@@ -38,7 +38,7 @@ def evaluate_network(setup: Setup, network: nn.Module, tensors: Tensors) -> Scor
     copies = {key: value.clone() for key, value in tensors.items()}  # batch statistics would update the buffers
 
     def model(x: Tensor) -> Output:
-        return functional_call(network, copies, (x,))
+        return call_with(network, copies, x)
 
     config = setup.config
     return evaluate(model, setup.test, config.evaluation_batch_size, setup.task.num_classes, dtype_of(config))
@@ -57,7 +57,7 @@ def evaluate_retrieval(setup: Setup, network: nn.Module, tensors: Tensors) -> di
     def embeddings(examples: Examples) -> Tensor:
         batches = torch.arange(len(examples), device=examples.y.device).split(config.evaluation_batch_size)
         images = (examples.images(index, dtype_of(config)).contiguous(memory_format=torch.channels_last) for index in batches)
-        return torch.cat([functional_call(network.eval(), tensors, (x,)).embedding for x in images])
+        return torch.cat([call_with(network.eval(), tensors, x).embedding for x in images])
 
     database, queries = embeddings(setup.train), embeddings(setup.test)
     row: dict[str, float] = {}

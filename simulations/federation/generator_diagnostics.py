@@ -13,7 +13,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.func import functional_call
 
 from fedkd.distillation.image_synthesis import as_examples
 from fedkd.distillation.logit_distillation import load_images
@@ -21,7 +20,7 @@ from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.metrics.generator_quality import diversity_and_coverage, label_accuracy
 from fedkd.seed import Seed
-from fedkd.training.functional_model import FunctionalModel, submodule_tensors
+from fedkd.training.functional_model import FunctionalModel, call_with, submodule_tensors
 from fedkd.types import Examples, Generated, State, Update
 from simulations.setup.simulation import Simulation
 
@@ -102,7 +101,7 @@ def global_logits(simulation: Simulation, model: Model | None, state: State, sam
     """The logits of the global model, or of its head, for generated samples. None if there is no such model or head."""
     if samples.are_embeddings:
         head = submodule_tensors(state.get("model", {}), "head")
-        return functional_call(simulation.model.head, head, (samples.values,)) if head else None
+        return call_with(simulation.model.head, head, samples.values) if head else None
     batches = samples.values.split(simulation.config.evaluation.batch_size)
     return None if model is None else torch.cat([model(batch).logits for batch in batches])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig
 
@@ -11,6 +12,7 @@ from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
+from fedkd.training.optimizers import OptimizerFactory
 from simulations.setup.clients import ClientData, Network
 from simulations.setup.strategy_table import strategies_with_model_heterogeneity
 
@@ -40,17 +42,22 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
     return call_part("systems", make_devices, systems, seed, workloads, num_examples, config.clients_per_round, config.rounds)
 
 
-def check_compatibility(config: DictConfig, strategy: FlowerStrategy, networks: Sequence[Network], client_data: ClientData) -> None:
+def check_compatibility(
+    config: DictConfig, strategy: FlowerStrategy, optimizer: OptimizerFactory, networks: Sequence[Network], client_data: ClientData
+) -> None:
     """Reject combinations of parts that would fail later or have no meaning.
 
     Raises:
-        ConfigError: a client has too few examples, public data is missing, or the strategy does not support the clients' networks.
+        ConfigError: a client has too few examples, public data is missing, or the strategy does not support the clients' networks or
+            their optimizer.
     """
     name = config.choices.get("strategy", config.strategy["_target_"])
     check_num_examples([len(indices) for indices in client_data.partition.train], networks)
     if isinstance(strategy, Strategy) and strategy.needs_public_data and client_data.public_data is None:
         rule = f"must be a data set for strategy {name}, which distills on public data (held_out, client_images, other_dataset or noise)"
         raise ConfigError(f"public_data {rule}, got none")
+    if isinstance(strategy, Strategy):
+        strategy.check_optimizer(optimizer([torch.zeros(1, requires_grad=True)]))
     heterogeneity = strategy.model_heterogeneity if isinstance(strategy, Strategy) else "none"
     check_model_heterogeneity(name, heterogeneity, {network.name: network.model.embedding_size for network in networks})
 

@@ -26,6 +26,7 @@ from fedkd.federation.system_heterogeneity import Devices
 from fedkd.models.base import Classifier
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
+from fedkd.training.functional_model import keep_frozen
 from fedkd.training.loop import Execution
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.training.vectorized_layers import has_randomness
@@ -183,9 +184,9 @@ class Simulation:
     def to_model_tensors(self, arrays: ArrayRecord) -> Tensors:
         """The model in a message of one of Flower's strategies, with the types of the server's network.
 
-        Flower averages integer buffers as floats, so they are rounded here.
+        Flower averages integer buffers as floats, so they are rounded here. Frozen parameters keep their bits.
         """
-        tensors = arrays.to_torch_state_dict()
+        tensors = keep_frozen(self.model, self.initial, arrays.to_torch_state_dict())
         rounded = {key: tensors[key] if value.is_floating_point() else tensors[key].round() for key, value in self.initial.items()}
         return {key: rounded[key].to(value.device, value.dtype) for key, value in self.initial.items()}
 
@@ -242,7 +243,7 @@ def build_simulation(text: str) -> Simulation:
     require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
     client_data = make_client_data(config, task, train, test, seed)
     networks, server_network = make_networks(config, task, dtype_of(config), seed)
-    check_compatibility(config, strategy, networks, client_data)
+    check_compatibility(config, strategy, optimizer, networks, client_data)
     devices = make_run_devices(config, strategy, systems, [len(indices) for indices in client_data.partition.train], seed)
     return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices)
 

@@ -1,9 +1,12 @@
 """SCAFFOLD on quadratics with a known optimum, and its control variates."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from fedkd.errors import ConfigError
 from fedkd.federation import serialization
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Update
@@ -80,3 +83,22 @@ def test_scaffold_loss_is_cross_entropy_with_corrected_gradient():
     assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
     plain, pushed = (gradients(value, simulation.model) for value in values)
     assert all(torch.allclose(pushed[name], plain[name] + 1, atol=1e-5) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["optimizer=adam"], "got 'Adam'"),
+        (["optimizer=momentum", "+optimizer.nesterov=true"], "got 'nesterov=true'"),
+        (["optimizer=momentum", "+optimizer.dampening=0.5"], "got 'dampening=0.5'"),
+        (["+optimizer.maximize=true"], "got 'maximize=true'"),
+    ],
+)
+def test_optimizers_without_mean_gradient_are_refused(overrides, reason):
+    with pytest.raises(ConfigError, match=f"^optimizer must be SGD .*{reason}$"):
+        small_simulation("strategy=scaffold", *overrides)
+
+
+def test_sgd_with_momentum_and_weight_decay_is_accepted():
+    simulation, _ = small_simulation("strategy=scaffold", "optimizer=momentum", "optimizer.weight_decay=0.01")
+    simulation.strategy.check_optimizer(partial(torch.optim.SGD, lr=0.1, momentum=0.9)([torch.zeros(1)]))

@@ -47,6 +47,9 @@ def test_proportional_sampling():
         pairs, {(a, b): p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b]) for a, b in combinations(range(4), 2)}, len(ROUNDS)
     )
     assert not has_frequencies(pairs, dict.fromkeys(combinations(range(4), 2), 1 / 6), len(ROUNDS)), "the frequencies are not uniform"
+    included = Counter(client for cohort in pairs.elements() for client in cohort)
+    per_example = [included[client] / size for client, size in enumerate(sizes)]
+    assert per_example[0] > per_example[3] * 1.1, "drawn without replacement, an example of a large client counts less"
 
 
 def test_cyclic_sampling():
