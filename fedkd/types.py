@@ -32,10 +32,11 @@ class Task:
         name: name of the data set.
         shape: shape of an image: (channels, height, width).
         num_classes: number of classes, C.
-        class_names: names of classes 0..C-1, or empty.
+        class_names: names of classes 0..C-1, or empty where the data set's own labels are 0..C-1.
         mean: subtracted from pixels: one number per channel, or one number for all channels.
         std: pixels are divided by it: one number per channel, or one number for all channels.
         max_pixel: value of a pixel of full brightness: 1, or 255 where bytes are not scaled (``scale`` 1).
+        absent: classes without training examples, ascending. Generators do not draw them.
     """
 
     name: str
@@ -45,6 +46,17 @@ class Task:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     max_pixel: float = 1.0
+    absent: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each class [C]: ``class_names``, or the numbers."""
+        return self.class_names or tuple(str(label) for label in range(self.num_classes))
+
+    @property
+    def present(self) -> Tensor:  # int64
+        """The classes that have training examples, ascending."""
+        return torch.tensor([label for label in range(self.num_classes) if label not in set(self.absent)])
 
 
 class Output(NamedTuple):
@@ -80,6 +92,20 @@ Loss = Callable[[Output, Output, Tensor], Tensor]
 
 
 # --------------------------------------------------------------------------------------------------------------------- data
+class LeftOut(NamedTuple):
+    """Files of a data set that are not used.
+
+    Args:
+        path: the file, or one of several files, relative to the folder of the data set.
+        reason: why, as a noun: ``hidden files``.
+        number: number of files, >= 1.
+    """
+
+    path: str
+    reason: str
+    number: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Labeled images in their stored form. Each batch is converted to floats when it is used.
@@ -93,6 +119,7 @@ class Examples:
         digest: hash of the decoded content. It identifies the data independently of their path.
         rows: index into ``x`` of each example [N], int64, so that a subset shares its images; None: all images, in order.
         groups: domain of each example [N], int64. Each batch has the same number of examples of every domain; None: no domains.
+        left_out: files of the whole data set that are not used; with the training set alone.
     """
 
     x: Tensor
@@ -103,6 +130,7 @@ class Examples:
     digest: str = ""
     rows: Tensor | None = None
     groups: Tensor | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
@@ -145,7 +173,7 @@ class Examples:
         if self.x.device == torch.device(device):
             return self
         rows, groups = (None if tensor is None else tensor.to(device) for tensor in (self.rows, self.groups))
-        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows, groups)
+        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows, groups, self.left_out)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ DISTILLATION_KEYS_WITHOUT_EFFECT = (
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 
-PATH_KEYS = ("root", "path", "cache", "download", "trace")
-"""Keys of a part that tell where files are. The files' content is hashed instead."""
+PATH_KEYS = ("root", "path", "cache", "download", "trace", "skip_unreadable")
+"""Keys of a part that tell where files are, and which are read. The files' content is hashed instead."""
 
 OWN_PACKAGES = ("fedkd", "strategies", "simulations")
 

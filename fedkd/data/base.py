@@ -4,9 +4,9 @@ import pickle
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from fedkd.data import cache
-from fedkd.data.cache import Allocate, Content
+from fedkd.data.cache import Allocate, Content, Decoded
 from fedkd.errors import ConfigError, require
-from fedkd.types import Examples, Task
+from fedkd.types import Examples, LeftOut, Task
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's image mode for each number of channels."""
@@ -41,6 +41,12 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 """Exceptions of Pillow, torchvision, SciPy, and pickle for damaged files. ``MemoryError`` is not one of them."""
+
+MAX_LISTED = 100
+"""Unreadable examples that an error lists. If there are more, a file lists all of them."""
+
+Load = Callable[[], tuple[np.ndarray, int]]
+"""Reads one example: the image [channels, height, width], unsigned bytes, and its label."""
 
 
 # ------------------------------------------------------------------------------------------------------------------ errors
@@ -85,21 +91,21 @@ def check_channels(channels: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ images
-def to_array(image: Image.Image, channels: int, size: Sequence[int] | None, location: str) -> np.ndarray:  # [channels, height, width]
+def to_array(image: Image.Image, channels: int, size: Sequence[int] | None) -> np.ndarray:  # [channels, height, width]
     """An image as unsigned bytes.
 
     Args:
         image: a Pillow image.
         channels: number of channels to convert to, 1 or 3.
         size: (height, width) to resize to, bicubic, without keeping the proportions; None: no resizing.
-        location: the image's file, for messages.
 
     Raises:
-        ConfigError: the image is damaged, or has more than 8 bits per channel.
+        ValueError: the image has more than 8 bits per channel. Their range is unknown: 12-bit images are often stored in 16 bits.
+        OSError: the image is damaged. Pillow raises others of :data:`DECODER_ERRORS` too.
     """
-    with decoder_errors(location):
-        image.load()
-    require(image.mode not in DEEP_MODES, location, "must hold 8 bits per channel", image.mode)
+    image.load()
+    if image.mode in DEEP_MODES:
+        raise ValueError(f"more than 8 bits per channel, Pillow's mode {image.mode}; scale it to 8 bits first")
     image = image if image.mode == MODES[channels] else image.convert(MODES[channels])
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -108,38 +114,64 @@ def to_array(image: Image.Image, channels: int, size: Sequence[int] | None, loca
 
 
 def fill_arrays(
-    allocate: Allocate, part: str, num_examples: int, examples: Iterable[tuple[np.ndarray, int]], num_classes: int | None, location: str
-) -> np.ndarray:  # [N]
+    allocate: Allocate,
+    part: str,
+    num_examples: int,
+    examples: Callable[[], Iterable[tuple[str, Load]]],
+    num_classes: int,
+    location: str,
+    skip_unreadable: bool = False,
+) -> tuple[tuple[str, str], ...]:
     """Allocate and fill the arrays ``<part>_x`` [N, channels, height, width] and ``<part>_y`` [N].
 
     Args:
         allocate: allocates an array in the cache.
         part: ``train`` or ``test``.
         num_examples: number of examples, N.
-        examples: images [channels, height, width], unsigned bytes, each with its label.
-        num_classes: C; labels must be in 0..C-1. None: labels must be in 0..N-1.
+        examples: begins an iteration over the location of each example, and a function that reads it.
+        num_classes: C; labels must be in 0..C-1.
         location: the file or folder of the examples, for messages.
+        skip_unreadable: leave out the examples that cannot be read. If not, the arrays are incomplete where there are such examples.
 
     Returns:
-        The labels.
+        (location, reason) of every example that cannot be read.
 
     Raises:
         ConfigError: there is no example, images have different shapes, or a label is out of range.
     """
-    require(num_examples > 0, location, f"must hold at least one {part} example", num_examples)
-    x, y = None, allocate(f"{part}_y", (num_examples,), "int64")
-    limit = num_examples if num_classes is None else num_classes
-    for i, (image, label) in enumerate(examples):
+    require(num_examples > 0, "root", f"must hold at least one {part} example in {location}", num_examples)
+    unreadable = _fill(allocate, part, num_examples, examples(), num_classes, location)
+    if unreadable and skip_unreadable:
+        bad = {where for where, _ in unreadable}
+        num_readable = num_examples - len(unreadable)
+        require(num_readable > 0, "root", f"must hold at least one {part} example that can be read in {location}", num_readable)
+        _fill(allocate, part, num_readable, (one for one in examples() if one[0] not in bad), num_classes, location)
+    return tuple(unreadable)
+
+
+def _fill(
+    allocate: Allocate, part: str, num_examples: int, examples: Iterable[tuple[str, Load]], num_classes: int, location: str
+) -> list[tuple[str, str]]:
+    """Fill both arrays in order. Examples that cannot be read are returned, and leave no gap."""
+    x, y, row = None, allocate(f"{part}_y", (num_examples,), "int64"), 0
+    unreadable = []
+    for where, load in examples:
+        try:
+            image, label = load()
+        except DECODER_ERRORS as error:
+            unreadable.append((where, f"{type(error).__name__}: {error}"))
+            continue
         if x is None:
             x = allocate(f"{part}_x", (num_examples, *image.shape), "uint8")
         if image.shape != x.shape[1:]:
             raise ConfigError(
-                f"{location}: images must have one shape, {x.shape[1:]} as the first, got {image.shape} at {i}; set data.size"
+                f"size must be set where images differ in size, got shape {x.shape[1:]} first and {image.shape} in {where}; "
+                "set data.size=[height,width]"
             )
-        if not 0 <= label < limit:
-            raise damaged_file(location, f"labels must be in 0..{limit - 1}, got {label} at position {i}")
-        x[i], y[i] = image, label
-    return y
+        if not 0 <= label < num_classes:
+            raise damaged_file(location, f"labels must be in 0..{num_classes - 1}, got {label} in {where}")
+        x[row], y[row], row = image, label, row + 1
+    return unreadable
 
 
 # ----------------------------------------------------------------------------------------------------------------- sources
@@ -190,18 +222,27 @@ class DataSource(ABC):
         """The parameters besides ``root`` that determine the decoded content."""
 
     @abstractmethod
-    def decode(self, allocate: Allocate) -> tuple[str, ...]:
-        """Allocate and fill the arrays ``train_x``, ``train_y``, ``test_x``, and ``test_y``.
+    def decode(self, allocate: Allocate) -> Decoded:
+        """Allocate and fill the arrays ``train_x``, ``train_y``, ``test_x``, and ``test_y``, see :func:`fill_arrays`.
 
         Args:
             allocate: allocates an array in the cache.
 
         Returns:
-            The names of the classes; empty if the classes have no names.
+            The names of the classes, empty if the classes have no names; and the examples that cannot be read.
 
         Raises:
             ConfigError: a file is damaged.
         """
+
+    def passed_over(self) -> list[LeftOut]:
+        """Files in ``root`` that belong to neither part, as far as the data set looks for them."""
+        return []
+
+    @property
+    def skips_unreadable(self) -> bool:
+        """Whether examples that cannot be read are left out. If not, they are an error."""
+        return False
 
     @property
     def folder(self) -> Path:
@@ -210,16 +251,19 @@ class DataSource(ABC):
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
         """The task, the training examples, and the test examples."""
-        content = cache.load_content(self.cache, self.name, self._key(), self.decode)
+        content = cache.load_content(self.cache, self.name, self._key(), self._decode_all)
         train, test = self._examples(content, "train"), self._examples(content, "test")
+        unreadable = [LeftOut(location, f"unreadable ({reason})") for location, reason in content.unreadable]
+        train = replace(train, left_out=(*unreadable, *self.passed_over()))
         require(
             train.x.shape[1:] == test.x.shape[1:],
-            f"{self.folder}: test images",
-            f"must have the shape {tuple(train.x.shape[1:])} of the training images; set data.size",
+            "size",
+            f"must be set (data.size=[height,width]) where test images differ from the training images of shape {tuple(train.x.shape[1:])}",
             tuple(test.x.shape[1:]),
         )
         channels, height, width = train.x.shape[1:]
-        require(len(self.mean) == channels, "mean", f"must hold one number per channel, {channels}", self.mean)
+        example = "data.mean=[0.5] data.std=[0.5]" if channels == 1 else "data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
+        require(len(self.mean) == channels, "mean", f"must hold one number per channel, {channels} (such as {example})", list(self.mean))
         num_classes = len(content.class_names) or int(train.y.max()) + 1
         task = Task(self.name, (channels, height, width), num_classes, content.class_names, train.mean, train.std, 255 / train.scale)
         return task, train, test
@@ -227,6 +271,23 @@ class DataSource(ABC):
     def missing_file(self, path: Path, remedy: str) -> ConfigError:
         """The error for a file that does not exist."""
         return ConfigError(f"root must hold the files of {self.name}, got {str(self.root)!r}, where {path} is missing; {remedy}")
+
+    def _decode_all(self, allocate: Allocate) -> Decoded:
+        """Decode both parts. Unreadable examples of both are one error, unless they are left out."""
+        decoded = self.decode(allocate)
+        if not decoded.unreadable or self.skips_unreadable:
+            return decoded
+        number, listed = len(decoded.unreadable), [f"{location} ({reason})" for location, reason in decoded.unreadable]
+        shown = ", ".join(listed[:MAX_LISTED])
+        if number > MAX_LISTED:
+            path = cache.cache_directory(self.cache) / f"{self.name}-unreadable.txt"
+            with cache.write_errors(path.parent):
+                path.write_text("\n".join(listed) + "\n", encoding="utf-8")
+            shown += f", and {number - MAX_LISTED} more; {path} lists all"
+        remedy = "replace them with intact copies"
+        if hasattr(self, "skip_unreadable"):
+            remedy += ", or leave them out with data.skip_unreadable=true"
+        raise ConfigError(f"root must hold images that can be read, got {number} that cannot: {' '.join(shown.split())}; {remedy}")
 
     def _key(self) -> dict[str, object]:
         """Everything that determines the decoded content: decoder, parameters, folder, and name, size and time of every file."""
@@ -252,16 +313,25 @@ class ResizedSource(DataSource):
     Args:
         size: (height, width) in pixels to resize to, bicubic; null where all images have one size.
         channels: 1 (gray) or 3 (color); images are converted.
+        skip_unreadable: leave out images that cannot be read, and list them in the run folder; if false, they are an error.
     """
 
     size: Sequence[int] | None
     channels: int
+    skip_unreadable: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size(self.size)
         check_channels(self.channels)
+        require(isinstance(self.skip_unreadable, bool), "skip_unreadable", "must be true or false", self.skip_unreadable)
+
+    @property
+    def skips_unreadable(self) -> bool:
+        """``skip_unreadable``."""
+        return self.skip_unreadable
 
     def recipe(self) -> dict[str, object]:
-        """``size`` and ``channels``."""
-        return {"size": None if self.size is None else list(self.size), "channels": self.channels}
+        """``size`` and ``channels``, and whether images may be left out."""
+        size = None if self.size is None else list(self.size)
+        return {"size": size, "channels": self.channels, **({"skip_unreadable": True} if self.skip_unreadable else {})}

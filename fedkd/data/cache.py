@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -24,8 +24,21 @@ FORMAT = 1
 Allocate = Callable[[str, tuple[int, ...], str], np.ndarray]
 """``(name, shape, dtype) -> array`` on disk, to be filled."""
 
-Decode = Callable[[Allocate], tuple[str, ...]]
-"""Allocates and fills the arrays, and returns the names of the classes."""
+
+class Decoded(NamedTuple):
+    """What is known of a data set beside its arrays.
+
+    Args:
+        class_names: names of the classes, or empty.
+        unreadable: (location, reason) of each example that cannot be read.
+    """
+
+    class_names: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+Decode = Callable[[Allocate], Decoded]
+"""Allocates and fills the arrays."""
 
 _verified: set[tuple[Any, ...]] = set()
 """Entries that this process has checked: their path, and the stat of every file, so that a changed file is checked again."""
@@ -39,11 +52,13 @@ class Content:
         arrays: ``train_x``, ``train_y``, ``test_x``, and ``test_y``.
         class_names: names of the classes, or empty.
         digest: hash of the arrays, independent of any path.
+        unreadable: (location, reason) of each example that was left out because it cannot be read.
     """
 
     arrays: dict[str, np.ndarray]
     class_names: tuple[str, ...]
     digest: str
+    unreadable: tuple[tuple[str, str], ...] = ()
 
 
 class _Damaged(Exception):
@@ -165,7 +180,8 @@ def _read(entry: Path) -> Content:
         meta = json.loads((entry / "meta.json").read_text())
         _verify(entry, meta)
         arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="c") for name in meta["content"]["files"]}
-        return Content(arrays, tuple(meta["content"]["class_names"]), meta["content"]["digest"])
+        unreadable = tuple((str(location), str(reason)) for location, reason in meta["content"].get("unreadable", ()))
+        return Content(arrays, tuple(meta["content"]["class_names"]), meta["content"]["digest"], unreadable)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(str(error)) from error
 
@@ -198,9 +214,14 @@ def _build(entry: Path, decode: Decode) -> None:
         with write_errors(entry.parent):
             temporary.mkdir()
         arrays: dict[str, np.memmap] = {}
-        class_names = decode(lambda name, shape, dtype: arrays.setdefault(name, _allocate(temporary / f"{name}.npy", shape, dtype)))
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+            arrays[name] = _allocate(temporary / f"{name}.npy", shape, dtype)
+            return arrays[name]
+
+        decoded = decode(allocate)
         with write_errors(entry.parent):
-            _finish(temporary, arrays, class_names)
+            _finish(temporary, arrays, decoded)
             shutil.rmtree(entry, ignore_errors=True)  # a damaged entry; a process that has it open keeps its pages
             temporary.rename(entry)
     finally:
@@ -210,6 +231,7 @@ def _build(entry: Path, decode: Decode) -> None:
 def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     """A new array on disk. Its blocks are reserved now, so that a full disk is an error here and not a crash on writing."""
     with write_errors(path.parent):
+        path.unlink(missing_ok=True)  # an array of another shape, which may still be mapped
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):
             with path.open("r+b") as file:
@@ -217,12 +239,14 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     return array
 
 
-def _finish(folder: Path, arrays: Mapping[str, np.memmap], class_names: tuple[str, ...]) -> None:
+def _finish(folder: Path, arrays: Mapping[str, np.memmap], decoded: Decoded) -> None:
     """Flush the arrays and describe them in ``meta.json``."""
     files = {}
     for name, array in arrays.items():
         array.flush()
         path = folder / f"{name}.npy"
         files[name] = {"size": path.stat().st_size, "shape": list(array.shape), "checksum": file_digest(path)}
-    content = {"files": files, "class_names": list(class_names), "digest": content_digest(arrays)}
+    content = {"files": files, "class_names": list(decoded.class_names), "digest": content_digest(arrays)}
+    if decoded.unreadable:
+        content["unreadable"] = [list(item) for item in decoded.unreadable]
     (folder / "meta.json").write_text(json.dumps({"content": content, "checksum": json_digest(content)}, indent=1))

@@ -1,25 +1,84 @@
-"""Images in folders that are named after their classes: ``root/train/<class>/*.png`` and ``root/test/<class>/*.png``."""
+"""Images in folders that are named after their classes: ``root/train/<class>/**/*.png`` and ``root/test/<class>/**/*.png``."""
 
+import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fedkd.data.base import ResizedSource, decoder_errors, fill_arrays, to_array
-from fedkd.data.cache import Allocate
-from fedkd.errors import require
+from fedkd.data.base import Load, ResizedSource, fill_arrays, to_array
+from fedkd.data.cache import Allocate, Decoded
+from fedkd.errors import ConfigError, require
+from fedkd.types import LeftOut
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Suffixes of image files, in lower case."""
+
+TEST_PARTS = ("test", "val", "valid", "validation")
+"""Folders of test images. The first one that has images in folders of classes is the test set."""
+
+
+@dataclass
+class Layout:
+    """The image files of a data set, and what is passed over.
+
+    Args:
+        test_part: the folder that is the test set, one of :data:`TEST_PARTS`.
+        parts: by folder, ``train`` or ``test_part``, and by class: the files in alphabetical order.
+        counts: number of files that are not used, by folder and reason.
+        first: one of these files, by folder and reason.
+    """
+
+    test_part: str = TEST_PARTS[0]
+    parts: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
+    counts: Counter[tuple[Path, str]] = field(default_factory=Counter)
+    first: dict[tuple[Path, str], Path] = field(default_factory=dict)
+
+    def pass_over(self, folder: Path, reason: str, path: Path, number: int = 1) -> None:
+        """Count files of ``folder`` that are not used; ``path`` is one of them."""
+        self.counts[folder, reason] += number
+        self.first.setdefault((folder, reason), path)
+
+    def images(self, folder: Path) -> list[Path]:
+        """All images below ``folder``, in alphabetical order. Other files and hidden ones are counted as passed over."""
+        found: list[Path] = []
+        misnamed: list[Path] = []
+        seen: set[str] = set()
+        for parent, folders, files in os.walk(folder, followlinks=True):
+            here = Path(parent)
+            if (real := os.path.realpath(parent)) in seen:  # a link to a folder above it
+                folders.clear()
+                continue
+            seen.add(real)
+            for name in sorted(folders):
+                if name.startswith("."):
+                    folders.remove(name)
+                    self.pass_over(folder, "hidden files", here / name)
+                elif is_image_name(name):
+                    misnamed.append(here / name)
+            for name in sorted(files):
+                if name.startswith("."):
+                    self.pass_over(folder, "hidden files", here / name)
+                elif is_image_name(name):
+                    found.append(here / name)
+                else:
+                    self.pass_over(folder, "files that are no images", here / name)
+        for path in misnamed:
+            if not any(path in image.parents for image in found):
+                self.pass_over(folder, "folders named like images", path)
+        return sorted(found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(ResizedSource):
     """Images in one folder per class. The classes are the folders in ``root/train``, in alphabetical order.
 
-    Hidden files and files with other suffixes are ignored.
+    Images in sub-folders of a class belong to the class. Without ``root/test``, the images in ``root/val`` are the test set. Hidden files,
+    files with other suffixes, and images outside the folders of classes are not used; they are counted in a warning.
     """
 
     @property
@@ -29,38 +88,110 @@ class ImageFolder(ResizedSource):
 
     def files(self) -> list[Path]:
         """All image files, see :meth:`fedkd.data.base.DataSource.files`."""
-        return [path for part in ("train", "test") for paths in self._by_class(part).values() for path in paths]
+        return [path for by_class in self.layout().parts.values() for paths in by_class.values() for path in paths]
 
-    def decode(self, allocate: Allocate) -> tuple[str, ...]:
+    def passed_over(self) -> list[LeftOut]:
+        """Files in ``root`` that are not used, one item for each folder and reason."""
+        layout = self.layout()
+        return [
+            LeftOut(str(layout.first[key].relative_to(self.folder)), key[1], number)
+            for key, number in sorted(layout.counts.items(), key=lambda item: (item[0][1], item[0][0]))
+        ]
+
+    def decode(self, allocate: Allocate) -> Decoded:
         """Decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
-        class_names = tuple(self._by_class("train"))
-        for part in ("train", "test"):
-            by_class = self._by_class(part)
+        layout = self.layout()
+        class_names, unreadable = tuple(layout.parts["train"]), []
+        for part, name in (("train", "train"), ("test", layout.test_part)):
+            by_class = layout.parts[name]
+            examples = partial(self._examples_of, by_class, class_names)
             num_examples = sum(map(len, by_class.values()))
-            images = self._labeled_images(by_class, class_names)
-            fill_arrays(allocate, part, num_examples, images, len(class_names), str(self.folder / part))
-        return class_names
+            location = str(self.folder / name)
+            unreadable += fill_arrays(allocate, part, num_examples, examples, len(class_names), location, self.skip_unreadable)
+        return Decoded(class_names, tuple(unreadable))
 
-    def _by_class(self, part: str) -> dict[str, list[Path]]:
-        """The image files of each class, classes and files in alphabetical order."""
-        folder = self.folder / part
-        if not folder.is_dir():
-            raise self.missing_file(folder, "point data.root to a folder with train/<class>/ and test/<class>/")
-        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        by_class = {path.name: sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".") for path in classes}
-        require(len(classes) > 0, str(folder), "must hold one folder of images per class", 0)
-        if part == "train":
-            empty = [name for name, paths in by_class.items() if not paths]
-            require(not empty, str(folder), f"must hold at least one image ({', '.join(SUFFIXES)}) of every class; empty ones", empty)
-        else:
-            unknown = sorted(set(by_class) - set(self._by_class("train")))
-            require(not unknown, str(folder), "must hold classes of the training folder only", unknown)
+    def layout(self) -> Layout:
+        """The files of both parts, and what is passed over.
+
+        Raises:
+            ConfigError: a part is missing, a class has no training images, or a class has test images only.
+        """
+        layout = Layout()
+        for part in ("train", *TEST_PARTS):
+            layout.parts[part] = self._by_class(part, layout)
+        found = [part for part in TEST_PARTS if any(layout.parts[part].values())]
+        self._check_train(layout)
+        if not found:
+            raise self._no_test_images()
+        layout.test_part = found[0]
+        test = layout.parts[layout.test_part]
+        unknown = sorted(name for name in set(test) - set(layout.parts["train"]) if test[name])
+        rule = f"must hold the classes of train/ in {layout.test_part}/, and no others (remove them, or add training images)"
+        require(not unknown, "root", rule, f"{', '.join(unknown)} in {layout.test_part}/ only")
+        for part in found[1:]:
+            paths = [path for paths in layout.parts[part].values() for path in paths]
+            layout.pass_over(self.folder / part, f"images of {part}/, as {layout.test_part}/ is the test set", paths[0], len(paths))
+        layout.parts = {part: layout.parts[part] for part in ("train", layout.test_part)}
+        self._count_outside(layout)
+        return layout
+
+    def _by_class(self, part: str, layout: Layout) -> dict[str, list[Path]]:
+        """The image files of each class of a part, classes in alphabetical order."""
+        folder, by_class = self.folder / part, dict[str, list[Path]]()
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.name.startswith("."):
+                layout.pass_over(folder, "hidden files", path)
+            elif not path.is_dir():
+                is_image = is_image_name(path.name)
+                layout.pass_over(folder, "images outside the folders of classes" if is_image else "files that are no images", path)
+            elif (paths := layout.images(path)) or not is_image_name(path.name):
+                by_class[path.name] = paths
+            else:
+                layout.pass_over(folder, "folders named like images", path)
         return by_class
 
-    def _labeled_images(self, by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
-        """Every image [channels, height, width] with its label."""
+    def _check_train(self, layout: Layout) -> None:
+        """Require images of every class."""
+        folder, classes = self.folder / "train", layout.parts["train"]
+        if not folder.is_dir():
+            raise self.missing_file(folder, "point data.root to a folder with train/<class>/ and test/<class>/")
+        require(len(classes) > 0, "root", f"must hold one folder of images per class in {folder}", "none")
+        empty = [name for name, paths in classes.items() if not paths]
+        rule = f"must hold at least one image ({', '.join(SUFFIXES)}) of every class in {folder}"
+        require(not empty, "root", rule, f"none of {', '.join(empty)}")
+
+    def _no_test_images(self) -> ConfigError:
+        """The error for a data set without test images in folders of classes."""
+        there = [part for part in TEST_PARTS if (self.folder / part).is_dir()]
+        if not there:
+            remedy = "point data.root to a folder with train/<class>/ and test/<class>/ (val/<class>/ serves as a test set too)"
+            return self.missing_file(self.folder / "test", remedy)
+        number = sum(is_image_name(name) for part in there for name in os.listdir(self.folder / part))
+        flat = f"; {number} images outside folders of classes have no label" if number else ""
+        return ConfigError(f"root must hold one folder of images per class in {self.folder / there[0]}, got none{flat}")
+
+    def _count_outside(self, layout: Layout) -> None:
+        """Count the images in ``root`` that are neither in ``train`` nor in a folder of test images."""
+        reason = f"images outside train/ and {layout.test_part}/"
+        for path in sorted(self.folder.iterdir()):
+            if path.name.startswith(".") or path.name in ("train", *TEST_PARTS):
+                continue
+            images = Layout().images(path) if path.is_dir() else [path] * is_image_name(path.name)
+            if images:
+                layout.pass_over(self.folder, reason, images[0], len(images))
+
+    def _examples_of(self, by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> Iterator[tuple[str, Load]]:
+        """The location of every example, and a function that reads it."""
         for name, paths in by_class.items():
             for path in paths:
-                with decoder_errors(str(path)), Image.open(path) as image:
-                    image.load()
-                yield to_array(image, self.channels, self.size, str(path)), class_names.index(name)
+                yield str(path.relative_to(self.folder)), partial(self._load, path, class_names.index(name))
+
+    def _load(self, path: Path, label: int) -> tuple[np.ndarray, int]:
+        """One image [channels, height, width] with its label."""
+        with Image.open(path) as image:
+            return to_array(image, self.channels, self.size), label
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image, by its suffix."""
+    return name.lower().endswith(SUFFIXES)

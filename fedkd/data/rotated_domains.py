@@ -49,10 +49,11 @@ class RotatedDomains:
         except ValueError as error:
             raise ConfigError(f"data.{error}") from error
         train_domains = [domain for domain in range(len(self.angles)) if domain != self.held_out]
+        left_out = train.left_out
         test_domains = [self.held_out] if self.held_out is not None else train_domains
         train = self.rotate(train, "train", train_domains, len(self.angles))
         test = self.rotate(test, "test", test_domains, len(test_domains))
-        return replace(task, name=f"rotated_{task.name}"), train, test
+        return replace(task, name=f"rotated_{task.name}"), replace(train, left_out=left_out), test
 
     def rotate(self, images: Examples, part: str, domains: Sequence[int], num_parts: int) -> Examples:
         """Divide images into disjoint parts, and rotate one part for each domain.

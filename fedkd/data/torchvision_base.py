@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +13,8 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.utils import check_integrity
 
 from fedkd.data import cache
-from fedkd.data.base import DataSource, check_size, damaged_file, decoder_errors, fill_arrays, to_array
-from fedkd.data.cache import Allocate
+from fedkd.data.base import DataSource, Load, check_size, damaged_file, decoder_errors, fill_arrays, to_array
+from fedkd.data.cache import Allocate, Decoded
 from fedkd.errors import ConfigError, require
 
 
@@ -96,24 +97,28 @@ class TorchvisionSource(DataSource):
                 raise self.missing_file(path, "point data.root to them, or set data.download=true")
         return paths
 
-    def decode(self, allocate: Allocate) -> tuple[str, ...]:
+    def decode(self, allocate: Allocate) -> Decoded:
         """Check and decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
         locations = {train: self._check_files(train) for train in (True, False)}  # all checks come before the long decoding
+        unreadable = []
         for train, location in locations.items():
             with decoder_errors(location):
                 dataset = self.open(train, download=False)
             names = self.class_names(dataset)
             part = "train" if train else "test"
-            fill_arrays(allocate, part, len(dataset), self._labeled_images(dataset, location), len(names), location)
-        return names
+            examples = partial(self._examples_of, dataset, location)
+            unreadable += fill_arrays(allocate, part, len(dataset), examples, len(names), location)
+        return Decoded(names, tuple(unreadable))
 
-    def _labeled_images(self, dataset: VisionDataset, location: str) -> Iterator[tuple[np.ndarray, int]]:
-        """Every image [channels, height, width] with its label."""
+    def _examples_of(self, dataset: VisionDataset, location: str) -> Iterator[tuple[str, Load]]:
+        """The location of every example, and a function that reads it."""
         for i in range(len(dataset)):
-            origin = self.origin(dataset, i) or location
-            with decoder_errors(origin):
-                image, target = dataset[i]
-            yield to_array(self.upright(image), self.channels, self.size, origin), self.label(dataset, target)
+            yield self.origin(dataset, i) or f"{location}, image {i}", partial(self._load, dataset, i)
+
+    def _load(self, dataset: VisionDataset, i: int) -> tuple[np.ndarray, int]:
+        """Image ``i`` [channels, height, width] with its label."""
+        image, target = dataset[i]
+        return to_array(self.upright(image), self.channels, self.size), self.label(dataset, target)
 
     def _fetch(self) -> None:
         """Let torchvision download both parts. Only one process of a machine downloads at a time."""

@@ -106,7 +106,7 @@ def decode(allocate):
         os._exit(9)
     time.sleep(0.4)
     x[500:] = 2
-    return ("a", "b")
+    return cache.Decoded(("a", "b"))
 content = cache.load_content(root, "toy", {"k": 1}, decode)
 print(content.digest, int(content.arrays["x"].sum()), *content.class_names)
 """
