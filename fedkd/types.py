@@ -58,6 +58,11 @@ class Task:
         """The classes that have training examples, ascending."""
         return torch.tensor([label for label in range(self.num_classes) if label not in set(self.absent)])
 
+    def with_absent_classes(self, labels: Tensor) -> "Task":  # [N]
+        """The task with the classes that the labels of the training examples lack as ``absent``."""
+        counts = torch.bincount(labels.cpu(), minlength=self.num_classes)
+        return replace(self, absent=tuple(torch.nonzero(counts == 0).flatten().tolist()))
+
 
 class Output(NamedTuple):
     """The output of a classifier.

@@ -74,8 +74,8 @@ class FedGen(Strategy):
         fresh_optimizer: Reset the generator's optimizer in every round, as in HtFLlib.
 
     Deviations:
-        - From the public code: from the second round on, a label is drawn only if some client has reported it. The public code knows from
-          the start which labels exist.
+        - From the public code: from the second round on, a label is drawn only if some client has reported it. In the first round all
+          labels that clients hold are drawn, as in the public code.
         - From the public code: ``min_coefficient`` applies only to a coefficient > 0, so 0 switches a term off.
         - With ``shared_layers=head`` only the last layer is shared, as in the paper's Table 4. The public code has an option for this, but
           the option has no effect.
@@ -182,11 +182,12 @@ class FedGen(Strategy):
 
     # ------------------------------------------------------------------------------------------- server side
     def init_server(self, server: Server) -> State:
-        """The model, a new generator, uniform label probabilities, and label counts of 0."""
+        """The model, a new generator, uniform probabilities of the labels that clients hold, and label counts of 0."""
         with (server.seed / "generator").globally():
             module = cached_generator.__wrapped__(self.generator, server.task, server.model.embedding_size)
         classes = server.task.num_classes
-        uniform = torch.full((classes,), 1 / classes, dtype=server.dtype, device=server.device)
+        present = server.task.present
+        uniform = torch.zeros(classes, dtype=server.dtype).index_fill(0, present, 1 / len(present)).to(server.device)
         return {
             **super().init_server(server),
             "generator": snapshot(module.to(server.device, server.dtype)),

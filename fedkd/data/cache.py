@@ -246,7 +246,7 @@ def _finish(folder: Path, arrays: Mapping[str, np.memmap], decoded: Decoded) -> 
         array.flush()
         path = folder / f"{name}.npy"
         files[name] = {"size": path.stat().st_size, "shape": list(array.shape), "checksum": file_digest(path)}
-    content = {"files": files, "class_names": list(decoded.class_names), "digest": content_digest(arrays)}
+    content: dict[str, Any] = {"files": files, "class_names": list(decoded.class_names), "digest": content_digest(arrays)}
     if decoded.unreadable:
         content["unreadable"] = [list(item) for item in decoded.unreadable]
     (folder / "meta.json").write_text(json.dumps({"content": content, "checksum": json_digest(content)}, indent=1))

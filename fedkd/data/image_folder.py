@@ -101,7 +101,8 @@ class ImageFolder(ResizedSource):
     def decode(self, allocate: Allocate) -> Decoded:
         """Decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
         layout = self.layout()
-        class_names, unreadable = tuple(layout.parts["train"]), []
+        class_names = tuple(layout.parts["train"])
+        unreadable: list[tuple[str, str]] = []
         for part, name in (("train", "train"), ("test", layout.test_part)):
             by_class = layout.parts[name]
             examples = partial(self._examples_of, by_class, class_names)

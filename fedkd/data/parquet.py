@@ -81,7 +81,7 @@ class Parquet(ResizedSource):
         labels = {paths[0]: self._labels(paths, columns[1]) for paths in (train, test)}
         classes = find_classes(labels[train[0]], names, str(train[0]))
         indices = [classes.indices(labels[paths[0]], str(paths[0])) for paths in (train, test)]  # all checks come before the long decoding
-        unreadable = []
+        unreadable: list[tuple[str, str]] = []
         for part, paths, y in (("train", train, indices[0]), ("test", test, indices[1])):
             examples = partial(self._examples_of, paths, columns[0], y)
             unreadable += fill_arrays(allocate, part, len(y), examples, len(classes.values), str(paths[0]), self.skip_unreadable)
@@ -101,8 +101,8 @@ class Parquet(ResizedSource):
         there = f"; there are {', '.join(path.name for path in found[:10])}" if found else ""
         for part, paths in (("train", train), ("test", test)):
             if not paths:
-                remedy = f"point data.root to the folder that holds train.parquet and test.parquet, or the Hub's data/{part}-00000-of-00001.parquet"
-                raise self.missing_file(self.folder / f"{part}.parquet", remedy + there)
+                names = f"train.parquet and test.parquet, or the Hub's data/{part}-00000-of-00001.parquet"
+                raise self.missing_file(self.folder / f"{part}.parquet", f"point data.root to the folder that holds {names}{there}")
         return train, test, [path for path in found if path not in (*train, *test)]
 
     def _files_of(self, part: str, found: Sequence[Path]) -> list[Path]:
@@ -147,8 +147,8 @@ class Parquet(ResizedSource):
         for parameter, column, known in (("image_column", image, IMAGE_COLUMNS), ("label_column", label, LABEL_COLUMNS)):
             if column is None:
                 raise ConfigError(
-                    f"{parameter} must be set where no column is called {' or '.join(known[:3])}, got columns {_columns_of(schema)} in {path}; "
-                    f"set data.{parameter}=NAME"
+                    f"{parameter} must be set where no column is called {' or '.join(known[:3])}, got columns {_columns_of(schema)} "
+                    f"in {path}; set data.{parameter}=NAME"
                 )
         assert image is not None and label is not None
         return image, label

@@ -100,7 +100,7 @@ class TorchvisionSource(DataSource):
     def decode(self, allocate: Allocate) -> Decoded:
         """Check and decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
         locations = {train: self._check_files(train) for train in (True, False)}  # all checks come before the long decoding
-        unreadable = []
+        unreadable: list[tuple[str, str]] = []
         for train, location in locations.items():
             with decoder_errors(location):
                 dataset = self.open(train, download=False)

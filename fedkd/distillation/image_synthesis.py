@@ -103,8 +103,9 @@ class Synthesis:
         return images, {name: value / self.steps for name, value in fitted.metric_sums.items()}
 
     def labels(self, task: Task, seed: Seed) -> Tensor:  # [B]
-        """The labels of one batch of images: drawn uniformly, in ascending order."""
-        return torch.randint(task.num_classes, (self.batch_size,), generator=(seed / "labels").torch()).sort().values
+        """The labels of one batch of images: drawn uniformly from the classes that have training examples, in ascending order."""
+        present = task.present
+        return present[torch.randint(len(present), (self.batch_size,), generator=(seed / "labels").torch())].sort().values
 
     def loss(
         self,

@@ -22,7 +22,7 @@ def select_images(config: DictConfig, task: Task, train: Examples, test: Example
     Raises:
         ConfigError: the data set has fewer classes, or fewer images of a class, than requested.
     """
-    digests = train.digest, test.digest
+    digests, left_out = (train.digest, test.digest), train.left_out
     if config.num_classes is not None:
         rule = f"must be at most the number of classes of the data, {task.num_classes}"
         require(config.num_classes <= task.num_classes, "num_classes", rule, config.num_classes)
@@ -33,7 +33,7 @@ def select_images(config: DictConfig, task: Task, train: Examples, test: Example
     if config.validation_fraction:
         (remaining,), (held_out,) = split_validation([np.arange(len(train))], config.validation_fraction, Seed(0) / "validation")
         train, test = train.subset(remaining), train.subset(held_out)
-    return task, replace(train, digest=digests[0]), replace(test, digest=digests[1])
+    return task, replace(train, digest=digests[0], left_out=left_out), replace(test, digest=digests[1])
 
 
 def _balanced_subset(train: Examples, num_classes: int, num_images: int) -> Examples:

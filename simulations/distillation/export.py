@@ -61,7 +61,7 @@ def write_network(setup: Setup, folder: Path, name: str, network: nn.Module, ten
     description = {
         "network": {**plain(setup.config.student), **setup.distiller.config_changes(setup.learner, name)},
         "shape": list(task.shape), "num_classes": task.num_classes,
-        "scale": setup.train.scale, "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
+        "scale": setup.train.scale, "mean": list(task.mean), "std": list(task.std), "class_names": list(task.names),
     }  # fmt: skip
     save_network(folder, name, network, tensors, description, program=setup.config.export)
 

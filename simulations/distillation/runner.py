@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,6 +30,7 @@ from simulations.distillation.student_init import check_student_init, initial_te
 from simulations.distillation.synthetic_images import save_synthetic_images
 from simulations.process import configure_process
 from simulations.progress import ProgressBar, configure_logging
+from simulations.run_folder.data_record import data_warnings, write_data_record
 from simulations.run_folder.observers import Observers, RunObserver
 
 
@@ -108,6 +110,10 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
     """
     config = setup.config
     saved = folder.begin()
+    counts, test_counts = (np.bincount(part.y.cpu().numpy(), minlength=setup.task.num_classes) for part in (setup.train, setup.test))
+    write_data_record(folder.path, setup.task, counts[None], test_counts, setup.train.left_out)
+    for line in data_warnings(setup.task, counts[None], test_counts, setup.train.left_out):
+        print(line, file=sys.stderr)
     if saved is None:
         progress = Progress(0, initial)
         folder.append_row({"epoch": 0, **evaluate_networks(setup, progress.tensors)})

@@ -121,6 +121,7 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None) -> Set
     require(allowed, "student_init", rule, f"alone with image_source {config.choices.get('image_source')}")
     data = call_part("data", build(config, "data")) if teacher_run is None else teacher_run.data
     task, train, test = select_images(config, *data)
+    task = task.with_absent_classes(train.y)
     teacher, teacher_training, teacher_tensors = prepare_teacher(config, distiller, image_source, teacher_run)
     make_student = network_factory(config, "student", task)
     seed = Seed(config.seed)

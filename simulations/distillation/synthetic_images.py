@@ -30,9 +30,8 @@ def save_synthetic_images(setup: Setup, training: Training, progress: Progress, 
     labels = torch.cat([teacher(batch).logits.argmax(-1) for batch in images.split(setup.config.evaluation_batch_size)]).cpu()
     task = setup.task
     saved = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])
-    names = task.class_names or tuple(str(label) for label in range(task.num_classes))
     path = folder / "synthetic_images.npz"
-    np.savez_compressed(path, images=to_bytes(setup, images[saved]), labels=labels[saved].numpy(), class_names=np.array(names))
+    np.savez_compressed(path, images=to_bytes(setup, images[saved]), labels=labels[saved].numpy(), class_names=np.array(task.names))
     return path
 
 

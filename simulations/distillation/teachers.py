@@ -85,7 +85,8 @@ def is_federated(config: DictConfig) -> bool:
 def pooled_data(simulation: Simulation) -> tuple[Task, Examples, Examples]:
     """The task of a federated run, the training images of all clients together, and the global test set."""
     indices = np.sort(np.concatenate(simulation.partition.train))
-    return simulation.task, replace(simulation.train.subset(indices), digest=simulation.hash), simulation.global_test
+    train = replace(simulation.train.subset(indices), digest=simulation.hash, left_out=simulation.train.left_out)
+    return simulation.task, train, simulation.global_test
 
 
 def federated_teacher(folder: Path, config: DictConfig, kind: str) -> Teacher:

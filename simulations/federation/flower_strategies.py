@@ -13,7 +13,7 @@ from fedkd.federation import serialization
 from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.messaging import Federation, collect_replies, round_timing
 from simulations.engine.base import ClientGrid
-from simulations.federation.round_records import shift_rows, write_partition_file
+from simulations.federation.round_records import shift_rows, write_data_files
 from simulations.progress import MakeProgress
 from simulations.run_folder.folder import RunFolder
 from simulations.run_folder.observers import Observers
@@ -107,7 +107,7 @@ def start_flower_strategy(
             f"strategy._target_ must be a strategy of fedkd for a run that is resumed, got {name}, whose state is not saved; "
             f"remove {folder.path} to start the run again"
         )
-    folder.begin(partial(write_partition_file, simulation), shift_rows(simulation))
+    folder.begin(partial(write_data_files, simulation), shift_rows(simulation))
     watching.begin(folder.path, 1)
     counting = PolicyGrid(grid, simulation.federation())
     with make_progress(config, 1) as progress, (simulation.seed / "foreign").globally():

@@ -57,7 +57,7 @@ def diagnose(simulation: Simulation, done: Round, client_states: Mapping[int, St
     strategy, state = simulation.strategy, serialization.from_record(done.arrays, device)
     server = replace(strategy.federation.server, client_states=client_states)
     updates = sorted((serialization.to_update(reply) for reply in done.train_replies), key=lambda update: update.client)
-    labels = torch.arange(num_classes, device=device).repeat_interleave(SAMPLES_PER_CLASS)
+    labels = simulation.task.present.to(device).repeat_interleave(SAMPLES_PER_CLASS)
     seed = simulation.seed / "diagnostics"
     samples = strategy.generate(server, state, labels, seed / "noise") if updates else None
     if samples is None:
@@ -79,7 +79,7 @@ def diagnose(simulation: Simulation, done: Round, client_states: Mapping[int, St
     }
     rows = [
         {"round": done.number, "class": label, **known_values({name: values[label] for name, values in measures.items()})}
-        for label in range(num_classes)
+        for label in simulation.task.present.tolist()
     ]
     return rows, latent_rows(generated_latents, real_latents, num_classes, done.number, (seed / "tsne").integer() % 2**32)
 

@@ -54,6 +54,6 @@ def _description(folder: Path, client: int | None) -> tuple[str, dict[str, Any]]
         network = network["networks"][chosen.name]
     about = {
         "network": network, "shape": list(task.shape), "num_classes": task.num_classes, "scale": simulation.train.scale,
-        "mean": list(task.mean), "std": list(task.std), "class_names": list(task.class_names),
+        "mean": list(task.mean), "std": list(task.std), "class_names": list(task.names),
     }  # fmt: skip
     return "global_model" if client is None else f"client_{client}", about

@@ -1,12 +1,17 @@
 """Rows of a run folder's files, made from a simulation and its finished rounds."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedkd.config.build import build
 from fedkd.data.client_shift import Shift
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
-from fedkd.partition.common import write_partition
+from fedkd.partition.common import label_counts, write_partition
+from fedkd.types import LeftOut, Task
+from simulations.run_folder.data_record import data_warnings, write_data_record
 from simulations.run_folder.folder import RunFolder
 from simulations.setup.simulation import Simulation
 
@@ -23,10 +28,24 @@ def open_folder(simulation: Simulation) -> RunFolder:
     return RunFolder(simulation.config, simulation.hash, simulation.task.num_classes)
 
 
-def write_partition_file(simulation: Simulation, path: Path) -> None:
-    """Write ``partition.npz``: the indices of every client's examples, and their counts per class."""
+def write_data_files(simulation: Simulation, path: Path) -> None:
+    """Write ``partition.npz`` to ``path``, with the indices of every client's examples; beside it ``classes.csv`` and ``left_out.csv``."""
     train_labels, test_labels = simulation.train.y.cpu().numpy(), simulation.client_data.local_test_pool.y.cpu().numpy()
     write_partition(simulation.partition, path, train_labels, test_labels, simulation.task.num_classes)
+    write_data_record(path.parent, *data_of(simulation))
+
+
+def warnings_of(simulation: Simulation) -> list[str]:
+    """The warnings about the data of a run, see :func:`simulations.run_folder.data_record.data_warnings`."""
+    return data_warnings(*data_of(simulation))
+
+
+def data_of(simulation: Simulation) -> tuple[Task, np.ndarray, np.ndarray, Sequence[LeftOut]]:
+    """The task, training examples by client and class [K, C], test examples by class [C], and files that are not used."""
+    task = simulation.task
+    counts = label_counts(simulation.partition.train, simulation.train.y.cpu().numpy(), task.num_classes)
+    test_counts = np.bincount(simulation.global_test.y.cpu().numpy(), minlength=task.num_classes)
+    return task, counts, test_counts, simulation.train.left_out
 
 
 def metrics_row(done: Round) -> dict[str, float]:

@@ -26,7 +26,7 @@ from simulations.engine.flower_compat import silence_flower
 from simulations.engine.vmap_tuning import choose_clients_per_vmap
 from simulations.federation.final_distillation import check_final_distillation, distill_global_model, is_distillation_round
 from simulations.federation.flower_strategies import start_flower_strategy
-from simulations.federation.round_records import client_rows, metrics_row, open_folder, shift_rows, write_partition_file
+from simulations.federation.round_records import client_rows, metrics_row, open_folder, shift_rows, warnings_of, write_data_files
 from simulations.process import configure_process
 from simulations.progress import MakeProgress, configure_logging, round_progress, summary_line
 from simulations.run_folder.folder import RunFolder
@@ -75,6 +75,8 @@ def run_federation(
         if folder.finished:
             print(folder.skipped(), file=sys.stderr)
         else:
+            for line in warnings_of(simulation):
+                print(line, file=sys.stderr)
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
                 with Observers([*observers, *([EventWriter()] if config.tensorboard else [])]) as watching:
@@ -132,7 +134,7 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
         StopRun: an observer ends the run, whose last round has a checkpoint.
     """
     config, strategy = simulation.config, simulation.strategy
-    last = folder.begin(partial(write_partition_file, simulation), shift_rows(simulation))
+    last = folder.begin(partial(write_data_files, simulation), shift_rows(simulation))
     if last is not None:
         grid.client_states = {client: serialization.to_record(state) for client, state in last.client_states.items()}
     strategy.federation = simulation.federation()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedkd.errors import RunFolderError
 from simulations.reports.distillation_groups import DistillationRun
 from simulations.run_folder.listing import setting
 from simulations.run_folder.reader import FederatedRun, FinishedRun, natural_order, option
@@ -14,6 +15,9 @@ Config = Mapping[str, Any]
 
 MAX_VALUES = 6
 """Values of a fact that are listed where runs differ."""
+
+MAX_CLASSES = 20
+"""Classes that are listed by name."""
 
 HASH_LENGTH = 12
 """Characters of a commit that are printed."""
@@ -31,7 +35,35 @@ def describe_federated(runs: Sequence[FederatedRun]) -> dict[str, str]:
         "Batch size": lambda config: str(config.get("batch_size", "unknown")),
         "Optimizer": _optimizer,
     }
-    return {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()} | commits(runs)
+    found = {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()}
+    data = {"Data": found.pop("Data"), **class_facts(runs)}
+    return data | found | clients_without_examples(runs) | commits(runs)
+
+
+def class_facts(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """The classes with their names by ``classes.csv``; nothing where no run has the file."""
+    named = [", ".join(f"{label} {name}" for label, name in enumerate(run.class_names)) for run in runs if run.class_names]
+    if not named:
+        return {}
+    if len(set(named)) > 1:
+        return {"Classes": "vary, see classes.csv in the run folders"}
+    names = runs[0].class_names or next(run.class_names for run in runs if run.class_names)
+    if names == tuple(str(label) for label in range(len(names))):
+        return {"Classes": str(len(names))}
+    shown = ", ".join(f"{label} {name}" for label, name in enumerate(names[:MAX_CLASSES]))
+    more = f" and {len(names) - MAX_CLASSES} more" if len(names) > MAX_CLASSES else ""
+    return {"Classes": f"{len(names)}: {shown}{more}"}
+
+
+def clients_without_examples(runs: Sequence[FederatedRun]) -> dict[str, str]:
+    """How many clients have no training examples; nothing where every client has some, or no partition can be read."""
+    numbers = []
+    for run in runs:
+        try:
+            numbers.append(int((run.counts().sum(axis=1) == 0).sum()))
+        except (RunFolderError, ValueError):
+            continue
+    return {"Clients without training examples": varying([str(number) for number in numbers])} if any(numbers) else {}
 
 
 def describe_distillations(runs: Sequence[DistillationRun]) -> dict[str, str]:
@@ -46,7 +78,8 @@ def describe_distillations(runs: Sequence[DistillationRun]) -> dict[str, str]:
         "Batch size": lambda config: str(config.get("batch_size", "unknown")),
         "Optimizer": _optimizer,
     }
-    return {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()} | commits(runs)
+    found = {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()}
+    return {"Data": found.pop("Data"), **class_facts(runs)} | found | commits(runs)
 
 
 def varying(values: Sequence[str]) -> str:

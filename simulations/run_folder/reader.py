@@ -1,5 +1,6 @@
 """Reading run folders: finding them, checking their files, and loading configuration and metrics."""
 
+import csv
 import json
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -86,6 +87,15 @@ class FinishedRun:
     def seed(self) -> int:
         """The seed of the run."""
         return self.config["seed"]
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # [C]
+        """The names of the classes, from ``classes.csv``. Empty if the file is missing or cannot be read."""
+        try:
+            with open(self.folder / "classes.csv", newline="", encoding="utf-8") as file:
+                return tuple(row["name"] for row in csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, KeyError, csv.Error):
+            return ()
 
 
 @dataclass(frozen=True, eq=False)

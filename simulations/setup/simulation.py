@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -242,6 +243,7 @@ def build_simulation(text: str) -> Simulation:
     is_strategy = isinstance(strategy, FlowerStrategy)
     require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
     client_data = make_client_data(config, task, train, test, seed)
+    task = task.with_absent_classes(train.y[np.concatenate(client_data.partition.train)])
     networks, server_network = make_networks(config, task, dtype_of(config), seed)
     check_compatibility(config, strategy, optimizer, networks, client_data)
     devices = make_run_devices(config, strategy, systems, [len(indices) for indices in client_data.partition.train], seed)

@@ -1,5 +1,7 @@
 """FedGen: what clients draw before a round: coefficients, labels, and generated embeddings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,13 @@ def test_clients_draw_reported_labels(client_labels, after_one, after_two):
         updates = [Update(0, 10, "mlp", {"model": snapshot(model), "labels": {"counts": torch.tensor(counts)}})]
         state, _ = strategy.aggregate(make_server(model), state, updates, number)
         np.testing.assert_allclose(state["labels"]["probabilities"].numpy(), expected)
+
+
+def test_labels_that_no_client_holds_are_not_drawn_in_the_first_round():
+    server = make_server(small_mlp())
+    task = server.task.with_absent_classes(torch.tensor([2, 0, 0]))
+    state = fedgen().init_server(replace(server, task=task))
+    assert task.absent == (1,) and state["labels"]["probabilities"].tolist() == [0.5, 0.0, 0.5]
 
 
 @pytest.mark.parametrize(("server_labels", "shares"), [("uniform", [1 / 2, 0, 1 / 2]), ("counts", [1 / 10, 0, 9 / 10])])

@@ -12,7 +12,7 @@ from simulations.reports.statistics import bottom_tenth, jain_index
 from simulations.reports.summary import LAST_ROUNDS, blocks, by_seed
 from simulations.reports.tables.federated import last_rounds_legend
 from simulations.reports.tables.table import Cell, Column, NumberFormat, Table, counts, ranked, texts
-from simulations.run_folder.reader import SETTING, FederatedRun
+from simulations.run_folder.reader import SETTING, FederatedRun, natural_order
 
 CLIENT_LEGEND = """Local test accuracy, final round; every client with test examples counts once.
 Standard deviation: over clients (population). Bottom 10 %: mean of the lowest tenth of the clients, at least of one.
@@ -59,7 +59,8 @@ def final_accuracies(run: FederatedRun) -> np.ndarray:  # [K]
 @cache
 def class_accuracies(run: FederatedRun) -> np.ndarray:  # [C]
     """Global test accuracy by class, mean of the last ten evaluated rounds; [] without such columns."""
-    columns = sorted(name for name in map(str, run.metrics) if name.startswith("global_test_accuracy_class_"))
+    names = [name for name in map(str, run.metrics) if name.startswith("global_test_accuracy_class_")]
+    columns = sorted(names, key=natural_order)
     values = run.metrics[columns].to_numpy(float)
     values = values[~np.isnan(values).all(axis=1)][-LAST_ROUNDS:]
     return pd.DataFrame(values).mean().to_numpy() if len(values) else np.empty(0)
@@ -96,15 +97,23 @@ def classes(groups: Sequence[Group], form: NumberFormat) -> Table | None:
     if not found:
         return None
     number = max(len(class_accuracies(run)) for one in found for run in one.runs)
-    figures: dict[str, Statistic] = {"lowest": np.min, "lowest tenth": bottom_tenth, "median": np.median, "highest": np.max}
+    figures: dict[str, Statistic] = {"lowest": np.nanmin, "lowest tenth": _lowest_tenth, "median": np.nanmedian, "highest": np.nanmax}
     if number <= MAX_CLASSES:
-        figures = {str(label): _accuracy_of(label) for label in range(number)}
+        names = {run.class_names for one in found for run in one.runs}
+        titles = names.pop() if len(names) == 1 else ()
+        titles = titles if len(set(titles)) == number else tuple(map(str, range(number)))
+        figures = {title: _accuracy_of(label) for label, title in enumerate(titles)}
     columns = _first_columns(found)
     for title, statistic in figures.items():
         cells = [form.cell([100 * statistic(class_accuracies(run)) for run in one.runs], form.short_form) for one in found]
         columns.append(Column(title, ranked(cells, blocks(found), form.short_form)))
     legend = CLASS_LEGEND.format(cell=form.legend, last=last_rounds_legend(found))
     return Table("classes", "Global test accuracy by class", tuple(columns), legend, blocks(found))
+
+
+def _lowest_tenth(accuracies: np.ndarray) -> float:
+    """The mean of the lowest tenth of the classes, without those that the test set lacks (NaN)."""
+    return bottom_tenth(accuracies[~np.isnan(accuracies)])
 
 
 def _accuracy_of(label: int) -> Statistic:

@@ -12,6 +12,7 @@ from fedkd.losses.batchnorm_statistics import statistics_distance
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
+from fedkd.types import Task
 from tests import oracles
 from tests.small_runs import same_tensors, small_simulation, strategy_overrides
 from tests.strategies.server_tools import FixedImages, clone, trained_clients
@@ -129,3 +130,12 @@ def test_more_steps_lower_the_losses():
         synthesis = replace(simulation.strategy.synthesis, steps=steps, optimizer=partial(torch.optim.Adam, lr=0.02))
         terms.append(synthesis(simulation.model, models, simulation.initial, simulation.task, server.seed)[1])
     assert terms[1]["oh"] < 0.9 * terms[0]["oh"] and terms[1]["bn"] < 0.9 * terms[0]["bn"]
+
+
+def test_labels_without_training_examples_are_not_drawn():
+    synthesis = replace(small_simulation("strategy=dense", *strategy_overrides("dense"))[0].strategy.synthesis, batch_size=500)
+    task = Task("toy", (1, 8, 8), 5)
+    everything = synthesis.labels(task, Seed(3))
+    drawn = synthesis.labels(task.with_absent_classes(torch.tensor([0, 2, 3])), Seed(3))
+    assert set(everything.tolist()) == {0, 1, 2, 3, 4} and set(drawn.tolist()) == {0, 2, 3}
+    assert (drawn.diff() >= 0).all()

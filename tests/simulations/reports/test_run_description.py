@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from simulations.reports.builder import collect
@@ -27,6 +28,19 @@ def test_facts_on_runs_and_the_values_in_which_they_differ(tmp_path):
         "Optimizer": "varies: sgd, learning rate 0.01; sgd, learning rate 0.1",
         "Commit": "varies: 0123456789ab; 0123456789ab with uncommitted changes",
     }
+
+
+def test_classes_are_listed_by_name_and_clients_without_examples_are_counted(tmp_path):
+    folders = [write_run(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    for folder in folders:
+        (folder / "classes.csv").write_text('class,name\n0,cat\n1,"dog, big"\n2,eel\n')
+        np.savez(folder / "partition.npz", counts=np.array([[5, 0, 3], [0, 0, 0]]))
+    groups, _ = collect(find_run_folders([tmp_path]))
+    facts = describe_federated([run for one in groups for run in one.runs])
+    assert facts["Classes"] == "3: 0 cat, 1 dog, big, 2 eel" and facts["Clients without training examples"] == "1"
+    (folders[1] / "classes.csv").write_text("class,name\n0,dog\n")
+    groups, _ = collect(find_run_folders([tmp_path]))
+    assert describe_federated([run for one in groups for run in one.runs])["Classes"] == "vary, see classes.csv in the run folders"
 
 
 def test_many_values_are_counted():

@@ -1,0 +1,66 @@
+"""What a run says about its data: ``classes.csv``, ``left_out.csv``, and warnings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.files import write_atomically
+from fedkd.types import LeftOut, Task
+from simulations.run_folder.csv_rows import table
+
+CLASS_COLUMNS = ("class", "name", "num_train_examples", "num_test_examples", "num_clients")
+"""Columns of ``classes.csv``."""
+
+MAX_LISTED = 10
+"""Classes or clients that a warning lists."""
+
+
+def write_data_record(folder: Path, task: Task, counts: np.ndarray, test_counts: np.ndarray, left_out: Sequence[LeftOut]) -> None:
+    """Write ``classes.csv``, and ``left_out.csv`` where files of the data set are not used.
+
+    Args:
+        folder: the run folder.
+        task: the classification task.
+        counts: training examples by client and class [K, C].
+        test_counts: test examples by class [C].
+        left_out: files of the data set that are not used.
+    """
+    rows = [
+        {"class": label, "name": name, "num_train_examples": total, "num_test_examples": test, "num_clients": clients}
+        for label, (name, total, test, clients) in enumerate(zip(task.names, counts.sum(0), test_counts, (counts > 0).sum(0)))
+    ]
+    write_atomically(folder / "classes.csv", table(CLASS_COLUMNS, rows, titled=True).encode())
+    if left_out:
+        items = [item._asdict() for item in left_out]
+        write_atomically(folder / "left_out.csv", table(LeftOut._fields, items, titled=True).encode())
+
+
+def data_warnings(task: Task, counts: np.ndarray, test_counts: np.ndarray, left_out: Sequence[LeftOut]) -> list[str]:
+    """One line for each thing about the data that a user should know before the run.
+
+    These are classes without training examples, clients without training examples, and files that are not used. The arguments are those
+    of :func:`write_data_record`.
+    """
+    lines = []
+    if task.absent:
+        tested = {label: int(test_counts[label]) for label in task.absent}
+        where = {label: f"in the test set only, {number} examples" if number else "nowhere" for label, number in tested.items()}
+        named = [f"{label} ({task.names[label]}: {where[label]})" for label in task.absent]
+        lines.append(
+            f"{len(task.absent)} of {task.num_classes} classes have no training examples: {_listed(named)}; "
+            "models do not learn them, and generators do not draw them"
+        )
+    if empty := [str(client) for client in np.flatnonzero(counts.sum(axis=1) == 0)]:
+        lines.append(f"{len(empty)} of {len(counts)} clients have no training examples and never train: {_listed(empty)}")
+    for reason in dict.fromkeys(item.reason.partition(" (")[0] for item in left_out):
+        items = [item for item in left_out if item.reason.partition(" (")[0] == reason]
+        number = sum(item.number for item in items)
+        example = items[0].path + (" and others" if number > 1 else "")
+        lines.append(f"{number} not used: {reason} ({example}); left_out.csv in the run folder lists them")
+    return [f"warning: {line}" for line in lines]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to ten names."""
+    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
