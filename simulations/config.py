@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedkd.config.schema import Composed, Distillation
 from fedkd.errors import ConfigError, require
 from simulations.overrides import CONF, check_optional, explain, with_search_path
+from simulations.user_modules import allowed_targets
 
 ConfigStore.instance().store(name="schema", node=Composed)
 ConfigStore.instance().store(name="distillation", node=Distillation)
@@ -68,11 +69,12 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
     check_optional(choices, overrides)
     named = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
     for key, _, value in (word.lstrip("+").partition("=") for word in overrides):
-        if key.endswith("._target_") and (part := key.removesuffix("._target_")) in named:
+        if key.endswith("._target_") and (part := key.removesuffix("._target_")) in (*named, "data"):
             named[part] = value.strip("'\"").rpartition(".")[2].lower()
     config.choices = named
     with open_dict(config):
         config.pop("reproduce", None)
+        config.allow_targets = allowed_targets(config, config.get("allow_targets") or [], config.get("searchpath") or [])
     return config
 
 

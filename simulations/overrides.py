@@ -4,6 +4,7 @@
 Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the modules beside ``conf`` can be imported.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def with_search_path(words: Sequence[str]) -> list[str]:
     if any(word.lstrip("+").startswith("hydra.searchpath=") for word in words):
         raise ConfigError(f"hydra.searchpath must not be given beside {KEY}, got both; give all folders in {KEY}=[a,b]")
     confs = [f"file://{folder / 'conf'}" for folder in folders if (folder / "conf").is_dir()]
-    return [*rest, f"{KEY}={_listed(map(str, folders))}", *([f"hydra.searchpath={_listed(confs)}"] if confs else [])]
+    return [*rest, f"{KEY}={quoted_list(map(str, folders))}", *([f"hydra.searchpath={quoted_list(confs)}"] if confs else [])]
 
 
 def extend_sys_path(folders: Iterable[str | Path]) -> None:
@@ -157,13 +158,21 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 def _names(text: str) -> list[str]:
     """``[a,b]`` or ``a`` as names."""
     text = text.strip()
-    inner = text[1:-1].split(",") if text.startswith("[") and text.endswith("]") else [text]
-    return [name for name in (one.strip().strip("'\"") for one in inner) if name not in ("", "null")]
+    inner = re.findall(r"""'(?:\\.|[^'\\])*'|"[^"]*"|[^,]+""", text[1:-1]) if text.startswith("[") and text.endswith("]") else [text]
+    names = (one.strip() for one in inner)
+    return [re.sub(r"\\(['\\])", r"\1", name.strip("'\"")) for name in names if name.strip("'\"") not in ("", "null")]
 
 
-def _listed(values: Iterable[str]) -> str:
+def quoted(value: str) -> str:
+    """A text in quotes, as Hydra's grammar takes any text."""
+    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", value)
+    escaped = re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped)
+    return f"'{escaped}'"
+
+
+def quoted_list(values: Iterable[str]) -> str:
     """A list as Hydra's grammar takes it, each value quoted."""
-    return "[" + ",".join("'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values) + "]"
+    return f"[{','.join(map(quoted, values))}]"
 
 
 def _from_file(path: Path) -> list[str]:

@@ -39,20 +39,21 @@ ALLOWED = {
         "fedkd.strategy", "fedkd.server_distillation", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics",
         "fedkd.models", "fedkd.losses", *BASE,
     },
-    "simulations.config": {"fedkd", "simulations.overrides"},
+    "simulations.config": {"fedkd", "simulations.overrides", "simulations.user_modules"},
+    "simulations.user_modules": {"fedkd"},
     "simulations.overrides": {"fedkd"},
     "simulations.process": {"fedkd"},
     "simulations.progress": {"fedkd"},
     "simulations.run_folder": {"fedkd", "simulations.config", "simulations.overrides"},
-    "simulations.setup": {"fedkd", "simulations.config", "simulations.overrides"},
+    "simulations.setup": {"fedkd", "simulations.config", "simulations.overrides", "simulations.user_modules"},
     "simulations.engine": {"fedkd", "simulations.setup", "simulations.process", "strategies"},
     "simulations.distillation": {
         "fedkd", "simulations.setup", "simulations.run_folder", "simulations.process", "simulations.progress", "simulations.config",
-        "simulations.overrides",
+        "simulations.overrides", "simulations.user_modules",
     },
     "simulations.federation": {
         "fedkd", "simulations.engine", "simulations.setup", "simulations.run_folder", "simulations.distillation", "simulations.process",
-        "simulations.progress", "simulations.config", "simulations.overrides",
+        "simulations.progress", "simulations.config", "simulations.overrides", "simulations.user_modules",
     },
     "simulations.reports": {
         "simulations.run_folder", "simulations.overrides", "simulations.process", "fedkd.metrics.label_skew", "fedkd.errors", "fedkd.files",
@@ -167,7 +168,7 @@ def test_in_the_library_flower_hydra_and_ray_have_one_place_each():
     library = {module for module in MODULES if module.startswith(("fedkd", "strategies"))}
     places = {"fedkd.federation.messaging", "fedkd.federation.server_loop", "fedkd.federation.serialization"}
     assert users("flwr") & library == places
-    assert (users("hydra") | users("omegaconf")) & library <= {"fedkd.config.build", "fedkd.config.validation"}
+    assert (users("hydra") | users("omegaconf")) & library <= {f"fedkd.config.{name}" for name in ("build", "targets", "validation")}
     assert users("ray") == {"simulations.engine.ray_cluster", "simulations.engine.worker"}
 
 

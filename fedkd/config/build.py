@@ -10,18 +10,21 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fedkd.config.targets import check_targets
 from fedkd.errors import ConfigError
 
 RUN_KEYS_WITHOUT_EFFECT = (
     "name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath",
-    "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard", "force", "accept_code",
+    "allow_targets", "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard", "force",
+    "accept_code",
 )  # fmt: skip
 """Keys of a federated run that cannot change its result."""
 
 DISTILLATION_KEYS_WITHOUT_EFFECT = (
     "name", "checkpoint_every", "teacher_run", "round", "student_init", "output", "progress", "export", "retrieval", "tuned_params",
-    "searchpath", "choices", "force", "accept_code",
+    "searchpath", "allow_targets", "choices", "force", "accept_code",
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 
@@ -38,8 +41,9 @@ def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
     """The object that ``config[part]`` describes. Its ``_target_`` is called with ``args`` and ``kwargs`` in addition.
 
     Raises:
-        ConfigError: the object refuses a value; the message begins with the key.
+        ConfigError: a ``_target_`` is not allowed, or the object refuses a value; the message begins with the key.
     """
+    check_targets(OmegaConf.to_container(config[part]), part, OmegaConf.select(config, "allow_targets") or [])
     try:
         return instantiate(config[part], *args, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -98,7 +102,15 @@ def class_name(target: str) -> str:
 
 
 def to_dict(config: DictConfig) -> dict[str, Any]:
-    """A resolved configuration as nested dictionaries and lists."""
-    node = OmegaConf.to_container(config, resolve=True)
+    """A resolved configuration as nested dictionaries and lists.
+
+    Raises:
+        ConfigError: an interpolation cannot be resolved.
+    """
+    try:
+        node = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key or 'a key'} must hold an interpolation that can be resolved: {line}") from error
     assert isinstance(node, dict), "a configuration is a dictionary"
     return {str(key): value for key, value in node.items()}

@@ -61,6 +61,8 @@ class Run:
         tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the strategy is taken; null: no file.
         searchpath: absolute paths of the user's folders. Each contains ``conf/<group>/<option>.yaml`` and modules. They are appended to
             ``sys.path``.
+        allow_targets: modules outside fedkd that ``_target_`` may name, with all that they hold. The command adds those of ``searchpath``
+            and of the working directory.
         evaluation: when and on which examples models are evaluated, see :class:`Evaluation`.
         data: the data set.
         partition: the assignment of examples to clients.
@@ -102,6 +104,7 @@ class Run:
     tensorboard: bool
     tuned_params: str | None
     searchpath: list[str]
+    allow_targets: list[str]
     evaluation: Evaluation
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -165,6 +168,7 @@ class Distillation:
         accept_code: keep a run that other code has made, and go on from its checkpoint; false: changed code is an error.
         tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the distiller is taken; null: no file.
         searchpath: absolute paths of the user's folders, see :class:`Run`.
+        allow_targets: modules outside fedkd that ``_target_`` may name, see :class:`Run`.
         data: the data set.
         augmentation: random crops and flips of training images.
         teacher: the teacher's network; null where ``teacher_run`` is set.
@@ -206,6 +210,7 @@ class Distillation:
     accept_code: bool
     tuned_params: str | None
     searchpath: list[str]
+    allow_targets: list[str]
     data: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None

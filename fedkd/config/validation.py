@@ -4,19 +4,19 @@ All checks run before any work. Every error is one line: key, rule, value, and r
 """
 
 import inspect
+import math
 import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from fedkd.config.build import to_dict
+from fedkd.config.build import OWN_PACKAGES, to_dict
 from fedkd.config.schema import Distillation, Run
+from fedkd.config.targets import check_targets, resolve_target
 from fedkd.errors import ConfigError, nearest, require
 
 RUN_PARTS = ("data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "engine")
@@ -31,8 +31,8 @@ POSITIVE_RUN_KEYS = (
 
 POSITIVE_DISTILLATION_KEYS = ("epochs", "batch_size", "evaluate_every", "evaluation_batch_size", "checkpoint_every")
 
-EXTRAS = {"flwr_datasets": "flwr-datasets"}
-"""Optional packages that a part may name, and the extra of fedkd that installs each."""
+OPTIONAL_KEYS = ("searchpath", "allow_targets", "choices", "force", "accept_code", *RUN_PARTS, *DISTILLATION_PARTS)
+"""Keys whose absence has its own check, or no effect."""
 
 OWN_KEYS = ("_target_", "_partial_")
 """Keys of a part that are Hydra's and not parameters of the part's class."""
@@ -46,6 +46,7 @@ def check_run(config: DictConfig) -> None:
         ConfigError: a key or a value is wrong.
     """
     check_keys(config, [field.name for field in fields(Run)], "a federated run")
+    check_values(config)
     for key in POSITIVE_RUN_KEYS:
         value = OmegaConf.select(config, key)
         require(value is not None and value >= 1, key, "must be >= 1", value)
@@ -75,7 +76,7 @@ def check_run(config: DictConfig) -> None:
     require(every is None or every >= 1, "generator_diagnostics_every", "must be >= 1 rounds, or null for never", every)
     check_common_keys(config)
     for part in RUN_PARTS:
-        check_part(to_dict(config[part]), part)
+        check_part(to_dict(config[part]), part, config.get("allow_targets") or [])
 
 
 def check_distillation(config: DictConfig) -> None:
@@ -85,6 +86,7 @@ def check_distillation(config: DictConfig) -> None:
         ConfigError: a key or a value is wrong.
     """
     check_keys(config, [field.name for field in fields(Distillation)], "a distillation")
+    check_values(config)
     for key in POSITIVE_DISTILLATION_KEYS:
         require(config[key] >= 1, key, "must be >= 1", config[key])
     for key, least in (("num_classes", 2), ("num_train_images", 1), ("steps_per_epoch", 1), ("teacher_epochs", 1)):
@@ -98,7 +100,7 @@ def check_distillation(config: DictConfig) -> None:
     check_common_keys(config)
     for part in DISTILLATION_PARTS:
         if config[part] is not None:
-            check_part(to_dict(config[part]), part)
+            check_part(to_dict(config[part]), part, config.get("allow_targets") or [])
 
 
 def check_common_keys(config: DictConfig) -> None:
@@ -111,16 +113,51 @@ def check_common_keys(config: DictConfig) -> None:
     require(0 <= fraction < 1, "validation_fraction", "must be a fraction in 0..1, 1 excluded (0 holds nothing out)", fraction)
     check_choice("precision", config.precision, ("float32", "float64", "bfloat16"))
     require(re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is not None, "device", "must be cpu, cuda or cuda:<number>", config.device)
-    require(config.name != "" and not config.name.startswith(("/", ".")), "name", "must be a folder name", config.name)
+    check_name(config.name)
+
+
+def check_name(name: str) -> None:
+    """Check the folder that groups runs. It lies in ``output``, and it is a cell of tables, where spreadsheets read ``=`` as a formula.
+
+    Raises:
+        ConfigError: the name is no relative path of plain folder names.
+    """
+    folders = name.split("/")
+    plain = all(folder.strip() == folder != "" and not folder.startswith((".", "~")) for folder in folders)
+    rule = "must be a folder name inside output, without .. and line breaks, that does not begin with one of = + - @"
+    require(plain and name.isprintable() and not name.startswith(("=", "+", "-", "@")) and "\\" not in name, "name", rule, name)
+
+
+def check_values(config: DictConfig) -> None:
+    """Check that all interpolations can be resolved and that all numbers are finite.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key, value in leaves(to_dict(config)):
+        finite = not isinstance(value, float) or math.isfinite(value)
+        require(finite, key, "must be a finite number", value)
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """``(key, value)`` of all values in nested dictionaries and lists, with dotted keys."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        yield key, node
+        return
+    for name, value in items:
+        yield from leaves(value, f"{key}.{name}" if key else str(name))
 
 
 def check_keys(config: DictConfig, known: Iterable[str], owner: str) -> None:
-    """Check that all keys of ``config`` are ``known``.
+    """Check that all keys of ``config`` are ``known``, and that none is missing but :data:`OPTIONAL_KEYS`.
 
     Raises:
-        ConfigError: a key is not; the message names the nearest known key.
+        ConfigError: a key is not known, with the nearest one that is; or a key is missing.
     """
     known = list(known)
+    missing = [key for key in known if key not in config and key not in OPTIONAL_KEYS]
+    require(not missing, missing[0] if missing else "", "must be set", "no value")
     for key in map(str, config):
         if key not in known:
             remedy = nearest(key, known) or f"; its keys are {', '.join(known)}"
@@ -138,56 +175,59 @@ def check_choice(key: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- parts
-def check_part(node: Mapping[str, Any], key: str) -> None:
+def check_part(node: Mapping[str, Any], key: str, allowed: Sequence[str] = ()) -> None:
     """Compare a part's values with the signature that its ``_target_`` names, and those of the parts inside it likewise.
 
     Args:
         node: the part: ``_target_`` and parameters.
         key: path of the part, for messages.
+        allowed: modules that the user names, see ``allow_targets``.
 
     Raises:
-        ConfigError: ``_target_`` cannot be imported, a parameter is unknown or missing, or a value has the wrong type.
+        ConfigError: ``_target_`` is not allowed or cannot be imported, a parameter is unknown or missing, or a value has the wrong type.
     """
     require("_target_" in node, f"{key}._target_", "must name a class or function", node)
-    target = import_target(node["_target_"], key)
-    signature = inspect.signature(target)
-    known = sorted(name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-    any_name = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
-    for name, value in node.items():
-        if name in OWN_KEYS:
-            continue
-        if name not in known and not any_name:
-            remedy = nearest(name, known) or f"; its parameters are {', '.join(known) or 'none'}"
-            raise ConfigError(f"{key}.{name} must be a parameter of {target.__name__}, got {value!r}{remedy}")
-        if isinstance(value, Mapping) and "_target_" in value:
-            check_part(value, f"{key}.{name}")
-        elif isinstance(value, Mapping) and value and all(isinstance(inner, Mapping) for inner in value.values()):
-            for inner_name, inner in value.items():
-                check_part(inner, f"{key}.{name}.{inner_name}")
-        elif name in signature.parameters:
-            check_type(signature.parameters[name].annotation, value, f"{key}.{name}")
-    if not node.get("_partial_"):
-        required = {name for name in known if signature.parameters[name].default is inspect.Parameter.empty}
-        missing = sorted(required - set(node))
-        require(not missing, key, f"must set all parameters of {target.__name__} that have no default; missing are", missing)
-    elif inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
+    target = resolve_target(node["_target_"], f"{key}._target_", allowed)
+    check_targets(dict(node), key, allowed)
+    check_arguments(target, node, key, allowed)
+    partial, parameters = bool(node.get("_partial_")), inspect.signature(target).parameters.values()
+    ours = str(node["_target_"]).partition(".")[0] in OWN_PACKAGES
+    # A partial part gets the rest when it is used: in fedkd's own packages by position, so that keywords are the configuration's.
+    own = [p.name for p in parameters if p.default is p.empty and (not partial or (ours and p.kind == p.KEYWORD_ONLY))]
+    missing = sorted({name for name in own if name not in node} & set(parameter_names(target)))
+    require(not missing, key, f"must set all parameters of {target.__name__} that have no default; missing are", missing)
+    if partial and inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
         check_optimizer(target, {name: value for name, value in node.items() if name not in OWN_KEYS}, key)
 
 
-def import_target(path: str, key: str) -> Any:
-    """The class or function with the dotted path ``path``.
+def parameter_names(target: Any) -> list[str]:
+    """The names of a signature's parameters, ``*args`` and ``**kwargs`` left out, sorted."""
+    parameters = inspect.signature(target).parameters.values()
+    return sorted(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+
+
+def check_arguments(target: Any, node: Mapping[str, Any], key: str, allowed: Sequence[str]) -> None:
+    """Check names and types of a part's values, see :func:`check_part`.
 
     Raises:
-        ConfigError: it cannot be imported, or is neither a class nor a function.
+        ConfigError: a parameter is unknown, or a value has the wrong type.
     """
-    try:
-        target = get_object(path)
-    except Exception as error:
-        package = str(path).partition(".")[0]
-        install = f"; pip install 'fedkd[{EXTRAS[package]}]'" if package in EXTRAS and sys.modules.get(package) is None else ""
-        raise ConfigError(f"{key}._target_ must be importable, got {path!r}: {' '.join(str(error).split())}{install}") from error
-    require(callable(target), f"{key}._target_", "must name a class or function", path)
-    return target
+    parameters, known = inspect.signature(target).parameters, parameter_names(target)
+    any_name = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    for name, value in node.items():
+        if name in OWN_KEYS:
+            require(name == "_target_" or isinstance(value, bool), f"{key}.{name}", "must be true or false", value)
+            continue
+        if name not in known and (not any_name or name.startswith("_")):
+            remedy = nearest(name, known) or f"; its parameters are {', '.join(known) or 'none'}"
+            raise ConfigError(f"{key}.{name} must be a parameter of {target.__name__}, got {value!r}{remedy}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_part(value, f"{key}.{name}", allowed)
+        elif isinstance(value, Mapping) and value and all(isinstance(inner, Mapping) for inner in value.values()):
+            for inner_name, inner in value.items():
+                check_part(inner, f"{key}.{name}.{inner_name}", allowed)
+        elif name in parameters:
+            check_type(parameters[name].annotation, value, f"{key}.{name}")
 
 
 def check_optimizer(target: type[torch.optim.Optimizer], arguments: Mapping[str, Any], key: str) -> None:
@@ -196,9 +236,10 @@ def check_optimizer(target: type[torch.optim.Optimizer], arguments: Mapping[str,
     Raises:
         ConfigError: the optimizer refuses its arguments.
     """
+    require("lr" in arguments, f"{key}.lr", "must be set", "no value")
     try:
         target([torch.zeros(1, requires_grad=True)], **arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ConfigError(f"{key} must have valid arguments of {target.__name__}, got {dict(arguments)}: {error}") from error
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from fedkd.errors import ConfigError, require
 from simulations.experiments.grid import expand
-from simulations.overrides import options
+from simulations.overrides import options, quoted
+from simulations.user_modules import trust
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+")
 """Texts that Hydra's grammar takes without quotes."""
@@ -103,9 +104,7 @@ def _quoted(value: str) -> str:
     """A text, in quotes where it holds characters of Hydra's grammar."""
     if PLAIN.fullmatch(value):
         return value
-    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", value)
-    escaped = re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped)
-    return f"'{escaped}'"
+    return quoted(value)
 
 
 def strategy_words(kind: type, overrides: Sequence[str] = ()) -> list[str]:
@@ -121,6 +120,7 @@ def strategy_words(kind: type, overrides: Sequence[str] = ()) -> list[str]:
     Raises:
         ConfigError: the class cannot be found by its name.
     """
+    trust(kind.__module__)
     require("<locals>" not in kind.__qualname__, "strategy", "must be a class at the top of a module or of the notebook", kind.__qualname__)
     targets = {_target_of(path): name for name, path in reversed(options("strategy", overrides).items())}
     bases = [f"{one.__module__}.{one.__qualname__}" for one in kind.__mro__]

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from fedkd.distillation.methods.base import Distiller
 from simulations.config import compose
+from simulations.overrides import quoted_list
 
 
 def teacher_training_config(config: DictConfig, distiller: Distiller, network: tuple[DictConfig, str] | None) -> DictConfig:
@@ -28,7 +29,8 @@ def teacher_training_config(config: DictConfig, distiller: Distiller, network: t
     own.student_init, own.layer_information_images, own.steps_per_epoch = None, 0, None if changes_images else config.steps_per_epoch
     _copy_parts(labels, own, ("distiller", "image_source") if network is None else ("distiller",))
     if overrides := list(distiller.teacher_training()):
-        changed = compose([*overrides, f"searchpath=[{','.join(config.searchpath)}]"], "distill")
+        changed = compose([*overrides, f"searchpath={quoted_list(config.searchpath)}"], "distill")
+        own.allow_targets = sorted({*config.allow_targets, *changed.allow_targets})
         for key in {override.partition("=")[0].partition(".")[0].rpartition("@")[2] for override in overrides}:
             own[key] = changed[key]
             if key in changed.choices or f"model@{key}" in changed.choices:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.build import DISTILLATION_KEYS_WITHOUT_EFFECT, build, call_part, with_class_names, without_paths
+from fedkd.config.validation import check_distillation
 from fedkd.distillation.image_sources import ImageSource
 from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStudent
 from fedkd.distillation.student_training import Training
@@ -208,7 +209,7 @@ def read_teacher_run(folder: Path, config: DictConfig) -> TeacherRun:
     Raises:
         ConfigError: the run cannot be used, or ``config`` chooses other data than the run's.
     """
-    run_config = read_finished_config(folder, config.round)
+    run_config = read_finished_config(folder, config.round, config)
     data_name, own_data = config.choices.pop("data", None), plain(config.data)
     config.data = run_config.data
     config.choices.data = run_config.choices.get("data", "data")
@@ -219,6 +220,7 @@ def read_teacher_run(folder: Path, config: DictConfig) -> TeacherRun:
         name = f"{run_config.choices.get('strategy', 'run')}'s {run_config.choices.get('model', 'model')}"
         simulation = build_simulation(OmegaConf.to_yaml(run_config, resolve=True))
         return TeacherRun(pooled_data(simulation), federated_teacher(folder, run_config, config.teacher_kind), run_config.model, name)
+    check_distillation(run_config)
     setup = make_setup(run_config)
     teacher = Teacher(setup.learner, read_trained_tensors(folder))
     return TeacherRun((setup.task, setup.train, setup.test), teacher, run_config.student, run_config.choices.get("student", "student"))

@@ -18,8 +18,8 @@ from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, State, Task, Tensors
-from simulations.overrides import extend_sys_path
 from simulations.setup.simulation import Simulation, build_simulation
+from simulations.user_modules import allowed_targets
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,15 @@ class TeacherRun:
     network_name: str
 
 
-def read_finished_config(folder: Path, server_round: int | None = None) -> DictConfig:
+def read_finished_config(folder: Path, server_round: int | None = None, user: DictConfig | None = None) -> DictConfig:
     """The configuration of a run that can provide a teacher.
+
+    The run may be someone else's, so it names no code: the modules that its ``_target_`` may name are those of ``user``.
 
     Args:
         folder: the run folder.
         server_round: the round that the run's last checkpoint must be of. None if the run must be finished.
+        user: the configuration of this command, with ``searchpath`` and ``allow_targets``. None: only the working directory counts.
 
     Raises:
         ConfigError: ``folder`` is not a run folder, or its last checkpoint is of another round.
@@ -73,7 +76,8 @@ def read_finished_config(folder: Path, server_round: int | None = None) -> DictC
         require(finished, "teacher_run", f"must be finished; run the same command again to resume it ({done})", str(folder))
     config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     assert isinstance(config, DictConfig), "config.yaml holds keys"
-    extend_sys_path(config.searchpath)
+    searchpath, named = ([], []) if user is None else (user.searchpath, user.allow_targets)
+    config.searchpath, config.allow_targets = searchpath, allowed_targets(config, named, searchpath)
     return config
 
 

@@ -13,6 +13,7 @@ from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.distillation.setup import make_setup
 from simulations.distillation.teachers import TeacherRun, find_client_ensemble, fixed_teacher, pooled_data
+from simulations.overrides import quoted, quoted_list
 from simulations.run_folder.csv_rows import append, cut
 from simulations.run_folder.metric_names import DISTILLED_COLUMNS
 from simulations.setup.simulation import Simulation
@@ -32,12 +33,12 @@ def distillation_config(config: DictConfig, folder: str, server_round: int | Non
     for key, value in config.distill_overrides.items():
         rule = f"must be one value; keys of a part are written with a dot: '+distill_overrides={{{key}.<name>: <value>}}'"
         require(not isinstance(value, DictConfig), f"distill_overrides.{key}", rule, str(value))
-    overrides = [f"{key}={config[key]}" for key in ("output", "device", "progress")]
-    overrides += [f"searchpath=[{','.join(config.searchpath)}]"] if config.searchpath else []
+    overrides = [f"output={quoted(config.output)}", f"device={config.device}", f"progress={config.progress}"]
+    overrides += [f"{key}={quoted_list(config[key])}" for key in ("searchpath", "allow_targets") if config.get(key)]
     overrides += ["precision=float64"] if config.precision == "float64" else []
     overrides += [f"distiller={config.distill}"]
     overrides += [f"{key}={'null' if value is None else value}" for key, value in config.distill_overrides.items()]
-    overrides += [f"teacher_run={folder}"]
+    overrides += [f"teacher_run={quoted(folder)}"]
     overrides += [] if server_round is None else [f"round={server_round}"]
     return compose_distillation(overrides)
 

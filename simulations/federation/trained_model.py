@@ -20,8 +20,9 @@ from fedkd.training.functional_model import load
 from fedkd.types import Task
 from simulations.distillation.setup import make_setup
 from simulations.distillation.teachers import as_module, is_federated
-from simulations.overrides import extend_sys_path
+from simulations.overrides import extend_sys_path, search_path
 from simulations.setup.simulation import Simulation, build_simulation, dtype_of
+from simulations.user_modules import allowed_targets
 
 
 def load_model(folder: Path, client: int | None = None, checkpoint: str = "checkpoint") -> nn.Module:
@@ -63,7 +64,9 @@ def _read(folder: Path, checkpoint: str) -> tuple[DictConfig, Checkpoint]:
         config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
         assert isinstance(config, DictConfig), "config.yaml holds keys"
         config.device = "cpu"
-        extend_sys_path(config.searchpath)
+        folders = search_path([])  # a folder that is someone else's names no code
+        extend_sys_path([Path.cwd(), *folders])
+        config.searchpath, config.allow_targets = list(map(str, folders)), allowed_targets(config, [], folders)
     except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError(f"{folder / 'config.yaml'} must be the configuration of a run: {' '.join(str(error).split())}") from error
     return config, read_checkpoint(folder, checkpoint)

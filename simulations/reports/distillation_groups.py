@@ -22,7 +22,7 @@ from simulations.run_folder.reader import NO_EFFECT, SETTING, FinishedRun, confi
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|teacher_run|round|progress|export|retrieval|layer_information_images|tuned_params|searchpath"
-    r"|checkpoint_every)(\.|$)"
+    r"|allow_targets|checkpoint_every)(\.|$)"
     r"|(\w+\.)*(root|cache|download)$"
 )
 """Keys of a distillation that do not separate groups."""

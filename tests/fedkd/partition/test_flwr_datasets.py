@@ -60,6 +60,7 @@ CONFIGURED = {
     "GroupedNaturalIdPartitioner": [f"+{P}.group_size=2", "num_clients=5"],
     "IdToSizeFncPartitioner": [
         f"+{P}.partition_id_to_size_fn._target_=hydra.utils.get_method", f"+{P}.partition_id_to_size_fn.path=numpy.sqrt",
+        "allow_targets=[hydra,numpy]",
     ],
     "IidPartitioner": [],
     "InnerDirichletPartitioner": [f"+{P}.alpha=0.5", f"+{P}.partition_sizes=[200,150,100,100,100,50,50,50,50,20]"],

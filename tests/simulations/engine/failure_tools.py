@@ -11,7 +11,13 @@ OVERRIDES = (
 
 
 def failing_run(folder, *more: str) -> list[str]:
-    return [*OVERRIDES, "strategy._target_=tests.failing_clients.FailingClients", f"+strategy.folder={folder}", *more]
+    return [
+        *OVERRIDES,
+        "strategy._target_=tests.failing_clients.FailingClients",
+        "allow_targets=[tests]",
+        f"+strategy.folder={folder}",
+        *more,
+    ]
 
 
 def equal_results(folder, whole) -> bool:

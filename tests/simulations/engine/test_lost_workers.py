@@ -142,7 +142,7 @@ def failing_evaluation(folder: Path) -> list[str]:
     """Overrides of a federation whose server trains a generator while clients evaluate."""
     of_fedgen = [option for option in OVERRIDES if not option.startswith(("strategy=", "rounds="))]
     overrides = ["strategy._target_=tests.failing_clients.FailingEvaluation", f"+strategy.folder={folder}", "strategy.generator_steps=3"]
-    return [*of_fedgen, "rounds=2", "strategy=fedgen", *overrides]
+    return [*of_fedgen, "rounds=2", "strategy=fedgen", "allow_targets=[tests]", *overrides]
 
 
 def test_actor_killed_during_evaluation_and_server_training(tmp_path):
