@@ -59,7 +59,15 @@ def forget() -> None:
 
 def config(tmp_path: Path, *words: str):
     """The configuration of a run of the user's strategy."""
-    given = [*SMALL, "rounds=2", "partition=iid", "strategy=fedavg", "strategy._target_=mylab.mine.Mine", "progress=false"]
+    given = [
+        *SMALL,
+        "rounds=2",
+        "partition=iid",
+        "strategy=fedavg",
+        "strategy._target_=mylab.mine.Mine",
+        "progress=false",
+        "allow_targets=[mylab]",
+    ]
     given.remove("partition.alpha=1.0")
     given.remove("partition=dirichlet")
     return compose([*given, "evaluation.every=1", f"output={tmp_path / 'runs'}", *words])
@@ -139,7 +147,7 @@ def words(tmp_path: Path) -> list[str]:
     """The words of :func:`config`, as a sweep takes them."""
     given = [word for word in SMALL if not word.startswith("partition")]
     more = ("rounds=2", "partition=iid", "strategy=fedavg", "strategy._target_=mylab.mine.Mine", "progress=false", "evaluation.every=1")
-    return [*given, *more, f"output={tmp_path / 'runs'}"]
+    return [*given, *more, "allow_targets=[mylab]", f"output={tmp_path / 'runs'}"]
 
 
 def test_an_interrupted_run_goes_on_with_other_code_only_if_that_is_accepted_and_says_so_in_reports(package, tmp_path):
