@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from fedkd.errors import RunFolderError
-from fedkd.files import SCHEMA_VERSION, write_atomically
+from fedkd.files import NO_CHECKSUM, SCHEMA_VERSION, embedded_header, seal, verify, write_atomically
 from fedkd.types import State, Tensors, flatten, unflatten
 
 SERVER = "server"
 """Prefix of the server's tensors in the file. The prefix of a client's tensors is the client's number."""
+
+LAST, PREVIOUS = "checkpoint", "previous_checkpoint"
+"""Names of the last checkpoint and of the one before it, which a run goes on from if the last one is damaged."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Checkpoint:
         state: the server's state.
         client_states: state of each client that has trained, by the client's number.
         simulated_seconds: the simulated clock, in seconds.
+        series: hash of the configuration without the number of rounds. Runs of one series have the same first rounds.
     """
 
     round: int
@@ -34,10 +37,13 @@ class Checkpoint:
     state: State
     client_states: Mapping[int, State]
     simulated_seconds: float = 0.0
+    series: str = ""
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: str = "checkpoint") -> None:
-    """Write ``<name>.safetensors`` with a header, and the header once more as ``<name>.json``.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: str = LAST) -> None:
+    """Write ``<name>.safetensors`` with a header and a checksum, and the header once more as ``<name>.json``.
+
+    The last checkpoint before it stays as ``previous_checkpoint.safetensors``.
 
     Args:
         folder: the run folder.
@@ -51,55 +57,67 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: st
     tensors = {f"{SERVER}|{key}": value for key, value in flatten(checkpoint.state).items()}
     for client, client_state in checkpoint.client_states.items():
         tensors |= {f"{client}|{key}": value for key, value in flatten(client_state).items()}
-    header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "finished": checkpoint.round == rounds}
-    header["simulated_seconds"], header["schema"] = checkpoint.simulated_seconds, SCHEMA_VERSION
+    header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "series": checkpoint.series}
+    header |= {"finished": checkpoint.round == rounds, "simulated_seconds": checkpoint.simulated_seconds}
+    header |= {"schema": SCHEMA_VERSION, "sha256": NO_CHECKSUM}
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"fedkd": json.dumps(header)})
-    write_atomically(folder / f"{name}.safetensors", content)
+    content, header["sha256"] = seal(content)
+    write_atomically(folder / f"{name}.safetensors", content, folder / f"{PREVIOUS}.safetensors" if name == LAST else None)
     write_header(folder, header, name)
 
 
-def write_header(folder: Path, header: Mapping[str, Any], name: str = "checkpoint") -> None:
+def write_header(folder: Path, header: Mapping[str, Any], name: str = LAST) -> None:
     """Write ``<name>.json``: the checkpoint's header, for readers without safetensors."""
     write_atomically(folder / f"{name}.json", (json.dumps(header, indent=1) + "\n").encode())
 
 
-def read_header(folder: Path, name: str = "checkpoint") -> dict[str, Any] | None:
+def read_header(folder: Path, name: str = LAST) -> dict[str, Any] | None:
     """The header of the checkpoint in ``folder``; None if there is no checkpoint.
 
     Returns:
-        ``round``, ``rounds``, ``config``, ``finished``, ``simulated_seconds``, and ``schema``.
+        ``round``, ``rounds``, ``config``, ``series``, ``finished``, ``simulated_seconds``, ``schema``, and ``sha256``.
 
     Raises:
-        RunFolderError: the file is not a checkpoint of fedkd, or has another schema version.
+        RunFolderError: the file is not a checkpoint of fedkd, is damaged, or has another schema version.
     """
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["fedkd"])
-    except Exception as error:  # safetensors raises exceptions of many types for corrupt files
-        rule = f"output must hold readable checkpoints, got {path}: {error}"
-        raise RunFolderError(f"{rule}; remove that run folder to start it again") from error
-    if header.get("schema") != SCHEMA_VERSION:
-        rule = f"output must hold run folders of schema version {SCHEMA_VERSION}, got version {header.get('schema')} in {folder}"
-        raise RunFolderError(f"{rule}; run it again in another output folder")
-    return header
+    found = _read(folder, name)
+    return None if found is None else found[0]
 
 
-def read_checkpoint(folder: Path, name: str = "checkpoint") -> Checkpoint:
+def read_checkpoint(folder: Path, name: str = LAST) -> Checkpoint:
     """The checkpoint in ``folder``, which must exist.
 
     Raises:
-        RunFolderError: the file is not a checkpoint of fedkd, or has another schema version.
+        RunFolderError: the file is not a checkpoint of fedkd, is damaged, or has another schema version.
     """
-    header = read_header(folder, name)
-    assert header is not None, f"no checkpoint in {folder}"
+    found = _read(folder, name)
+    assert found is not None, f"no checkpoint in {folder}"
+    header, content = found
     tensors_by_owner: dict[str, Tensors] = {}
-    with safe_open(folder / f"{name}.safetensors", "pt") as file:
-        for key in sorted(file.keys()):
-            owner, _, rest = key.partition("|")
-            tensors_by_owner.setdefault(owner, {})[rest] = file.get_tensor(key)
+    for key, tensor in sorted(load(content).items()):
+        owner, _, rest = key.partition("|")
+        tensors_by_owner.setdefault(owner, {})[rest] = tensor
     state = unflatten(tensors_by_owner.pop(SERVER, {}))
     client_states = {int(client): unflatten(tensors) for client, tensors in sorted(tensors_by_owner.items(), key=lambda item: int(item[0]))}
-    return Checkpoint(int(header["round"]), str(header["config"]), state, client_states, float(header.get("simulated_seconds", 0.0)))
+    clock = float(header["simulated_seconds"])
+    return Checkpoint(int(header["round"]), str(header["config"]), state, client_states, clock, str(header["series"]))
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Any], bytes] | None:
+    """The header and the content of a checkpoint whose checksum is right; None if there is none."""
+    path = folder / f"{name}.safetensors"
+    try:
+        content = path.read_bytes()
+        header = embedded_header(content)
+        schema = header.get("schema")
+        if schema == SCHEMA_VERSION:
+            verify(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        rule = f"output must hold readable checkpoints, got {path}: {error}"
+        raise RunFolderError(f"{rule}; the same command goes on from the checkpoint before it, force=true starts again") from error
+    if schema != SCHEMA_VERSION:
+        rule = f"output must hold run folders of schema version {SCHEMA_VERSION}, got version {schema} in {folder}"
+        raise RunFolderError(f"{rule}; run it again in another output folder, or with force=true")
+    return header, content

@@ -11,6 +11,7 @@ from fedkd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fedkd.distillation.student_training import Progress
 from fedkd.files import write_atomically
 from fedkd.types import Tensors
+from simulations.run_folder.completeness import check_distillation_rows
 from simulations.run_folder.csv_rows import append, cut, header_of, table, widen
 from simulations.run_folder.folder import LockedFolder
 from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
@@ -34,6 +35,10 @@ class DistillationFolder(LockedFolder):
 
     def __init__(self, config: DictConfig, key: str, wait: bool = False, prior: bool = False) -> None:
         super().__init__(config, key, wait, prior)
+
+    def check_rows(self, done: int) -> None:
+        """See :class:`LockedFolder`."""
+        check_distillation_rows(self.path, done)
 
     def begin(self) -> Progress | None:
         """Write the files that describe the training and remove all rows after the last checkpoint.

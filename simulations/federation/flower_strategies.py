@@ -105,7 +105,7 @@ def start_flower_strategy(
         name = f"{type(strategy).__module__}.{type(strategy).__name__}"
         raise ConfigError(
             f"strategy._target_ must be a strategy of fedkd for a run that is resumed, got {name}, whose state is not saved; "
-            f"remove {folder.path} to start the run again"
+            f"force=true starts the run in {folder.path} again"
         )
     folder.begin(partial(write_data_files, simulation), shift_rows(simulation))
     watching.begin(folder.path, 1)

@@ -18,7 +18,15 @@ from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION
 from simulations.reports.groups import gather
 from simulations.run_folder.metric_names import DISTILLER_NAMES
-from simulations.run_folder.reader import NO_EFFECT, SETTING, FinishedRun, configuration, flatten_config, natural_order
+from simulations.run_folder.reader import (
+    NO_EFFECT,
+    SETTING,
+    FinishedRun,
+    check_checksum,
+    configuration,
+    flatten_config,
+    natural_order,
+)
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|teacher_run|round|progress|export|retrieval|layer_information_images|tuned_params|searchpath"
@@ -111,6 +119,7 @@ def read_distillation(folder: Path) -> DistillationRun:
         raise RunFolderError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
     if schema != SCHEMA_VERSION:
         raise RunFolderError(f"written with schema version {schema}; this version of fedkd reads {SCHEMA_VERSION}; run it again")
+    check_checksum(folder)
     if not finished:
         raise RunFolderError(f"unfinished: {done} of {epochs} epochs; start it again to go on with it")
     return DistillationRun(folder, config, metrics, models)

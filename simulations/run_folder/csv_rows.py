@@ -6,16 +6,18 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fedkd.files import write_atomically
+from fedkd.files import sync_folder, write_atomically
 
 
 def append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Append ``rows`` under the header of the file, or under ``columns`` if the file is new, and flush."""
-    header = header_of(path)
+    """Append ``rows`` under the header of the file, or under ``columns`` if the file is new, and wait until they are on disk."""
+    header, is_new = header_of(path), not path.exists()
     with open(path, "a", newline="") as file:
         file.write(table(header or columns, rows, titled=header is None))
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
 
 
 def header_of(path: Path) -> list[str] | None:

@@ -1,17 +1,21 @@
 """The run folder: the files that a run writes, and the lock that keeps a second process out."""
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_checkpoint, write_header
-from fedkd.errors import ConfigError
-from fedkd.files import write_atomically
+from fedkd.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, read_header, write_checkpoint, write_header
+from fedkd.errors import ConfigError, RunFolderError
+from fedkd.files import sync_folder, write_atomically
 from fedkd.types import State
+from simulations.run_folder.completeness import check_federated_rows
 from simulations.run_folder.csv_rows import append, cut, header_of, widen
 from simulations.run_folder.environment import current_commit, environment, read_commit, write_tuned_params
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
@@ -39,6 +43,7 @@ class LockedFolder:
         self.path = Path(config.output).expanduser().absolute() / config.name / key
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.path.parent)
             self._lock = FileLock(self.path / ".lock")
             self._lock.acquire(timeout=-1 if patient else 0)
         except Timeout:
@@ -53,18 +58,57 @@ class LockedFolder:
             raise
 
     def _open(self, prior: bool) -> None:
-        """Read the checkpoint and compare the code."""
-        self.header = read_header(self.path)
-        self.changed = [] if self.header is None else check_code(self.path, self.config)
-        if self.config.force and (self.changed or not prior):
+        """Read the newest sound checkpoint and compare the code."""
+        if self.config.force and not prior:
             self._clear()
-        if self.header is not None and self.header["config"] != self.key:
-            raise ConfigError(
-                f"output must hold checkpoints of this configuration ({self.key}), got one of {self.header['config']} in {self.path}; "
-                "a run cannot be resumed with another configuration"
-            )
+        self.header = self._newest()
+        self.changed = [] if self.header is None else check_code(self.path, self.config)
+        if self.config.force and self.changed:
+            self._clear()
         if self.header is not None and not header_matches(self.path, self.header):  # the process was killed between the two files
             write_header(self.path, self.header)
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The header of the last checkpoint, or of the one before it if the last one or its rows are damaged. None if there is none.
+
+        The checkpoint before it then takes the place of the last one, and a line on standard error says why.
+
+        Raises:
+            ConfigError: the checkpoint is of another configuration.
+            RunFolderError: there are checkpoints, and none is sound.
+        """
+        first: RunFolderError | None = None
+        for name in (LAST, PREVIOUS):
+            try:
+                header = read_header(self.path, name)
+                if header is None:
+                    continue
+                if header["config"] != self.key:
+                    raise ConfigError(
+                        f"output must hold checkpoints of this configuration ({self.key}), got one of {header['config']} in {self.path}; "
+                        "a run cannot be resumed with another configuration"
+                    )
+                self.check_rows(int(header["round"]))
+            except RunFolderError as error:
+                first = first or error
+                continue
+            if name == PREVIOUS:
+                os.replace(self.path / f"{PREVIOUS}.safetensors", self.path / f"{LAST}.safetensors")
+                sync_folder(self.path)
+                why = str(first).partition("; ")[0] if first else f"{self.path / LAST}.safetensors is missing"
+                print(f"damaged: {why}; going on from round {header['round']}, the checkpoint before it", file=sys.stderr, flush=True)
+            return header
+        if first is not None:
+            raise RunFolderError(f"{str(first).partition('; ')[0]}; no sound checkpoint is left: force=true starts the run again")
+        return None
+
+    def check_rows(self, done: int) -> None:
+        """Check that the files hold all rows up to round or epoch ``done``.
+
+        Raises:
+            RunFolderError: a row is missing or damaged.
+        """
+        raise NotImplementedError
 
     @property
     def finished(self) -> bool:
@@ -118,6 +162,10 @@ class RunFolder(LockedFolder):
     def __init__(self, config: DictConfig, key: str, num_classes: int) -> None:
         super().__init__(config, key)
         self.num_classes = num_classes
+
+    def check_rows(self, done: int) -> None:
+        """See :class:`LockedFolder`."""
+        check_federated_rows(self.path, done, may_drop=self.config.on_client_failure == "drop")
 
     def begin(self, save_partition: Callable[[Path], None], shift_rows: Sequence[Mapping[str, object]]) -> Checkpoint | None:
         """Write the files that describe the run, cut all rows after the checkpoint, and return the checkpoint if there is one.

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedkd.errors import RunFolderError
-from fedkd.files import SCHEMA_VERSION
+from fedkd.files import SCHEMA_VERSION, verify
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 
 Values = dict[str, Hashable]
@@ -235,6 +235,7 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
         raise RunFolderError(f"schema version must be {SCHEMA_VERSION} for this version of fedkd, got {found}; run it again")
     if not all(isinstance(number, int) for number in (seed, rounds, done)):
         raise RunFolderError(f"corrupt: seed and rounds must be whole numbers, got {seed!r}, {rounds!r} and {done!r}")
+    check_checksum(folder)
     if not finished and (until is None or until > done):
         raise RunFolderError(f"unfinished: {done} of {rounds} rounds; start the run again to continue it")
     if until is not None and not 1 <= until <= rounds:
@@ -244,6 +245,21 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     _check(metrics, rounds)
     _check_clients(clients, metrics)
     return FederatedRun(folder, config, metrics, clients)
+
+
+def check_checksum(folder: Path) -> None:
+    """Check the checksum of the checkpoint. A run whose checkpoint was removed to save space is read all the same.
+
+    Raises:
+        RunFolderError: the checkpoint is damaged.
+    """
+    try:
+        verify((folder / "checkpoint.safetensors").read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        remedy = "the command of the run goes on from the checkpoint before it"
+        raise RunFolderError(f"corrupt: checkpoint.safetensors must be sound: {error}; {remedy}") from error
 
 
 def tested(path: Path, until: int | None = None) -> pd.DataFrame:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedkd.checkpoint import Checkpoint, read_checkpoint, read_header, write_checkpoint
+from fedkd.checkpoint import PREVIOUS, Checkpoint, read_checkpoint, read_header, write_checkpoint
 from fedkd.errors import RunFolderError
-from fedkd.files import SCHEMA_VERSION, write_atomically
+from fedkd.files import SCHEMA_VERSION
 from tests.small_runs import same_tensors
 
 STATE = {
@@ -32,8 +32,38 @@ def test_the_header_describes_the_checkpoint(tmp_path):
     assert read_header(tmp_path) is None
     for number, finished in ((3, False), (9, True)):
         write_checkpoint(tmp_path, Checkpoint(number, "abc", STATE, {}), rounds=9)
-        expected = {"round": number, "rounds": 9, "config": "abc", "finished": finished, "simulated_seconds": 0.0, "schema": SCHEMA_VERSION}
-        assert read_header(tmp_path) == expected == json.loads((tmp_path / "checkpoint.json").read_text())
+        expected = {"round": number, "rounds": 9, "config": "abc", "series": "", "finished": finished, "simulated_seconds": 0.0}
+        header = read_header(tmp_path)
+        assert header == expected | {"schema": SCHEMA_VERSION, "sha256": header["sha256"]} and len(header["sha256"]) == 64
+        assert header == json.loads((tmp_path / "checkpoint.json").read_text())
+
+
+def test_a_run_is_finished_only_when_its_last_round_is(tmp_path):
+    for number in range(1, 10):
+        write_checkpoint(tmp_path, Checkpoint(number, "abc", STATE, {}), rounds=9)
+        assert read_header(tmp_path)["finished"] is (number == 9)
+
+
+def test_one_changed_bit_anywhere_in_a_checkpoint_is_found(tmp_path):
+    write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, CLIENT_STATES), rounds=9)
+    path = tmp_path / "checkpoint.safetensors"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(RunFolderError, match=r"output must hold (readable checkpoints|run folders of schema version)"):
+            read_header(tmp_path)
+    path.write_bytes(content)
+    assert read_checkpoint(tmp_path).round == 3
+
+
+def test_the_checkpoint_before_the_last_one_is_kept(tmp_path):
+    for number in (1, 2, 3):
+        write_checkpoint(tmp_path, Checkpoint(number, "abc", STATE, {}), rounds=9)
+    assert read_checkpoint(tmp_path).round == 3 and read_checkpoint(tmp_path, PREVIOUS).round == 2
+    write_checkpoint(tmp_path, Checkpoint(9, "abc", STATE, {}), rounds=9, name="best_checkpoint")
+    assert read_checkpoint(tmp_path, PREVIOUS).round == 2, "a checkpoint of another name displaces none"
+    names = {f"{name}.{suffix}" for name in ("checkpoint", "best_checkpoint") for suffix in ("safetensors", "json")}
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "previous_checkpoint.safetensors"}
 
 
 def test_equal_states_give_equal_files(tmp_path):
@@ -49,24 +79,18 @@ def test_only_the_two_files_remain(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "checkpoint.json"}
 
 
-def test_a_failed_write_keeps_the_old_content(tmp_path):
-    write_atomically(tmp_path / "file", b"before")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "file", "not bytes")
-    assert (tmp_path / "file").read_bytes() == b"before"
-
-
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{}", b"\x02\0\0\0\0\0\0\0{}"])
 def test_a_corrupt_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"output must hold readable checkpoints, got .*checkpoint\.safetensors.*remove"):
+    with pytest.raises(RunFolderError, match=r"output must hold readable checkpoints, got .*checkpoint\.safetensors.*force=true"):
         read_header(tmp_path)
 
 
 def test_a_checkpoint_of_another_schema_version_is_refused(tmp_path):
     header = json.dumps({"round": 3, "rounds": 9, "config": "abc", "finished": False, "schema": SCHEMA_VERSION - 1})
     save_file({"server|model:w": torch.ones(2)}, tmp_path / "checkpoint.safetensors", {"fedkd": header})
-    rule = f"^output must hold run folders of schema version {SCHEMA_VERSION}, got version {SCHEMA_VERSION - 1} in .*another output folder$"
+    versions = f"schema version {SCHEMA_VERSION}, got version {SCHEMA_VERSION - 1}"
+    rule = f"^output must hold run folders of {versions} in .*another output folder, or with force=true$"
     for read in (read_header, read_checkpoint):
         with pytest.raises(RunFolderError, match=rule):
             read(tmp_path)

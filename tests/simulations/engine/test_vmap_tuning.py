@@ -76,6 +76,7 @@ def test_choice_is_stored_and_printed(tmp_path):
         "config.yaml",
         "checkpoint.json",
         "checkpoint.safetensors",
+        "previous_checkpoint.safetensors",
     }
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.processes import TINY, differing, quick
+from tests.processes import TINY, Ended, differing, quick
 
 LONG = (*TINY, "rounds=30", "output=runs")
 """Overrides of a run that lives long enough to be interrupted."""
@@ -11,12 +11,13 @@ LOCAL = ("engine=local", *LONG)
 """The same run in one process."""
 
 
-def check_resumed(folder: Path, uninterrupted: Path) -> None:
-    """Start the run of ``folder`` again, and check that its files are those of an uninterrupted run."""
+def check_resumed(folder: Path, uninterrupted: Path) -> Ended:
+    """Start the run of ``folder`` again, and check that its files are those of an uninterrupted run. Returns what the command said."""
     ended = quick(folder.parents[2], *LOCAL)
     assert ended.code == 0 and ended.folder == folder, ended.err
     assert list(differing(folder, uninterrupted)) == []
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+    return ended
 
 
 def check_refused(folder: Path, *words: str) -> None:

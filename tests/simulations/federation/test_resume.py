@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fedkd.errors import RunFolderError
 from simulations.config import compose
 from simulations.federation.runner import run_federation
+from simulations.run_folder.reader import read_run
 from simulations.setup.simulation import build_simulation
 from tests.processes import ROOT, TINY, Command, differing, metrics, quick, rows, until
 from tests.simulations.federation.resume_tools import LOCAL, check_refused, check_resumed
@@ -117,7 +119,7 @@ def test_killed_within_the_header(killed_copy, uninterrupted):
 
 def test_resumed_with_fewer_checkpoints(killed_copy, uninterrupted, tmp_path):
     ended = quick(tmp_path, *LOCAL, "checkpoint_every=7")
-    assert ended.code == 0 and list(differing(killed_copy, uninterrupted)) == ["config.yaml"]
+    assert ended.code == 0 and list(differing(killed_copy, uninterrupted)) == ["config.yaml", "previous_checkpoint.safetensors"]
 
 
 def test_a_finished_run_is_skipped(uninterrupted, tmp_path):
@@ -160,9 +162,50 @@ def test_the_checkpoint_of_another_configuration_is_refused(killed_copy, tmp_pat
     check_refused(killed_copy, "output", other.name, killed_copy.name)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "not a checkpoint"])
-def test_a_damaged_checkpoint_is_refused(killed_copy, damage):
-    path = killed_copy / "checkpoint.safetensors"
+def damage(path: Path, how: str) -> None:
+    """Damage a file."""
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "not a checkpoint": b"\xff" * 999}[damage])
-    check_refused(killed_copy, "output", str(path), "remove")
+    flipped = content[:-9] + bytes([content[-9] ^ 4]) + content[-8:]
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "no checkpoint": b"\xff" * 999, "one bit": flipped}[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "no checkpoint", "one bit"])
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_it_and_says_so(killed_copy, uninterrupted, how):
+    damage(killed_copy / "checkpoint.safetensors", how)
+    ended = check_resumed(killed_copy, uninterrupted)
+    assert "damaged: output must hold readable checkpoints" in ended.err and "the checkpoint before it" in ended.err
+
+
+def test_two_damaged_checkpoints_are_refused(killed_copy):
+    for name in ("checkpoint", "previous_checkpoint"):
+        damage(killed_copy / f"{name}.safetensors", "one bit")
+    check_refused(killed_copy, "output", str(killed_copy / "checkpoint.safetensors"), "force=true")
+    forced = quick(killed_copy.parents[2], *LOCAL, "force=true", "rounds=1")
+    assert forced.code == 0
+
+
+def test_a_finished_run_with_one_changed_bit_is_not_skipped(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted.parents[1], tmp_path / "runs")
+    (folder,) = (tmp_path / "runs" / "digits").iterdir()
+    damage(folder / "checkpoint.safetensors", "one bit")
+    with pytest.raises(RunFolderError, match="corrupt: checkpoint.safetensors must be sound"):
+        read_run(folder)
+    ended = check_resumed(folder, uninterrupted)
+    assert "going on from round 29, the checkpoint before it" in ended.err and read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "clients.csv"])
+def test_a_last_row_that_was_lost_is_computed_again(killed_copy, uninterrupted, name):
+    done = json.loads((killed_copy / "checkpoint.json").read_text())["round"]
+    header, *lines = (killed_copy / name).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if int(line.partition(",")[0]) < done]
+    (killed_copy / name).write_text("".join([header, *kept, lines[len(kept)][:-4]]))
+    ended = check_resumed(killed_copy, uninterrupted)
+    assert name in ended.err and "the checkpoint before it" in ended.err
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "clients.csv"])
+def test_a_hole_in_the_rows_is_refused(killed_copy, name):
+    lines = (killed_copy / name).read_text().splitlines(keepends=True)
+    (killed_copy / name).write_text("".join([lines[0], *lines[2:]]))
+    check_refused(killed_copy, "output", "rows", str(killed_copy / name), "force=true")
