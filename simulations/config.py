@@ -109,7 +109,7 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
 
 def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:
     """The rows of what a table of tuning holds for a strategy or a distiller."""
-    with open(table, newline="", encoding="utf-8") as file:
+    with open(table, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         return [row for row in csv.DictReader(file) if row["option"] == name]
 
 

@@ -182,7 +182,7 @@ def _from_file(path: Path) -> list[str]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{FILE} must be a YAML file, got {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or (wrong := [str(key) for key in content if key != KEY]):

@@ -16,7 +16,7 @@ RULES = ("uniform", "proportional", "cyclic", "trace")
 
 @dataclass(frozen=True)
 class ClientSampler:
-    """Samples the cohort of each round. The cohort depends on seed and round alone.
+    """Samples the cohort of each round. The cohort depends on seed and round alone. Clients without training examples are never sampled.
 
     Args:
         rule: one of :data:`RULES`.
@@ -38,12 +38,17 @@ class ClientSampler:
     def new_clients(self) -> frozenset[int]:
         """The clients that do not take part before ``new_clients_join_round``."""
         rng = (self.seed / "systems" / "newcomers").numpy()
-        return frozenset(rng.choice(len(self.num_examples), self.num_new_clients, replace=False).tolist())
+        return frozenset(rng.choice(self.trainable, self.num_new_clients, replace=False).tolist())
+
+    @cached_property
+    def trainable(self) -> list[int]:
+        """The clients that have training examples, ascending."""
+        return [client for client, number in enumerate(self.num_examples) if number > 0]
 
     def sample(self, clients: Iterable[int], number: int, server_round: int) -> list[int]:
         """The cohort of a round in ascending order: ``number`` of ``clients``, or the clients that the trace names."""
         absent = self.new_clients if server_round < self.new_clients_join_round else frozenset()
-        available = [client for client in sorted(clients) if client not in absent]
+        available = [client for client in sorted(clients) if client not in absent and self.num_examples[client] > 0]
         rules = {"uniform": self.uniform, "proportional": self.proportional, "cyclic": self.cyclic, "trace": self.from_trace}
         return sorted(rules[self.rule](available, number, server_round))
 
@@ -82,13 +87,12 @@ def read_trace(path: str, num_clients: int) -> list[list[int]]:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, skipinitialspace=True)
             rows, columns = list(table), set(table.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"trace must be a CSV file that can be read, got {path!r}: {error}") from error
-    require(
-        {"round", "client"} <= columns and bool(rows), "trace", "must have the columns round and client, and a row for each client", path
-    )
+    rule = "must have the columns round and client, separated by a comma, and a row for each client"
+    require({"round", "client"} <= columns and bool(rows), "trace", rule, f"{path} with the header {', '.join(map(repr, columns))}")
     rounds: dict[int, set[int]] = {}
     for line, row in enumerate(rows, start=2):
         where = f"{path}, row {line}: round {row['round']}, client {row['client']}"

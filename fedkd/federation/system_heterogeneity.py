@@ -208,10 +208,12 @@ def make_devices(
     """
     join_round = systems.new_clients_join_round
     require(join_round <= rounds, "new_clients_join_round", f"must be at most rounds ({rounds})", join_round)
-    has_trace, num_clients = systems.trace is not None, len(workloads)
+    has_trace, num_clients = systems.trace is not None, sum(number > 0 for number in num_examples)
     most = num_clients - (1 if has_trace else clients_per_round)
     rest = "one client" if has_trace else f"clients_per_round ({clients_per_round})"
-    rule = f"must leave {rest} of {num_clients} clients from the first round on, so it must be at most {most}"
+    rule = f"must leave {rest} of {num_clients} clients with training examples from the first round on, so it must be at most {most}"
     require(systems.num_new_clients <= most, "num_new_clients", rule, systems.num_new_clients)
-    trace = read_trace(systems.trace, num_clients) if systems.trace is not None else ()
+    trace = read_trace(systems.trace, len(workloads)) if systems.trace is not None else ()
+    idle = sorted({client for clients in trace for client in clients if num_examples[client] == 0})
+    require(not idle, "trace", "must name clients with training examples", f"client {(idle or [0])[0]} without any")
     return Devices(systems, seed, workloads, num_examples, trace)

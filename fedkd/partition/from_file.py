@@ -13,13 +13,16 @@ from fedkd.errors import ConfigError, require
 from fedkd.partition.common import check_arguments
 from fedkd.types import Partition
 
+REMEDY = "Write one with np.savez('mine.npz', train_0=indices, test_0=indices, ...); fedkd/partition/README.md converts others"
+"""How to make a partition file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FromFile:
     """Read ``train_00``, ``train_01``, ... and ``test_00``, ...: the indices of each client's training and test examples.
 
-    The numbers may be padded with zeros to any width. Other keys are ignored. Training indices are disjoint and not empty. Test indices
-    may be empty and may overlap. ``partition.npz`` in a run folder is such a file.
+    The numbers may be padded with zeros to any width. Other keys are ignored. Training indices are disjoint. A client with an empty array
+    of training indices never trains. Test indices may be empty and may overlap. ``partition.npz`` in a run folder is such a file.
 
     Args:
         path: the npz file.
@@ -43,8 +46,7 @@ class FromFile:
         arrays = self._read()
         train = self._shards(arrays, "train", num_clients, len(train_labels))
         test = self._shards(arrays, "test", num_clients, len(test_labels))
-        for client, index in enumerate(train):
-            self._require(len(index) > 0, f"give every client training examples; client {client} has none")
+        self._require(any(len(index) > 0 for index in train), "give at least one client training examples")
         indices, num_owners = np.unique(np.concatenate(train), return_counts=True)
         repeated = indices[num_owners.argmax()]
         self._require(num_owners.max() == 1, f"give a training example to one client; index {repeated} is given to several")
@@ -60,9 +62,16 @@ class FromFile:
         self._require(path.is_file(), "be an npz file with train_00, test_00, ...; there is no such file")
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files if re.fullmatch(r"(train|test)_[0-9]+", key)}
+                arrays = {key: file[key] for key in file.files if re.fullmatch(r"(train|test)_[0-9]+", key)}
+            if not arrays:
+                names = ", ".join(file.files[:5])
+                raise ConfigError(f"path must hold arrays train_00, test_00, ..., got {self.path!r} with {names}. {REMEDY}")
+            return arrays
+        except ConfigError:
+            raise
         except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ConfigError(f"path must be an npz file of index arrays, got {self.path!r} ({type(error).__name__}: {error})") from error
+            reason = "pickled objects" if "pickle" in str(error) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"path must be an npz file of index arrays, got {self.path!r} ({reason}). {REMEDY}") from error
 
     def _shards(self, arrays: dict[str, np.ndarray], part: str, num_clients: int, num_examples: int) -> list[np.ndarray]:
         """For each client the indices of one part, checked, ascending."""
@@ -70,9 +79,12 @@ class FromFile:
         by_client = {int(key.removeprefix(f"{part}_")): arrays[key] for key in keys}
         self._require(len(by_client) == len(keys), f"hold one array for every client; some {part}_ keys stand for the same number")
         missing = sorted(set(range(num_clients)) - set(by_client))
-        self._require(not missing, f"hold {part}_ arrays for num_clients={num_clients} clients; missing are {_first_few(missing)}")
+        from_one = " (clients are numbered from 0)" if missing == [0] and num_clients in by_client else ""
+        rule = f"hold {part}_ arrays for num_clients={num_clients} clients; missing are {_first_few(missing)}{from_one}"
+        self._require(not missing, rule)
         extra = sorted(set(by_client) - set(range(num_clients)))
-        self._require(not extra, f"hold {part}_ arrays for num_clients={num_clients} clients; there are more: {_first_few(extra)}")
+        rule = f"hold {part}_ arrays for num_clients={num_clients} clients; there are more: {_first_few(extra)}"
+        self._require(not extra, f"{rule} (set num_clients={max(by_client, default=0) + 1})")
         return [self._check_index(by_client[k], f"{part}_ array of client {k}", num_examples) for k in range(num_clients)]
 
     def _check_index(self, index: np.ndarray, name: str, num_examples: int) -> np.ndarray:

@@ -18,7 +18,7 @@ def split_validation(shards: list[np.ndarray], fraction: float, seed: Seed) -> t
     """
     kept, held_out = [], []
     for client, index in enumerate(shards):
-        number = min(int(fraction * len(index)), len(index) - 1)
+        number = max(0, min(int(fraction * len(index)), len(index) - 1))
         is_held_out = np.zeros(len(index), bool)
         is_held_out[(seed / client).numpy().permutation(len(index))[:number]] = True
         kept.append(index[~is_held_out])

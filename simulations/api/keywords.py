@@ -132,7 +132,7 @@ def strategy_words(kind: type, overrides: Sequence[str] = ()) -> list[str]:
 
 def _target_of(path: Path) -> str:
     """The class that an option builds; empty where the file does not say it itself."""
-    found = re.search(r"^_target_: *(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^_target_: *(\S+)", path.read_text(encoding="utf-8-sig"), re.MULTILINE)
     return found[1] if found else ""
 
 

@@ -96,7 +96,7 @@ def file_of(group: str, option: str, words: Sequence[str] = ()) -> Path:
 
 def sentence(path: Path) -> str:
     """The comment in the first line of a yaml file (in the second after ``# @package``); empty where there is none."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.startswith("#"):
             return ""
         if not line.startswith("# @package"):
@@ -161,7 +161,7 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 @lru_cache(maxsize=512)
 def _text(path: Path, changed: float) -> tuple[dict[str, Any], list[Any]]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(path.read_text(encoding="utf-8"), loader) or {}
+    content = yaml.load(path.read_text(encoding="utf-8-sig"), loader) or {}
     entries = content.pop("defaults", [])
     return content, entries
 
@@ -183,7 +183,7 @@ def comments(path: Path) -> dict[str, str]:
     """The comments behind values in a yaml file, by dotted key."""
     found: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         match = re.match(r"(\s*)([\w-]+):(?:\s|$)(.*)", line)
         if not match:
             continue

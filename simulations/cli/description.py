@@ -75,7 +75,7 @@ def _option(group: str, option: str, rows: Sequence[catalog.Row], words: Sequenc
 
 def _option_page(group: str, option: str, rows: Sequence[catalog.Row], form: str, words: Sequence[str]) -> str:
     page = _option(group, option, rows, words)
-    yaml = catalog.file_of(group, option, words).read_text(encoding="utf-8").rstrip()
+    yaml = catalog.file_of(group, option, words).read_text(encoding="utf-8-sig").rstrip()
     names = [name for name in ("key", "value", "type", "meaning") if any(row[name] not in ("", None) for row in rows) or name == "key"]
     rows = [{**row, "key": f"{group}.{row['key']}"} for row in rows] if group != "experiment" else list(rows)
     if form == "markdown":

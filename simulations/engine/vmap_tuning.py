@@ -65,9 +65,10 @@ def choose_clients_per_vmap(simulation: Simulation, num_workers: int) -> tuple[i
 
 def largest_group(simulation: Simulation) -> list[Client]:
     """Clients with the most common architecture and batch size, as many as the largest candidate needs, with few local steps."""
-    groups = [simulation.vmap_group(client) for client in range(simulation.config.num_clients)]
+    trainable = [client for client in range(simulation.config.num_clients) if simulation.workload(client)[0] > 0]
+    groups = [simulation.vmap_group(client) for client in trainable]
     largest = max(sorted(set(groups)), key=groups.count)
-    members = [client for client, group in enumerate(groups) if group == largest][: max(CANDIDATES)]
+    members = [client for client, group in zip(trainable, groups) if group == largest][: max(CANDIDATES)]
     return [replace(simulation.client(client, 1), num_steps=NUM_STEPS) for client in members]
 
 

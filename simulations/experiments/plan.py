@@ -65,7 +65,7 @@ def read_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """
     places = [word for word in overrides if word.startswith("searchpath=")]
     known = options("experiment", places)
-    able = [one for one, path in known.items() if "\nreproduce:" in path.read_text(encoding="utf-8")]
+    able = [one for one, path in known.items() if "\nreproduce:" in path.read_text(encoding="utf-8-sig")]
     composed = compose_with_hydra([f"experiment={name}", *places]).reproduce if name in known else {}
     node = OmegaConf.to_container(composed, resolve=False) if composed else {}
     if not node:

@@ -110,6 +110,6 @@ def shift_rows(simulation: Simulation) -> list[Row]:
     views = shift.views(simulation.config.num_clients, simulation.task.shape[0], simulation.seed / "shift")
     rows: list[Row] = []
     for client, (view, examples, indices) in enumerate(zip(views, simulation.client_data.train, simulation.partition.train)):
-        replaced = (examples.y != simulation.train.y[indices]).double().mean().item()
+        replaced = (examples.y != simulation.train.y[indices]).double().mean().item() if len(indices) else 0.0
         rows.append({"client_id": client, **vars(view), "label_noise": replaced})
     return rows

@@ -164,7 +164,7 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in presets and not path.is_file():
         raise ConfigError(f"{PRESET} must be a yaml file, or one of {', '.join(presets)}, got {name!r}{nearest(name, presets)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{PRESET} must be a yaml file, got {name!r}: {' '.join(str(error).split())}") from error
     require(isinstance(content, dict), PRESET, "must be a yaml file of options and values, such as decimals: 1", content)

@@ -36,8 +36,14 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
             allowed = "null" if default is None else default
             rule = f"must be {allowed} with {type(strategy).__name__}, which chooses clients itself (or use another strategy)"
             require(value == default, f"systems.{name}", rule, value)
+        empty = [client for client, number in enumerate(num_examples) if number == 0]
+        rule = f"must leave no client without training examples with {type(strategy).__name__}, which chooses clients itself"
+        require(not empty, "partition", rule, f"client {(empty or [0])[0]} with none")
+    num_trainable = sum(number > 0 for number in num_examples)
+    rule = f"must be at most the number of clients with training examples ({num_trainable} of {len(num_examples)})"
+    require(config.clients_per_round <= num_trainable, "clients_per_round", rule, config.clients_per_round)
     batch_sizes = [min(config.batch_size, number) for number in num_examples]
-    steps = [config.local_steps or config.local_epochs * (number // size) for number, size in zip(num_examples, batch_sizes)]
+    steps = [config.local_steps or config.local_epochs * (number // max(size, 1)) for number, size in zip(num_examples, batch_sizes)]
     workloads = list(zip(batch_sizes, steps))
     return call_part("systems", make_devices, systems, seed, workloads, num_examples, config.clients_per_round, config.rounds)
 
@@ -63,16 +69,14 @@ def check_compatibility(
 
 
 def check_num_examples(num_examples: Sequence[int], networks: Sequence[Network]) -> None:
-    """Reject clients without training examples, and clients with one example whose network has BatchNorm.
+    """Reject clients with one example whose network has BatchNorm. Clients without training examples never train.
 
     Raises:
         ConfigError: naming the client.
     """
     for client, (number, network) in enumerate(zip(num_examples, networks)):
-        rule = "must leave no client without training examples (fewer clients, or a larger min_size)"
-        require(number > 0, "partition", rule, f"client {client} with none")
         rule = "must leave every client two training examples for BatchNorm (min_size=2, fewer clients, less held out, or model=mlp)"
-        require(number > 1 or not batchnorm_statistic_names(network.model), "partition", rule, f"client {client} with 1")
+        require(number != 1 or not batchnorm_statistic_names(network.model), "partition", rule, f"client {client} with 1")
 
 
 def check_model_heterogeneity(name: str, heterogeneity: str, embedding_sizes: dict[str, int]) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from fedkd.config.build import build
 from fedkd.federation.client_sampling import read_trace
 from fedkd.federation.messaging import Federation
-from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices
+from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, make_devices
 from fedkd.seed import Seed
 from simulations.config import compose
 from simulations.federation.runner import run_federation
@@ -24,7 +24,7 @@ from tests.small_runs import small_simulation
 def test_default_values():
     assert build(compose([]), "systems") == HOMOGENEOUS
     server = small_simulation()[0].federation().server
-    assert Federation(server, 3, Devices(HOMOGENEOUS, server.seed, [(0, 0)] * 6, [0] * 6)).devices.sample_clients(
+    assert Federation(server, 3, Devices(HOMOGENEOUS, server.seed, [(0, 0)] * 6, [1] * 6)).devices.sample_clients(
         range(6), 3, 1
     ) == small_simulation()[0].strategy.sample_clients(range(6), 1)
 
@@ -80,8 +80,34 @@ def test_trace_is_repeated(tmp_path):
     assert [set(late.sample_clients(range(5), 2, r)) for r in (1, 2, 3)] == [{1} - late.new_clients, {0, 3} - late.new_clients, {4}]
 
 
+def test_a_trace_may_come_from_a_spreadsheet(tmp_path):
+    for text in ("\ufeffround,client\r\n1,0\r\n2,2\r\n", "round, client\n1, 0\n2, 2\n"):
+        (tmp_path / "trace.csv").write_bytes(text.encode())
+        assert read_trace(str(tmp_path / "trace.csv"), 3) == [[0], [2]]
+
+
+@pytest.mark.parametrize("client_sampling", ["uniform", "proportional", "cyclic"])
+def test_clients_without_training_examples_are_never_sampled(client_sampling):
+    sizes = (100, 0, 50, 0, 7, 9)
+    found = devices(sizes=sizes, client_sampling=client_sampling, num_new_clients=1, new_clients_join_round=3)
+    assert found.new_clients <= {0, 2, 4, 5}
+    sampled = [found.sample_clients(range(6), 3, server_round) for server_round in range(1, 41)]
+    assert all(len(set(cohort)) == 3 and not {1, 3} & set(cohort) for cohort in sampled)
+    assert set().union(*sampled) == {0, 2, 4, 5}
+
+
+def test_a_trace_must_not_name_clients_without_training_examples(tmp_path):
+    (tmp_path / "trace.csv").write_text("round,client\n1,0\n2,1\n")
+    rules = replace(HOMOGENEOUS, client_sampling="trace", trace=str(tmp_path / "trace.csv"))
+    with pytest.raises(ValueError, match="trace must name clients with training examples, got 'client 1 without any'"):
+        make_devices(rules, Seed(0), [(10, 1)] * 3, [10, 0, 10], 1, 2)
+    with pytest.raises(ValueError, match="num_new_clients must leave clients_per_round .2. of 2 clients with training examples"):
+        make_devices(replace(HOMOGENEOUS, num_new_clients=1), Seed(0), [(10, 1)] * 3, [10, 0, 10], 2, 2)
+
+
 TRACES = {
     "columns": ("round,who\n1,0\n", ["columns round and client"]),
+    "semicolons": ("round;client\n1;0\n", ["separated by a comma", "'round;client'"]),
     "empty": ("", ["columns round and client"]),
     "rowless": ("round,client\n", ["a row"]),
     "unknown client": ("round,client\n1,0\n2,6\n", ["0..5", "num_clients=6", "round 2, client 6"]),

@@ -1,6 +1,7 @@
 """Partitions in files: what is written is read back, and invalid files are refused."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_unsorted_indices_overlapping_test_sets_and_other_keys_are_allowed(tmp_p
     [
         ({"train_01": None}, "train_ arrays for num_clients=2 clients; missing are 1"),
         ({"test_00": None}, "test_ arrays .* missing are 0"),
-        ({"train_02": np.array([9])}, "train_ arrays for num_clients=2 clients; there are more: 2"),
+        ({"train_02": np.array([9])}, r"train_ arrays for num_clients=2 clients; there are more: 2 \(set num_clients=3\)"),
         ({"train_1": np.array([9])}, "some train_ keys stand for the same number"),
         ({"train_01": None, "train_x1": np.array([0])}, "missing are 1"),
         ({"train_00": np.array([1442])}, r"indices in 0\.\.1441; the train_ array of client 0 has others"),
@@ -67,8 +68,8 @@ def test_unsorted_indices_overlapping_test_sets_and_other_keys_are_allowed(tmp_p
         ({"train_01": np.array([3])}, "give a training example to one client; index 3 is given to several"),
         ({"train_00": np.array([3.0, 1.0])}, "vectors of integers; the train_ array of client 0 is float64"),
         ({"train_00": np.array([[3, 1]])}, r"vectors of integers; .* is int64\[1, 2\]"),
-        ({"train_01": np.array([], int)}, "give every client training examples; client 1 has none"),
-        ({"train_00": np.array(["a", None], object)}, "file of index arrays, got .*allow_pickle"),
+        ({"train_00": np.array([], int), "train_01": np.array([], int)}, "give at least one client training examples"),
+        ({"train_00": np.array(["a", None], object)}, r"file of index arrays, got .*pickled objects\)\. Write one with np\.savez"),
     ],
 )
 def test_a_file_without_a_valid_partition_is_refused(tmp_path, changes, rule):
@@ -90,6 +91,37 @@ def test_a_file_of_one_array_is_refused(tmp_path):
         np.save(file, np.arange(3))
     with pytest.raises(ValueError, match="path must be an npz file of index arrays"):
         split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
+
+
+def other_files(path: Path) -> None:
+    """Files of other libraries, as users bring them."""
+    ragged = np.empty(2, object)
+    ragged[:] = [np.arange(3), np.arange(4)]
+    (path / "partition.pkl").write_bytes(pickle.dumps({"data_indices": [{"train": [0, 1], "val": [], "test": [2]}]}))
+    (path / "p.json").write_text('{"0": [0, 1], "1": [2]}')
+    np.savez(path / "pfllib.npz", data={"x": np.zeros(3), "y": np.zeros(3)})
+    np.savez(path / "ragged.npz", train=ragged, test=ragged)
+    np.save(path / "one.npy", ragged)
+
+
+@pytest.mark.parametrize("name", ["partition.pkl", "p.json", "pfllib.npz", "ragged.npz", "one.npy"])
+def test_files_of_other_libraries_are_refused_with_what_to_do(tmp_path, name):
+    other_files(tmp_path)
+    with pytest.raises(ValueError, match=rf"^path must .*{name}.* Write one with np\.savez\('mine.npz', train_0=indices") as error:
+        split(FromFile(path=str(tmp_path / name)), num_clients=2)
+    assert "allow_pickle" not in str(error.value)
+
+
+def test_clients_are_numbered_from_zero(tmp_path):
+    np.savez(tmp_path / "p.npz", **{f"{part}_{k + 1}": np.arange(k, k + 1) for k in range(2) for part in ("train", "test")})
+    with pytest.raises(ValueError, match=r"missing are 0 \(clients are numbered from 0\)"):
+        split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
+
+
+def test_a_client_may_have_no_training_examples(tmp_path):
+    np.savez(tmp_path / "p.npz", **arrays(train_01=np.array([])))
+    partition = split(FromFile(path=str(tmp_path / "p.npz")), num_clients=2)
+    assert len(partition.train[1]) == 0 and partition.train[1].dtype == np.int64 and partition.test[1].tolist() == [1]
 
 
 def test_a_missing_file_is_named(tmp_path):
