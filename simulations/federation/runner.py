@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
-from fedkd.errors import StopRun
+from fedkd.errors import StopRun, require
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.strategy import Strategy
@@ -23,7 +23,8 @@ from fedkd.types import State
 from simulations.config import apply_tuned_params, make_absolute
 from simulations.engine.base import ClientGrid
 from simulations.engine.flower_compat import silence_flower
-from simulations.engine.vmap_tuning import choose_clients_per_vmap
+from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
+from simulations.federation.dry_step import check_training
 from simulations.federation.final_distillation import check_final_distillation, distill_global_model, is_distillation_round
 from simulations.federation.flower_strategies import start_flower_strategy
 from simulations.federation.round_records import client_rows, metrics_row, open_folder, shift_rows, warnings_of, write_data_files
@@ -80,6 +81,7 @@ def run_federation(
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
                 with Observers([*observers, *([EventWriter()] if config.tensorboard else [])]) as watching:
+                    check_training(simulation)
                     if isinstance(simulation.flower_strategy, Strategy):
                         grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
                         run_strategy(simulation, folder, grid, make_progress, watching)
@@ -106,10 +108,19 @@ def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid
 
     With ``clients_per_vmap=auto`` the first call of a run times several numbers and stores its choice in the run folder. A resumed run
     keeps this choice, as another one would change rounding.
+
+    Raises:
+        ConfigError: a number > 1 is configured, and the network or the loss cannot be batched.
     """
-    if simulation.config.clients_per_vmap != "auto":
-        return simulation.config.clients_per_vmap
+    size, obstacle = simulation.config.clients_per_vmap, vmap_obstacle(simulation)
+    if size != "auto":
+        require(size == 1 or obstacle is None, "clients_per_vmap", f"must be 1 or auto, as torch.vmap cannot batch {obstacle}", size)
+        return size
     choice = folder.vmap_choice()
+    if choice is None and obstacle is not None:
+        folder.write_vmap_choice({"clients_per_vmap": 1, "ms_per_client_step": {}})
+        print(f"clients per vmap: 1, as torch.vmap cannot batch {obstacle}", file=sys.stderr, flush=True)
+        return 1
     if choice is None:
         number, milliseconds = choose_clients_per_vmap(simulation, grid.num_workers)
         folder.write_vmap_choice({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
@@ -148,14 +159,19 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
             clients, row = client_rows(simulation, done), metrics_row(done)
             folder.client_rows(clients)
             folder.row(row)
-            if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
-                from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
-
-                folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
 
             def save(name: str = "checkpoint") -> None:
                 state = serialization.from_record(done.arrays)
                 folder.checkpoint(done.number, state, decode_client_states(grid), done.simulated_seconds, name)
+
+            if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
+                from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
+
+                try:
+                    folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
+                except Exception:
+                    save()  # diagnostics that fail must not cost the trained model
+                    raise
 
             is_last, is_due = done.number == config.rounds, done.number % config.checkpoint_every == 0
             if is_due or is_last:
