@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -23,8 +23,8 @@ RUN_KEYS_WITHOUT_EFFECT = (
 """Keys of a federated run that cannot change its result."""
 
 DISTILLATION_KEYS_WITHOUT_EFFECT = (
-    "name", "checkpoint_every", "teacher_run", "round", "student_init", "output", "progress", "export", "retrieval", "tuned_params",
-    "searchpath", "allow_targets", "choices", "force", "accept_code",
+    "name", "checkpoint_every", "teacher_run", "paths", "round", "student_init", "output", "progress", "export", "retrieval",
+    "tuned_params", "searchpath", "allow_targets", "choices", "force", "accept_code",
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 
@@ -66,7 +66,7 @@ def call_part(part: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------------- hashes
-def config_hash(config: DictConfig, digests: Mapping[str, str]) -> str:
+def config_hash(config: DictConfig, digests: Mapping[str, str], without: Sequence[str] = ()) -> str:
     """Twelve hexadecimal digits that identify a federated run by everything that can change its result.
 
     Keys without an effect and paths are left out. The failure policy is included only if it may drop clients.
@@ -74,9 +74,10 @@ def config_hash(config: DictConfig, digests: Mapping[str, str]) -> str:
     Args:
         config: configuration of the run.
         digests: hash of the content of each data set and file, by name.
+        without: further keys that are left out.
     """
     node = to_dict(config)
-    kept = {key: value for key, value in node.items() if key not in RUN_KEYS_WITHOUT_EFFECT}
+    kept = {key: value for key, value in node.items() if key not in RUN_KEYS_WITHOUT_EFFECT and key not in without}
     if config.on_client_failure == "drop":
         kept["on_client_failure"] = "drop"
     kept |= {part: without_paths(kept[part]) for part in ("data", "partition", "systems", "public_data")}

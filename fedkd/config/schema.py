@@ -138,6 +138,7 @@ class Distillation:
         seed: root of all randomness of the student's training, any integer.
         teacher_run: folder of a finished run that provides the teacher and the data: the global model of a federated run, or the student
             of a distillation; null: train a teacher first.
+        paths: where files of ``teacher_run`` are now, by key. Words such as ``data.root=FOLDER`` or ``partition.path=FILE`` set it.
         round: round of the checkpoint of ``teacher_run``; null: the run must be finished.
         teacher_kind: ``global_model``; or ``client_ensemble``: the mean logits of the clients' models.
         num_classes: use only the first this many classes, >= 2; null: all.
@@ -182,6 +183,7 @@ class Distillation:
     name: str
     seed: int
     teacher_run: str | None
+    paths: dict[str, Any]
     round: int | None
     teacher_kind: str
     num_classes: int | None

@@ -94,9 +94,9 @@ def _distillation():
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from simulations.distillation.runner import expand_model_key, run_distillation, with_distillation_choices
+    from simulations.distillation.runner import expand_words, run_distillation, with_distillation_choices
 
-    sys.argv[1:] = [expand_model_key(word) for word in sys.argv[1:]]
+    sys.argv[1:] = expand_words(sys.argv[1:])
 
     @hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
     def task(config: DictConfig) -> None:

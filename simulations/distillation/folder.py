@@ -40,8 +40,11 @@ class DistillationFolder(LockedFolder):
         """See :class:`LockedFolder`."""
         check_distillation_rows(self.path, done)
 
-    def begin(self) -> Progress | None:
+    def begin(self, digests: Mapping[str, str]) -> Progress | None:
         """Write the files that describe the training and remove all rows after the last checkpoint.
+
+        Args:
+            digests: hashes of the content of the data.
 
         Returns:
             The training at the last checkpoint. None if there is no checkpoint.
@@ -49,7 +52,7 @@ class DistillationFolder(LockedFolder):
         progress = None if self.header is None else read_progress(self.path)
         for name in ("metrics.csv", "flow.csv"):
             cut(self.path / name, -1 if progress is None else progress.epoch)
-        self.describe()
+        self.describe(digests)
         return progress
 
     def append_row(self, values: Mapping[str, float]) -> None:

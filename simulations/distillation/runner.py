@@ -118,7 +118,7 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
         StopRun: an observer ends the training, whose last epoch has a checkpoint.
     """
     config = setup.config
-    saved = folder.begin()
+    saved = folder.begin(setup.digests)
     counts, test_counts = (np.bincount(part.y.cpu().numpy(), minlength=setup.task.num_classes) for part in (setup.train, setup.test))
     write_data_record(folder.path, setup.task, counts[None], test_counts, setup.train.left_out)
     for line in data_warnings(setup.task, counts[None], test_counts, setup.train.left_out):
@@ -223,7 +223,7 @@ def compose_distillation(overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: a word is wrong, or two words contradict each other.
     """
-    overrides = [expand_model_key(override) for override in overrides]
+    overrides = expand_words(overrides)
     config = compose(overrides, "distill")
     return with_distillation_choices(config, dict(config.choices), overrides)
 
@@ -237,14 +237,31 @@ def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], ov
     config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()}, overrides)
     OmegaConf.set_struct(config, False)
     chosen = [override for override in overrides if override.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
-    chosen = [override for override in chosen if not override.startswith(("data.root=", "data.cache="))]
     if config.teacher_run is not None and chosen:
-        rule = "must be null where data or a teacher are chosen, because a run provides both"
+        rule = "must be null where data or a teacher are chosen, because a run provides both (data.root=FOLDER says where they are now)"
         raise ConfigError(f"teacher_run {rule}, got {config.teacher_run!r} with {', '.join(chosen)}")
     return config
 
 
-def expand_model_key(override: str) -> str:
-    """The override in Hydra's notation: ``teacher=resnet20`` becomes ``model@teacher=resnet20``, ``student`` likewise."""
-    key, sign, value = override.partition("=")
-    return f"model@{key}{sign}{value}" if key in ("teacher", "student") and sign else override
+MOVABLE = ("root", "path", "cache", "trace")
+"""Keys of a part that tell where files are."""
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """Overrides in Hydra's notation.
+
+    ``teacher=resnet20`` becomes ``model@teacher=resnet20``, ``student`` likewise. Where ``teacher_run`` is given, paths of the run's parts,
+    as ``data.root=/new``, become new places of its files in ``paths``.
+    """
+    from_run = any(word.startswith("teacher_run=") and word != "teacher_run=null" for word in words)
+    return [_expand(word, from_run) for word in words]
+
+
+def _expand(word: str, from_run: bool) -> str:
+    """One override in Hydra's notation."""
+    key, sign, value = word.partition("=")
+    if key in ("teacher", "student") and sign:
+        return f"model@{word}"
+    names = key.lstrip("+").split(".")
+    is_path = len(names) > 1 and names[0] in ("data", "partition", "public_data", "systems") and names[-1] in MOVABLE
+    return f"++paths.{'.'.join(names)}{sign}{value}" if from_run and is_path and sign else word

@@ -29,6 +29,8 @@ from simulations.distillation.prior_training import teacher_training_config
 from simulations.distillation.teachers import (
     Teacher,
     TeacherRun,
+    apply_paths,
+    check_same_data,
     federated_teacher,
     is_federated,
     pooled_data,
@@ -85,12 +87,17 @@ class Setup:
         """Twelve hexadecimal digits that identify the training: keys with an effect on the result, data, teacher and initial student."""
         keys = {str(key): value for key, value in plain(self.config).items()}
         kept = with_class_names({key: without_paths(value) for key, value in keys.items() if key not in DISTILLATION_KEYS_WITHOUT_EFFECT})
-        digests: dict[str, str | bool] = {"train": self.train.digest, "test": self.test.digest, "teacher": tensors_digest(teacher_tensors)}
+        digests: dict[str, str | bool] = {**self.digests, "teacher": tensors_digest(teacher_tensors)}
         digests |= {
             "run": self.config.teacher_run is not None,
             "start": tensors_digest(initial_tensors) if self.config.student_init else "",
         }
         return hashlib.sha256(json.dumps([kept, digests], sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Hashes of the content of the data."""
+        return {"train": self.train.digest, "test": self.test.digest}
 
     def on_device(self, teacher_tensors: Tensors) -> Tensors:
         """The teacher's tensors with the device and the type of this training. Empty if there is no teacher."""
@@ -209,8 +216,10 @@ def read_teacher_run(folder: Path, config: DictConfig) -> TeacherRun:
 
     Raises:
         ConfigError: the run cannot be used, or ``config`` chooses other data than the run's.
+        RunFolderError: the data are not those of the run.
     """
     run_config = read_finished_config(folder, config.round, config)
+    apply_paths(run_config, config.paths, folder)
     data_name, own_data = config.choices.pop("data", None), plain(config.data)
     config.data = run_config.data
     config.choices.data = run_config.choices.get("data", "data")
@@ -220,9 +229,11 @@ def read_teacher_run(folder: Path, config: DictConfig) -> TeacherRun:
     if is_federated(run_config):
         name = f"{run_config.choices.get('strategy', 'run')}'s {run_config.choices.get('model', 'model')}"
         simulation = build_simulation(OmegaConf.to_yaml(run_config, resolve=True))
+        check_same_data(folder, simulation.digests)
         return TeacherRun(pooled_data(simulation), federated_teacher(folder, run_config, config.teacher_kind), run_config.model, name)
     check_distillation(run_config)
     setup = make_setup(run_config)
+    check_same_data(folder, setup.digests)
     teacher = Teacher(setup.learner, read_trained_tensors(folder))
     return TeacherRun((setup.task, setup.train, setup.test), teacher, run_config.student, run_config.choices.get("student", "student"))
 

@@ -1,7 +1,8 @@
 """Teachers from finished runs: the global model or the client ensemble of a federated run, or the student of a distillation."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.distillation.methods.base import StudentModule
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, RunFolderError, require
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
@@ -79,6 +80,52 @@ def read_finished_config(folder: Path, server_round: int | None = None, user: Di
     searchpath, named = ([], []) if user is None else (user.searchpath, user.allow_targets)
     config.searchpath, config.allow_targets = searchpath, allowed_targets(config, named, searchpath)
     return config
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries with their dotted keys."""
+    for key, value in node.items():
+        if isinstance(value, Mapping | DictConfig):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def apply_paths(config: DictConfig, paths: Mapping[str, Any], folder: Path) -> None:
+    """Set the places where the files of a run are now.
+
+    Args:
+        config: the configuration of the run, which is changed. A teacher's run that is not where it was is looked for beside ``folder``.
+        paths: new paths by key, nested as in the configuration.
+        folder: the run folder.
+
+    Raises:
+        ConfigError: the run has no such key.
+    """
+    for key, value in leaves(paths):
+        known = OmegaConf.select(config, key) is not None or key == "data.cache"
+        require(known, key, f"must be a path of the run {folder}, which has none there; leave it out", value)
+        OmegaConf.update(config, key, str(Path(str(value)).expanduser().absolute()))
+    if "distiller" in config and config.teacher_run is not None:
+        before = Path(config.teacher_run)
+        beside = folder.absolute().parents[1] / before.parent.name / before.name
+        config.teacher_run = str(beside if not before.is_dir() and beside.is_dir() else before)
+        config.paths = dict(paths)
+
+
+def check_same_data(folder: Path, digests: Mapping[str, str]) -> None:
+    """Check that the data are those that the run was trained on, wherever they are now.
+
+    Raises:
+        RunFolderError: the content of a data set or file is another one.
+    """
+    try:
+        recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"environment.json must record the data of the run, got {type(error).__name__} in {folder}") from error
+    if changed := [name for name in sorted({*recorded, *digests}) if recorded.get(name) != digests.get(name)]:
+        keys = "data.root=FOLDER (partition.path=FILE, systems.trace=FILE) names them"
+        raise RunFolderError(f"teacher_run must find the data of the run {folder}, got other content of {', '.join(changed)}; {keys}")
 
 
 def is_federated(config: DictConfig) -> bool:

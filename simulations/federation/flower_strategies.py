@@ -107,7 +107,7 @@ def start_flower_strategy(
             f"strategy._target_ must be a strategy of fedkd for a run that is resumed, got {name}, whose state is not saved; "
             f"force=true starts the run in {folder.path} again"
         )
-    folder.begin(partial(write_data_files, simulation), shift_rows(simulation))
+    folder.begin(partial(write_data_files, simulation), shift_rows(simulation), simulation.digests)
     watching.begin(folder.path, 1)
     counting = PolicyGrid(grid, simulation.federation())
     with make_progress(config, 1) as progress, (simulation.seed / "foreign").globally():

@@ -10,6 +10,7 @@ from fedkd.data.client_shift import Shift
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.partition.common import label_counts, write_partition
+from fedkd.strategy import Strategy
 from fedkd.types import LeftOut, Task
 from simulations.run_folder.data_record import data_warnings, write_data_record
 from simulations.run_folder.folder import RunFolder
@@ -25,7 +26,8 @@ def open_folder(simulation: Simulation) -> RunFolder:
     Raises:
         ConfigError: the folder cannot be written, or another process is writing it.
     """
-    return RunFolder(simulation.config, simulation.hash, simulation.task.num_classes)
+    series = simulation.series if isinstance(simulation.flower_strategy, Strategy) else ""
+    return RunFolder(simulation.config, simulation.hash, simulation.task.num_classes, series)
 
 
 def write_data_files(simulation: Simulation, path: Path) -> None:

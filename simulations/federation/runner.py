@@ -145,7 +145,7 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
         StopRun: an observer ends the run, whose last round has a checkpoint.
     """
     config, strategy = simulation.config, simulation.strategy
-    last = folder.begin(partial(write_data_files, simulation), shift_rows(simulation))
+    last = folder.begin(partial(write_data_files, simulation), shift_rows(simulation), simulation.digests)
     if last is not None:
         grid.client_states = {client: serialization.to_record(state) for client, state in last.client_states.items()}
     strategy.federation = simulation.federation()

@@ -19,6 +19,7 @@ from simulations.run_folder.completeness import check_federated_rows
 from simulations.run_folder.csv_rows import append, cut, header_of, widen
 from simulations.run_folder.environment import current_commit, environment, read_commit, write_tuned_params
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
+from simulations.run_folder.series import begin_from_series
 from simulations.run_folder.source_code import check_code, earlier_packages, listed
 
 
@@ -122,9 +123,14 @@ class LockedFolder:
         note = f" (by other code: {listed(self.changed)} changed since)" if self.changed else note
         return f"already finished, skipped{note}"
 
-    def describe(self) -> None:
-        """Write ``config.yaml`` and ``environment.json``. A run that goes on with other code keeps the record of the earlier code."""
+    def describe(self, digests: Mapping[str, str]) -> None:
+        """Write ``config.yaml`` and ``environment.json``. A run that goes on with other code keeps the record of the earlier code.
+
+        Args:
+            digests: hashes of the content of data sets and files, by name.
+        """
         content = environment(self.config, [] if self.header is None else earlier_packages(self.path, self.config))
+        content["data"] = dict(digests)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
         write_atomically(self.path / "environment.json", (json.dumps(content, indent=1) + "\n").encode())
 
@@ -157,27 +163,37 @@ class RunFolder(LockedFolder):
         config: the resolved configuration.
         key: the hash of the run.
         num_classes: C, for the columns of accuracies per class.
+        series: the hash without the number of rounds. A run without a checkpoint goes on from another run of its series. Empty: it does
+            not, as the state of the strategy is not saved.
     """
 
-    def __init__(self, config: DictConfig, key: str, num_classes: int) -> None:
+    def __init__(self, config: DictConfig, key: str, num_classes: int, series: str = "") -> None:
         super().__init__(config, key)
-        self.num_classes = num_classes
+        self.num_classes, self.series = num_classes, series
+        if self.header is None and series and not config.force:
+            taken = begin_from_series(self.path, key, series, config)
+            if taken is not None:
+                self.header = read_header(self.path)
+                print(f"going on from round {taken[1]} of the same run with other rounds, {taken[0]}", file=sys.stderr, flush=True)
 
     def check_rows(self, done: int) -> None:
         """See :class:`LockedFolder`."""
         check_federated_rows(self.path, done, may_drop=self.config.on_client_failure == "drop")
 
-    def begin(self, save_partition: Callable[[Path], None], shift_rows: Sequence[Mapping[str, object]]) -> Checkpoint | None:
+    def begin(
+        self, save_partition: Callable[[Path], None], shift_rows: Sequence[Mapping[str, object]], digests: Mapping[str, str]
+    ) -> Checkpoint | None:
         """Write the files that describe the run, cut all rows after the checkpoint, and return the checkpoint if there is one.
 
         Args:
             save_partition: writes ``partition.npz`` to the path that it is given.
             shift_rows: rows of ``shift.csv``; empty where no client's data are shifted.
+            digests: hashes of the content of data sets and files, by name.
         """
         done = 0 if self.header is None else int(str(self.header["round"]))
         for name in ("metrics.csv", "clients.csv", "generator.csv", "latents.csv"):
             cut(self.path / name, done)
-        self.describe()
+        self.describe(digests)
         save_partition(self.path / "partition.npz")
         if shift_rows:
             (self.path / "shift.csv").unlink(missing_ok=True)
@@ -222,5 +238,5 @@ class RunFolder(LockedFolder):
         self, server_round: int, state: State, client_states: Mapping[int, State], simulated_seconds: float, name: str = "checkpoint"
     ) -> None:
         """The state after ``server_round``, atomically, as ``<name>.safetensors`` and ``<name>.json``."""
-        checkpoint = Checkpoint(server_round, self.key, state, client_states, simulated_seconds)
+        checkpoint = Checkpoint(server_round, self.key, state, client_states, simulated_seconds, self.series)
         write_checkpoint(self.path, checkpoint, self.config.rounds, name)

@@ -113,6 +113,16 @@ class Simulation:
     @cached_property
     def hash(self) -> str:
         """The hash that identifies the run, see :func:`fedkd.config.build.config_hash`."""
+        return config_hash(self.config, self.digests)
+
+    @cached_property
+    def series(self) -> str:
+        """The hash without the number of rounds. Runs of one series have the same first rounds."""
+        return config_hash(self.config, self.digests, without=("rounds",))
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Hashes of the content of data, partition, and trace."""
         indices = hashlib.sha256()
         for index in (*self.partition.train, *self.partition.test):
             indices.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
@@ -121,7 +131,7 @@ class Simulation:
             digests["public_data"] = self.client_data.public_data.digest
         if self.devices.trace:
             digests["trace"] = hashlib.sha256(json.dumps(self.devices.trace).encode()).hexdigest()
-        return config_hash(self.config, digests)
+        return digests
 
     def client(self, number: int, server_round: int, *, testing: bool = False) -> Client:
         """One client in one round.
