@@ -1,14 +1,15 @@
 """Checkpoints: the state of a run in a safetensors file, which is written atomically and describes itself in its header."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 
-from fedkd.errors import RunFolderError
+from fedkd.errors import DivergedError, RunFolderError
 from fedkd.files import NO_CHECKSUM, SCHEMA_VERSION, embedded_header, seal, verify, write_atomically
 from fedkd.types import State, Tensors, flatten, unflatten
 
@@ -52,6 +53,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: st
         name: file name without suffix.
 
     Raises:
+        DivergedError: the state is not finite, and the checkpoint that it would replace is. That checkpoint remains.
         OSError: the files cannot be written.
     """
     tensors = {f"{SERVER}|{key}": value for key, value in flatten(checkpoint.state).items()}
@@ -60,10 +62,32 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: st
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "series": checkpoint.series}
     header |= {"finished": checkpoint.round == rounds, "simulated_seconds": checkpoint.simulated_seconds}
     header |= {"schema": SCHEMA_VERSION, "sha256": NO_CHECKSUM}
+    if infinite := [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
+        header["infinite"] = infinite
+        refuse_to_poison(folder, name, infinite)
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"fedkd": json.dumps(header)})
     content, header["sha256"] = seal(content)
     write_atomically(folder / f"{name}.safetensors", content, folder / f"{PREVIOUS}.safetensors" if name == LAST else None)
     write_header(folder, header, name)
+
+
+def refuse_to_poison(folder: Path, name: str, infinite: Sequence[str]) -> None:
+    """Refuse to write a state that is not finite over one that is.
+
+    Args:
+        folder: the run folder.
+        name: file name of the checkpoint without suffix.
+        infinite: names of the tensors that hold NaN or infinity.
+
+    Raises:
+        DivergedError: the checkpoint in the folder holds finite values under one of these names.
+    """
+    before = read_header(folder, name)
+    if before is not None and (new := [key for key in infinite if key not in before.get("infinite", [])]):
+        raise DivergedError(
+            f"{new[0]!r} of the state must be finite, got NaN or infinity: lower the learning rate; "
+            f"the checkpoint of round {before['round']} is kept"
+        )
 
 
 def write_header(folder: Path, header: Mapping[str, Any], name: str = LAST) -> None:

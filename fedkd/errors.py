@@ -17,11 +17,33 @@ class RunFolderError(FedkdError, ValueError):
 
 
 class ClientFailure(FedkdError, RuntimeError):
-    """A client failed, and the run's failure policy does not allow the run to continue."""
+    """A client failed, and the run's failure policy does not allow the run to continue.
+
+    Args:
+        message: what failed.
+        is_transient: the same command may succeed, as after a worker process that ended or a timeout.
+    """
+
+    def __init__(self, message: str, is_transient: bool = False) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
 
 
 class DivergedError(FedkdError, FloatingPointError):
-    """Training diverged: the loss is no longer finite."""
+    """Training diverged: a loss or a state is no longer finite.
+
+    Args:
+        message: where, and the remedy.
+        round: the server round or the epoch, 1, 2, ...; None where it is not known.
+        client: the client; None where the server or a student diverged.
+        loss: the loss that is not finite; None where it is not known.
+    """
+
+    def __init__(self, message: str, *, round: int | None = None, client: int | None = None, loss: float | None = None) -> None:
+        super().__init__(message)
+        self.round, self.client, self.loss = round, client, loss
+        self.folder: str | None = None
+        """The run folder in which the divergence is recorded; None where it is not recorded yet."""
 
 
 class StopRun(FedkdError):

@@ -7,15 +7,17 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.metrics.accuracy import Score
-from fedkd.training.batch import Batches
+from fedkd.training.batch import Batch, Batches
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Update
 from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen
@@ -59,6 +61,53 @@ class FailingClients(FedAvg):
         if server_round == 2:
             fail_if_planned(Path(self.folder) / str(client.id))
         return super().prepare_batches(client, batches, broadcast, client_state, server_round)
+
+
+@dataclass(kw_only=True)
+class BadUpdates(FedAvg):
+    """FedAvg in which client 3 sends a bad update in round 2.
+
+    Args:
+        kind: ``not_finite``: its model is not finite. ``loss``: its loss is not finite. ``diverges``: its training diverges. ``many``
+            and ``negative``: it claims impossible numbers of examples. ``shape``: a tensor has another shape. ``evaluation``: it claims
+            impossible scores.
+    """
+
+    kind: str
+
+    def prepare_batches(
+        self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
+    ) -> dict[str, Tensor]:
+        """The factor of each step's loss."""
+        bad = (client.id, server_round, self.kind) == (3, 2, "diverges")
+        return {"factor": torch.full((len(batches),), float("nan") if bad else 1.0, dtype=client.dtype)}
+
+    def loss(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
+        """FedAvg's loss times the factor."""
+        loss, metrics = super().loss(model, batch, broadcast, client_state)
+        return loss * batch.factor, metrics
+
+    def train(self, client: Client, broadcast: State, client_state: State | None, server_round: int) -> tuple[Update, State]:
+        """Spoil the update of client 3 in round 2."""
+        update, kept = super().train(client, broadcast, client_state, server_round)
+        return (self.spoil(update), kept) if (client.id, server_round) == (3, 2) and client.num_steps > 1 else (update, kept)
+
+    def spoil(self, update: Update) -> Update:
+        """A bad version of ``update``."""
+        model = update.state["model"]
+        first = next(iter(model))
+        if self.kind == "not_finite":
+            return replace(update, state={"model": {**model, first: model[first] * float("nan")}})
+        if self.kind == "shape":
+            return replace(update, state={"model": {**model, first: model[first][..., None]}})
+        if self.kind == "loss":
+            return replace(update, metrics={"loss": float("inf")})
+        return replace(update, num_examples={"many": 10**15, "negative": -5}.get(self.kind, update.num_examples))
+
+    def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
+        """Spoil the score of client 3."""
+        score = super().evaluate(client, broadcast, client_state, batch_size)
+        return replace(score, correct=score.total + 1) if (client.id, self.kind) == (3, "evaluation") else score
 
 
 @dataclass(kw_only=True)

@@ -166,7 +166,7 @@ def test_the_search_for_circles_finds_one():
 
 def test_in_the_library_flower_hydra_and_ray_have_one_place_each():
     library = {module for module in MODULES if module.startswith(("fedkd", "strategies"))}
-    places = {"fedkd.federation.messaging", "fedkd.federation.server_loop", "fedkd.federation.serialization"}
+    places = {f"fedkd.federation.{name}" for name in ("messaging", "server_loop", "serialization", "update_check")}
     assert users("flwr") & library == places
     assert (users("hydra") | users("omegaconf")) & library <= {f"fedkd.config.{name}" for name in ("build", "targets", "validation")}
     assert users("ray") == {"simulations.engine.ray_cluster", "simulations.engine.worker"}

@@ -46,6 +46,8 @@ class Run:
         on_client_failure: what follows a failure of a client: ``raise`` ends the run, ``retry`` trains the client again, ``drop``
             continues without its update.
         retries: attempts after the first one where ``on_client_failure`` is ``retry``, >= 0.
+        max_update_norm: largest L2 norm of a client's update, > 0. Of tensors that the server has sent, the change counts. An update with
+            a larger norm is a failure of its client. null: no bound.
         timeout: seconds that one phase of a round may take, > 0.
         checkpoint_every: rounds between two checkpoints, >= 1; the last round always writes one.
         output: folder of the run folders.
@@ -91,6 +93,7 @@ class Run:
     device: str
     on_client_failure: str
     retries: int
+    max_update_norm: float | None
     timeout: float
     checkpoint_every: int
     output: str

@@ -102,7 +102,8 @@ class Training:
         try:
             fitted = self.fit(progress, batches)
         except FloatingPointError as error:
-            raise DivergedError(self.find_divergence(progress, batches)) from error
+            loss = getattr(error, "loss", None)
+            raise DivergedError(self.find_divergence(progress, batches), round=progress.epoch + 1, loss=loss) from error
         means = {name: value / len(batches) for name, value in fitted.metric_sums.items()}
         return Progress(progress.epoch + 1, fitted.tensors, fitted.optimizer, pool.state), {**means, **pool.metrics}
 

@@ -5,7 +5,7 @@ This module creates and reads messages and contains no algorithm. :class:`fedkd.
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,9 +16,11 @@ from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
+from fedkd.errors import DivergedError
 from fedkd.federation import serialization
-from fedkd.federation.messaging import Federation, PendingReplies, collect_replies, round_timing, start_sending
+from fedkd.federation.messaging import FailedReply, Federation, PendingReplies, collect_replies, round_timing, start_sending
 from fedkd.federation.server import Server
+from fedkd.federation.update_check import unsound_names
 from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics
 from fedkd.training.functional_model import keep_frozen
 from fedkd.types import Metrics, State, Update
@@ -38,7 +40,7 @@ class Round:
         seconds: wall-clock time in seconds of the phases ``local_training``, ``server`` and ``evaluation``.
         train_replies: the training replies that the server has aggregated.
         evaluate_replies: the clients' evaluation replies. Empty in a round without evaluation.
-        num_failures: clients that failed, counted in each attempt.
+        failures: the failures of clients by phase, ``training`` and ``evaluation``. Each attempt is one.
         num_dropouts: sampled clients that dropped out.
         num_missed_deadline: clients whose update arrived after the deadline.
         simulated_seconds: simulated time in seconds since the beginning of the run.
@@ -52,12 +54,17 @@ class Round:
     seconds: dict[str, float]
     train_replies: Sequence[Message]
     evaluate_replies: Sequence[Message]
-    num_failures: int
+    failures: dict[str, list[FailedReply]]
     num_dropouts: int
     num_missed_deadline: int
     simulated_seconds: float
     uplink_bytes: int
     downlink_bytes: int
+
+    @property
+    def num_failures(self) -> int:
+        """The number of failures of clients, counted in each attempt."""
+        return sum(map(len, self.failures.values()))
 
 
 @dataclass(frozen=True)
@@ -235,9 +242,11 @@ class ServerLoop(FlowerStrategy):
 
         Raises:
             ClientFailure: a client failed, and the policy does not allow the run to continue.
+            DivergedError: a loss or the server's state is no longer finite. All rounds before have been passed to ``on_round``.
         """
         federation = self.federation
         arrays = serialization.to_record(self.init_server(federation.server)) if initial_arrays is None else initial_arrays
+        infinite = frozenset(unsound_names(serialization.to_arrays(arrays)))
         result = Result()
         result.arrays = arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
@@ -258,11 +267,11 @@ class ServerLoop(FlowerStrategy):
                 training = start_sending(grid, messages, timeout)
             finish_round()  # the previous round, while the clients of this round train
             with timed(seconds, "local_training"):
-                replies, num_failures = collect_replies(grid, messages, timeout, number, federation, training)
+                replies, failures = collect_replies(grid, messages, timeout, number, federation, training)
             timing = round_timing(federation.devices, number, len(self._cohort), messages, replies)
             simulated_seconds += timing.seconds
             replies = [reply for reply in replies if reply.metadata.src_node_id not in timing.late]
-            with timed(seconds, "server"):
+            with timed(seconds, "server"), divergence_of_server(number):
                 aggregated = self.aggregate_replies(number, replies)
                 if hasattr(grid, "commit"):
                     grid.commit(reply.metadata.src_node_id for reply in replies)
@@ -275,11 +284,12 @@ class ServerLoop(FlowerStrategy):
                     evaluate_messages = list(self.configure_evaluate(number, state, evaluate_config, grid))
                     evaluating = start_sending(grid, evaluate_messages, timeout)
                     global_metrics = evaluate_fn(number, state) if evaluate_fn else None
-            with timed(seconds, "server"):
+            with timed(seconds, "server"), divergence_of_server(number):
                 arrays, metrics = self.train_server(aggregated)
+                check_finite(arrays, infinite)
             done = Round(
-                number, arrays, dict(metrics), seconds, replies, [], num_failures, len(self._cohort) - len(messages), len(timing.late),
-                simulated_seconds, serialization.payload_bytes(replies), serialization.payload_bytes(messages),
+                number, arrays, dict(metrics), seconds, replies, [], {"training": failures}, len(self._cohort) - len(messages),
+                len(timing.late), simulated_seconds, serialization.payload_bytes(replies), serialization.payload_bytes(messages),
             )  # fmt: skip
             pending = PendingEvaluation(done, evaluate_messages, evaluating, global_metrics)
         finish_round()
@@ -296,10 +306,34 @@ class ServerLoop(FlowerStrategy):
         """
         done, scores = pending.result, MetricRecord()
         with timed(done.seconds, "evaluation"):
-            replies, num_failures = collect_replies(grid, pending.messages, timeout, done.number, self.federation, pending.replies)
+            replies, failures = collect_replies(grid, pending.messages, timeout, done.number, self.federation, pending.replies)
             scores.update((pending.global_metrics() if callable(pending.global_metrics) else pending.global_metrics) or {})
             scores.update(self.aggregate_evaluate(done.number, replies) or {})
-        return replace(done, evaluate_replies=replies, num_failures=done.num_failures + num_failures), scores
+        return replace(done, evaluate_replies=replies, failures={**done.failures, "evaluation": failures}), scores
+
+
+def check_finite(arrays: ArrayRecord, infinite: Container[str]) -> None:
+    """Reject a state of the server with NaN or infinity.
+
+    Args:
+        arrays: the state.
+        infinite: names of tensors that were not finite before the first round, and need not be finite now.
+
+    Raises:
+        DivergedError: naming the tensor.
+    """
+    if bad := [name for name in unsound_names(serialization.to_arrays(arrays)) if name not in infinite]:
+        raise DivergedError(f"{bad[0]!r} of the server's state must be finite, got NaN or infinity: lower the learning rate")
+
+
+@contextmanager
+def divergence_of_server(server_round: int) -> Iterator[None]:
+    """Say in a ``DivergedError`` of the block that the server diverged, and in which round."""
+    try:
+        yield
+    except FloatingPointError as error:
+        loss = getattr(error, "loss", None)
+        raise DivergedError(f"the server diverged in round {server_round}: {error}", round=server_round, loss=loss) from error
 
 
 @contextmanager

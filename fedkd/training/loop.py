@@ -247,7 +247,8 @@ def check_finite(sums: Metrics, num_steps: int) -> Metrics:
         DivergedError: it is not.
     """
     if sums and not torch.isfinite(sums["loss"]):
-        raise DivergedError(f"the loss is no longer finite after {num_steps} steps (sum {sums['loss'].item()}): lower the learning rate")
+        total = sums["loss"].item()
+        raise DivergedError(f"the loss is no longer finite after {num_steps} steps (sum {total}): lower the learning rate", loss=total)
     return sums
 
 

@@ -33,9 +33,14 @@ def exit_code(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, StopRun):
         return OK, f"stopped: {_line(error)}"
     if isinstance(error, ClientFailure):
-        return FAILED, f"error: {_line(error)}\nAll rounds up to the last checkpoint are on disk; run the same command to continue."
+        return FAILED, f"error: {_line(error)}\n{_advice_after_failure(error)}"
     if isinstance(error, FloatingPointError):  # DivergedError is of this kind too
-        return FAILED, f"error: {_line(error)}\nThe last checkpoint, if there is one, is on disk."
+        folder = getattr(error, "folder", None)
+        place = f" in {folder}" if folder else " on disk"
+        return (
+            FAILED,
+            f"error: {_line(error)}\nThe same command would diverge again. The last sound checkpoint, if there is one, is{place}.",
+        )
     if any(one.__module__.partition(".")[0] in ("hydra", "omegaconf") for one in type(error).__mro__) and isinstance(error, Exception):
         return WRONG, f"error: {_line(explain(error))}"
     if isinstance(error, ValueError):  # ConfigError and RunFolderError are of this kind too
@@ -62,6 +67,16 @@ def one_line_errors() -> Iterator[None]:
         code, text = found
         print(text, file=sys.stderr, flush=True)
         sys.exit(code)
+
+
+def _advice_after_failure(error: ClientFailure) -> str:
+    """What helps after a failure of a client: the same command only where the failure may have been an accident."""
+    if error.is_transient:
+        return "All rounds up to the last checkpoint are on disk; run the same command to continue."
+    return (
+        "All rounds up to the last checkpoint are on disk. The client would fail again: remove the cause, then run the same command to "
+        "continue, or leave such clients out with on_client_failure=drop."
+    )
 
 
 def _line(error: object) -> str:

@@ -6,12 +6,14 @@ A teacher is trained once: a second distillation with the same teacher finds it 
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,10 +21,10 @@ from fedkd.config.validation import check_distillation
 from fedkd.distillation.student_training import Progress, Training
 from fedkd.errors import ConfigError, DivergedError, StopRun
 from fedkd.metrics.parameter_path import parameter_path_length
-from fedkd.types import Tensors
+from fedkd.types import Tensors, flatten
 from simulations.config import apply_tuned_params, compose, make_absolute, with_choices
 from simulations.distillation.export import export_networks
-from simulations.distillation.folder import DistillationFolder, read_progress, read_rows, read_trained_tensors
+from simulations.distillation.folder import DistillationFolder, read_rows, read_trained_tensors
 from simulations.distillation.layer_information import layer_information
 from simulations.distillation.scores import evaluate_networks
 from simulations.distillation.setup import Setup, lr_factors, make_setup
@@ -31,6 +33,7 @@ from simulations.distillation.synthetic_images import save_synthetic_images
 from simulations.process import configure_process
 from simulations.progress import ProgressBar, configure_logging
 from simulations.run_folder.data_record import data_warnings, write_data_record
+from simulations.run_folder.divergence import recorded_divergence, refuse_to_repeat
 from simulations.run_folder.observers import Observers, RunObserver
 
 
@@ -52,7 +55,8 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
 
     Raises:
         ConfigError: the configuration is wrong. Nothing has been trained.
-        DivergedError: the loss is no longer finite. The last checkpoint remains.
+        DivergedError: the loss is no longer finite. The last checkpoint remains, and ``diverged.json`` records where. A training that has
+            diverged before is not repeated.
     """
     configure_logging()
     configure_process()
@@ -74,15 +78,14 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
             print(folder.skipped(), file=sys.stderr)
             add_missing_exports(setup, training, folder)
         else:
+            refuse_to_repeat(folder.path)
             try:
-                with Observers(observers) as watching:
+                with recorded_divergence(folder.path), named_divergence(label(config)), Observers(observers) as watching:
                     train(setup, training, folder, tensors, watching)
             except StopRun as reason:
                 print(f"stopped: {reason}", file=sys.stderr)
         print(f"{label(config)}: {summary(folder.path)}")
         print(f"run: {folder.path}", flush=True)
-    except FloatingPointError as error:
-        raise DivergedError(f"{label(config)}: {error}") from error
     finally:
         folder.release()
     return folder.path
@@ -92,17 +95,8 @@ def _run_and_wait(config: DictConfig) -> Path:
     return run_distillation(config, wait=True, prior=True)
 
 
-def write_results(setup: Setup, training: Training, progress: Progress, folder: DistillationFolder) -> None:
-    """Write the synthetic images and the networks of a training whose last checkpoint is written, so that a failure here costs nothing."""
-    save_synthetic_images(setup, training, progress, folder.path)
-    folder.write_models(export_networks(setup, training, progress.tensors, folder.path))
-
-
 def add_missing_exports(setup: Setup, training: Training, folder: DistillationFolder) -> None:
-    """Write what is missing of a finished training: all results, or the program or the retrieval scores that ``config`` requests."""
-    if not folder.model_columns():
-        write_results(setup, training, to_device(read_progress(folder.path), setup.config.device), folder)
-        return
+    """Write the exported program or the retrieval scores of a finished training, if ``config`` requests them and they are missing."""
     config, has_retrieval = setup.config, "precision_at_100" in folder.model_columns()
     has_program = (folder.path / "student.pt2").exists()
     if (config.export and not has_program) or (config.retrieval and not has_retrieval):
@@ -129,6 +123,7 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
     else:
         progress = to_device(saved, config.device)
     factors = lr_factors(config)
+    infinite = infinite_names(progress)
     first, previous = student_parameters(setup, initial), student_parameters(setup, progress.tensors)
     # The length is read as it was written, so that a resumed training continues the same sum.
     path_length = float(read_rows(folder.path)[-1]["parameter_path_length"] or 0)
@@ -136,7 +131,14 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
     with ProgressBar(label(config), config.epochs, progress.epoch, config.progress, "epoch") as bar:
         while progress.epoch < config.epochs:
             started = time.perf_counter()
-            progress, terms = training.epoch(progress)
+            try:
+                trained, terms = training.epoch(progress)
+                check_finite_state(trained, infinite)
+            except FloatingPointError:
+                if progress.epoch % config.checkpoint_every:  # the last sound state is not on disk
+                    folder.write_checkpoint(progress)
+                raise
+            progress = trained
             values = {name: float(value) for name, value in terms.items()}
             lr = config.optimizer.lr * factors[progress.epoch - 1]
             row = {"epoch": progress.epoch, "train_loss": values.pop("loss"), "lr": lr, **values}
@@ -152,11 +154,12 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
                 if config.layer_information_images:
                     folder.append_layer_information(layer_information(setup, progress, training.teacher_tensors))
             folder.append_row(row)
+            if is_last:
+                save_synthetic_images(setup, training, progress, folder.path)
+                folder.write_models(export_networks(setup, training, progress.tensors, folder.path))
             is_due = progress.epoch % config.checkpoint_every == 0
             if is_due or is_last:
                 folder.write_checkpoint(progress)
-            if is_last:
-                write_results(setup, training, progress, folder)
             bar.advance(row)
             try:
                 watching.round(progress.epoch, row, [], partial(folder.write_checkpoint, progress))
@@ -189,7 +192,38 @@ def check_finite(scores: Mapping[str, float], epoch: int) -> None:
     """
     if bad := [name for name, value in scores.items() if not math.isfinite(value)]:
         where = f"after the last step of epoch {epoch}, where {', '.join(bad)} is {scores[bad[0]]}"
-        raise DivergedError(f"the loss is no longer finite {where}: lower the learning rate")
+        raise DivergedError(f"the loss is no longer finite {where}: lower the learning rate", round=epoch, loss=scores[bad[0]])
+
+
+def infinite_names(progress: Progress) -> list[str]:
+    """The names of tensors with NaN or infinity in a training between two epochs."""
+    parts = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.source_state}
+    return [name for name, value in flatten(parts).items() if value.is_floating_point() and not torch.isfinite(value).all()]
+
+
+def check_finite_state(progress: Progress, infinite: Container[str]) -> None:
+    """Reject a training whose state an epoch has made useless, before a checkpoint is written.
+
+    Args:
+        progress: the training after the epoch.
+        infinite: names of tensors that were not finite at the start, and need not be finite now.
+
+    Raises:
+        DivergedError: another tensor is not finite.
+    """
+    if bad := [name for name in infinite_names(progress) if name not in infinite]:
+        where = f"after epoch {progress.epoch}, where {bad[0]!r} holds NaN or infinity"
+        raise DivergedError(f"the state is no longer finite {where}: lower the learning rate", round=progress.epoch)
+
+
+@contextmanager
+def named_divergence(name: str) -> Iterator[None]:
+    """Put the name of the training in front of the message of a ``DivergedError`` of the block."""
+    try:
+        yield
+    except FloatingPointError as error:
+        round_and_loss = {key: getattr(error, key, None) for key in ("round", "loss")}
+        raise DivergedError(f"{name}: {error}", **round_and_loss) from error
 
 
 def student_parameters(setup: Setup, tensors: Tensors) -> Tensors:

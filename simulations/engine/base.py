@@ -19,9 +19,10 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedkd.federation import serialization
+from fedkd.federation.messaging import WORKER_LOST
 from fedkd.metrics.accuracy import Score
 from fedkd.types import Output
-from simulations.engine.client_work import WORKER_LOST, Assignment, Work
+from simulations.engine.client_work import Assignment, Work
 from simulations.engine.flower_compat import set_task_identity
 from simulations.engine.worker import ClientResults, assign_chunks, clients_of
 from simulations.setup.evaluation import score_global_test
@@ -159,6 +160,10 @@ class ClientGrid(BlockingGrid):
         states = self._uncommitted
         self.client_states.update(states if clients is None else {client: states[client] for client in clients if client in states})
         self._uncommitted.clear()
+
+    def new_client_state(self, client: int) -> ArrayRecord | None:
+        """The client's new state, which has not taken effect yet. None if there is none."""
+        return self._uncommitted.get(client)
 
     def get_node_ids(self) -> list[int]:
         """The clients 0..N-1."""

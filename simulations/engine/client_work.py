@@ -8,6 +8,7 @@ for the one client that is hosted by the node, whose state stays in the node's c
 import os
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -16,9 +17,10 @@ from typing import cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, DivergedError
 from fedkd.federation import serialization
 from fedkd.federation.client import Client
+from fedkd.federation.messaging import CLIENT_RAISED, DIVERGED
 from fedkd.metrics.accuracy import Score
 from fedkd.strategy import Strategy
 from fedkd.types import State, Tensors, Update
@@ -26,9 +28,6 @@ from simulations.process import configure_process
 from simulations.setup.simulation import Simulation, build_simulation, simulation_from_overrides
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
-
-CLIENT_RAISED, WORKER_LOST, TIMED_OUT = 2, 0, 3
-"""Codes of error replies: a client raised an exception, its worker process ended, or the timeout passed. Flower defines the first two."""
 
 WORK = "work"
 """Name of the record with the chunks of clients that a worker processes."""
@@ -107,7 +106,8 @@ def run_chunks(
 ) -> dict[int, RecordDict]:
     """Process the chunks of one worker, one after the other.
 
-    An exception in a chunk becomes an error record of all its clients. The failure policy of the run decides what follows.
+    An exception in a chunk becomes an error record of all its clients. The failure policy of the run decides what follows. Where a client
+    of a chunk diverges, its clients train once more one by one, so that only the client that diverges fails.
 
     Args:
         work_function: :func:`train_chunk` or :func:`evaluate_chunk`.
@@ -121,14 +121,26 @@ def run_chunks(
     configure_process()
     simulation = build_simulation(work.config)
     broadcast, replies = decode_broadcast(simulation, content), dict[int, RecordDict]()
-    for chunk in work.assignment:
+    chunks = deque(work.assignment)
+    while chunks:
+        chunk = chunks.popleft()
         try:
             results = work_function(simulation, content, broadcast, [client_states.get(client) for client in chunk], chunk)
+        except FloatingPointError as error:
+            if len(chunk) > 1:
+                chunks.extendleft([client] for client in reversed(chunk))
+                continue
+            loss = f"{error.loss} " if isinstance(error, DivergedError) and error.loss is not None else ""
+            results = [error_reply(DIVERGED, f"{loss}{error}")]
         except Exception:
-            error = ConfigRecord({"code": CLIENT_RAISED, "reason": traceback.format_exc()})
-            results = [RecordDict({"error": error})] * len(chunk)
+            results = [error_reply(CLIENT_RAISED, traceback.format_exc())] * len(chunk)
         replies.update(zip(chunk, results))
     return replies
+
+
+def error_reply(code: int, reason: str) -> RecordDict:
+    """The records of a client that failed."""
+    return RecordDict({"error": ConfigRecord({"code": code, "reason": reason})})
 
 
 def decode_broadcast(simulation: Simulation, content: RecordDict) -> State | None:
@@ -222,11 +234,6 @@ def score_metrics(score: Score) -> MetricRecord:
     })  # fmt: skip
 
 
-def client_strategy_of_flower() -> Strategy:
-    """What the clients of Flower's strategies do: they train as in FedAvg."""
-    return FedAvg(batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all")
-
-
 def flower_strategy_parts(simulation: Simulation, content: RecordDict) -> tuple[str, Tensors, Strategy]:
     """How a client takes part in one of Flower's strategies: it trains as in FedAvg, or as in FedProx if the message has ``proximal-mu``.
 
@@ -241,7 +248,7 @@ def flower_strategy_parts(simulation: Simulation, content: RecordDict) -> tuple[
         raise ConfigError(f"a message of one of Flower's strategies must have one ArrayRecord, got {[name, *dict(others)]}")
     mu = content.config_records["config"].get("proximal-mu")
     if mu is None:
-        strategy: Strategy = client_strategy_of_flower()
+        strategy: Strategy = FedAvg(batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all")
     else:
         strategy = FedProx(
             batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all",

@@ -17,11 +17,12 @@ from torch import Tensor
 from fedkd.config.build import call_part
 from fedkd.errors import require
 from fedkd.federation import serialization
+from fedkd.federation.messaging import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from fedkd.metrics.accuracy import Score
 from fedkd.types import Output
 from simulations.engine import record_tables
 from simulations.engine.base import ClientGrid, PendingResults
-from simulations.engine.client_work import CLIENT_RAISED, TIMED_OUT, WORKER_LOST, Assignment
+from simulations.engine.client_work import Assignment
 from simulations.engine.ray_cluster import MAX_DIRECT_BYTES, acquire_actors, release_actors, start_ray
 from simulations.engine.worker import ClientResults, clients_of, parse_errors, pickle_model, split_into_requests
 from simulations.process import cores

@@ -17,9 +17,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
 from torch import Tensor, nn
 
 from fedkd.federation import serialization
+from fedkd.federation.messaging import CLIENT_RAISED
 from fedkd.metrics.accuracy import Score
 from simulations.engine import record_tables
-from simulations.engine.client_work import CLIENT_RAISED, WORK, Assignment, Work, WorkFunction, evaluate_chunk, run_chunks, train_chunk
+from simulations.engine.client_work import WORK, Assignment, Work, WorkFunction, evaluate_chunk, run_chunks, train_chunk
 from simulations.engine.flower_compat import set_task_identity
 from simulations.process import configure_process
 from simulations.setup.evaluation import score_global_test

@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 from fedkd.errors import ConfigError, StopRun
 from fedkd.federation import serialization
 from fedkd.federation.aggregation import assemble_model
-from fedkd.federation.messaging import Federation, collect_replies, round_timing
+from fedkd.federation.messaging import FailedReply, Federation, collect_replies, round_timing
 from simulations.engine.base import ClientGrid
-from simulations.federation.round_records import shift_rows, write_data_files
+from simulations.federation.round_records import check_finite_loss, failure_notes, shift_rows, write_data_files
 from simulations.progress import MakeProgress
 from simulations.run_folder.folder import RunFolder
 from simulations.run_folder.observers import Observers
@@ -37,7 +37,8 @@ class PolicyGrid(Grid):
 
     def reset(self) -> None:
         """Start to count the traffic and the failures of a new round."""
-        self.begin, self.num_failures, self.num_clients_aggregated = time.perf_counter(), 0, 0
+        self.begin, self.num_clients_aggregated = time.perf_counter(), 0
+        self.failures: list[FailedReply] = []
         self.uplink_bytes, self.downlink_bytes = 0, 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -50,8 +51,8 @@ class PolicyGrid(Grid):
         if not messages:
             return []
         server_round = serialization.server_round_of(messages[0].content)
-        replies, num_failures = collect_replies(self._inner, messages, timeout, server_round, self._federation)
-        self.num_failures += num_failures
+        replies, failures = collect_replies(self._inner, messages, timeout, server_round, self._federation)
+        self.failures += failures
         if messages[0].metadata.message_type == "train":
             self.uplink_bytes, self.downlink_bytes = serialization.payload_bytes(replies), serialization.payload_bytes(messages)
             self.num_clients_aggregated = len(replies)
@@ -99,6 +100,7 @@ def start_flower_strategy(
     Raises:
         ConfigError: the folder holds rows of an earlier run that was interrupted, or an observer stops the run.
         ClientFailure: a client failed, and the policy does not allow the run to continue.
+        DivergedError: a loss or the model is no longer finite.
     """
     config, strategy = simulation.config, simulation.flower_strategy
     if (folder.path / "metrics.csv").exists():
@@ -120,12 +122,15 @@ def start_flower_strategy(
                     **evaluate_round(simulation, server_round, arrays),
                     "uplink_bytes": counting.uplink_bytes,
                     "downlink_bytes": counting.downlink_bytes,
-                    "num_failures": counting.num_failures,
+                    "num_failures": len(counting.failures),
                     "num_clients_aggregated": counting.num_clients_aggregated,
                     "num_dropouts": 0,
                     "num_missed_deadline": 0,
                     "simulated_seconds": counting.simulated_seconds,
                 }
+                check_finite_loss(row)
+                notes = failure_notes({"training": counting.failures})
+                folder.client_rows([{"round": server_round, "client_id": k, "trained": 0, "failure": notes[k]} for k in sorted(notes)])
                 folder.row(row)
                 progress.advance(row)
                 call_observers(server_round, arrays, row)

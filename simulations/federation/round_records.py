@@ -1,13 +1,16 @@
 """Rows of a run folder's files, made from a simulation and its finished rounds."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedkd.config.build import build
 from fedkd.data.client_shift import Shift
+from fedkd.errors import DivergedError
 from fedkd.federation import serialization
+from fedkd.federation.messaging import FailedReply
 from fedkd.federation.server_loop import Round
 from fedkd.partition.common import label_counts, write_partition
 from fedkd.strategy import Strategy
@@ -66,12 +69,31 @@ def metrics_row(done: Round) -> dict[str, float]:
     }
 
 
+def check_finite_loss(row: Mapping[str, float]) -> None:
+    """Reject a round whose global model is useless.
+
+    Args:
+        row: the row of ``metrics.csv``.
+
+    Raises:
+        DivergedError: the loss on the global test set is not finite.
+    """
+    if not math.isfinite(loss := row.get("global_test_loss", 0.0)):
+        number = int(row["round"])
+        text = f"the global model diverged in round {number}: its loss on the test set must be finite, got {loss}: lower the learning rate"
+        raise DivergedError(text, round=number, loss=loss)
+
+
 def client_rows(simulation: Simulation, done: Round) -> list[Row]:
-    """A round as rows of ``clients.csv``: all clients if the round was evaluated, otherwise those whose updates were aggregated."""
+    """A round as rows of ``clients.csv``: all clients if the round was evaluated, otherwise those that trained or failed.
+
+    Only clients that failed have the column ``failure``: the phase and the reason of each failure.
+    """
     losses = {reply.metadata.src_node_id: serialization.metrics_of(reply.content)["loss"] for reply in done.train_replies}
     counts = evaluation_counts(done)
+    failures = failure_notes(done.failures)
     rows = []
-    for client in sorted({*losses, *counts}):
+    for client in sorted({*losses, *counts, *failures}):
         num_test_examples, num_correct = counts.get(client, (0, 0))
         row: Row = {
             "round": done.number,
@@ -85,8 +107,25 @@ def client_rows(simulation: Simulation, done: Round) -> list[Row]:
             row["train_loss"] = losses[client]
         if num_test_examples:
             row["local_test_accuracy"] = num_correct / num_test_examples
+        if client in failures:
+            row["failure"] = failures[client]
         rows.append(row)
     return rows
+
+
+def failure_notes(failures: Mapping[str, Sequence[FailedReply]]) -> dict[int, str]:
+    """``training: <reason>`` by client, with each reason once. Clients that did not fail have no entry.
+
+    Args:
+        failures: the failures of each phase.
+    """
+    notes: dict[int, list[str]] = {}
+    for phase, failed in failures.items():
+        for failure in failed:
+            note = f"{phase}: {failure.line}"
+            if note not in notes.setdefault(failure.client, []):
+                notes[failure.client].append(note)
+    return {client: "; ".join(lines) for client, lines in notes.items()}
 
 
 def evaluation_counts(done: Round) -> dict[int, tuple[int, int]]:

@@ -5,7 +5,8 @@ A finished run is skipped, and an interrupted run continues from its last checkp
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
-from fedkd.errors import StopRun, require
+from fedkd.errors import StopRun
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.strategy import Strategy
@@ -23,13 +24,21 @@ from fedkd.types import State
 from simulations.config import apply_tuned_params, make_absolute
 from simulations.engine.base import ClientGrid
 from simulations.engine.flower_compat import silence_flower
-from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
-from simulations.federation.dry_step import check_training
+from simulations.engine.vmap_tuning import choose_clients_per_vmap
 from simulations.federation.final_distillation import check_final_distillation, distill_global_model, is_distillation_round
 from simulations.federation.flower_strategies import start_flower_strategy
-from simulations.federation.round_records import client_rows, metrics_row, open_folder, shift_rows, warnings_of, write_data_files
+from simulations.federation.round_records import (
+    check_finite_loss,
+    client_rows,
+    metrics_row,
+    open_folder,
+    shift_rows,
+    warnings_of,
+    write_data_files,
+)
 from simulations.process import configure_process
 from simulations.progress import MakeProgress, configure_logging, round_progress, summary_line
+from simulations.run_folder.divergence import recorded_divergence, refuse_to_repeat
 from simulations.run_folder.folder import RunFolder
 from simulations.run_folder.observers import Observers, RunObserver
 from simulations.run_folder.tensorboard import EventWriter, check_tensorboard
@@ -57,7 +66,8 @@ def run_federation(
     Raises:
         ConfigError: the configuration is wrong. Nothing has been run.
         ClientFailure: a client failed, and the policy does not allow the run to continue. All rounds before are on disk.
-        DivergedError: a loss on the server is not finite. All rounds before are on disk.
+        DivergedError: a loss or a state is not finite. All rounds before are on disk, and ``diverged.json`` records where. A run that has
+            diverged before is not repeated.
     """
     silence_flower()
     configure_logging()
@@ -76,12 +86,13 @@ def run_federation(
         if folder.finished:
             print(folder.skipped(), file=sys.stderr)
         else:
+            refuse_to_repeat(folder.path)
             for line in warnings_of(simulation):
                 print(line, file=sys.stderr)
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
-                with Observers([*observers, *([EventWriter()] if config.tensorboard else [])]) as watching:
-                    check_training(simulation)
+                watched = [*observers, *([EventWriter()] if config.tensorboard else [])]
+                with recorded_divergence(folder.path), Observers(watched) as watching:
                     if isinstance(simulation.flower_strategy, Strategy):
                         grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
                         run_strategy(simulation, folder, grid, make_progress, watching)
@@ -108,19 +119,10 @@ def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid
 
     With ``clients_per_vmap=auto`` the first call of a run times several numbers and stores its choice in the run folder. A resumed run
     keeps this choice, as another one would change rounding.
-
-    Raises:
-        ConfigError: a number > 1 is configured, and the network or the loss cannot be batched.
     """
-    size, obstacle = simulation.config.clients_per_vmap, vmap_obstacle(simulation)
-    if size != "auto":
-        require(size == 1 or obstacle is None, "clients_per_vmap", f"must be 1 or auto, as torch.vmap cannot batch {obstacle}", size)
-        return size
+    if simulation.config.clients_per_vmap != "auto":
+        return simulation.config.clients_per_vmap
     choice = folder.vmap_choice()
-    if choice is None and obstacle is not None:
-        folder.write_vmap_choice({"clients_per_vmap": 1, "ms_per_client_step": {}})
-        print(f"clients per vmap: 1, as torch.vmap cannot batch {obstacle}", file=sys.stderr, flush=True)
-        return 1
     if choice is None:
         number, milliseconds = choose_clients_per_vmap(simulation, grid.num_workers)
         folder.write_vmap_choice({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
@@ -153,27 +155,27 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
     if last is not None and is_distillation_round(config, last.round):
         distill_global_model(simulation, folder.path, last.round)
     watching.begin(folder.path, first)
-    with make_progress(config, first) as progress:
+    unsaved: list[Callable[[], None]] = []  # writes the checkpoint of the last round, where no checkpoint was due
+    with make_progress(config, first) as progress, keep_last_round(unsaved):
 
         def on_round(done: Round) -> None:
             clients, row = client_rows(simulation, done), metrics_row(done)
+            check_finite_loss(row)
             folder.client_rows(clients)
             folder.row(row)
-
-            def save(name: str = "checkpoint") -> None:
-                state = serialization.from_record(done.arrays)
-                folder.checkpoint(done.number, state, decode_client_states(grid), done.simulated_seconds, name)
-
             if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
                 from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
 
-                try:
-                    folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
-                except Exception:
-                    save()  # diagnostics that fail must not cost the trained model
-                    raise
+                folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
+
+            client_states = dict(grid.client_states)
+
+            def save(name: str = "checkpoint") -> None:
+                states = {client: serialization.from_record(record) for client, record in sorted(client_states.items())}
+                folder.checkpoint(done.number, serialization.from_record(done.arrays), states, done.simulated_seconds, name)
 
             is_last, is_due = done.number == config.rounds, done.number % config.checkpoint_every == 0
+            unsaved[:] = [] if is_due or is_last else [save]
             if is_due or is_last:
                 save()
             if is_distillation_round(config, done.number):
@@ -197,6 +199,17 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
             simulated_seconds=0.0 if last is None else last.simulated_seconds,
             on_round=on_round,
         )
+
+
+@contextmanager
+def keep_last_round(unsaved: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Call ``unsaved`` where training diverges in the block, so that the last sound state is on disk."""
+    try:
+        yield
+    except FloatingPointError:
+        for save in unsaved:
+            save()
+        raise
 
 
 def decode_client_states(grid: ClientGrid, device: str = "cpu") -> dict[int, State]:

@@ -225,8 +225,16 @@ class RunFolder(LockedFolder):
         append(path, columns, [values])
 
     def client_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Append rows to ``clients.csv`` and flush."""
-        append(self.path / "clients.csv", CLIENT_COLUMNS, rows)
+        """Append rows, if there are any, to ``clients.csv`` and flush. The first failure of a client adds the column ``failure``."""
+        if not rows:
+            return
+        path = self.path / "clients.csv"
+        header = header_of(path) or list(CLIENT_COLUMNS)
+        if "failure" not in header and any("failure" in row for row in rows):
+            header = [*header, "failure"]
+            if path.exists():
+                widen(path, header)
+        append(path, header, rows)
 
     def generator_rows(self, rows: Sequence[Mapping[str, object]], points: Sequence[Mapping[str, object]]) -> None:
         """Append rows to ``generator.csv`` and ``latents.csv`` and flush."""

@@ -282,7 +282,8 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
     if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
         raise RunFolderError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
     each = [set(rows) for _, rows in clients.groupby("round")["client_id"]]
-    if clients.duplicated(["round", "client_id"]).any() or any(one != each[0] for one in each):
+    may_differ = "num_failures" in metrics and metrics["num_failures"].any()  # a client whose evaluation failed has no accuracy
+    if clients.duplicated(["round", "client_id"]).any() or (not may_differ and any(one != each[0] for one in each)):
         raise RunFolderError("corrupt: clients.csv must hold the same clients, each once, in every evaluated round")
 
 

@@ -8,7 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +24,7 @@ from fedkd.federation.client import Client
 from fedkd.federation.messaging import Federation
 from fedkd.federation.server import Server
 from fedkd.federation.system_heterogeneity import Devices
+from fedkd.federation.update_check import ReplyCheck
 from fedkd.models.base import Classifier
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
@@ -36,6 +37,7 @@ from simulations.config import compose
 from simulations.overrides import extend_sys_path
 from simulations.setup.clients import ClientData, Network, make_client_data, make_networks
 from simulations.setup.compatibility import check_compatibility, make_run_devices
+from simulations.setup.expected_updates import expected_model, expected_update
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,21 @@ class Simulation:
             on_client_failure=config.on_client_failure,
             retries=config.retries,
             evaluate_every=config.evaluation.every,
+            check=self.reply_check(),
+        )
+
+    def reply_check(self) -> ReplyCheck:
+        """The check of all replies of clients."""
+        strategy, data = self.flower_strategy, self.client_data
+        expect = (
+            partial(expected_update, strategy, self.client) if isinstance(strategy, Strategy) else partial(expected_model, self.initial)
+        )
+        return ReplyCheck(
+            expect,
+            [network.name for network in self.networks],
+            [len(examples) for examples in data.train],
+            [len(examples) for examples in data.local_test],
+            self.config.max_update_norm,
         )
 
 

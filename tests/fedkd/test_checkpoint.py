@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedkd.checkpoint import PREVIOUS, Checkpoint, read_checkpoint, read_header, write_checkpoint
-from fedkd.errors import RunFolderError
+from fedkd.errors import DivergedError, RunFolderError
 from fedkd.files import SCHEMA_VERSION
 from tests.small_runs import same_tensors
 
@@ -26,6 +26,25 @@ def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
     back = read_checkpoint(tmp_path)
     assert (back.round, back.config, back.simulated_seconds) == (3, "abc", 0.1 + 0.2) and list(back.client_states) == [2, 11]
     assert same_tensors(back.state, STATE) and same_tensors(dict(back.client_states), CLIENT_STATES)
+
+
+def test_a_state_that_is_not_finite_does_not_replace_one_that_is(tmp_path):
+    for part in ("server", "client"):
+        write_checkpoint(tmp_path, Checkpoint(3, "abc", STATE, CLIENT_STATES), rounds=9)
+        before = (tmp_path / "checkpoint.safetensors").read_bytes(), (tmp_path / "checkpoint.json").read_bytes()
+        bad = {"model": {**STATE["model"], "fc.weight": torch.full((3, 4), float("inf"))}}
+        poisoned = Checkpoint(4, "abc", bad, CLIENT_STATES) if part == "server" else Checkpoint(4, "abc", STATE, {11: bad})
+        with pytest.raises(DivergedError, match=r"fc.weight' of the state must be finite.*the checkpoint of round 3 is kept"):
+            write_checkpoint(tmp_path, poisoned, rounds=9)
+        assert before == ((tmp_path / "checkpoint.safetensors").read_bytes(), (tmp_path / "checkpoint.json").read_bytes())
+
+
+def test_a_state_may_hold_infinity_where_it_always_has(tmp_path):
+    """Such as the mask of an attention layer."""
+    state = {"model": {"mask": torch.tensor([0.0, float("-inf")])}}
+    for number in (1, 2):
+        write_checkpoint(tmp_path, Checkpoint(number, "abc", state, {}), rounds=9)
+    assert read_checkpoint(tmp_path).round == 2 and same_tensors(read_checkpoint(tmp_path).state, state)
 
 
 def test_the_header_describes_the_checkpoint(tmp_path):

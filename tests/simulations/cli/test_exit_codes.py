@@ -15,8 +15,9 @@ from simulations.cli.main import cli
     [
         (ConfigError("rounds must be >= 1, got 0"), 2, "error: rounds must be >= 1, got 0"),
         (RunFolderError("unfinished: no metrics.csv"), 2, "error: unfinished"),
-        (ClientFailure("client 3 failed"), 1, "run the same command"),
-        (DivergedError("the loss is no longer finite"), 1, "The last checkpoint, if there is one, is on disk."),
+        (ClientFailure("client 3 failed"), 1, "remove the cause"),
+        (ClientFailure("client 3 failed", is_transient=True), 1, "on disk; run the same command to continue"),
+        (DivergedError("the loss is no longer finite"), 1, "The same command would diverge again."),
         (StopRun("early stopping"), 0, "stopped: early stopping"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/metrics.csv"), 1, "output must be a folder that can be written, got '/x/"),

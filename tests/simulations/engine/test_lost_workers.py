@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord
 from omegaconf import OmegaConf
 
 from fedkd.federation import serialization
+from fedkd.federation.messaging import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.config import compose
-from simulations.engine.client_work import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
 from simulations.setup.simulation import build_simulation

@@ -9,11 +9,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedkd.federation.messaging import CLIENT_RAISED
 from fedkd.federation.serialization import to_array_record
 from fedkd.models.cnn import FedGenCNN
 from fedkd.models.ensemble import Ensemble
 from fedkd.types import Task
-from simulations.engine.client_work import CLIENT_RAISED
 from simulations.engine.record_tables import pack, unpack
 from simulations.engine.worker import pickle_model
 from tests.small_runs import same_tensors
