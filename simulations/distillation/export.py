@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,23 @@ def save_network(
     if not program:
         return paths[:2]
     load(network, tensors)
-    on_cpu = deepcopy(network).cpu().eval()  # the program needs no GPU, wherever the network was trained
-    example = torch.zeros(2, *description["shape"], dtype=next(on_cpu.parameters()).dtype)
-    exported = torch.export.export(Logits(on_cpu).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported = export_program(network, description["shape"])
     temporary = folder / f".{name}.pt2"  # torch warns of other suffixes
     torch.export.save(exported, temporary)
     temporary.replace(paths[2])
     return paths
+
+
+def export_program(network: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
+    """The program of a network, from images [B, channels, height, width] to logits [B, classes], for the CPU and for any B.
+
+    Args:
+        network: the network, on any device.
+        shape: channels, height and width.
+    """
+    on_cpu = deepcopy(network).cpu().eval()  # the program needs no GPU, wherever the network was trained
+    example = torch.zeros(2, *shape, dtype=next(on_cpu.parameters()).dtype)
+    return torch.export.export(Logits(on_cpu).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from fedkd.metrics.parameter_path import parameter_path_length
 from fedkd.types import Tensors, flatten
 from simulations.config import apply_tuned_params, compose, make_absolute, with_choices
 from simulations.distillation.export import export_networks
-from simulations.distillation.folder import DistillationFolder, read_rows, read_trained_tensors
+from simulations.distillation.folder import DistillationFolder, read_progress, read_rows, read_trained_tensors
 from simulations.distillation.layer_information import layer_information
 from simulations.distillation.scores import evaluate_networks
 from simulations.distillation.setup import Setup, lr_factors, make_setup
@@ -95,8 +95,17 @@ def _run_and_wait(config: DictConfig) -> Path:
     return run_distillation(config, wait=True, prior=True)
 
 
+def write_results(setup: Setup, training: Training, progress: Progress, folder: DistillationFolder) -> None:
+    """Write the synthetic images and the networks of a training whose last checkpoint is written, so that a failure here costs nothing."""
+    save_synthetic_images(setup, training, progress, folder.path)
+    folder.write_models(export_networks(setup, training, progress.tensors, folder.path))
+
+
 def add_missing_exports(setup: Setup, training: Training, folder: DistillationFolder) -> None:
-    """Write the exported program or the retrieval scores of a finished training, if ``config`` requests them and they are missing."""
+    """Write what is missing of a finished training: all results, or the program or the retrieval scores that ``config`` requests."""
+    if not folder.model_columns():
+        write_results(setup, training, to_device(read_progress(folder.path), setup.config.device), folder)
+        return
     config, has_retrieval = setup.config, "precision_at_100" in folder.model_columns()
     has_program = (folder.path / "student.pt2").exists()
     if (config.export and not has_program) or (config.retrieval and not has_retrieval):
@@ -154,12 +163,11 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
                 if config.layer_information_images:
                     folder.append_layer_information(layer_information(setup, progress, training.teacher_tensors))
             folder.append_row(row)
-            if is_last:
-                save_synthetic_images(setup, training, progress, folder.path)
-                folder.write_models(export_networks(setup, training, progress.tensors, folder.path))
             is_due = progress.epoch % config.checkpoint_every == 0
             if is_due or is_last:
                 folder.write_checkpoint(progress)
+            if is_last:
+                write_results(setup, training, progress, folder)
             bar.advance(row)
             try:
                 watching.round(progress.epoch, row, [], partial(folder.write_checkpoint, progress))

@@ -18,6 +18,7 @@ from fedkd.distillation.methods.base import Distiller, StudentModule, TeacherStu
 from fedkd.distillation.student_training import Training
 from fedkd.errors import ConfigError, require
 from fedkd.models.base import Classifier
+from fedkd.models.construction import make_classifier
 from fedkd.seed import Seed
 from fedkd.training.functional_model import snapshot
 from fedkd.training.loop import Execution
@@ -240,7 +241,7 @@ def read_teacher_run(folder: Path, config: DictConfig) -> TeacherRun:
 def network_factory(config: DictConfig, part: str, task: Task) -> Callable[..., Classifier]:
     """A function ``(**changes) -> network`` that builds the network of a part, with other arguments if given."""
     network = build(config, part)
-    return lambda **changes: call_part(part, partial(network, **changes), task)
+    return lambda **changes: call_part(part, make_classifier, partial(network, **changes), task)
 
 
 def check_teacher_output(teacher: StudentModule, task: Task) -> None:

@@ -234,6 +234,11 @@ def score_metrics(score: Score) -> MetricRecord:
     })  # fmt: skip
 
 
+def client_strategy_of_flower() -> Strategy:
+    """What the clients of Flower's strategies do: they train as in FedAvg."""
+    return FedAvg(batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all")
+
+
 def flower_strategy_parts(simulation: Simulation, content: RecordDict) -> tuple[str, Tensors, Strategy]:
     """How a client takes part in one of Flower's strategies: it trains as in FedAvg, or as in FedProx if the message has ``proximal-mu``.
 
@@ -248,7 +253,7 @@ def flower_strategy_parts(simulation: Simulation, content: RecordDict) -> tuple[
         raise ConfigError(f"a message of one of Flower's strategies must have one ArrayRecord, got {[name, *dict(others)]}")
     mu = content.config_records["config"].get("proximal-mu")
     if mu is None:
-        strategy: Strategy = FedAvg(batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all")
+        strategy: Strategy = client_strategy_of_flower()
     else:
         strategy = FedProx(
             batchnorm="averaged", aggregation="examples", lr_schedule="constant", lr_decay=1.0, shared_layers="all",

@@ -9,7 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from fedkd.federation.client import Client
+from fedkd.models.construction import first_line
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import State
 from simulations.process import configure_process
@@ -61,6 +64,36 @@ def choose_clients_per_vmap(simulation: Simulation, num_workers: int) -> tuple[i
         if median[number] * MIN_SPEEDUP < median[chosen]:
             chosen = number
     return chosen, {str(number): round(value, 4) for number, value in median.items()}
+
+
+def vmap_obstacle(simulation: Simulation) -> str | None:
+    """The network that ``torch.vmap`` cannot batch with the run's loss, and why; None if there is none.
+
+    Two copies of one client train for one step on two examples. Networks with dropout layers train one client at a time anyway.
+    """
+    configure_process()
+    strategy, config = simulation.strategy, simulation.config
+    if config.clients_per_vmap == 1 or config.clients_per_round == 1:
+        return None
+    sizes = [len(examples) for examples in simulation.client_data.train]
+    clients = {network.name: number for number, network in enumerate(simulation.networks) if sizes[number] > 0}
+    state = strategy.init_server(simulation.federation().server)
+    broadcast = {part: tensors for part, tensors in state.items() if part in strategy.broadcast_parts}
+    for name, number in clients.items():
+        client = simulation.client(number, 1)
+        examples = client.data.subset(torch.arange(min(2, len(client.data))))
+        client = replace(client, data=examples, num_steps=1, execution=replace(client.execution, compile=False))
+        if has_randomness(client.model):
+            continue
+        try:
+            with (simulation.seed / "dry").globally():
+                strategy.train_clients([client, client], broadcast, [None, None], 1)
+        except FloatingPointError:
+            continue
+        except Exception as error:
+            name_of_strategy = config.choices.get("strategy", config.strategy["_target_"])
+            return f"{name} with strategy {name_of_strategy} ({type(error).__name__}: {first_line(error)})"
+    return None
 
 
 def largest_group(simulation: Simulation) -> list[Client]:

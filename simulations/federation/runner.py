@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.build import build, call_part
 from fedkd.config.validation import check_run
-from fedkd.errors import StopRun
+from fedkd.errors import StopRun, require
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.strategy import Strategy
@@ -24,7 +24,8 @@ from fedkd.types import State
 from simulations.config import apply_tuned_params, make_absolute
 from simulations.engine.base import ClientGrid
 from simulations.engine.flower_compat import silence_flower
-from simulations.engine.vmap_tuning import choose_clients_per_vmap
+from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
+from simulations.federation.dry_step import check_training
 from simulations.federation.final_distillation import check_final_distillation, distill_global_model, is_distillation_round
 from simulations.federation.flower_strategies import start_flower_strategy
 from simulations.federation.round_records import (
@@ -93,6 +94,7 @@ def run_federation(
             try:
                 watched = [*observers, *([EventWriter()] if config.tensorboard else [])]
                 with recorded_divergence(folder.path), Observers(watched) as watching:
+                    check_training(simulation)
                     if isinstance(simulation.flower_strategy, Strategy):
                         grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
                         run_strategy(simulation, folder, grid, make_progress, watching)
@@ -119,10 +121,19 @@ def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid
 
     With ``clients_per_vmap=auto`` the first call of a run times several numbers and stores its choice in the run folder. A resumed run
     keeps this choice, as another one would change rounding.
+
+    Raises:
+        ConfigError: a number > 1 is configured, and the network or the loss cannot be batched.
     """
-    if simulation.config.clients_per_vmap != "auto":
-        return simulation.config.clients_per_vmap
+    size, obstacle = simulation.config.clients_per_vmap, vmap_obstacle(simulation)
+    if size != "auto":
+        require(size == 1 or obstacle is None, "clients_per_vmap", f"must be 1 or auto, as torch.vmap cannot batch {obstacle}", size)
+        return size
     choice = folder.vmap_choice()
+    if choice is None and obstacle is not None:
+        folder.write_vmap_choice({"clients_per_vmap": 1, "ms_per_client_step": {}})
+        print(f"clients per vmap: 1, as torch.vmap cannot batch {obstacle}", file=sys.stderr, flush=True)
+        return 1
     if choice is None:
         number, milliseconds = choose_clients_per_vmap(simulation, grid.num_workers)
         folder.write_vmap_choice({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
@@ -163,16 +174,21 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
             check_finite_loss(row)
             folder.client_rows(clients)
             folder.row(row)
-            if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
-                from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
-
-                folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
 
             client_states = dict(grid.client_states)
 
             def save(name: str = "checkpoint") -> None:
                 states = {client: serialization.from_record(record) for client, record in sorted(client_states.items())}
                 folder.checkpoint(done.number, serialization.from_record(done.arrays), states, done.simulated_seconds, name)
+
+            if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
+                from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
+
+                try:
+                    folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
+                except Exception:
+                    save()  # diagnostics that fail must not cost the trained model
+                    raise
 
             is_last, is_due = done.number == config.rounds, done.number % config.checkpoint_every == 0
             unsaved[:] = [] if is_due or is_last else [save]

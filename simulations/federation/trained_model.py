@@ -15,6 +15,7 @@ from fedkd.checkpoint import Checkpoint, read_checkpoint
 from fedkd.config.build import build, call_part
 from fedkd.errors import ConfigError, RunFolderError
 from fedkd.federation.aggregation import assemble_model
+from fedkd.models.construction import make_classifier
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import load
 from fedkd.types import Task
@@ -80,7 +81,8 @@ def _student(config: DictConfig, last: Checkpoint, folder: Path, checkpoint: str
         task = Task(
             "student", tuple(about["shape"]), about["num_classes"], tuple(about["class_names"]), tuple(about["mean"]), tuple(about["std"])
         )
-        student = call_part("student", build(OmegaConf.create({"student": about["network"]}), "student"), task).to(dtype=dtype_of(config))
+        factory = build(OmegaConf.create({"student": about["network"]}), "student")
+        student = call_part("student", make_classifier, factory, task).to(dtype=dtype_of(config))
         load(student, load_file(folder / "student.safetensors"))
         return student.eval()
     setup = make_setup(config)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from fedkd.config.build import build, call_part
 from fedkd.errors import require
 from fedkd.models.base import Classifier
+from fedkd.models.construction import make_classifier
 from fedkd.models.heterogeneous import HeterogeneousModels
 from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
@@ -119,6 +120,6 @@ def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed
     networks = {}
     for name, make_model in factories.items():
         with seeds[name].globally():
-            model = call_part("model", make_model, task).to(config.device, dtype)
+            model = call_part("model", make_classifier, make_model, task).to(config.device, dtype)
         networks[name] = Network(name, model, snapshot(model))
     return [networks[name] for name in assigned], next(iter(networks.values()))

@@ -1,6 +1,6 @@
 """Online ensemble: networks of decreasing width train together and learn from their mean logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -43,6 +43,13 @@ class Members(StudentModule):
         self.method.adapters = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(narrow, wide, 1) for narrow, wide in zip(each, widths, strict=True)) for each in narrow_widths
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Members":
+        """Also for the stems of the narrower networks, which are not registered, so that their device and type are those of the rest."""
+        super()._apply(fn, recurse)
+        for network in self.whole:
+            network.stages[0][0]._apply(fn, recurse)
+        return self
 
     def forward(self, x: Tensor) -> list[Output]:  # type: ignore[override]  # several students
         """One Output per member, widest first."""

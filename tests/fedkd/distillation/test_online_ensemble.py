@@ -11,6 +11,7 @@ from fedkd.distillation.methods.online_ensemble import Members
 from fedkd.distillation.student_training import Progress
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.resnet import ResNet
+from fedkd.training.functional_model import load
 from fedkd.types import Task
 from simulations.distillation.scores import evaluate_networks
 from simulations.distillation.setup import Setup, make_setup
@@ -154,3 +155,13 @@ def test_official_warm():
     third, _ = training.epoch(second)
     without, _ = training.epoch(replace(second, optimizer={}))
     assert not all(torch.equal(without.tensors[name], value) for name, value in third.tensors.items()), "and not after the second"
+
+
+def test_all_parts_of_a_member_have_the_type_of_the_training():
+    """Also the stems of the narrower members, which no training reads, so that all members can be evaluated and saved."""
+    setup = ensemble_setup("precision=float64")
+    x = first_examples(setup).x
+    for network, tensors in setup.distiller.networks(setup.learner, setup.initial_tensors).values():
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
+        load(network, tensors)
+        assert network.eval()(x).logits.dtype == torch.float64

@@ -110,3 +110,18 @@ def test_a_learning_rate_that_is_too_large_is_an_error_with_epoch_and_term(tmp_p
     assert first.startswith("error: resnet8 by none on real digits, seed 0: the loss is no longer finite in step ")
     assert first.endswith("where ce is nan: lower the learning rate")
     assert second.startswith("The same command would diverge again. The last sound checkpoint, if there is one, is in ")
+
+
+def test_results_that_fail_keep_the_training_and_are_written_by_the_same_command(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("the export fails")
+
+    config = small_distillation("none", tmp_path, "epochs=1")
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="the export fails"):
+        broken.setattr(runner, "export_networks", fail)
+        run_distillation(config)
+    (checkpoint,) = tmp_path.rglob("checkpoint.safetensors")
+    trained = checkpoint.read_bytes()
+    folder = run_distillation(small_distillation("none", tmp_path, "epochs=1"))
+    assert checkpoint == folder / "checkpoint.safetensors" and checkpoint.read_bytes() == trained
+    assert (folder / "models.csv").is_file() and (folder / "student.safetensors").is_file()

@@ -1,0 +1,122 @@
+"""One step of every architecture of a run on two examples, before the first round. What cannot train is refused in one line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from fedkd.config.build import OWN_PACKAGES
+from fedkd.errors import ConfigError, FedkdError
+from fedkd.federation.client import Client
+from fedkd.models.construction import first_line
+from fedkd.strategy import Strategy
+from fedkd.training.functional_model import load, trained_names
+from fedkd.types import State
+from simulations.distillation.export import export_program
+from simulations.engine.client_work import client_strategy_of_flower
+from simulations.setup.simulation import Simulation
+
+
+def check_training(simulation: Simulation) -> None:
+    """Evaluate and train one client of each architecture, for one step on two examples. No random stream is changed.
+
+    A network of the user's that ``torch.export`` cannot read can train. A warning says that it has no program.
+
+    Raises:
+        ConfigError: a network cannot be evaluated or trained.
+    """
+    sizes = [len(examples) for examples in simulation.client_data.train]
+    clients = {network.name: number for number, network in reversed(list(enumerate(simulation.networks))) if sizes[number] > 0}
+    with (simulation.seed / "dry").globally():
+        for number in clients.values():
+            client = tiny_client(simulation, number)
+            with in_one_line(simulation, client, "evaluate"):
+                check_output(client)
+            with in_one_line(simulation, client, "train"):
+                check_step(simulation, client)
+            warn_of_export(client)
+
+
+def tiny_client(simulation: Simulation, number: int) -> Client:
+    """A client of round 1 with one local step on two of its examples, or on one if it has no more. Nothing is compiled."""
+    client = simulation.client(number, 1)
+    examples = client.data.subset(torch.arange(min(2, len(client.data))))
+    return replace(client, data=examples, num_steps=1, execution=replace(client.execution, compile=False))
+
+
+def initial_broadcast(simulation: Simulation) -> tuple[Strategy, State]:
+    """The strategy that the clients follow, and its broadcast in the first round. Clients of Flower's strategies train as in FedAvg."""
+    strategy = simulation.flower_strategy
+    if not isinstance(strategy, Strategy):
+        return client_strategy_of_flower(), {"model": simulation.initial}
+    state = strategy.init_server(simulation.federation().server)
+    return strategy, {part: tensors for part, tensors in state.items() if part in strategy.broadcast_parts}
+
+
+def check_output(client: Client) -> None:
+    """Check what a network returns in eval mode, for two images and for one.
+
+    Raises:
+        ConfigError: the output has another type or shape than an Output.
+    """
+    load(client.model, client.initial)
+    model, classes, size = client.model.eval(), client.task.num_classes, client.model.embedding_size
+    for number in (2, 1):
+        with torch.no_grad():
+            output = model(client.data.images(torch.zeros(number, dtype=torch.int64, device=client.device), client.dtype))
+        got = {name: list(getattr(output, name).shape) for name in ("logits", "embedding") if hasattr(output, name)}
+        if got != (expected := {"logits": [number, classes], "embedding": [number, size]}):
+            kind = f"{got or type(output).__name__} from {client.architecture}"
+            raise ConfigError(f"model must return an Output with the shapes {expected} for {number} images, got {kind}")
+
+
+def check_step(simulation: Simulation, client: Client) -> None:
+    """Train a client for one step.
+
+    Raises:
+        ConfigError: the network has no parameter that is trained.
+    """
+    if not trained_names(client.model):
+        raise ConfigError(f"model must have a parameter that is trained, got {client.architecture}, whose parameters are all frozen")
+    strategy, broadcast = initial_broadcast(simulation)
+    strategy.train(client, broadcast, None, 1)
+
+
+@contextmanager
+def in_one_line(simulation: Simulation, client: Client, what: str) -> Iterator[None]:
+    """A context in which an exception of a network or a loss becomes one line. Divergence is left to the rounds.
+
+    Args:
+        simulation: the simulation of the run.
+        client: the client.
+        what: ``evaluate`` or ``train``.
+
+    Raises:
+        ConfigError: the block raised an exception.
+    """
+    try:
+        yield
+    except FloatingPointError:
+        return
+    except FedkdError:
+        raise
+    except Exception as error:
+        config = simulation.config
+        strategy = config.choices.get("strategy", config.strategy["_target_"])
+        rule = f"must be a network that strategy {strategy} can {what}"
+        text = f"{client.architecture}, which raises {type(error).__name__} on {len(client.data)} examples: {first_line(error)}"
+        raise ConfigError(f"model {rule}, got {text}") from error
+
+
+def warn_of_export(client: Client) -> None:
+    """Say which network of the user's ``torch.export`` cannot read. Networks of fedkd and torch can be exported."""
+    packages = {type(module).__module__.partition(".")[0] for module in client.model.modules()}
+    if packages <= {"torch", "torchvision", *OWN_PACKAGES}:
+        return
+    try:
+        export_program(client.model, client.task.shape)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        print(f"warning: {client.architecture} has no program when it is exported, as torch.export raises {reason}", file=sys.stderr)
