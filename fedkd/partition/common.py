@@ -1,12 +1,13 @@
 """Steps that partitions share: checks, drawing sizes, assigning examples, local test sets, label counts, and writing a file."""
 
-import os
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedkd.errors import ConfigError, require
+from fedkd.files import write_atomically
 from fedkd.types import Partition
 
 
@@ -186,10 +187,6 @@ def write_partition(partition: Partition, path: str | Path, train_labels: np.nda
     arrays = {f"{part}_{k:0{width}d}": index for part in ("train", "test") for k, index in enumerate(getattr(partition, part))}
     arrays["counts"] = label_counts(partition.train, train_labels, num_classes)
     arrays["test_counts"] = label_counts(partition.test, test_labels, num_classes)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(path, content.getvalue())

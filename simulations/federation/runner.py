@@ -138,7 +138,9 @@ def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid
         number, milliseconds = choose_clients_per_vmap(simulation, grid.num_workers)
         folder.write_vmap_choice({"clients_per_vmap": number, "ms_per_client_step": milliseconds})
         times = ", ".join(f"{each}: {value:.2f}" for each, value in milliseconds.items())
-        print(f"clients per vmap: {number} ({f'ms per client step: {times}' if times else 'only choice'})", file=sys.stderr, flush=True)
+        measured = f"ms per client step: {times}" if times else "only choice"
+        remark = f"another number changes rounding; clients_per_vmap={number} repeats this run to the last digit"
+        print(f"clients per vmap: {number} ({measured}); {remark}", file=sys.stderr, flush=True)
         return number
     return int(str(choice["clients_per_vmap"]))
 

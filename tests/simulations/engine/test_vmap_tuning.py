@@ -68,6 +68,8 @@ def test_choice_is_stored_and_printed(tmp_path):
     assert ended.code == 0, ended.err
     choice = json.loads((ended.folder / "clients_per_vmap.json").read_text())
     assert ended.err.splitlines()[0].startswith(f"clients per vmap: {choice['clients_per_vmap']} (ms per client step: 1: ")
+    repeat = f"another number changes rounding; clients_per_vmap={choice['clients_per_vmap']} repeats this run to the last digit"
+    assert ended.err.splitlines()[0].endswith(repeat)
     fixed = quick(tmp_path, *AUTO, "output=runs", f"clients_per_vmap={choice['clients_per_vmap']}")
     assert fixed.folder != ended.folder, "the hash differs, as auto may choose another number next time"
     assert metrics(fixed.folder).equals(metrics(ended.folder))
