@@ -33,3 +33,8 @@ def gram_matrix(x: Tensor) -> Tensor:  # [B, D] -> [B, B]
     """The inner products ``x_i . x_j``, in the precision of ``x`` even inside autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return x @ x.mT
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images and kernels (four dimensions) in the layout channels last, in which convolutions are fast; other tensors unchanged."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

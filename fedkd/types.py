@@ -30,7 +30,7 @@ class Task:
 
     Args:
         name: name of the data set.
-        shape: shape of an image: (channels, height, width).
+        shape: shape of an image: (channels, height, width). Data sets of the user may have others, such as (channels, time) or (words,).
         num_classes: number of classes, C.
         class_names: names of classes 0..C-1, or empty where the data set's own labels are 0..C-1.
         mean: subtracted from pixels: one number per channel, or one number for all channels.
@@ -40,7 +40,7 @@ class Task:
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0,)
@@ -153,11 +153,13 @@ class Examples:
         return index if self.rows is None else self.rows[index]
 
     def normalize(self, stored: Tensor, dtype: torch.dtype) -> Tensor:  # [..., channels, H, W] -> the same shape
-        """Stored images as floats: ``(x / scale - mean) / std``."""
+        """Stored images as floats: ``(x / scale - mean) / std``. Examples of other shapes, such as series, are scaled likewise."""
         x = stored.to(dtype, copy=True)
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
-        return x.mul_(factor[:, None, None]).add_(shift[:, None, None])
+        num_dims = self.x.ndim - 1 or 3  # of an example, whose first dimension are its channels; 3 where ``x`` has no examples and no shape
+        shape = (-1, *[1] * (num_dims - 1))
+        return x.mul_(factor.view(shape)).add_(shift.view(shape))
 
     def without_labels(self) -> "Examples":
         """The same images with label 0 for all of them."""
@@ -165,7 +167,7 @@ class Examples:
 
     def without_images(self) -> "Examples":
         """The normalization alone: no images and no labels."""
-        return Examples(torch.empty(0), torch.empty(0), self.scale, self.mean, self.std)
+        return Examples(self.x.new_empty((0, *self.x.shape[1:])), torch.empty(0), self.scale, self.mean, self.std)
 
     def subset(self, index: np.ndarray | Tensor) -> "Examples":
         """The examples ``index`` [n]. The images are shared, not copied."""

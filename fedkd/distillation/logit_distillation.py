@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedkd.tensor_ops import channels_last
 from fedkd.training.batch import Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import LossFunction, fit
@@ -90,4 +91,4 @@ def compute_logits(module: nn.Module, tensors: Tensors, examples: Examples, batc
 
 def load_images(examples: Examples, index: Tensor, dtype: torch.dtype) -> Tensor:  # [n] -> [n, channels, height, width]
     """The normalized images at ``index``, in the memory layout in which convolutions are fast."""
-    return examples.images(index, dtype).contiguous(memory_format=torch.channels_last)
+    return channels_last(examples.images(index, dtype))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.tensor_ops import channels_last
 from fedkd.types import Examples
 
 
@@ -62,7 +63,7 @@ def evaluate(
     for start in range(0, len(examples), batch_size):
         batch = slice(start, start + batch_size)
         y, stored = examples.y[batch], examples.x[batch] if examples.rows is None else examples.gather(examples.rows[batch])
-        logits = model(examples.normalize(stored, dtype).contiguous(memory_format=torch.channels_last)).logits
+        logits = model(channels_last(examples.normalize(stored, dtype))).logits
         total += torch.bincount(y, minlength=num_classes)
         correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
         losses.append(cross_entropy(logits, y).sum())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import DivergedError
+from fedkd.tensor_ops import channels_last
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, eval_copy, tie, trained_names
 from fedkd.training.optimizers import OptimizerFactory, copy_with_layout, flatten_optimizer, restore_optimizer, scaled_step
@@ -233,11 +234,6 @@ def run_steps(
         for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
             sums[name] = sums[name] + metric if name in sums else metric.clone()
     return sums
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """Images and kernels (four dimensions) in the layout channels last, in which convolutions are fast; other tensors unchanged."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def check_finite(sums: Metrics, num_steps: int) -> Metrics:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fedkd.seed import Seed
-from fedkd.training.loop import channels_last
+from fedkd.tensor_ops import channels_last
 from tests.small_runs import same_tensors, small_run, strategy_overrides
 
 FEDGEN_OFF = ("strategy=fedgen", "strategy.generator_steps=4", "strategy.alpha=0", "strategy.beta=0")

@@ -1,0 +1,57 @@
+"""Data sets and networks of a user that are no images: words as whole numbers, and series of floats."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.models.base import Classifier
+from fedkd.types import Examples, Task
+
+NUM_WORDS = 30_000
+
+
+def words() -> tuple[Task, Examples, Examples]:
+    """Texts of 20 words [N, 20]; the first word is the label."""
+    rng = np.random.default_rng(0)
+    y, x = torch.tensor(rng.integers(0, 4, 240)), torch.tensor(rng.integers(0, NUM_WORDS, (240, 20)))
+    x[:, 0] = y
+    return Task("news", (20,), 4), *divided(x, y)
+
+
+def series() -> tuple[Task, Examples, Examples]:
+    """Series of three channels [N, 3, 50], with another mean in each channel."""
+    rng = np.random.default_rng(0)
+    y, x = torch.tensor(rng.integers(0, 4, 240)), torch.tensor(rng.normal(size=(240, 3, 50)), dtype=torch.float32)
+    x[:, 0, 0] = 9.0 * y
+    return Task("series", (3, 50), 4), *divided(x, y, mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0))
+
+
+def divided(x: Tensor, y: Tensor, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> tuple[Examples, Examples]:
+    """200 training examples and 40 test examples."""
+    return Examples(x[:200], y[:200], 1.0, mean, std, "train"), Examples(x[200:], y[200:], 1.0, mean, std, "test")
+
+
+class MeanOfWords(nn.Module):
+    """The mean of the words' embeddings [B, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(NUM_WORDS, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embedding(x.long()).mean(1)
+
+
+class WordNetwork(Classifier):
+    """A linear classifier of mean embeddings."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, [MeanOfWords()], nn.Identity(), nn.Linear(16, task.num_classes), 16)
+
+
+class SeriesNetwork(Classifier):
+    """One convolution over time."""
+
+    def __init__(self, task: Task) -> None:
+        stage = nn.Sequential(nn.Conv1d(task.shape[0], 8, 5), nn.ReLU(), nn.Flatten())
+        super().__init__(task, [stage], nn.Linear(8 * (task.shape[1] - 4), 16), nn.Linear(16, task.num_classes), 16)
