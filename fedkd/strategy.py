@@ -62,6 +62,9 @@ class Strategy(ServerLoop):
     secure_aggregation: ClassVar[bool] = True
     """Weighted sums of the updates are enough for ``aggregate`` and ``server_training``, as under secure aggregation."""
 
+    per_example_draws: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors of ``prepare_batches`` with one entry per example [S, B, ...]. They are cut where a batch is smaller than B."""
+
     batchnorm: Literal["local", "averaged"]
     aggregation: Literal["examples", "uniform"]
     lr_schedule: Literal["constant", "round", "last_participation"]
@@ -247,9 +250,10 @@ class Strategy(ServerLoop):
         """Before local training: the client with this round's learning rate, its trainings, its initial weights, and its client state."""
         client_state = self._new_client_state(client) if client_state is None else client_state
         client = replace(client, lr=client.lr * self.lr_factor(client_state, server_round))
+        phases = self.local_phases(client, broadcast, client_state, server_round)
         return (
             client,
-            self.local_phases(client, broadcast, client_state, server_round),
+            [(replace(batches, per_example=self.per_example_draws), loss) for batches, loss in phases],
             self.initial_weights(client, broadcast, client_state),
             client_state,
         )

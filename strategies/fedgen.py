@@ -84,6 +84,7 @@ class FedGen(Strategy):
     client_summary: ClassVar[str] = "generated embeddings, latent divergence"
     server_summary: ClassVar[str] = "mean of models, then training of a generator of embeddings on the heads"
     broadcast_parts: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")
+    per_example_draws: ClassVar[tuple[str, ...]] = ("latent",)
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory

@@ -81,6 +81,11 @@ def recurrent(task: Task) -> Classifier:
     return Classifier(task, [Rows(task)], nn.Identity(), nn.Linear(32, task.num_classes), 32)
 
 
+def batch_normalized(task: Task) -> Classifier:
+    """BatchNorm over examples alone, which cannot take one of them."""
+    return Base(task, nn.BatchNorm1d(32))
+
+
 def all_frozen(task: Task) -> Classifier:
     """Nothing is trained."""
     model = Base(task)

@@ -34,6 +34,8 @@ class Run:
         clients_per_round: number of clients that are sampled in a round, 1..``num_clients``.
         local_steps: optimizer steps of a client in a round, >= 1; null where ``local_epochs`` is set.
         local_epochs: passes over a client's data in a round, >= 1; null where ``local_steps`` is set.
+        drop_last: leave out the last batch of each pass of ``local_epochs`` where it is smaller than ``batch_size``. Where ``local_steps``
+            is set, all batches are full.
         batch_size: examples per batch of local training, >= 1.
         validation_fraction: fraction of each client's training examples that is held out, in [0, 1). They are used for early stopping, and
             for selecting parameters (``evaluation.split=validation``).
@@ -85,6 +87,7 @@ class Run:
     clients_per_round: int
     local_steps: int | None
     local_epochs: int | None
+    drop_last: bool
     batch_size: int
     validation_fraction: float
     clients_per_vmap: int | str

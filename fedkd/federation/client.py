@@ -34,6 +34,7 @@ class Client:
         dtype: type of images, draws and weights.
         execution: how local steps are computed.
         public_data: public examples without labels, the same for all clients and the server. None if the run has none.
+        drop_last: leave out the last batch of each pass over the data if it is incomplete.
     """
 
     id: int
@@ -51,6 +52,7 @@ class Client:
     dtype: torch.dtype
     execution: Execution = field(default_factory=Execution)
     public_data: Examples | None = None
+    drop_last: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -64,17 +66,20 @@ class Client:
     def batches(self) -> Batches:
         """The batches of this round's local steps [S, B].
 
-        Each epoch has a new random order. Its last batch is left out if it is incomplete. The last epoch ends after ``num_steps`` steps.
+        Each epoch has a new random order. Its last batch is smaller, or left out with ``drop_last``, if it is incomplete. The last epoch
+        ends after ``num_steps`` steps.
         """
         size = min(self.batch_size, len(self.data))
-        steps_per_epoch = len(self.data) // size
-        generator = (self.seed / "order").torch()
-        epochs = [
-            torch.randperm(len(self.data), generator=generator)[: steps_per_epoch * size].view(steps_per_epoch, size)
-            for _ in range(-(-self.num_steps // steps_per_epoch))
-        ]
+        rest = 0 if self.drop_last else len(self.data) % size
+        steps_per_epoch = len(self.data) // size + (rest > 0)
+        num_epochs, generator = -(-self.num_steps // steps_per_epoch), (self.seed / "order").torch()
+        orders = [torch.randperm(len(self.data), generator=generator) for _ in range(num_epochs)]
+        if rest:  # the last row is filled, so that all rows have one length
+            orders = [torch.cat([order, order[: size - rest]]) for order in orders]
+        epochs = [order[: steps_per_epoch * size].view(steps_per_epoch, size) for order in orders]
         index = torch.cat(epochs)[: self.num_steps].to(self.device)
-        return Batches(self.data.y[index], index, self.data, self.dtype)
+        sizes = ([size] * (steps_per_epoch - 1) + [rest]) * num_epochs
+        return Batches(self.data.y[index], index, self.data, self.dtype, sizes=tuple(sizes[: self.num_steps]) if rest else None)
 
 
 def batchnorm_statistic_names(module: nn.Module) -> frozenset[str]:

@@ -97,6 +97,7 @@ class Devices:
         workloads: batch size, and number of local steps in a round without stragglers, of each client [K].
         num_examples: number of training examples of each client [K].
         trace: the clients of each round of the trace. Empty without a trace.
+        drop_last: an incomplete last batch of a pass is left out. If false, it is smaller.
     """
 
     systems: Systems
@@ -104,6 +105,7 @@ class Devices:
     workloads: Sequence[tuple[int, int]]
     num_examples: Sequence[int]
     trace: Sequence[Sequence[int]] = ()
+    drop_last: bool = True
 
     @cached_property
     def sampler(self) -> ClientSampler:
@@ -140,6 +142,14 @@ class Devices:
         straggles, fraction = rng.random() < self.systems.straggler_rate, rng.uniform(self.systems.straggler_min_fraction, 1)
         return max(1, round(fraction * all_steps)) if straggles else all_steps
 
+    def num_processed_examples(self, client: int, server_round: int) -> int:
+        """The number of examples in the local steps of a client in a round."""
+        (size, _), number, steps = self.workloads[client], self.num_examples[client], self.local_steps(client, server_round)
+        if self.drop_last or size == 0:
+            return size * steps
+        passes, more = divmod(steps, -(-number // size))
+        return passes * number + more * size
+
     # ------------------------------------------------------------------------------------------- the simulated clock
     @cached_property
     def speeds(self) -> list[float]:
@@ -160,7 +170,7 @@ class Devices:
 
         The computation counts the examples of the local steps only. Other work, such as FedMD's digest, takes no simulated time.
         """
-        examples = self.workloads[client][0] * self.local_steps(client, server_round)
+        examples = self.num_processed_examples(client, server_round)
         bandwidth = self.bandwidths[client]
         return received / bandwidth + examples / self.speeds[client] + sent / bandwidth
 
@@ -191,7 +201,13 @@ HOMOGENEOUS = Systems(
 
 
 def make_devices(
-    systems: Systems, seed: Seed, workloads: Sequence[tuple[int, int]], num_examples: Sequence[int], clients_per_round: int, rounds: int
+    systems: Systems,
+    seed: Seed,
+    workloads: Sequence[tuple[int, int]],
+    num_examples: Sequence[int],
+    clients_per_round: int,
+    rounds: int,
+    drop_last: bool = True,
 ) -> Devices:
     """The devices of a run.
 
@@ -202,6 +218,7 @@ def make_devices(
         num_examples: number of training examples of each client [K].
         clients_per_round: number of clients in the cohort of a round.
         rounds: number of rounds.
+        drop_last: an incomplete last batch of a pass is left out.
 
     Raises:
         ConfigError: the rules do not fit the run, or the trace names clients that do not exist.
@@ -216,4 +233,4 @@ def make_devices(
     trace = read_trace(systems.trace, len(workloads)) if systems.trace is not None else ()
     idle = sorted({client for clients in trace for client in clients if num_examples[client] == 0})
     require(not idle, "trace", "must name clients with training examples", f"client {(idle or [0])[0]} without any")
-    return Devices(systems, seed, workloads, num_examples, trace)
+    return Devices(systems, seed, workloads, num_examples, trace, drop_last)

@@ -43,6 +43,8 @@ class Batches:
         data: the examples; None if the training needs no images.
         dtype: type of the images.
         drawn: random numbers and schedules, tensors [S, ...] by name. Each step has its part in ``Batch.drawn``.
+        sizes: number of examples of each step [S], at most B. Smaller batches hold the first examples of their row. None: B in all steps.
+        per_example: names of the tensors in ``drawn`` with one entry per example [S, B, ...], which are cut where a batch is smaller.
     """
 
     y: Tensor
@@ -50,14 +52,18 @@ class Batches:
     data: Examples | None = None
     dtype: torch.dtype = torch.float32
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    sizes: tuple[int, ...] | None = None
+    per_example: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __iter__(self) -> Iterator[Batch]:
         for step in range(len(self)):
-            x = None if self.data is None or self.index is None else self.data.images(self.index[step], self.dtype)
-            yield Batch(x, self.y[step], {name: value[step] for name, value in self.drawn.items()})
+            size = self.y.shape[1] if self.sizes is None else self.sizes[step]
+            x = None if self.data is None or self.index is None else self.data.images(self.index[step][:size], self.dtype)
+            drawn = {name: value[step][:size] if name in self.per_example else value[step] for name, value in self.drawn.items()}
+            yield Batch(x, self.y[step][:size], drawn)
 
     def with_drawn(self, drawn: dict[str, Tensor]) -> "Batches":
         """The same steps with other ``drawn`` tensors [S, ...]."""

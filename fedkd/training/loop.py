@@ -9,8 +9,9 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def fit(
     program = cached_program(key_parts, lambda: single_client_program(module, loss, batches, execution))
     inputs = StepInputs.of([batches])
     fixed = {"tensors": tensors, "broadcast": broadcast or {}, "client_state": client_state or {}}
-    fixed = program.placed(fixed, inputs)
+    fixed = program.placed(fixed, inputs.parts()[0])
     parameters = [fixed["tensors"][name].requires_grad_() for name in names]
     optimizer = make_optimizer(parameters)
     restore_optimizer(optimizer, names, optimizer_state or {})
@@ -167,19 +168,23 @@ class StepInputs:
         rows: rows of the images in the storage of ``data``, [S, B] or [S, K, B]; None if there are no images.
         y: labels, of the same shape.
         drawn: random numbers and schedules, [S, ...] or [S, K, ...], by name.
+        sizes: number of examples of each step, see :class:`~fedkd.training.batch.Batches`; None: B in all steps.
+        per_example: names of the tensors in ``drawn`` with one entry per example.
     """
 
     data: Examples | None
     rows: Tensor | None
     y: Tensor
     drawn: Tensors
+    sizes: tuple[int, ...] | None = None
+    per_example: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, batches: Sequence[Batches], steps: slice = slice(None), *, together: bool = False) -> "StepInputs":
         """The inputs of some steps.
 
         Args:
-            batches: one training, or several with the same data.
+            batches: one training, or several with the same data and the same sizes of batches.
             steps: the steps to include.
             together: stack the trainings side by side; if false, ``batches`` is a single training.
         """
@@ -188,10 +193,31 @@ class StepInputs:
         indices = [one.data.storage_rows(one.index[steps]) for one in batches if one.data is not None and one.index is not None]
         rows = None if first.data is None else join(indices)
         drawn = {name: join([one.drawn[name][steps] for one in batches]) for name in first.drawn}
-        return cls(first.data, rows, join([one.y[steps] for one in batches]), drawn)
+        sizes = None if first.sizes is None else first.sizes[steps]
+        same = all((None if one.sizes is None else one.sizes[steps]) == sizes for one in batches)
+        assert same, "trainings side by side have batches of the same sizes"
+        return cls(first.data, rows, join([one.y[steps] for one in batches]), drawn, sizes, first.per_example)
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def parts(self) -> list["StepInputs"]:
+        """Consecutive steps with batches of one size, one part after the other. At least one part."""
+        if self.sizes is None or not self.sizes:
+            return [replace(self, sizes=None)]
+        parts, start, dim = [], 0, self.y.dim() - 1  # the dimension of the examples
+
+        for size, group in groupby(self.sizes):
+            end = start + len(list(group))
+            rows, y = (None if tensor is None else tensor[start:end].narrow(dim, 0, size) for tensor in (self.rows, self.y))
+            drawn = {
+                name: value[start:end].narrow(dim, 0, size) if name in self.per_example else value[start:end]
+                for name, value in self.drawn.items()
+            }
+            assert y is not None, "there are labels"
+            parts.append(StepInputs(self.data, rows, y, drawn))
+            start = end
+        return parts
 
     def __getitem__(self, step: int) -> Tree:
         images = {} if self.data is None or self.rows is None else {"stored": self.data.gather(self.rows[step])}
@@ -223,7 +249,7 @@ def run_steps(
     """
     sums: Metrics = {}
     rates = [group["lr"] for group in optimizer.param_groups]
-    for number, result in enumerate(program.steps(fixed, inputs)):
+    for number, result in enumerate(chain.from_iterable(program.steps(fixed, part) for part in inputs.parts())):
         if schedule is not None:
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * schedule[number]

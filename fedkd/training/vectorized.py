@@ -47,7 +47,7 @@ def fit_clients(
     Args:
         module: the network that all clients have.
         starts: for each client all parameters and buffers at the beginning, by name.
-        batches: for each client its steps, all with one batch size and of one data set.
+        batches: for each client its steps, all of one data set and with batches of the same sizes, as far as the steps go.
         loss: ``loss(model, batch, broadcast, client_state) -> (scalar, metrics)``, pure.
         make_optimizer: ``parameters -> optimizer``. Its steps must be proportional to its learning rate, as those of torch's optimizers.
         broadcast: the state that the server sent to all clients.
@@ -78,7 +78,7 @@ def fit_clients(
         padded = [active[row] for row in rows]
         inputs = StepInputs.of([batches[k] for k in padded], slice(start, end), together=True)
         fixed = {"tensors": select_clients(tensors, rows), "broadcast": broadcast, "client_state": select_clients(states, rows)}
-        fixed = program.placed(fixed, inputs)
+        fixed = program.placed(fixed, inputs.parts()[0])
         parameters = [fixed["tensors"][name].requires_grad_() for name in names]
         optimizer = make_optimizer(parameters)
         restore_optimizer(optimizer, names, select_clients(optimizer_state, rows))

@@ -1,5 +1,6 @@
 """Checks that the parts of a configuration fit together, made before anything is trained."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
+from fedkd.training.functional_model import call_with
 from fedkd.training.optimizers import OptimizerFactory
 from simulations.setup.clients import ClientData, Network
 from simulations.setup.strategy_table import strategies_with_model_heterogeneity
@@ -43,9 +45,16 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
     rule = f"must be at most the number of clients with training examples ({num_trainable} of {len(num_examples)})"
     require(config.clients_per_round <= num_trainable, "clients_per_round", rule, config.clients_per_round)
     batch_sizes = [min(config.batch_size, number) for number in num_examples]
-    steps = [config.local_steps or config.local_epochs * (number // max(size, 1)) for number, size in zip(num_examples, batch_sizes)]
-    workloads = list(zip(batch_sizes, steps))
-    return call_part("systems", make_devices, systems, seed, workloads, num_examples, config.clients_per_round, config.rounds)
+    drop_last = drops_last(config)
+    passes = [number // max(size, 1) if drop_last else -(-number // max(size, 1)) for number, size in zip(num_examples, batch_sizes)]
+    workloads = [(size, config.local_steps or config.local_epochs * steps) for size, steps in zip(batch_sizes, passes)]
+    arguments = (systems, seed, workloads, num_examples, config.clients_per_round, config.rounds, drop_last)
+    return call_part("systems", make_devices, *arguments)
+
+
+def drops_last(config: DictConfig) -> bool:
+    """Whether the last, incomplete batch of a pass is left out: with ``drop_last``, and where ``local_steps`` is set."""
+    return config.drop_last or config.local_epochs is None
 
 
 def check_compatibility(
@@ -58,7 +67,9 @@ def check_compatibility(
             their optimizer.
     """
     name = config.choices.get("strategy", config.strategy["_target_"])
-    check_num_examples([len(indices) for indices in client_data.partition.train], networks)
+    num_examples = [len(indices) for indices in client_data.partition.train]
+    check_num_examples(num_examples, networks)
+    check_single_examples(config, num_examples, networks)
     if isinstance(strategy, Strategy) and strategy.needs_public_data and client_data.public_data is None:
         rule = f"must be a data set for strategy {name}, which distills on public data (held_out, client_images, other_dataset or noise)"
         raise ConfigError(f"public_data {rule}, got none")
@@ -77,6 +88,42 @@ def check_num_examples(num_examples: Sequence[int], networks: Sequence[Network])
     for client, (number, network) in enumerate(zip(num_examples, networks)):
         rule = "must leave every client two training examples for BatchNorm (min_size=2, fewer clients, less held out, or model=mlp)"
         require(number != 1 or not batchnorm_statistic_names(network.model), "partition", rule, f"client {client} with 1")
+
+
+def check_single_examples(config: DictConfig, num_examples: Sequence[int], networks: Sequence[Network]) -> None:
+    """Reject batches of one example where a BatchNorm layer of the client's network cannot take them.
+
+    Raises:
+        ConfigError: naming the client.
+    """
+    refusing: dict[str, bool] = {}
+    for client, (number, network) in enumerate(zip(num_examples, networks)):
+        is_rest = not drops_last(config) and number % config.batch_size == 1
+        if number < 2 or not (config.batch_size == 1 or is_rest):
+            continue
+        if network.name not in refusing:
+            refusing[network.name] = not accepts_one_example(network)
+        if refusing[network.name]:
+            key, rule = "batch_size", "must be at least 2 for this network, as BatchNorm cannot take one example"
+            if config.batch_size > 1:
+                key, rule = (
+                    "drop_last",
+                    "must be true, or batch_size another, for a batch of one example, which BatchNorm cannot take",
+                )
+            require(False, key, rule, f"client {client} with {number} examples and batch_size {config.batch_size}")
+
+
+def accepts_one_example(network: Network) -> bool:
+    """Whether a network in train mode can read one image."""
+    model = copy.deepcopy(network.model).train()
+    tensors = {key: value.clone() for key, value in network.initial.items()}
+    example = next(value for value in tensors.values() if value.is_floating_point())
+    try:
+        with torch.no_grad(), Seed(0).globally():
+            call_with(model, tensors, torch.zeros(1, *model.task.shape, dtype=example.dtype, device=example.device))
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    return True
 
 
 def check_model_heterogeneity(name: str, heterogeneity: str, embedding_sizes: dict[str, int]) -> None:

@@ -161,6 +161,7 @@ class Simulation:
             dtype=self.dtype,
             execution=self.execution,
             public_data=self.client_data.public_data,
+            drop_last=self.devices.drop_last,
         )
 
     def workload(self, client: int) -> tuple[int, int]:
@@ -169,11 +170,15 @@ class Simulation:
 
     def num_examples_per_round(self, client: int, server_round: int) -> int:
         """The number of examples that a client processes in its local steps of a round."""
-        return self.workload(client)[0] * self.devices.local_steps(client, server_round)
+        return self.devices.num_processed_examples(client, server_round)
 
-    def vmap_group(self, client: int) -> tuple[str, int]:
-        """Architecture and batch size. Only clients with equal values can train as one program."""
-        return self.networks[client].name, self.workload(client)[0]
+    def vmap_group(self, client: int) -> tuple[str, int, int]:
+        """Architecture, batch size, and where the last batch of a pass is smaller, the number of examples.
+
+        Only clients with equal values can train as one program.
+        """
+        size, number = self.workload(client)[0], self.devices.num_examples[client]
+        return self.networks[client].name, size, 0 if self.devices.drop_last or number % max(size, 1) == 0 else number
 
     def split_into_chunks(self, clients: Sequence[int], size: int, server_round: int) -> list[list[int]]:
         """Chunks of clients that train as one program each.
@@ -186,7 +191,7 @@ class Simulation:
             size: maximum number of clients per chunk, >= 1.
             server_round: 1, 2, ...
         """
-        groups: dict[tuple[str, int], list[int]] = {}
+        groups: dict[tuple[str, int, int], list[int]] = {}
         if size > 1:
             clients = sorted(clients, key=lambda client: (-self.devices.local_steps(client, server_round), client))
         for client in clients:

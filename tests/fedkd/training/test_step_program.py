@@ -69,7 +69,14 @@ def test_a_replayed_federation_has_the_same_bits(monkeypatch, name, clients_per_
 def test_replay_is_exact_where_clients_are_removed_and_optimizers_have_state(monkeypatch):
     """Clients with fewer steps are removed. Another number of clients is another kind of step."""
     assert_replay_is_exact(
-        monkeypatch, "strategy=fedprox", "clients_per_vmap=3", "local_steps=null", "local_epochs=1", "optimizer.momentum=0.9", "model=mlp"
+        monkeypatch,
+        "strategy=fedprox",
+        "clients_per_vmap=3",
+        "local_steps=null",
+        "local_epochs=1",
+        "drop_last=true",
+        "optimizer.momentum=0.9",
+        "model=mlp",
     )
     assert len(graphs()) > 1
 

@@ -89,7 +89,9 @@ def test_whole_rounds_agree(name):
 
 def test_chunks_depend_on_batch_size_and_number_of_steps():
     """Clients with smaller batches form chunks of their own, clients with more steps come first, and a subset is divided likewise."""
-    simulation, _ = small_simulation("num_clients=8", "local_steps=null", "local_epochs=1", "partition.alpha=0.3", "batch_size=64")
+    simulation, _ = small_simulation(
+        "num_clients=8", "local_steps=null", "local_epochs=1", "drop_last=true", "partition.alpha=0.3", "batch_size=64"
+    )
     chunks = simulation.split_into_chunks(range(8), 2, 1)
     assert sorted(client for chunk in chunks for client in chunk) == list(range(8)) and max(map(len, chunks)) == 2
     for chunk in chunks:
