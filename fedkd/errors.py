@@ -16,6 +16,10 @@ class RunFolderError(FedkdError, ValueError):
     """A run folder is missing, corrupt, unfinished, or does not contain the requested data."""
 
 
+class ReportError(FedkdError, RuntimeError):
+    """Some tables or figures of a report failed. All others are written."""
+
+
 class ClientFailure(FedkdError, RuntimeError):
     """A client failed, and the run's failure policy does not allow the run to continue.
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from fedkd.errors import ConfigError, require
 from simulations.reports.arrangement import arrange, ordered_settings
+from simulations.reports.attempts import Attempts
 from simulations.reports.figures import comparison, convergence, generator, selection
 from simulations.reports.figures.drawing import Drawing
 from simulations.reports.figures.label_distribution import label_distribution
@@ -61,7 +62,7 @@ def draw(groups: Sequence[Group], kind: str, metric: str | None, x: str, path: P
         settings = gather(sorted(arranged, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING))
         drawings, _, _ = generator.planned(settings, Path(), style)
     else:
-        drawings, _ = selection.planned(arranged, Path(), chosen, style)
+        drawings = selection.planned(arranged, Path(), chosen, style, Attempts())
     return _figure(_only(drawings, kind, x, arranged), path)
 
 

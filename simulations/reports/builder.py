@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedkd.errors import ConfigError, RunFolderError, require
+from fedkd.errors import ConfigError, ReportError, RunFolderError, require
 from simulations.overrides import nearest
 from simulations.reports import html
 from simulations.reports.arrangement import arrange, names_of
+from simulations.reports.attempts import Attempts
 from simulations.reports.curves import curve_table
 from simulations.reports.distillation_section import distillation_names, distillation_section, divide, read_distillations
 from simulations.reports.figures import generator, selection
@@ -51,6 +52,7 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
     Raises:
         RunFolderError: a folder does not exist, or no finished run is in ``folders``.
         ConfigError: an option is wrong, or ``output`` cannot be written.
+        ReportError: a table or a figure failed. All others are written; with ``HYDRA_FULL_ERROR=1`` the command shows the traceback.
     """
     options = ReportOptions() if options is None else options
     found = find_run_folders(folders)
@@ -58,14 +60,15 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
     target = output or parent / "report"
     rule = "must not be the folder of a run, whose files a report would overwrite"
     require(not any((target / name).exists() for name in RUN_FILES), "output", rule, str(target))
-    sections, excluded, missing = build_sections(found, target, options)
+    attempts = Attempts(go_on=True)
+    sections, excluded, _ = build_sections(found, target, options, attempts)
     for folder, reason in [] if quiet else excluded:
         print(f"excluded: {folder}: {reason}", file=sys.stderr)
     if not sections:
         raise RunFolderError("no finished run is left to report; finish one, or give another folder")
     earlier = earlier_files(target)
     try:
-        paths = write_report(sections, excluded, missing, target, options, parent.name)
+        paths = write_report(sections, excluded, attempts, target, options, parent.name)
     except OSError as error:
         raise ConfigError(f"output must be a folder that can be written, got {str(target)!r} ({error}); choose another") from error
     if not quiet:
@@ -73,17 +76,23 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
         print(f"{len(paths)} files in {target}", f"report: {target / html.NAME}", sep="\n")
         if gone := [path.name for path in earlier if path not in paths]:
             print(f"removed, of the earlier report in this folder: {', '.join(gone)}; output=FOLDER keeps both", file=sys.stderr)
-        print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+        print(*attempts.missing, sep="\n", end="\n" if attempts.missing else "", file=sys.stderr)
+    if attempts.failed:
+        failures = attempts.notes[len(attempts.missing) :]
+        raise ReportError(f"the report lacks {'; '.join(failures)}; all else is in {target}") from next(iter(attempts.failed.values()))
     return target
 
 
-def build_sections(folders: Sequence[Path], output: Path, options: ReportOptions) -> tuple[list[ReportSection], list[Note], list[str]]:
+def build_sections(
+    folders: Sequence[Path], output: Path, options: ReportOptions, attempts: Attempts | None = None
+) -> tuple[list[ReportSection], list[Note], list[str]]:
     """The sections of a report, before a file is written.
 
     Args:
         folders: of runs.
         output: the folder of the report.
         options: of the report.
+        attempts: gains what is missing or fails; None raises the exception of a part that fails.
 
     Returns:
         The sections, a note on each excluded run, and notes on runs of unlike code and on figures and comparisons that are missing.
@@ -96,16 +105,15 @@ def build_sections(folders: Sequence[Path], output: Path, options: ReportOptions
     distillations, more = read_distillations(distilled)
     federated_names = [*names_of(groups), *(one.setting for one in groups)]
     for_runs, for_distillations = divide(options, federated_names, distillation_names(distillations))
-    missing: list[str] = []
+    attempts = Attempts() if attempts is None else attempts
+    attempts.missing += code_notes([run for one in groups for run in one.runs]) + code_notes(distillations)
     sections = []
-    unlike = code_notes([run for one in groups for run in one.runs]) + code_notes(distillations)
     if groups:
-        section, missing = federated_section(groups, output, for_runs)
-        sections.append(section)
+        sections.append(federated_section(groups, output, for_runs, attempts))
     if distillations:
-        sections.append(distillation_section(distillations, output, for_distillations))
+        sections.append(distillation_section(distillations, output, for_distillations, attempts))
     excluded = [(folder, reason) for folder, _, reason in (note.partition(": ") for note in [*notes, *more])]
-    return sections, excluded, [*unlike, *missing]
+    return sections, excluded, attempts.missing
 
 
 def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
@@ -125,8 +133,8 @@ def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Gro
     return group(kept), notes + excluded
 
 
-def federated_section(groups: Sequence[Group], output: Path, options: ReportOptions) -> tuple[ReportSection, list[str]]:
-    """The section of federated runs, and notes on figures and comparisons that are missing.
+def federated_section(groups: Sequence[Group], output: Path, options: ReportOptions, attempts: Attempts) -> ReportSection:
+    """The section of federated runs. ``attempts`` gains what is missing or fails.
 
     Raises:
         ConfigError: an option names a strategy, a setting or a baseline that no run has.
@@ -135,21 +143,26 @@ def federated_section(groups: Sequence[Group], output: Path, options: ReportOpti
     groups = arrange(groups, options)
     baseline = options.baseline or ""
     columns = list(selection.axis_labels(options))
-    numbers = {"results": results(groups, options.target, options.kind)}
-    numbers["curves"] = curve_table(groups, columns, options.kind, options.smoothing)
-    style = selection.style_of(groups, options)
-    drawings, missing = selection.planned(groups, output, options, style) if options.figures else ([], [])
-    missing += federated.unpaired(groups, baseline)
+    numbers = {
+        "results": attempts.make("table results", results, groups, options.target, options.kind),
+        "curves": attempts.make("table curves", curve_table, groups, columns, options.kind, options.smoothing),
+    }
+    drawings = []
+    attempts.missing += federated.unpaired(groups, baseline)
     if options.figures:
+        style = selection.style_of(groups, options)
+        drawings = selection.planned(groups, output, options, style, attempts)
         settings = gather(sorted(groups, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING))
-        more, generated, unreadable = generator.planned(settings, output, style)
-        numbers |= {} if generated is None else {"generator": generated}
-        drawings, missing = [*drawings, *more], [*missing, *unreadable]
+        found = attempts.make("figures of generators", generator.planned, settings, output, style)
+        more, numbers["generator"], unreadable = found or ([], None, [])
+        drawings += more
+        attempts.missing += unreadable
     runs = list({run.folder: run for one in groups for run in one.runs}.values())
     facts = {"Federated runs": f"{len(runs)} in {len(groups)} rows", **describe_federated(runs), "Baseline": _printed(groups, baseline)}
     facts |= {} if options.target is None else {"Target": f"{round(100 * options.target, 6):g} %"}
     facts |= {} if options.until is None else {"Until round": str(options.until)}
-    return ReportSection("Federated runs", "results", facts, tables(groups, options), drawings, numbers), missing
+    written = {name: table for name, table in numbers.items() if table is not None}
+    return ReportSection("Federated runs", "results", facts, tables(groups, options, attempts), drawings, written)
 
 
 def baseline_of(groups: Sequence[Group], options: ReportOptions) -> str:
@@ -173,29 +186,27 @@ def _printed(groups: Sequence[Group], baseline: str) -> str:
     return ", ".join(found) or f"{STRATEGY_NAMES.get(baseline, baseline)} (no runs)"
 
 
-def tables(groups: Sequence[Group], options: ReportOptions) -> list[Table]:
-    """All tables of these groups."""
+def tables(groups: Sequence[Group], options: ReportOptions, attempts: Attempts) -> list[Table]:
+    """All tables of these groups that can be made."""
     form, metrics, baseline = NumberFormat(options.kind, options.decimals), options.metrics, options.baseline or "fedavg"
-    panels = options.panels == "settings"
-    settings = [federated.settings_by_strategies(groups, metrics, form)] if panels else federated.by_setting(groups, metrics, form)
+    make = attempts.make
     found = [
-        federated.headlines(groups, form),
-        federated.cost_to_target(groups, options.target, form),
-        federated.differences(groups, baseline, form),
-        federated.comparisons(groups, baseline, metrics, form),
-        *settings,
-        clients.server_side(groups, form),
-        clients.clients(groups, form),
-        clients.by_architecture(groups, form),
-        clients.classes(groups, form),
-        clients.skew(groups, form),
-        clients.phases(groups, form),
+        make("table headlines", federated.headlines, groups, form),
+        make("table times", federated.cost_to_target, groups, options.target, form),
+        make("table differences", federated.differences, groups, baseline, form),
+        make("table comparisons", federated.comparisons, groups, baseline, metrics, form),
     ]
+    if options.panels == "settings":
+        found.append(make("table by_setting", federated.settings_by_strategies, groups, metrics, form))
+    else:
+        found += make("table by_setting", federated.by_setting, groups, metrics, form) or []
+    for name, function in clients.TABLES.items():
+        found.append(make(f"table {name}", function, groups, form))
     return [table for table in found if table is not None]
 
 
 def write_report(
-    sections: Sequence[ReportSection], excluded: Sequence[Note], missing: Sequence[str], output: Path, options: ReportOptions, title: str
+    sections: Sequence[ReportSection], excluded: Sequence[Note], attempts: Attempts, output: Path, options: ReportOptions, title: str
 ) -> list[Path]:
     """Write all files of a report, after those of an earlier one are removed. Returns the paths."""
     output.mkdir(parents=True, exist_ok=True)
@@ -203,11 +214,12 @@ def write_report(
     sections = [_with_png(section) if options.figures else replace(section, drawings=[]) for section in sections]
     omitted, paths = excluded_runs(excluded), []
     for section in sections:
-        paths += section.write(output, omitted if section is sections[0] else [])
-    drawings = [drawing for section in sections for drawing in section.drawings]
-    write_all(drawings)
-    paths += [path for drawing in drawings for path in drawing.paths]
-    paths.append(html.write(sections, omitted, _facts(excluded, options), missing, output, title))
+        paths += section.write(output, attempts, omitted if section is sections[0] else [])
+    drawn = write_all([drawing for section in sections for drawing in section.drawings], attempts)
+    paths += [path for drawing in drawn for path in drawing.paths]
+    stems = {one.stem for one in drawn}
+    sections = [replace(section, drawings=[one for one in section.drawings if one.stem in stems]) for section in sections]
+    paths.append(html.write(sections, omitted, _facts(excluded, options), attempts.notes, output, title))
     if "png" not in options.formats:  # the page holds the images
         for path in [path for path in paths if path.suffix == ".png"]:
             path.unlink()

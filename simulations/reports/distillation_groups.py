@@ -108,7 +108,7 @@ def read_distillation(folder: Path) -> DistillationRun:
         RunFolderError: the distillation is unfinished, or a file cannot be read.
     """
     try:
-        header = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        header = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8-sig"))
         finished, done, epochs, schema = header["finished"], header["round"], header["rounds"], header.get("schema")
         config: dict[str, Any] = configuration(folder / "config.yaml")
         metrics = pd.read_csv(folder / "metrics.csv")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedkd.errors import ConfigError
 from simulations.reports.arrangement import find_label
+from simulations.reports.attempts import Attempts
 from simulations.reports.distillation_groups import DistillationRun, distinct, groups, read_distillation, students, task
 from simulations.reports.figures import distillation as figures
 from simulations.reports.figures.drawing import MAX_LINES, Drawing
@@ -68,13 +69,14 @@ def divide(options: ReportOptions, federated: Sequence[str], methods: Sequence[s
     return parts[0], parts[1]
 
 
-def distillation_section(runs: Sequence[DistillationRun], output: Path, options: ReportOptions) -> ReportSection:
+def distillation_section(runs: Sequence[DistillationRun], output: Path, options: ReportOptions, attempts: Attempts) -> ReportSection:
     """The tables and figures of distillations.
 
     Args:
         runs: of :func:`read_distillations`.
         output: the folder of the report.
         options: with names of methods alone.
+        attempts: gains what is missing or fails.
     """
     runs = [one for one in runs if not options.strategies or _is_called(one, options.strategies)]
     names = {
@@ -85,10 +87,17 @@ def distillation_section(runs: Sequence[DistillationRun], output: Path, options:
     }
     labelled = in_order(groups(runs, names), options.order)
     form = NumberFormat(options.kind, options.decimals)
-    information, steps = tables.layer_information(labelled), tables.ladder(labelled)
-    found = [tables.table(labelled, form), tables.costs(labelled, form), tables.members(labelled, form), tables.domains(runs, form, names)]
-    found += [tables.teacher_student(steps)] if steps else []
-    numbers = {"trainings": tables.trainings(labelled)} | ({} if information is None else {"flow": information})
+    make = attempts.make
+    information = make("table flow", tables.layer_information, labelled)
+    steps = make("table ladder", tables.ladder, labelled) or {}
+    found = [
+        make("table distillation", tables.table, labelled, form),
+        make("table costs", tables.costs, labelled, form),
+        make("table members", tables.members, labelled, form),
+        make("table domains", tables.domains, runs, form, names),
+        make("table ladder", tables.teacher_student, steps) if steps else None,
+    ]
+    numbers = {"trainings": make("table trainings", tables.trainings, labelled), "flow": information}
     style = figure_style(options, look_of_labels(labelled, steps))
     drawings = []
     for number, lines in enumerate(together(labelled), 1):
@@ -99,8 +108,9 @@ def distillation_section(runs: Sequence[DistillationRun], output: Path, options:
     if steps:
         drawings.append(Drawing("Student vs teacher accuracy", output / "ladder", figures.ladder, (steps,), style))
     drawings += image_sheets(labelled, output, style)
+    written = {name: table for name, table in numbers.items() if table is not None}
     facts = {"Distillations": f"{len(runs)} in {len(labelled)} rows", **describe_distillations(runs)}
-    return ReportSection("Distillations", "distillation", facts, [one for one in found if one is not None], drawings, numbers)
+    return ReportSection("Distillations", "distillation", facts, [one for one in found if one is not None], drawings, written)
 
 
 def _is_called(one: DistillationRun, names: Sequence[str]) -> bool:

@@ -9,8 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simulations.reports.figures.drawing import Drawing
 from simulations.reports.figures.style import DPI
-from simulations.reports.mathematics import plain
 from simulations.reports.section import ReportSection
+from simulations.reports.tables.mathematics import plain
 from simulations.reports.tables.table import Cell, Table
 
 NAME = "report.html"

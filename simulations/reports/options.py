@@ -13,9 +13,9 @@ import yaml
 
 from fedkd.errors import ConfigError, require
 from simulations.overrides import nearest, options
-from simulations.reports.mathematics import has_formula, is_readable, tidy
 from simulations.reports.metrics import ALIASES, METRICS, Metric, chosen_metrics
 from simulations.reports.statistics import INTERVALS
+from simulations.reports.tables.mathematics import has_formula, is_readable, tidy
 
 CHOICES = {
     "interval": tuple(INTERVALS),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from simulations.reports.attempts import Attempts
 from simulations.reports.figures.drawing import Drawing
 from simulations.reports.tables.latex import latex
 from simulations.reports.tables.table import Table, frame, markdown, texts
@@ -34,15 +35,21 @@ class ReportSection:
     drawings: list[Drawing]
     numbers: dict[str, pd.DataFrame] = field(default_factory=dict)
 
-    def write(self, output: Path, more: Sequence[Table] = ()) -> list[Path]:
-        """Write the tables, and ``more`` of them, as one Markdown file, and each as CSV and LaTeX. Returns the paths."""
+    def write(self, output: Path, attempts: Attempts, more: Sequence[Table] = ()) -> list[Path]:
+        """Write the tables, and ``more`` of them, as one Markdown file, and each as CSV and LaTeX.
+
+        Returns:
+            The paths. ``attempts`` gains a table that cannot be printed.
+        """
         paths = [output / f"{self.name}.md"]
-        tables = [*self.tables, *more]
-        paths[0].write_text("\n".join([facts_text(self.facts), *map(markdown, tables)]), encoding="utf-8")
-        for table in tables:
-            paths += [output / f"{table.name}.csv", output / f"{table.name}.tex"]
-            frame(table).to_csv(paths[-2], index=False)
-            paths[-1].write_text(latex(table), encoding="utf-8")
+        texts = [facts_text(self.facts)]
+        for table in [*self.tables, *more]:
+            if (printed := attempts.make(f"table {table.name}", forms, table)) is not None:
+                texts.append(printed[0])
+                paths += [output / f"{table.name}.csv", output / f"{table.name}.tex"]
+                for path, text in zip(paths[-2:], printed[1:], strict=True):
+                    path.write_text(text, encoding="utf-8")
+        paths[0].write_text("\n".join(texts), encoding="utf-8")
         for name, numbers in self.numbers.items():
             paths.append(output / f"{name}.csv")
             numbers.to_csv(paths[-1], index=False)
@@ -51,6 +58,11 @@ class ReportSection:
     def __str__(self) -> str:
         """The facts and the tables as plain text."""
         return "\n".join([facts_text(self.facts), *(markdown(table, marks=False) for table in self.tables)])
+
+
+def forms(table: Table) -> tuple[str, str, str]:
+    """The table in Markdown, as CSV and in LaTeX."""
+    return markdown(table), frame(table).to_csv(index=False), latex(table)
 
 
 def facts_text(facts: Mapping[str, str]) -> str:

@@ -126,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.yaml`` as plain values; empty where it cannot be read."""
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), loader)
+        content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8-sig"), loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -135,7 +135,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """``checkpoint.json``; empty where it cannot be read."""
     try:
-        content = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

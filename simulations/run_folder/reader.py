@@ -39,7 +39,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+
 
 def configuration(path: Path) -> dict[str, Any]:
     """The configuration in a YAML file, with interpolations resolved."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")  # an editor may have put a byte order mark first
     if "${" in text:
         return dict(OmegaConf.to_container(OmegaConf.create(text), resolve=True))  # type: ignore[arg-type]
     return yaml.load(text, Loader)
@@ -206,7 +206,7 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
 def is_distillation(folder: Path) -> bool:
     """The folder is that of a distillation, according to its ``config.yaml``."""
     try:
-        return any(line.startswith("distiller:") for line in (folder / "config.yaml").read_text(encoding="utf-8").splitlines())
+        return any(line.startswith("distiller:") for line in (folder / "config.yaml").read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -224,7 +224,7 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
             raise RunFolderError(f"unfinished: no {name}")
     try:
         config = configuration(folder / "config.yaml")
-        checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8-sig"))
         metrics = pd.read_csv(folder / "metrics.csv")
         clients = tested(folder / "clients.csv", until)
         seed, rounds, finished, done = config["seed"], config["rounds"], checkpoint["finished"], checkpoint["round"]
@@ -290,6 +290,8 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
 def _check(metrics: pd.DataFrame, rounds: int) -> None:
     """Raise ``RunFolderError`` unless the metrics of a finished run are complete."""
     needed = ["round", *ACCURACIES, *COSTS]
+    if len(metrics.columns) == 1 and ";" in str(metrics.columns[0]):
+        raise RunFolderError("corrupt: metrics.csv must separate its columns by commas, got semicolons; save it again with commas")
     if lacking := [column for column in needed if column not in metrics]:
         raise RunFolderError(f"corrupt: metrics.csv lacks the columns {', '.join(lacking)}")
     if metrics["round"].tolist() != list(range(1, rounds + 1)):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from simulations.process import cores
 from simulations.reports.arrangement import ordered_lines
+from simulations.reports.attempts import Attempts
 from simulations.reports.figures.style import FigureStyle, figure_paths
 from simulations.reports.groups import Group, gather
 
@@ -43,6 +44,11 @@ class Drawing:
     named: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """The figure in a message."""
+        return f"figure {self.stem.name}"
+
+    @property
     def paths(self) -> list[Path]:
         """The files, one per format."""
         return figure_paths(self.stem, self.style)
@@ -61,16 +67,14 @@ class Drawing:
         return self.draw(*self.given, path_stem=None, style=self.style, **self.named)
 
 
-def write_all(drawings: Sequence[Drawing]) -> None:
-    """Draw all figures."""
+def write_all(drawings: Sequence[Drawing], attempts: Attempts) -> list[Drawing]:
+    """Draw all figures and write their files. Returns the figures that are written; ``attempts`` gains the others."""
     workers = min(cores() if sys.platform == "linux" else 1, len(drawings))  # elsewhere forks are not safe
     if workers <= 1 or len(drawings) <= FEW:
-        for one in drawings:
-            one.write()
-        return
+        return [one for one in drawings if attempts.make(one.name, one.write)]
     with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-        for done in [pool.submit(one.write) for one in drawings]:
-            done.result()
+        written = [(one, pool.submit(one.write)) for one in drawings]
+        return [one for one, done in written if attempts.make(one.name, done.result)]
 
 
 def parts(groups: Sequence[Group], baseline: str, most: int) -> list[tuple[str, list[Group]]]:

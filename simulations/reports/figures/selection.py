@@ -1,6 +1,6 @@
 """The figures that a report of federated runs has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedkd.errors import RunFolderError
 from simulations.reports.arrangement import ordered_lines, ordered_settings
+from simulations.reports.attempts import Attempts
 from simulations.reports.curves import EMPTY, X_AXES, axes_of, curve
 from simulations.reports.figures import comparison, convergence
 from simulations.reports.figures.drawing import MAX_LINES, MAX_ROWS, Drawing, parts
 from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.style import FigureStyle, assign_slots, seeds_text
 from simulations.reports.groups import Group, gather
-from simulations.reports.mathematics import has_formula
 from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth
 from simulations.reports.summary import by_seed, has_clock, last_rounds
 from simulations.reports.tables.clients import PHASES, class_accuracies, final_accuracies, label_counts
+from simulations.reports.tables.mathematics import has_formula
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import SETTING
 
@@ -41,38 +43,50 @@ def figure_style(options: ReportOptions, slots: dict[str, int]) -> FigureStyle:
     return FigureStyle(width, float(options.font_size), options.formats, options.band, options.kind, formulas=formulas, slots=slots)
 
 
-def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style: FigureStyle) -> tuple[list[Drawing], list[str]]:
-    """All figures of federated runs but those of generators, and notes on figures that cannot be drawn.
+def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style: FigureStyle, attempts: Attempts) -> list[Drawing]:
+    """All figures of federated runs but those of generators.
 
     Args:
         groups: of all settings.
         output: the folder of the report.
         options: of the report.
         style: of :func:`style_of`.
+        attempts: gains the figures that are missing or fail.
     """
     found: list[Drawing] = []
-    notes: list[str] = []
     baseline, several = options.baseline or "fedavg", len(ordered_settings(groups)) > 1
+
+    def add(name: str, function: Callable[..., list[Drawing]], *given: Any) -> None:
+        found.extend(attempts.make(f"figure {name}", function, *given) or [])
+
     if several:
         for suffix, part in parts(groups, baseline, MAX_LINES):
-            found.append(by_setting(part, output / f"by_setting{suffix}", options, style))
+            add(f"by_setting{suffix}", by_setting, part, output / f"by_setting{suffix}", options, style)
             if options.panels == "settings":
-                found += panels(part, output, suffix, options, style)
+                add(f"convergence_panels{suffix}", panels, part, output, suffix, options, style)
     for same in gather(sorted(groups, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING)):
         name, here = (f"_{same[0].slug}", f", {same[0].setting}") if several and same[0].setting else ("", "")
         for suffix, part in parts(groups, baseline, MAX_LINES):
             if options.panels == "none" or not several:
-                found += curves(part, same, here, output, f"{name}{suffix}", options, style)
+                add(f"convergence{name}{suffix}", curves, part, same, here, output, f"{name}{suffix}", options, style)
         for suffix, part in parts(groups, baseline, MAX_ROWS):
             mine = [one for one in part if one in same]
-            found += row_figures(mine, here, output, f"{name}{suffix}", options, style) if mine else []
-        counts = label_counts(same)
-        if counts:
-            stem = output / f"label_distribution{name}"
-            found.append(Drawing(f"Label distribution{here}, seed {min(counts)}", stem, label_distribution, (counts[min(counts)],), style))
-        else:
-            notes.append(f"no figure of the label distribution of {same[0].label}: partition.npz must hold the array 'counts', not all 0")
-    return found, notes
+            for kind, function in ROW_FIGURES.items() if mine else ():
+                add(f"{kind}{name}{suffix}", function, mine, here, output / f"{kind}{name}{suffix}", options, style)
+        add(f"label_distribution{name}", labels, same, here, output / f"label_distribution{name}", style)
+    return found
+
+
+def labels(same: Sequence[Group], here: str, stem: Path, style: FigureStyle) -> list[Drawing]:
+    """The label distribution of one setting, of the lowest seed.
+
+    Raises:
+        RunFolderError: no run has a partition that can be read.
+    """
+    counts = label_counts(same)
+    if not counts:
+        raise RunFolderError(f"partition.npz must hold the array 'counts', not all 0 ({same[0].label})")
+    return [Drawing(f"Label distribution{here}, seed {min(counts)}", stem, label_distribution, (counts[min(counts)],), style)]
 
 
 def axis_labels(options: ReportOptions) -> dict[str, str]:
@@ -126,41 +140,60 @@ def _ending(along: str) -> str:
     return {"rounds": "", "bytes": "_by_bytes", "time": "_by_time"}[along]
 
 
-def row_figures(groups: Sequence[Group], here: str, output: Path, suffix: str, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
-    """Figures with a row per strategy on one setting: results by seed, cost to the target, clients, classes, phases."""
-    last = f"last {last_rounds(groups)}"
-
-    def drawing(title: str, name: str, function: Any, *given: Any, **named: Any) -> Drawing:
-        return Drawing(f"{title}{here}", output / f"{name}{suffix}", function, given, style, named)
-
+def by_seed_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """The result of each seed on one setting."""
     axes = {metric.name: metric.axis for metric in options.metrics}
     results = {one.line: pd.DataFrame({name: by_seed(one, name) for name in axes}, index=list(one.seeds)) for one in groups}
-    found = []
-    if any(table.notna().any().any() for table in results.values()):
-        which = last if all(metric.name.endswith("last10") for metric in options.metrics) else options.metrics[0].heading
-        found.append(drawing(f"Accuracy by seed, {which}", "spread", comparison.by_seed, results, axes))
-    if options.target is not None:
-        resources = [name for name in comparison.COST_AXES if name != "time" or has_clock(groups)]
-        costs = {one.line: {name: cost(one, name, options.target) for name in resources} for one in groups}
-        found.append(
-            drawing(
-                f"Cost to {round(100 * options.target, 6):g} %, by seed", "to_target", comparison.to_target, costs, target=options.target
-            )
-        )
+    if not any(table.notna().any().any() for table in results.values()):
+        return []
+    last = f"last {last_rounds(groups)}"
+    which = last if all(metric.name.endswith("last10") for metric in options.metrics) else options.metrics[0].heading
+    return [Drawing(f"Accuracy by seed, {which}{here}", stem, comparison.by_seed, (results, axes), style)]
+
+
+def target_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """The resources that each seed spends until the target; none without a target."""
+    if options.target is None:
+        return []
+    resources = [name for name in comparison.COST_AXES if name != "time" or has_clock(groups)]
+    costs = {one.line: {name: cost(one, name, options.target) for name in resources} for one in groups}
+    title = f"Cost to {round(100 * options.target, 6):g} %, by seed{here}"
+    return [Drawing(title, stem, comparison.to_target, (costs,), style, {"target": options.target})]
+
+
+def clients_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """The distribution of accuracy over clients; none without accuracies of clients."""
     clients = {one.line: [final_accuracies(run) for run in one.runs] for one in groups}
     clients = {line: seeds for line, seeds in clients.items() if all(map(len, seeds))}
-    if clients:
-        tenths = {line: float(np.mean([bottom_tenth(seed) for seed in seeds])) for line, seeds in clients.items()}
-        n = seeds_text(map(len, clients.values()))
-        found.append(drawing("Local test accuracy over clients", "clients", comparison.clients, clients, tenths, seeds=n))
+    if not clients:
+        return []
+    tenths = {line: float(np.mean([bottom_tenth(seed) for seed in seeds])) for line, seeds in clients.items()}
+    named = {"seeds": seeds_text(map(len, clients.values()))}
+    return [Drawing(f"Local test accuracy over clients{here}", stem, comparison.clients, (clients, tenths), style, named)]
+
+
+def classes_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """The accuracy of each class; none without accuracies of classes, or where runs differ in their number."""
     classes = {one.line: [class_accuracies(run) for run in one.runs] for one in groups}
     classes = {line: seeds for line, seeds in classes.items() if all(map(len, seeds)) and len({len(seed) for seed in seeds}) == 1}
-    if classes and len({len(seeds[0]) for seeds in classes.values()}) == 1:
-        means, n = {line: np.mean(seeds, axis=0) for line, seeds in classes.items()}, seeds_text(map(len, classes.values()))
-        found.append(drawing(f"Global test accuracy by class, {last}", "classes", comparison.classes, means, seeds=n))
+    if len({len(seeds[0]) for seeds in classes.values()}) != 1:
+        return []
+    means, named = {line: np.mean(seeds, axis=0) for line, seeds in classes.items()}, {"seeds": seeds_text(map(len, classes.values()))}
+    title = f"Global test accuracy by class, last {last_rounds(groups)}{here}"
+    return [Drawing(title, stem, comparison.classes, (means,), style, named)]
+
+
+def phases_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """Seconds per round by phase."""
     seconds = {one.line: {title: float(np.mean(by_seed(one, f"{name}_median"))) for name, title in PHASES.items()} for one in groups}
-    n = seeds_text(len(one.runs) for one in groups)
-    return [*found, drawing("Seconds per round by phase", "phases", comparison.phases, seconds, seeds=n)]
+    named = {"seeds": seeds_text(len(one.runs) for one in groups)}
+    return [Drawing(f"Seconds per round by phase{here}", stem, comparison.phases, (seconds,), style, named)]
+
+
+ROW_FIGURES: dict[str, Callable[..., list[Drawing]]] = {
+    "spread": by_seed_figure, "to_target": target_figure, "clients": clients_figure, "classes": classes_figure, "phases": phases_figure,
+}  # fmt: skip
+"""The functions that plan a figure with a row per strategy on one setting, by the name of its files."""
 
 
 def cost(one: Group, resource: str, target: float) -> list[tuple[float, bool]]:
@@ -170,8 +203,8 @@ def cost(one: Group, resource: str, target: float) -> list[tuple[float, bool]]:
     return [(scale * value, bool(there)) for value, there in zip(by_seed(one, f"{resource}_spent", target), reached, strict=True)]
 
 
-def by_setting(groups: Sequence[Group], stem: Path, options: ReportOptions, style: FigureStyle) -> Drawing:
-    """Accuracy against the setting."""
+def by_setting(groups: Sequence[Group], stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """Accuracy against the setting; none without results."""
     names = ordered_settings(groups)
     lines: dict[str, dict[str, list[comparison.Spread | None]]] = {
         one.line: {metric.name: [None] * len(names) for metric in options.metrics} for one in groups
@@ -183,4 +216,4 @@ def by_setting(groups: Sequence[Group], stem: Path, options: ReportOptions, styl
     axes = {metric.name: metric.axis for metric in options.metrics}
     which = options.metrics[0].heading if options.metric is not None else "last 10"
     title = f"Accuracy by setting, {which.replace('last 10', f'last {last_rounds(groups)}')}"
-    return Drawing(title, stem, comparison.by_setting, (lines, names, axes), style)
+    return [Drawing(title, stem, comparison.by_setting, (lines, names, axes), style)]

@@ -205,3 +205,9 @@ def _counts(run: FederatedRun) -> np.ndarray | None:
     except ValueError:
         return None
     return found if found.ndim == 2 and found.size and found.min() >= 0 and found.sum() > 0 else None
+
+
+TABLES: dict[str, Callable[[Sequence[Group], NumberFormat], Table | None]] = {
+    "server": server_side, "clients": clients, "networks": by_architecture, "classes": classes, "skew": skew, "phases": phases,
+}  # fmt: skip
+"""The functions that make the tables, by the name of the table."""

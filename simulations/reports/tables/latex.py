@@ -5,7 +5,7 @@ from unicodedata import name
 
 import pandas as pd
 
-from simulations.reports.mathematics import FORMULA
+from simulations.reports.tables.mathematics import FORMULA
 from simulations.reports.tables.table import Table
 
 GREEK = {sign: f"$\\{name(sign).rpartition(' ')[2].lower().replace('lamda', 'lambda')}$" for sign in "αβγδεζηθκλμνξπρστφχψω"}

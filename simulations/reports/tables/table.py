@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from simulations.reports.mathematics import plain
+from fedkd.errors import require
 from simulations.reports.statistics import INTERVALS, interval
+from simulations.reports.tables.mathematics import plain
 
 NONE_AT_ONE = "; none at n = 1"
 """A remark of legends on cells of one seed, which only tables with such cells print."""
@@ -76,7 +77,13 @@ class Table:
     marked_by: str = "column"
 
     def __post_init__(self) -> None:
-        """Remove the remark on cells of one seed where the table has none."""
+        """Remove the remark on cells of one seed where the table has none.
+
+        Raises:
+            ConfigError: two columns have one title, hence would be one column of a file.
+        """
+        titles = [column.title for column in self.columns]
+        require(len(set(titles)) == len(titles), f"table {self.name}", "must have columns of different names", titles)
         if not any(cell.n == 1 for column in self.columns for cell in column.cells):
             object.__setattr__(self, "legend", self.legend.replace(NONE_AT_ONE, ""))
 

@@ -58,6 +58,7 @@ def test_types_are_published():
     ("error", "base"),
     [
         (fedkd.ConfigError, ValueError),
+        (fedkd.ReportError, RuntimeError),
         (fedkd.RunFolderError, ValueError),
         (fedkd.ClientFailure, RuntimeError),
         (fedkd.DivergedError, FloatingPointError),

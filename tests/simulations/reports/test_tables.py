@@ -12,6 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from simulations.report import main
+from simulations.reports.attempts import Attempts
 from simulations.reports.builder import collect, tables
 from simulations.reports.options import ReportOptions
 from simulations.run_folder.reader import find_run_folders
@@ -243,5 +244,5 @@ def test_a_strategy_that_is_missing_on_a_setting_has_an_empty_cell(tmp_path, cap
 
 def test_tables_come_without_files(folder):
     groups, _ = collect(find_run_folders([folder]))
-    names = [table.name for table in tables(groups, ReportOptions(target=0.7))]
+    names = [table.name for table in tables(groups, ReportOptions(target=0.7), Attempts())]
     assert names[:4] == ["headlines", "times", "differences", "comparisons"]
