@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from fedkd.errors import RunFolderError
+from simulations.run_folder.csv_rows import complete_lines
 
 Rows = list[dict[str, str]]
 """Rows of a CSV file by column."""
@@ -19,8 +20,7 @@ def complete_rows(path: Path, last: int) -> Rows:
         RunFolderError: the file is missing or not CSV, or a row has another number of cells than the header.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        header, *rows = csv.reader(lines, strict=True)
+        header, *rows = csv.reader(complete_lines(path), strict=True)
         kept = [row for row in rows if int(row[0]) <= last]
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise damaged(path, last, f"{type(error).__name__}: {error}") from error

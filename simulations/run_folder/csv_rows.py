@@ -45,10 +45,16 @@ def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, title
     return text.getvalue()
 
 
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a CSV file with their ends, without a last line that is incomplete. Other line breaks of Unicode end no line."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [f"{line}\n" for line in file.read().split("\n")[:-1]]
+
+
 def cut(path: Path, server_round: int) -> None:
     """Remove the rows after ``server_round``, and a last line that is incomplete."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = complete_lines(path)
     kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= server_round]
     write_atomically(path, "".join([*lines[:1], *kept] if kept else []).encode())

@@ -10,6 +10,7 @@ from fedkd.errors import RunFolderError
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from simulations.run_folder.completeness import check_distillation_rows, check_federated_rows
+from simulations.run_folder.csv_rows import cut
 from tests.small_runs import SMALL
 
 
@@ -76,6 +77,15 @@ def test_rows_that_stand_twice_cells_that_are_cut_and_files_that_are_missing_are
         with pytest.raises(RunFolderError, match=name):
             check_federated_rows(copy, 4, may_drop=False)
         write(copy / name, whole)
+
+
+def test_a_reason_with_a_line_break_of_unicode_is_no_damage(copy):
+    whole = read(copy / "clients.csv")
+    rows = [[*whole[0], "failure"], *([*row, ""] for row in whole[1:-1]), [*whole[-1], "training: one\u2028two"]]
+    write(copy / "clients.csv", rows)
+    check_federated_rows(copy, 4, may_drop=False)
+    cut(copy / "clients.csv", 4)
+    assert read(copy / "clients.csv") == rows
 
 
 def test_epochs_of_a_distillation_begin_with_0(tmp_path):
