@@ -86,6 +86,13 @@ def batch_normalized(task: Task) -> Classifier:
     return Base(task, nn.BatchNorm1d(32))
 
 
+def head_frozen(task: Task) -> Classifier:
+    """Only the layers before the head are trained."""
+    model = Base(task)
+    model.head.requires_grad_(False)
+    return model
+
+
 def all_frozen(task: Task) -> Classifier:
     """Nothing is trained."""
     model = Base(task)

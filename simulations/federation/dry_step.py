@@ -73,7 +73,7 @@ def check_output(client: Client) -> None:
 
 
 def check_step(simulation: Simulation, client: Client) -> None:
-    """Train a client for one step.
+    """Train a client for one step. A warning says that the head, which evaluations read, is not trained.
 
     Raises:
         ConfigError: the network has no parameter that is trained.
@@ -81,7 +81,14 @@ def check_step(simulation: Simulation, client: Client) -> None:
     if not trained_names(client.model):
         raise ConfigError(f"model must have a parameter that is trained, got {client.architecture}, whose parameters are all frozen")
     strategy, broadcast = initial_broadcast(simulation)
-    strategy.train(client, broadcast, None, 1)
+    update, kept = strategy.train(client, broadcast, None, 1)
+    head = {name: value for name, value in client.initial.items() if name.startswith("head.")}
+    trained = [(part[name], value) for part in (*update.state.values(), *kept.values()) for name, value in head.items() if name in part]
+    if client.lr > 0 and head and all(after.shape != value.shape or torch.equal(after, value) for after, value in trained):
+        name = type(simulation.flower_strategy).__name__
+        print(
+            f"warning: {name} does not train the head of {client.architecture}: accuracies are those of its initial head", file=sys.stderr
+        )
 
 
 @contextmanager

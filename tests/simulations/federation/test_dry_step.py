@@ -50,13 +50,32 @@ def test_networks_that_cannot_train_are_refused_before_the_first_round(name, tmp
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_dry_step_changes_no_random_stream_and_no_state(name):
+def test_a_dry_step_changes_no_random_stream_and_no_state(name, capsys):
+    """All strategies train the head by which they are scored, so that there is no warning."""
     simulation, _ = small_simulation(f"strategy={name}", *strategy_overrides(name))
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     initial = {key: value.clone() for key, value in simulation.initial.items()}
     check_training(simulation)
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
     assert all(torch.equal(value, simulation.initial[key]) for key, value in initial.items())
+    assert capsys.readouterr().err == ""
+
+
+@dataclass(kw_only=True)
+class EmbeddingsAlone(Strategy):
+    """A loss that does not read the head."""
+
+    def loss(self, model, batch, broadcast, client_state):
+        return model(batch.x).embedding.square().mean(), {}
+
+
+@pytest.mark.parametrize(
+    "overrides", [(f"strategy._target_={__name__}.EmbeddingsAlone",), network("head_frozen")], ids=["loss", "frozen head"]
+)
+def test_a_head_that_is_not_trained_is_said(overrides, capsys):
+    simulation, _ = small_simulation("strategy=fedavg", *overrides)
+    check_training(simulation)
+    assert "do not train the head of" in capsys.readouterr().err
 
 
 def test_every_architecture_is_tried(monkeypatch):
