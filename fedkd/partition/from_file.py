@@ -71,6 +71,7 @@ class FromFile:
             raise
         except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             reason = "pickled objects" if "pickle" in str(error) else f"{type(error).__name__}: {error}"
+            reason = reason if zipfile.is_zipfile(path) else "it is in another format, or damaged"
             raise ConfigError(f"path must be an npz file of index arrays, got {self.path!r} ({reason}). {REMEDY}") from error
 
     def _shards(self, arrays: dict[str, np.ndarray], part: str, num_clients: int, num_examples: int) -> list[np.ndarray]:

@@ -11,6 +11,8 @@ from simulations.config import compose
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.federation.model_export import export_model
 from simulations.federation.runner import run_federation
+from simulations.reports.builder import report_folders
+from simulations.reports.options import ReportOptions
 from simulations.setup.simulation import build_simulation
 from tests.fedkd.data.small_files import write_folder
 from tests.fedkd.data.test_parquet import write_parquet
@@ -101,3 +103,11 @@ def test_all_classes_of_the_digits_are_present():
 
     task = build_simulation(OmegaConf.to_yaml(compose(list(TINY)), resolve=True)).task
     assert task.absent == () and task.present.tolist() == list(range(10))
+
+
+def test_very_many_classes_run_and_are_reported(tmp_path):
+    write_parquet(tmp_path / "data", labels=[*range(500)] * 2, test_labels=range(500))
+    folder = run(tmp_path, "data=parquet", "strategy=fedgen", "strategy.generator_steps=2", "partition=dirichlet", "partition.alpha=0.1")
+    report = report_folders([folder], ReportOptions(figures=False), output=tmp_path / "report", quiet=True)
+    assert len(rows(folder / "classes.csv")) == 500
+    assert "lowest tenth" in (report / "classes.csv").read_text() and "500" in (report / "report.html").read_text()
