@@ -67,7 +67,8 @@ def test_the_plan_says_what_is_there(copy, capsys):
 def test_a_run_that_fails_takes_no_other_with_it(copy, whole, capsys):
     there = folders(copy)
     (there["fedavg", 0] / "checkpoint.json").unlink()
-    (there["fedavg", 0] / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
+    for name in ("checkpoint", "previous_checkpoint"):
+        (there["fedavg", 0] / f"{name}.safetensors").write_bytes(b"nothing of the kind")
     shutil.rmtree(there["fedgen", 1])
     assert command(copy) == 1
     captured = capsys.readouterr()
