@@ -86,9 +86,7 @@ def check_step(simulation: Simulation, client: Client) -> None:
     trained = [(part[name], value) for part in (*update.state.values(), *kept.values()) for name, value in head.items() if name in part]
     if client.lr > 0 and head and all(after.shape != value.shape or torch.equal(after, value) for after, value in trained):
         name = type(simulation.flower_strategy).__name__
-        print(
-            f"warning: {name} does not train the head of {client.architecture}: accuracies are those of its initial head", file=sys.stderr
-        )
+        print(f"warning: clients of {name} do not train the head of {client.architecture}, by which they are scored", file=sys.stderr)
 
 
 @contextmanager
