@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedkd.errors import ClientFailure, ConfigError, DivergedError, FedkdError, ReportError, RunFolderError, StopRun
+    from fedkd.errors import ClientFailure, ConfigError, DivergedError, EngineError, FedkdError, ReportError, RunFolderError, StopRun
     from fedkd.seed import Seed
     from fedkd.strategy import Strategy
     from simulations.api.callbacks import BestCheckpoint, Callback, EarlyStopping, TensorBoard
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
-    "BestCheckpoint", "Callback", "ClientFailure", "ConfigError", "DivergedError", "EarlyStopping", "FedkdError", "ReportError", "Run",
-    "RunFolderError", "Runs", "Seed", "StopRun", "Strategy", "TensorBoard", "compose", "describe", "distill", "list_runs", "load", "report",
-    "reproduce", "run", "tune",
+    "BestCheckpoint", "Callback", "ClientFailure", "ConfigError", "DivergedError", "EarlyStopping", "EngineError", "FedkdError",
+    "ReportError", "Run", "RunFolderError", "Runs", "Seed", "StopRun", "Strategy", "TensorBoard", "compose", "describe", "distill",
+    "list_runs", "load", "report", "reproduce", "run", "tune",
 ]  # fmt: skip
 
 _MODULES = {
     **dict.fromkeys(
-        ("ClientFailure", "ConfigError", "DivergedError", "FedkdError", "ReportError", "RunFolderError", "StopRun"), "fedkd.errors"
+        ("ClientFailure", "ConfigError", "DivergedError", "EngineError", "FedkdError", "ReportError", "RunFolderError", "StopRun"),
+        "fedkd.errors",
     ),
     **dict.fromkeys(("BestCheckpoint", "Callback", "EarlyStopping", "TensorBoard"), "simulations.api.callbacks"),
     "Run": "simulations.api.run",

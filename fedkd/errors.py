@@ -33,6 +33,10 @@ class ClientFailure(FedkdError, RuntimeError):
         self.is_transient = is_transient
 
 
+class EngineError(FedkdError, RuntimeError):
+    """The engine does not start on this machine, or one of its processes has ended. The message gives the remedy."""
+
+
 class DivergedError(FedkdError, FloatingPointError):
     """Training diverged: a loss or a state is no longer finite.
 

@@ -100,6 +100,7 @@ class Command:
         environment: additional environment variables.
         before: Python code that the process runs first.
         module: the module of the command.
+        prefix: the words before the arguments of the interpreter.
     """
 
     arguments: tuple[str, ...]
@@ -107,6 +108,7 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
     before: str = ""
     module: str = "simulations.run"
+    prefix: tuple[str, ...] = (sys.executable,)
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -114,7 +116,7 @@ class Command:
         env = {**os.environ, **self.environment, "PYTHONPATH": python_path, MARK: self.mark}
         entry = ["-c", self.before + COMMAND] if self.before else ["-m", self.module]
         self.process = subprocess.Popen(
-            [sys.executable, *entry, *self.arguments], cwd=self.where, env=env, start_new_session=True,
+            [*self.prefix, *entry, *self.arguments], cwd=self.where, env=env, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=accept_interrupts,
         )  # fmt: skip
 

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedkd.errors import ClientFailure, ReportError, StopRun
+from fedkd.errors import ClientFailure, EngineError, ReportError, StopRun
 from simulations.overrides import explain
 
 OK = 0
 """All that was asked for is done."""
 FAILED = 1
-"""A run failed: a client failure under the policy, divergence, one run of a sweep, a disk that cannot be written, or a part of a report."""
+"""A run failed: a client failure under the policy, the end of Ray, divergence, one run of a sweep, a disk that cannot be written, or a part
+of a report."""
 WRONG = 2
 """The request is wrong: an unknown option, key or value, no such folder, or nothing to report."""
 MISSING = 3
@@ -34,7 +35,7 @@ def exit_code(error: BaseException) -> tuple[int, str] | None:
         return OK, f"stopped: {_line(error)}"
     if isinstance(error, ClientFailure):
         return FAILED, f"error: {_line(error)}\n{_advice_after_failure(error)}"
-    if isinstance(error, ReportError):
+    if isinstance(error, (EngineError, ReportError)):
         return FAILED, f"error: {_line(error)}"
     if isinstance(error, FloatingPointError):  # DivergedError is of this kind too
         folder = getattr(error, "folder", None)

@@ -1,17 +1,18 @@
 """Ray: starting it or connecting to a cluster, and acquiring and releasing its actors."""
 
+import atexit
+import math
 import os
 import signal
 import socket
-import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-import psutil
-
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, EngineError, require
+from simulations.engine.ray_session import RaySession, check_open_files
 from simulations.engine.worker import Worker
 
 PLACEMENT_TIMEOUT = 20.0
@@ -22,6 +23,15 @@ MAX_DIRECT_BYTES = 2 << 20
 
 RAY_OPTIONS: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 """Options with which Ray is started."""
+
+PATIENT: dict[str, Any] = {"gcs_rpc_server_reconnect_timeout_s": 86_400}
+"""Settings of a Ray on this machine. By default Ray ends this process a minute after the end of its GCS, without an exception."""
+
+CHECK_INTERVAL = 1.0
+"""Seconds between two checks of Ray's servers while results are awaited."""
+
+_sessions: list[RaySession] = []
+"""The Ray that this process has started, if there is one."""
 
 _idle: dict[float, list[Any]] = {}
 """Actors of earlier runs of this process, by their GPUs. They are kept because a new actor takes seconds to import its modules."""
@@ -64,9 +74,13 @@ def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
 
     Raises:
         ConfigError: the resources are not free in time, or the cluster does not have them at all.
+        EngineError: Ray has ended.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    check_servers(ray)
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise EngineError("no node of the Ray cluster is alive: its raylets have ended. Start the cluster, then run the same command again")
     per_actor = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
     total = ray.cluster_resources()
     possible = all(total.get(name, 0.0) >= number * amount for name, amount in per_actor.items())
@@ -82,6 +96,8 @@ def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
 
 def release_actors(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
     """Keep actors for the next run of this process. Actors that do not reply within a second, dead or still at work, are ended."""
+    if not ray.is_initialized():  # Ray has ended
+        return
     pings = [actor.ping.remote() for actor in actors]
     answered = set(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) if pings else set()
     for actor, ping in zip(actors, pings):
@@ -105,10 +121,11 @@ def start_ray(num_workers: int, address: str | None) -> Any:
 
     Args:
         num_workers: number of actors that must fit on this machine.
-        address: address of an existing cluster. None takes ``RAY_ADDRESS``, or starts Ray on this machine.
+        address: address of an existing cluster. None takes ``RAY_ADDRESS`` if it is not empty, or starts Ray on this machine.
 
     Raises:
         ConfigError: no cluster answers at the address.
+        EngineError: Ray does not start on this machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -116,48 +133,103 @@ def start_ray(num_workers: int, address: str | None) -> Any:
     os.environ.setdefault("RAY_max_direct_call_object_size", str(MAX_DIRECT_BYTES))
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if any(session.ended_server() for session in _sessions):  # it has ended since the last run
+        end_ray(ray)
     if ray.is_initialized() and address is None and ray.cluster_resources().get("CPU", 0) < num_workers:
-        ray.shutdown()
-        _idle.clear()
+        end_ray(ray)
     if not ray.is_initialized():
         _idle.clear()
         with deferred_signals():
             if address is None:
-                ray.init(address="local", num_cpus=max(num_workers, os.cpu_count() or 1), **RAY_OPTIONS)
+                start_on_this_machine(ray, num_workers)
             else:
                 connect_to_cluster(ray, address)
-        if address is None:
-            end_ray_on_sigterm()
     return ray
 
 
-def end_ray_on_sigterm() -> None:
-    """Let SIGTERM end Ray's processes before this one.
+def start_on_this_machine(ray: Any, num_workers: int) -> None:
+    """Start Ray with at least ``num_workers`` CPUs. It listens on the loopback interface alone, and ends with this process.
 
-    A scheduler sends SIGTERM to all processes at once. Without this handler, Ray's agents can outlive the others forever.
+    Raises:
+        EngineError: Ray does not start.
     """
-    started = psutil.Process().children(recursive=True)
+    check_open_files(num_workers)
+    session = RaySession()
+    _sessions.append(session)
+    atexit.register(end_ray, ray)
+    try:
+        with session.starting() as folder, without_network():
+            num_cpus = max(num_workers, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=num_cpus, _temp_dir=folder, _system_config=PATIENT, **RAY_OPTIONS)
+    except BaseException:
+        end_ray(ray)
+        raise
 
-    def end(number: int, _: Any) -> None:
-        discard_output()
-        for process in {*started, *psutil.Process().children(recursive=True)}:
-            with suppress(psutil.Error):
-                process.kill()
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
 
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, end)
+@contextmanager
+def without_network() -> Iterator[None]:
+    """A block in which Ray starts with the loopback address as the address of its node, and without the process of its dashboard.
+
+    Ray takes this address on systems with personal firewalls, and offers no other way to have it. Without a dashboard its process would
+    still ask the metadata services of three cloud providers where it runs, even where usage reports are switched off.
+    """
+    from ray._private import node, ray_constants, worker
+
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    node.Node.start_api_server = lambda *_, **__: None
+    worker.print_to_stdstream = lambda *_, **__: None  # it would print a page of Ray's log if a server ends, which has an error of its own
+    try:
+        yield
+    finally:
+        os.environ.pop(variable)
+        if before[0] is not None:
+            os.environ[variable] = before[0]
+        _, ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server = before
 
 
-def discard_output() -> None:
-    """Discard all further output of this process, which would be messages of Ray about the end of its own agents."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
+def end_ray(ray: Any) -> None:
+    """Disconnect from Ray. A Ray that this process has started ends, and its files are removed."""
+    _idle.clear()
+    for session in _sessions:
+        if session.ended_server() is not None:  # Ray would wait for answers of it
+            session.kill()
+    ray.shutdown()
+    while _sessions:
+        _sessions.pop().close()
+
+
+def check_servers(ray: Any) -> None:
+    """Check that the servers of a Ray that this process has started are alive. If one has ended, end the others.
+
+    Raises:
+        EngineError: one has ended.
+    """
+    for session in _sessions:
+        if (server := session.ended_server()) is not None:
+            end_ray(ray)
+            raise EngineError(
+                f"{server} has ended, so no client can train. A system that runs out of memory ends processes in this way; fewer "
+                "engine.workers need less. Run the same command to continue from the last checkpoint"
+            )
+
+
+def wait_for_any(ray: Any, references: Sequence[Any], timeout: float | None) -> Any | None:
+    """The first finished reference; None after ``timeout`` seconds. None waits without limit.
+
+    Raises:
+        EngineError: a server of Ray has ended. Ray itself would wait for it.
+    """
+    last = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        done, _ = ray.wait(list(references), timeout=max(0.0, min(CHECK_INTERVAL, last - time.monotonic())))
+        if done:
+            return done[0]
+        check_servers(ray)
+        if time.monotonic() >= last:
+            return None
 
 
 def connect_to_cluster(ray: Any, address: str) -> None:

@@ -23,7 +23,7 @@ from fedkd.types import Output
 from simulations.engine import record_tables
 from simulations.engine.base import ClientGrid, PendingResults
 from simulations.engine.client_work import Assignment
-from simulations.engine.ray_cluster import MAX_DIRECT_BYTES, acquire_actors, release_actors, start_ray
+from simulations.engine.ray_cluster import MAX_DIRECT_BYTES, acquire_actors, check_servers, release_actors, start_ray, wait_for_any
 from simulations.engine.worker import ClientResults, clients_of, parse_errors, pickle_model, split_into_requests
 from simulations.process import cores
 from simulations.setup.evaluation import score_global_test
@@ -47,6 +47,7 @@ class RayGrid(ClientGrid):
 
     Raises:
         ConfigError: a value is out of its range, or the actors do not fit into the cluster.
+        EngineError: Ray does not start.
     """
 
     def __init__(self, num_clients: int, config: str, *, workers: int | None, num_gpus: float, address: str | None) -> None:
@@ -65,6 +66,7 @@ class RayGrid(ClientGrid):
     def start_work(self, kind: str, content: RecordDict, assignments: list[Assignment], timeout: float | None) -> PendingResults:
         """See :meth:`simulations.engine.base.ClientGrid.start_work`. The actors start at once."""
         ray = self._ray
+        check_servers(ray)
         results: ClientResults = {}
         queues = [deque(split_into_requests(assignment)) for assignment in assignments]
         small = serialization.content_bytes(content) * sum(map(len, queues)) <= MAX_DIRECT_BYTES
@@ -87,11 +89,11 @@ class RayGrid(ClientGrid):
             deadline = None if timeout is None else time.monotonic() + timeout
             while running:
                 remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-                done, _ = ray.wait(list(running), timeout=remaining)
-                if not done:
+                done = wait_for_any(ray, list(running), remaining)
+                if done is None:
                     late = [(worker, actor) for worker, actor, _ in running.values()]
                     return results | self._time_out(late, num_losses.keys() - results.keys(), timeout)
-                receive(done[0], *running.pop(done[0]))
+                receive(done, *running.pop(done))
             return results
 
         def receive(reference: Any, worker: int, actor: Any, assignment: Assignment) -> None:
@@ -123,6 +125,7 @@ class RayGrid(ClientGrid):
 
         def score_of_part(reference: Any, part: tuple[int, int]) -> Score:
             try:
+                wait_for_any(ray, [reference], None)
                 return ray.get(reference)
             except ray.exceptions.RayActorError:  # a client may have ended the actor
                 return score_global_test(simulation, model, *part)

@@ -5,15 +5,19 @@ import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from flwr.app import ConfigRecord
 from omegaconf import OmegaConf
 
+from fedkd.errors import EngineError
 from fedkd.federation import serialization
 from fedkd.federation.messaging import CLIENT_RAISED, TIMED_OUT, WORKER_LOST
 from simulations.config import compose
+from simulations.engine import ray_cluster, ray_watcher
 from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
+from simulations.engine.ray_session import LONGEST_SOCKET
 from simulations.setup.simulation import build_simulation
 from tests.failing_clients import plan_failure, sleeping_process
 from tests.processes import Command, Ended, differing, quick, until
@@ -116,6 +120,41 @@ def test_timeout(repeat):
     until(lambda: not Path(f"/proc/{sleeper}").exists(), 5, "the end of the sleeping process")
     plan_failure(repeat.folder, 5, "sleep", 0)
     assert repeat.all_equal(repeat())
+
+
+def test_ray_on_this_machine_is_private(repeat):
+    """Every process listens on the loopback interface alone, and no other user can reach the files. The sockets have short paths."""
+    (session,) = ray_cluster._sessions
+    processes = [os.getpid(), *ray_watcher.processes_of(session.folder)]
+    listening = {
+        connection.laddr.ip
+        for process in processes
+        for connection in psutil.Process(process).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(processes) >= 6 and listening and listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert Path(session.folder).stat().st_mode & 0o777 == 0o700
+    paths = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if session.folder in line]
+    assert paths and max(map(len, paths)) <= len(str(Path(session.folder).parent)) + len(LONGEST_SOCKET)
+
+
+def test_end_of_a_server_of_ray(repeat):
+    """It is said to be that, within seconds, and the next run of the process has a new Ray. This test must be the last of ``repeat``."""
+    plan_failure(repeat.folder, 2, "sleep", 1)
+    (session,) = ray_cluster._sessions
+    killer = threading.Thread(target=lambda: sleeping_process(repeat.folder) and session._servers["raylet"].kill())
+    killer.start()
+    with pytest.raises(EngineError, match=r"^Ray's raylet \(process \d+\) has ended"):
+        repeat()
+    killer.join()
+    repeat.grid.close()
+    assert not Path(session.folder).exists() and not ray_watcher.processes_of(session.folder)
+    ray = ray_cluster.start_ray(2, None)
+    (session,) = ray_cluster._sessions
+    session._servers["gcs_server"].kill()
+    with pytest.raises(EngineError, match=r"^Ray's GCS \(process \d+\) has ended"):
+        ray_cluster.acquire_actors(ray, 0.0, 2)
+    assert not ray.is_initialized() and not Path(session.folder).exists()
 
 
 RAY = ("engine=ray", "engine.workers=2", "output=runs")

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGKILL: the run can continue, and no process is left."""
 
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,13 +42,19 @@ def test_ctrl_c_while_ray_starts(tmp_path):
 
 
 def test_signals_in_a_ray_run(uninterrupted, tmp_path):
-    """One run is ended by Ctrl-C, by SIGTERM of a scheduler, and by SIGKILL. No process is left. Its files are those of one run."""
+    """One run is ended by Ctrl-C, by SIGTERM of a scheduler, and by SIGKILL of the command alone. No process and no file of Ray is left.
+
+    Its files are those of one run. An empty RAY_ADDRESS is none.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # pytest's folder would be too long for sockets
+    environment = {"RAY_ADDRESS": "", "RAY_TMPDIR": str(temporary)}
     for number, code, message in ((signal.SIGINT, 130, INTERRUPTED), (signal.SIGTERM, -15, ""), (signal.SIGKILL, -9, "")):
-        command, before = Command(RAY, tmp_path), rows(tmp_path)
+        command, before = Command(RAY, tmp_path, environment), rows(tmp_path)
         until(lambda least=before + 3: rows(tmp_path) >= least, what="three more rows")
         assert len(command.alive()) >= 4, "Ray's processes and two actors are visible"
         sent = time.monotonic()
-        command.kill(number)
+        assert len(list(temporary.iterdir())) == 1
+        command.process.kill() if number == signal.SIGKILL else command.kill(number)
         ended = command.end(timeout=15)
         try:
             until(lambda running=command: not running.alive(), sent + 15 - time.monotonic())
@@ -55,7 +62,8 @@ def test_signals_in_a_ray_run(uninterrupted, tmp_path):
             left = [Path(f"/proc/{process}/cmdline").read_text() for process in command.alive()]
             raise AssertionError(f"after signal {number}: {left}") from None
         assert (ended.code, ended.out, ended.err) == (code, "", message)
-        assert rows(tmp_path) < 30
+        assert rows(tmp_path) < 30 and not list(temporary.iterdir())
+    temporary.rmdir()
     ended = run(tmp_path, *RAY)
     assert ended.code == 0, ended.err
     assert list(differing(ended.folder, uninterrupted)) == ["config.yaml"], "config.yaml names the engine"
