@@ -179,7 +179,7 @@ def without_network() -> Iterator[None]:
     variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server
     os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
-    node.Node.start_api_server = lambda *_, **__: None
+    node.Node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
     worker.print_to_stdstream = lambda *_, **__: None  # it would print a page of Ray's log if a server ends, which has an error of its own
     try:
         yield
@@ -187,7 +187,7 @@ def without_network() -> Iterator[None]:
         os.environ.pop(variable)
         if before[0] is not None:
             os.environ[variable] = before[0]
-        _, ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server = before
+        _, ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server = before  # type: ignore[method-assign]
 
 
 def end_ray(ray: Any) -> None:
