@@ -110,7 +110,11 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
 def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:
     """The rows of what a table of tuning holds for a strategy or a distiller."""
     with open(table, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-        return [row for row in csv.DictReader(file) if row["option"] == name]
+        rows = csv.DictReader(file, skipinitialspace=True)
+        columns = rows.fieldnames or ()
+        if "option" not in columns:
+            raise ValueError(f"it has the columns {', '.join(columns) or 'none'}")
+        return [row for row in rows if row["option"] == name]
 
 
 def make_absolute(node: DictConfig) -> None:
