@@ -248,7 +248,7 @@ def list_runs(folder: str | Path = "outputs", status: str | None = None) -> pd.D
 
     Args:
         folder: a run folder, or a parent of run folders.
-        status: ``finished``, ``interrupted`` or ``running``; None for all.
+        status: ``finished``, ``interrupted``, ``running`` or ``diverged``; None for all.
 
     Returns:
         Columns ``hash, kind, strategy, data, setting, seed, round, rounds, status, global_test_accuracy, local_test_accuracy, age_seconds,

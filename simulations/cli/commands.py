@@ -34,7 +34,7 @@ def run_command(words: Sequence[str]) -> int:
       fedkd run strategy=fedgen partition.alpha=0.1 rounds=10 engine=local
 
     'fedkd describe run' lists the keys, 'fedkd describe' the groups that can be chosen as GROUP=OPTION. Hydra's own options work too:
-    '-m' for a serial sweep, '--cfg job' prints the configuration, '--hydra-help' lists them.
+    '-m' for a serial sweep, which goes on past runs that fail, '--cfg job' prints the configuration, '--hydra-help' lists them.
     """
     from simulations.cli.hydra_command import run_hydra
 

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
-from simulations.cli.exit_codes import one_line_errors
+from simulations.cli.exit_codes import FAILED, FULL_ERROR, WRONG, exit_code, one_line_errors
 from simulations.overrides import CONF, nearest, with_search_path
 
 FLAGS = (
@@ -33,7 +34,8 @@ def run_hydra(root: str, words: Sequence[str], program: str) -> None:
     with one_line_errors():
         check_flags(words)
         sys.argv = [program, *overrides_first(with_search_path(words))]
-        task = _federated() if root == "config" else _distillation()
+        attempts = Attempts(words)
+        task = _federated(attempts) if root == "config" else _distillation(attempts)
         before = os.environ.get("HYDRA_FULL_ERROR")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise instead of printing and exiting
         try:
@@ -42,6 +44,57 @@ def run_hydra(root: str, words: Sequence[str], program: str) -> None:
             os.environ.pop("HYDRA_FULL_ERROR")
             if before is not None:
                 os.environ["HYDRA_FULL_ERROR"] = before
+    attempts.conclude()
+
+
+class Attempts:
+    """The runs of one command. A sweep (``-m``) goes on past a run that fails.
+
+    Args:
+        words: the words of the command. A run is named by those with several values.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._swept = {word.partition("=")[0] for word in words if "," in word or "(" in word}
+        self._number, self._failed = 0, dict[str, tuple[int, str]]()
+
+    def make(self, run: Callable[[], object], overrides: Sequence[str], is_sweep: bool) -> None:
+        """Make one run. Outside a sweep an error ends the command; in a sweep it is printed and noted.
+
+        Args:
+            run: makes the run.
+            overrides: the words of the run.
+            is_sweep: the run is one of several.
+
+        Raises:
+            SystemExit: outside a sweep, with an exit code of :mod:`simulations.cli.exit_codes`.
+        """
+        self._number += 1
+        if not is_sweep:
+            with one_line_errors():
+                run()
+            return
+        try:
+            run()
+        except Exception as error:
+            code, text = exit_code(error) or (FAILED, f"error: {type(error).__name__}: {error}")
+            if exit_code(error) is None or FULL_ERROR:
+                traceback.print_exc()
+            print(text, file=sys.stderr, flush=True)
+            label = " ".join(word for word in overrides if word.partition("=")[0] in self._swept) or " ".join(overrides)
+            self._failed[label] = code, text.splitlines()[0].removeprefix("error: ")
+
+    def conclude(self) -> None:
+        """List the runs of a sweep that failed, and why.
+
+        Raises:
+            SystemExit: some failed. The code is that of a wrong request only if every failure was one.
+        """
+        if self._failed:
+            print(f"{len(self._failed)} of {self._number} runs failed:", file=sys.stderr)
+            for label, (_, text) in self._failed.items():
+                print(f"failed: {label}: {text}", file=sys.stderr, flush=True)
+            sys.exit(WRONG if all(code == WRONG for code, _ in self._failed.values()) else FAILED)
 
 
 def overrides_first(words: Sequence[str]) -> list[str]:
@@ -72,9 +125,10 @@ def check_flags(words: Sequence[str]) -> None:
             raise ConfigError(f"an option must be one of Hydra's ({', '.join(FLAGS)}), got {name!r}{nearest(name, FLAGS)}")
 
 
-def _federated():
+def _federated(attempts: Attempts):
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from simulations.config import with_choices
@@ -82,16 +136,18 @@ def _federated():
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def task(config: DictConfig) -> None:
-        with one_line_errors():
-            hydra_config = HydraConfig.get()
-            run_federation(with_choices(config, dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)))
+        hydra_config = HydraConfig.get()
+        choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
+        is_sweep = hydra_config.mode == RunMode.MULTIRUN
+        attempts.make(lambda: run_federation(with_choices(config, choices, overrides)), overrides, is_sweep)
 
     return task
 
 
-def _distillation():
+def _distillation(attempts: Attempts):
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from simulations.distillation.runner import expand_words, run_distillation, with_distillation_choices
@@ -100,8 +156,9 @@ def _distillation():
 
     @hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
     def task(config: DictConfig) -> None:
-        with one_line_errors():
-            hydra_config = HydraConfig.get()
-            run_distillation(with_distillation_choices(config, dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)))
+        hydra_config = HydraConfig.get()
+        choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
+        is_sweep = hydra_config.mode == RunMode.MULTIRUN
+        attempts.make(lambda: run_distillation(with_distillation_choices(config, choices, overrides)), overrides, is_sweep)
 
     return task

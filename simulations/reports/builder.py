@@ -29,7 +29,7 @@ from simulations.reports.summary import results
 from simulations.reports.tables import clients, federated
 from simulations.reports.tables.table import NumberFormat, Table
 from simulations.run_folder.metric_names import STRATEGY_NAMES
-from simulations.run_folder.reader import RUN_FILES, SETTING, find_run_folders, is_distillation, read_run
+from simulations.run_folder.reader import DIVERGED, RUN_FILES, SETTING, find_run_folders, is_distillation, read_run
 
 WRITTEN = "written.txt"
 """The file with the names of all files of a report, which the next report in the same folder removes."""
@@ -68,7 +68,8 @@ def report_folders(folders: Sequence[Path], options: ReportOptions | None = None
         raise RunFolderError("no finished run is left to report; finish one, or give another folder")
     earlier = earlier_files(target)
     try:
-        paths = write_report(sections, excluded, attempts, target, options, parent.name)
+        facts = _facts(excluded, len(found), options)
+        paths = write_report(sections, excluded, attempts, target, options, parent.name, facts)
     except OSError as error:
         raise ConfigError(f"output must be a folder that can be written, got {str(target)!r} ({error}); choose another") from error
     if not quiet:
@@ -206,7 +207,13 @@ def tables(groups: Sequence[Group], options: ReportOptions, attempts: Attempts) 
 
 
 def write_report(
-    sections: Sequence[ReportSection], excluded: Sequence[Note], attempts: Attempts, output: Path, options: ReportOptions, title: str
+    sections: Sequence[ReportSection],
+    excluded: Sequence[Note],
+    attempts: Attempts,
+    output: Path,
+    options: ReportOptions,
+    title: str,
+    facts: Mapping[str, str],
 ) -> list[Path]:
     """Write all files of a report, after those of an earlier one are removed. Returns the paths."""
     output.mkdir(parents=True, exist_ok=True)
@@ -219,7 +226,7 @@ def write_report(
     paths += [path for drawing in drawn for path in drawing.paths]
     stems = {one.stem for one in drawn}
     sections = [replace(section, drawings=[one for one in section.drawings if one.stem in stems]) for section in sections]
-    paths.append(html.write(sections, omitted, _facts(excluded, options), attempts.notes, output, title))
+    paths.append(html.write(sections, omitted, facts, attempts.notes, output, title))
     if "png" not in options.formats:  # the page holds the images
         for path in [path for path in paths if path.suffix == ".png"]:
             path.unlink()
@@ -250,7 +257,9 @@ def earlier_files(output: Path) -> list[Path]:
     return [output / Path(name).name for name in (output / WRITTEN).read_text(encoding="utf-8").splitlines()]
 
 
-def _facts(excluded: Sequence[Note], options: ReportOptions) -> Mapping[str, str]:
-    """Facts on the report itself."""
+def _facts(excluded: Sequence[Note], num_runs: int, options: ReportOptions) -> Mapping[str, str]:
+    """Facts on the report itself. ``num_runs`` counts all runs that were found."""
     how = "standard deviation over seeds" if options.kind == "std" else f"95 %, {INTERVALS[options.kind]}"
-    return {"Intervals": how, "Excluded runs": str(len(excluded))}
+    number = sum(reason.startswith(DIVERGED) for _, reason in excluded)
+    diverged = {"Diverged runs": f"{number} of {num_runs}; lower their learning rate"} if number else {}
+    return {"Intervals": how, "Excluded runs": str(len(excluded)), **diverged}

@@ -23,6 +23,7 @@ from simulations.run_folder.reader import (
     SETTING,
     FinishedRun,
     check_checksum,
+    check_not_diverged,
     configuration,
     flatten_config,
     natural_order,
@@ -107,6 +108,7 @@ def read_distillation(folder: Path) -> DistillationRun:
     Raises:
         RunFolderError: the distillation is unfinished, or a file cannot be read.
     """
+    check_not_diverged(folder)
     try:
         header = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8-sig"))
         finished, done, epochs, schema = header["finished"], header["round"], header["rounds"], header.get("schema")

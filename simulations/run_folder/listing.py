@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from fedkd.errors import RunFolderError
+from simulations.run_folder.divergence import read_divergence
 
-STATES = ("finished", "interrupted", "running")
+STATES = ("finished", "interrupted", "running", "diverged")
 HASH = re.compile(r"[0-9a-f]{12}")
 MARKS = ("metrics.csv", "checkpoint.json", "environment.json")
 """Files of which a run folder has one at least, beside ``config.yaml``."""
@@ -90,7 +91,7 @@ def describe_run(folder: Path, config: Mapping[str, Any]) -> Row:
         "seed": config.get("seed"),
         "round": done,
         "rounds": config.get("epochs" if distillation else "rounds"),
-        "status": "finished" if finished else "running" if is_locked(folder) else "interrupted",
+        "status": "finished" if finished else "running" if is_locked(folder) else "diverged" if read_divergence(folder) else "interrupted",
         "global_test_accuracy": last.get("test_accuracy") if distillation else last.get("global_test_accuracy"),
         "local_test_accuracy": last.get("local_test_accuracy"),
         "age_seconds": max(0.0, time.time() - written),

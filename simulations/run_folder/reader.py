@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION, verify
+from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 
 Values = dict[str, Hashable]
@@ -49,6 +50,9 @@ MEASURED = re.compile(
     r"(global_test|local_test|new_client_test|ensemble_test|generator|synthesis|distillation|train)_|simulated_seconds$|loss$"
 )
 """Columns of ``metrics.csv`` that must hold numbers, beside the costs."""
+
+DIVERGED = "diverged"
+"""The first word of the reason for which a run that diverged is excluded."""
 
 RUN_FILES = ("config.yaml", "metrics.csv", "checkpoint.json")
 """A folder that holds one of these files is a run folder, even if the others are missing."""
@@ -211,6 +215,16 @@ def is_distillation(folder: Path) -> bool:
         return False
 
 
+def check_not_diverged(folder: Path) -> None:
+    """Refuse a run that has diverged: it has no result to compare, and the same command would not give one.
+
+    Raises:
+        RunFolderError: with the recorded message, which begins with ``diverged``.
+    """
+    if (found := read_divergence(folder)) is not None:
+        raise RunFolderError(f"{DIVERGED}: {found['message']}")
+
+
 def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     """The run in ``folder``, or its rounds 1..``until``.
 
@@ -219,6 +233,8 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     Raises:
         RunFolderError: the run is unfinished, or one of its files is missing or corrupt.
     """
+    if until is None:
+        check_not_diverged(folder)
     for name in ("checkpoint.json", "metrics.csv"):
         if not (folder / name).is_file():
             raise RunFolderError(f"unfinished: no {name}")

@@ -1,5 +1,6 @@
 """Reports of run folders with known numbers: results, excluded runs, files and exit codes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +252,14 @@ def test_the_report_needs_no_torch_flower_or_ray():
     heavy = {"torch", "flwr", "ray", "simulations.run", "matplotlib.pyplot"}
     code = f"import sys, simulations.reports.builder; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_a_run_that_diverged_is_shown_as_such(tmp_path, capsys):
+    for seed in range(3):
+        write_run(tmp_path / f"r{seed}", seed=seed, accuracy=[0.2, 0.9])
+    said = "the server diverged in round 3: lower the learning rate"
+    (tmp_path / "r1" / "diverged.json").write_text(json.dumps({"round": 3, "client": None, "loss": "nan", "message": said}))
+    assert main([str(tmp_path)]) == 0
+    assert results_of(tmp_path).loc["FedAvg"].seeds == "0 2" and f"diverged: {said}" in capsys.readouterr().err
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "1 of 3; lower their learning rate" in page and said in page
