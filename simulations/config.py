@@ -10,9 +10,7 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from fedkd.config.schema import Composed, Distillation
 from fedkd.errors import ConfigError, require
@@ -34,10 +32,15 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
         ConfigError: a word is wrong; the message names the key, and the nearest one that exists.
     """
     config = compose_with_hydra(overrides, name)
-    choices, words = dict(config.hydra.runtime.choices), list(config.hydra.overrides.task)
+    choices, words = dict(config.hydra.runtime.choices), task_words(config.hydra)
     with open_dict(config):
         del config["hydra"]
     return with_choices(config, choices, words)
+
+
+def task_words(hydra_config: DictConfig) -> list[str]:
+    """The words of the command line in Hydra's own node, as they were given: an interpolation in them stays one."""
+    return [str(word) for word in OmegaConf.to_container(hydra_config.overrides.task, resolve=False)]  # type: ignore[union-attr]
 
 
 def compose_with_hydra(overrides: Sequence[str], name: str = "config") -> DictConfig:
@@ -51,7 +54,9 @@ def compose_with_hydra(overrides: Sequence[str], name: str = "config") -> DictCo
     try:
         with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose(name, words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # Hydra raises errors of many kinds where a word does not fit the configuration
         raise ConfigError(explain(error)) from error
 
 

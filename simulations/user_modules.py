@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedkd.config.build import OWN_PACKAGES
 from fedkd.config.targets import SHIPPED, targets
 
 _GIVEN: set[str] = set()
@@ -29,6 +30,7 @@ def allowed_targets(config: DictConfig, named: Iterable[str], folders: Iterable[
     """
     paths = [str(value) for _, value in targets(OmegaConf.to_container(config, resolve=False))]
     foreign = {path.partition(".")[0] for path in paths if not any(path.startswith(f"{place}.") for place in SHIPPED)}
+    foreign -= set(OWN_PACKAGES)  # of these the shipped ones alone
     places = [Path(folder).absolute() for folder in folders]
     own = {root for root in foreign if root == "__main__" or _in_folder(root, places) or _in_working_directory(root, Path.cwd())}
     return sorted({*map(str, named), *own, *_GIVEN})

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedkd.config.targets import check_targets
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 
 RUN_KEYS_WITHOUT_EFFECT = (
     "name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath",
@@ -47,22 +47,42 @@ def build(config: DictConfig, part: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return instantiate(config[part], *args, _convert_="all", **kwargs)
     except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
         full_key = re.search(r"full_key: (\S+)", str(error))
-        raise ConfigError(f"{full_key.group(1) if full_key else part}.{error.__cause__}") from error.__cause__
+        raise located(full_key.group(1) if full_key else part, error.__cause__ or error) from error.__cause__
+    except (OmegaConfBaseException, HydraException) as error:
+        raise located(part, error) from error
 
 
 def call_part(part: str, function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)``, where ``function`` is an object of the configuration, or a method of one.
 
     Raises:
-        ConfigError: the call raises a ``ValueError``; the message begins with ``part``.
+        ConfigError: the call raises an exception; the message begins with ``part``.
     """
     try:
         return function(*args)
-    except ValueError as error:
-        raise ConfigError(f"{part}.{error}") from error
+    except Exception as error:
+        if isinstance(error, FedkdError) and not isinstance(error, ValueError):
+            raise
+        raise located(part, error) from error
+
+
+def located(key: str, error: BaseException) -> ConfigError:
+    """The error of a part, as one line that begins with its key.
+
+    A message of :func:`fedkd.errors.require` begins with a parameter of the part, which the key stands before. Any other one, such as that
+    of a file or of code of the user's, comes after the key.
+
+    Args:
+        key: path of the part.
+        error: raised by the part.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and re.match(r"[A-Za-z_][\w.]*(\[\S*\])? (must|is) ", text):
+        return ConfigError(f"{key}.{text}")
+    if isinstance(error, FedkdError):
+        return ConfigError(f"{key}: {text}")
+    return ConfigError(f"{key} must be a part that can be built and called here, got {type(error).__name__}: {text or 'no message'}")
 
 
 # ------------------------------------------------------------------------------------------------------------------- hashes

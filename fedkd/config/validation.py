@@ -45,8 +45,8 @@ def check_run(config: DictConfig) -> None:
     Raises:
         ConfigError: a key or a value is wrong.
     """
-    check_keys(config, [field.name for field in fields(Run)], "a federated run")
     check_values(config)
+    check_keys(config, [field.name for field in fields(Run)], "a federated run")
     for key in POSITIVE_RUN_KEYS:
         value = OmegaConf.select(config, key)
         require(value is not None and value >= 1, key, "must be >= 1", value)
@@ -87,8 +87,8 @@ def check_distillation(config: DictConfig) -> None:
     Raises:
         ConfigError: a key or a value is wrong.
     """
-    check_keys(config, [field.name for field in fields(Distillation)], "a distillation")
     check_values(config)
+    check_keys(config, [field.name for field in fields(Distillation)], "a distillation")
     for key in POSITIVE_DISTILLATION_KEYS:
         require(config[key] >= 1, key, "must be >= 1", config[key])
     for key, least in (("num_classes", 2), ("num_train_images", 1), ("steps_per_epoch", 1), ("teacher_epochs", 1)):

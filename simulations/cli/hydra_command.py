@@ -131,13 +131,13 @@ def _federated(attempts: Attempts):
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from simulations.config import with_choices
+    from simulations.config import task_words, with_choices
     from simulations.federation.runner import run_federation
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def task(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
+        choices, overrides = dict(hydra_config.runtime.choices), task_words(hydra_config)
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         attempts.make(lambda: run_federation(with_choices(config, choices, overrides)), overrides, is_sweep)
 
@@ -150,6 +150,7 @@ def _distillation(attempts: Attempts):
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from simulations.config import task_words
     from simulations.distillation.runner import expand_words, run_distillation, with_distillation_choices
 
     sys.argv[1:] = expand_words(sys.argv[1:])
@@ -157,7 +158,7 @@ def _distillation(attempts: Attempts):
     @hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
     def task(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
+        choices, overrides = dict(hydra_config.runtime.choices), task_words(hydra_config)
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         attempts.make(lambda: run_distillation(with_distillation_choices(config, choices, overrides)), overrides, is_sweep)
 

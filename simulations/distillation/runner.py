@@ -60,13 +60,7 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
     """
     configure_logging()
     configure_process()
-    check_distillation(config)
-    if get_object(config.distiller["_target_"]).tuned_weight is not None:  # the method has a weight that can be tuned
-        apply_tuned_params(config, "distiller")
-    make_absolute(config.data)
-    make_absolute(config.image_source)
-    setup = make_setup(config)
-    check_student_init(setup)
+    setup = prepare_distillation(config)
     teacher_tensors = setup.teacher_tensors or {}
     if setup.teacher_training is not None:
         teacher_tensors = read_trained_tensors(_run_and_wait(setup.teacher_training))
@@ -89,6 +83,25 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
     finally:
         folder.release()
     return folder.path
+
+
+def prepare_distillation(config: DictConfig) -> Setup:
+    """Check a configuration and build all parts of its training. Nothing is trained or written.
+
+    Args:
+        config: a composed configuration. Tuned values are set, and paths become absolute.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    check_distillation(config)
+    if getattr(get_object(config.distiller["_target_"]), "tuned_weight", None) is not None:  # the method has a weight that can be tuned
+        apply_tuned_params(config, "distiller")
+    make_absolute(config.data)
+    make_absolute(config.image_source)
+    setup = make_setup(config)
+    check_student_init(setup)
+    return setup
 
 
 def _run_and_wait(config: DictConfig) -> Path:

@@ -37,6 +37,7 @@ from simulations.distillation.teachers import (
     read_finished_config,
     tensors_digest,
 )
+from simulations.setup.compatibility import check_generator
 from simulations.setup.simulation import build_simulation, dtype_of
 
 
@@ -137,6 +138,7 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None) -> Set
     with (seed / "student").globally():
         networks = (None, None) if teacher is None else (teacher.student, teacher.method)
         pair = TeacherStudent(task, make_student(), make_student, *networks)
+    check_generator("image_source.generator", getattr(image_source, "generator", None), task, pair.student.embedding_size)
     fixed_images = call_part("image_source", image_source.fixed_images, task, train, seed / "source")
     try:
         distiller.check(pair, min(config.batch_size, image_source.min_images(fixed_images)))

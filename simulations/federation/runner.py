@@ -43,6 +43,7 @@ from simulations.run_folder.divergence import recorded_divergence, refuse_to_rep
 from simulations.run_folder.folder import RunFolder
 from simulations.run_folder.observers import Observers, RunObserver
 from simulations.run_folder.tensorboard import EventWriter, check_tensorboard
+from simulations.setup.compatibility import check_generator
 from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics
 from simulations.setup.simulation import Simulation, build_simulation
 
@@ -73,13 +74,8 @@ def run_federation(
     silence_flower()
     configure_logging()
     configure_process()
-    check_run(config)
-    check_tensorboard(config.tensorboard)
-    choice = apply_tuned_params(config, "strategy")
-    make_paths_absolute(config)
+    simulation, choice = prepare_run(config)
     text = OmegaConf.to_yaml(config, resolve=True)
-    simulation = build_simulation(text)
-    check_final_distillation(simulation)
     folder, stopped = open_folder(simulation), False
     try:
         if choice is not None:
@@ -114,6 +110,29 @@ def run_federation(
     finally:
         folder.release()
     return folder.path
+
+
+def prepare_run(config: DictConfig) -> tuple[Simulation, dict[str, object] | None]:
+    """Check a configuration and build all parts of its run. Nothing is trained or written.
+
+    Args:
+        config: the composed configuration. Tuned values are set, and paths become absolute.
+
+    Returns:
+        The simulation, and the contents of ``tuned.json``, see :func:`simulations.config.apply_tuned_params`.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    check_run(config)
+    check_tensorboard(config.tensorboard)
+    choice = apply_tuned_params(config, "strategy")
+    make_paths_absolute(config)
+    simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+    generator = getattr(simulation.flower_strategy, "generator", None)
+    check_generator("strategy.generator", generator, simulation.task, simulation.model.embedding_size)
+    check_final_distillation(simulation)
+    return simulation, choice
 
 
 def choose_vmap_size(simulation: Simulation, folder: RunFolder, grid: ClientGrid) -> int:

@@ -1,11 +1,12 @@
 """Checks that the parts of a configuration fit together, made before anything is trained."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig
+from torch import nn
 
 from fedkd.config.build import call_part
 from fedkd.errors import ConfigError, require
@@ -15,6 +16,7 @@ from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import call_with
 from fedkd.training.optimizers import OptimizerFactory
+from fedkd.types import Task
 from simulations.setup.clients import ClientData, Network
 from simulations.setup.strategy_table import strategies_with_model_heterogeneity
 
@@ -77,6 +79,26 @@ def check_compatibility(
         strategy.check_optimizer(optimizer([torch.zeros(1, requires_grad=True)]))
     heterogeneity = strategy.model_heterogeneity if isinstance(strategy, Strategy) else "none"
     check_model_heterogeneity(name, heterogeneity, {network.name: network.model.embedding_size for network in networks})
+
+
+def check_generator(key: str, generator: Callable[..., nn.Module] | None, task: Task, embedding_size: int) -> None:
+    """Build a generator once and let it make two examples, so that wrong values are refused before any training.
+
+    Args:
+        key: its place in the configuration.
+        generator: ``task, ... -> module(noise, y)``; None where the part has no generator.
+        task: the classification task.
+        embedding_size: D of the classifiers.
+
+    Raises:
+        ConfigError: the generator refuses a value, or cannot be run.
+    """
+    if generator is None:
+        return
+    images = getattr(getattr(generator, "func", generator), "output_kind", "images") == "images"
+    with Seed(0).globally(), torch.no_grad():  # the global generators are not advanced
+        module = call_part(key, generator, task) if images else call_part(key, generator, task, embedding_size)
+        call_part(key, module, torch.zeros(2, module.noise_size), torch.zeros(2, dtype=torch.long))
 
 
 def check_num_examples(num_examples: Sequence[int], networks: Sequence[Network]) -> None:
