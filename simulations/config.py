@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -95,7 +96,7 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
     """
     if config.tuned_params is None:
         return None
-    config.tuned_params, name = str(Path(config.tuned_params).expanduser().absolute()), config.choices.get(part)
+    config.tuned_params, name = str(Path(os.path.expanduser(config.tuned_params)).absolute()), config.choices.get(part)
     try:
         rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned_params), name)]
         taken = {row["key"]: row for row in rows if row["selected"] == "1"}
@@ -128,4 +129,4 @@ def make_absolute(node: DictConfig) -> None:
         if isinstance(value, DictConfig):
             make_absolute(value)
         elif key in ("root", "cache", "path", "trace") and isinstance(value, str):
-            node[key] = str(Path(value).expanduser().absolute())
+            node[key] = str(Path(os.path.expanduser(value)).absolute())

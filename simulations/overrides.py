@@ -4,6 +4,7 @@
 Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the modules beside ``conf`` can be imported.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from fedkd.errors import ConfigError, nearest
 CONF = Path(__file__).resolve().parents[1] / "conf"
 KEY = "searchpath"
 FILE = "fedkd.yaml"
+PATH_KEYS = ("output", "root", "path", "cache", "trace", "teacher_run", "student_init", "tuned_params")
+"""Last parts of keys whose values are paths."""
 OPTIONAL_GROUPS = ("experiment", "recipe")
 """Groups that a configuration may go without. Hydra ignores an option of them that does not exist."""
 
@@ -27,7 +30,7 @@ def search_path(words: Sequence[str]) -> list[Path]:
     """
     given = [word.partition("=")[2] for word in words if word.partition("=")[0] == KEY]
     folders = _names(given[-1]) if given else _from_file(Path(FILE))
-    found = [Path(folder).expanduser().absolute() for folder in folders]
+    found = [Path(os.path.expanduser(folder)).absolute() for folder in folders]
     for folder in found:
         _check(folder)
     return found
@@ -43,13 +46,35 @@ def with_search_path(words: Sequence[str]) -> list[str]:
     """
     folders = search_path(words)
     extend_sys_path([Path.cwd(), *folders])
-    rest = [word for word in words if word.partition("=")[0] != KEY]
+    rest = [with_quoted_path(word) for word in words if word.partition("=")[0] != KEY]
     if not folders:
         return rest
     if any(word.lstrip("+").startswith("hydra.searchpath=") for word in words):
         raise ConfigError(f"hydra.searchpath must not be given beside {KEY}, got both; give all folders in {KEY}=[a,b]")
     confs = [f"file://{folder / 'conf'}" for folder in folders if (folder / "conf").is_dir()]
     return [*rest, f"{KEY}={quoted_list(map(str, folders))}", *([f"hydra.searchpath={quoted_list(confs)}"] if confs else [])]
+
+
+def with_quoted_path(word: str) -> str:
+    """A word for Hydra in which a path means itself, whatever characters it holds.
+
+    Hydra's grammar gives a meaning to brackets, ``=``, ``,``, quotes and spaces at the ends, and rejects most letters outside ASCII. The
+    value of a key of :data:`PATH_KEYS` is put into quotes unless Hydra reads the same text, or a list, or several values to sweep.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override, QuotedString
+    from hydra.errors import HydraException
+
+    key, sign, text = word.partition("=")
+    if not sign or text == "" or key.lstrip("+").rpartition(".")[2] not in PATH_KEYS:
+        return word
+    try:
+        read: Override | None = OverridesParser.create().parse_override(word)
+    except HydraException:
+        read = None
+    if read is not None and (read.is_sweep_override() or isinstance(read._value, QuotedString) or not isinstance(read.value(), str)):
+        return word
+    return word if read is not None and read.value() == text else f"{key}={quoted(text)}"
 
 
 def extend_sys_path(folders: Iterable[str | Path]) -> None:
@@ -97,7 +122,9 @@ def explain(error: Exception) -> str:
         return unknown_option(group, name, known)
     word, key = getattr(error, "override", None), getattr(cause, "full_key", None)
     if type(error).__name__ == "OverrideParseException" and word is not None:
-        return f"a word must be KEY=VALUE by Hydra's grammar, got {word!r}: {str(error).splitlines()[0]}"
+        key, sign, value = str(word).partition("=")
+        remedy = f"; a text with such characters is quoted twice: {key}='\"{value}\"'" if sign and value else ""
+        return f"a word must be KEY=VALUE by Hydra's grammar, got {word!r}: {str(error).splitlines()[0]}{remedy}"
     node = getattr(cause, "parent_node", None)
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key and node is not None:
         return f"{key} must be a key of the configuration{_value(error, key)}{_nearest_key(key, node)}"
@@ -109,7 +136,8 @@ def explain(error: Exception) -> str:
         return f"{key} must not be null" if "is not Optional" in line else f"{key} must be valid, got {value!r}: {line}"
     if str(error).startswith("Ambiguous value for argument "):
         name, _, value = str(error).splitlines()[0].split("'")[1].partition("=")
-        return f"{name} must be one value, got {value!r}; 'fedkd sweep' runs all of them, {name}=[{value}] is a list"
+        remedy = f"'fedkd sweep' runs all of them, {name}=[{value}] is a list, {name}='\"{value}\"' is one text"
+        return f"{name} must be one value, got {value!r}; {remedy}"
     if "No match in the defaults list" in str(error):
         group = str(error).split("'")[1]
         return f"{group} must be a group that this configuration chooses from, which it is not{nearest(group, groups())}"

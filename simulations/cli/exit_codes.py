@@ -3,10 +3,12 @@
 import errno
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedkd.errors import ClientFailure, EngineError, ReportError, StopRun
+from fedkd.errors import ClientFailure, EngineError, FedkdError, ReportError, StopRun
 from simulations.overrides import explain
 
 OK = 0
@@ -23,12 +25,27 @@ INTERRUPTED = 130
 TERMINATED = 143
 """SIGTERM, as a shell shows a process that the signal has ended. The same command goes on from the last checkpoint."""
 
+WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOLCK, errno.ENOTDIR, errno.EEXIST)
+"""Errors of the system that tell of a place that cannot be written."""
+
+REMEDIES = {
+    errno.ENOSPC: "; free space on the disk, or give another output; the same command goes on from the last checkpoint",
+    errno.EDQUOT: "; free space in the quota, or give another output; the same command goes on from the last checkpoint",
+    errno.EROFS: "; give another output",
+    errno.EACCES: "; give another output, or the right to write there",
+    errno.ENOLCK: "; give an output on a file system that has locks",
+    errno.EMFILE: "; allow more open files (ulimit -n 4096)",
+    errno.ENFILE: "; allow more open files on this machine",
+    errno.ENAMETOOLONG: "; give shorter names",
+}
+"""By number of the error: what helps."""
+
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 """The user asked for tracebacks. (The command sets the same variable later, so that Hydra raises its errors.)"""
 
 
 def exit_code(error: BaseException) -> tuple[int, str] | None:
-    """The exit code and the text of an error of a run or of its user; None for an error in fedkd's own code."""
+    """The exit code and the text of an error; None for an exception that ends Python itself, such as ``SystemExit``."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted: run the same command to continue from the last checkpoint"
     if isinstance(error, StopRun):
@@ -48,18 +65,59 @@ def exit_code(error: BaseException) -> tuple[int, str] | None:
         return WRONG, f"error: {_line(explain(error))}"
     if isinstance(error, ValueError):  # ConfigError and RunFolderError are of this kind too
         return WRONG, f"error: {_line(error)}"
-    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, FileNotFoundError):
-        return FAILED, f"error: output must be a folder that can be written, got {str(error.filename)!r}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return FAILED, f"error: output must be a folder that can be written: {error.strerror}"
+    if _package(error) == "click":  # judged by the command itself
+        return None
+    if isinstance(error, OSError):
+        return FAILED, f"error: {_system_error(error)}"
+    if isinstance(error, MemoryError):
+        return (
+            FAILED,
+            f"error: memory must suffice for the run, got {_line(error) or 'MemoryError'}; choose a smaller model, batch or data set",
+        )
+    if isinstance(error, Exception):
+        return FAILED, f"error: the run ended by {type(error).__name__}: {_line(error) or 'no message'}"
     return None
+
+
+def _system_error(error: OSError) -> str:
+    """An error of the operating system in one line: the place, what is wrong, and the remedy."""
+    reason = error.strerror or _line(error) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0, "")
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{str(error.filename)!r} must exist: {reason}"
+    place = "" if error.filename is None else f", got {str(error.filename)!r}"
+    rule = "output must be a folder that can be written" if error.errno in WRITING else "the system must allow what the run needs"
+    return f"{rule}{place}: {reason}{remedy}"
+
+
+def write_log(error: BaseException) -> str | None:
+    """Write the traceback of an error to a new file, and return its path. None where no file can be written."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="fedkd-error-", suffix=".log", delete=False, encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)))
+        return file.name
+    except OSError:
+        return None
+
+
+def is_plain(error: BaseException) -> bool:
+    """Whether the line says all there is to know: a rule of fedkd's own that the request breaks, or a signal."""
+    cause = error.__cause__
+    known = cause is None or isinstance(cause, (FedkdError, OSError)) or _package(cause) in ("hydra", "omegaconf")
+    refused = isinstance(error, FedkdError) and isinstance(error, ValueError) and known
+    return refused or isinstance(error, (KeyboardInterrupt, StopRun)) or _package(error) in ("hydra", "omegaconf")
+
+
+def _package(error: BaseException) -> str:
+    """The package that an exception's class comes from."""
+    return type(error).__module__.partition(".")[0]
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn exceptions into one line on standard error and an exit code.
 
-    Errors of fedkd's own code keep their traceback, and all do where ``HYDRA_FULL_ERROR=1`` was set.
+    The line names a log file with the traceback, unless it is the user's own mistake. ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
     """
     try:
         yield
@@ -68,6 +126,10 @@ def one_line_errors() -> Iterator[None]:
         if found is None or (FULL_ERROR and not isinstance(error, KeyboardInterrupt)):
             raise
         code, text = found
+        log = None if is_plain(error) else write_log(error)
+        if log is not None:
+            first, newline, rest = text.partition("\n")
+            text = f"{first} (traceback: {log}){newline}{rest}"
         print(text, file=sys.stderr, flush=True)
         sys.exit(code)
 

@@ -18,7 +18,7 @@ from fedkd.errors import ConfigError, require
 from simulations.config import compose, make_absolute
 from simulations.experiments.plan import PlannedRun, States, each_seed, refresh, unfinished
 from simulations.experiments.sweep import ready, sweep
-from simulations.overrides import explain
+from simulations.overrides import explain, with_quoted_path
 from simulations.process import cores
 from simulations.progress import ProgressTable, configure_logging
 
@@ -49,7 +49,7 @@ def expand(words: Sequence[str]) -> list[list[str]]:
         ConfigError: a word is not KEY=VALUE, or a sweep has no values to list.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(words))
+        parsed = OverridesParser.create().parse_overrides([with_quoted_path(word) for word in words])
         lists = []
         for one in parsed:
             if not one.is_sweep_override():

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from fedkd.errors import ClientFailure, ConfigError, DivergedError, RunFolderError, StopRun
-from simulations.cli.exit_codes import exit_code, one_line_errors
+from simulations.cli.exit_codes import one_line_errors
 from simulations.cli.main import cli
 
 
@@ -32,11 +32,46 @@ def test_every_error_of_the_user_has_its_code(error, code, words, capsys):
     assert end.value.code == code and words in captured.err and captured.out == ""
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), AssertionError("x"), TypeError("x"), FileNotFoundError("x")])
-def test_errors_in_fedkd_s_own_code_keep_their_traceback(error):
-    assert exit_code(error) is None
-    with pytest.raises(type(error)), one_line_errors():
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("x"), "the run ended by KeyError: 'x'"),
+        (AssertionError(), "AssertionError: no message"),
+        (TypeError("a\nb"), "TypeError: a b"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), "'/x' must exist: No such file"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; allow more open files (ulimit -n 4096)"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "output must be a folder that can be written, got '/x': No space left"),
+        (OSError("odd"), "odd"),
+        (MemoryError(), "memory must suffice"),
+        (NotImplementedError("FileLock"), "NotImplementedError: FileLock"),
+    ],
+    ids=repr,
+)
+def test_every_other_error_is_one_line_with_the_traceback_in_a_file_that_it_names(error, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as end, one_line_errors():
         raise error
+    (line,) = capsys.readouterr().err.splitlines()
+    (log,) = tmp_path.iterdir()
+    assert end.value.code == 1 and line.startswith("error: ") and words in line and line.endswith(f"(traceback: {log})")
+    assert log.read_text().startswith("Traceback") and type(error).__name__ in log.read_text()
+
+
+def test_a_user_s_own_mistake_needs_no_log_and_code_behind_it_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ConfigError("rounds must be >= 1, got 0")
+    assert capsys.readouterr().err == "error: rounds must be >= 1, got 0\n" and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ConfigError("data: odd") from KeyError("odd")
+    assert "(traceback: " in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_a_place_for_the_log_the_line_remains(monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    with pytest.raises(SystemExit), one_line_errors():
+        raise KeyError("x")
+    assert capsys.readouterr().err == "error: the run ended by KeyError: 'x'\n"
 
 
 @pytest.mark.parametrize(

@@ -234,3 +234,9 @@ def test_panels_are_one_figure_of_both_columns_with_one_legend(folder):
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg", "FedGen", "FedProx"]
     (section,) = sections(folder, panels="settings", width=9.0)
     assert {one.stem.name: one for one in section.drawings}["convergence_panels"].figure().get_size_inches()[0] == pytest.approx(9)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "two\nlines"])
+def test_a_label_is_no_formula_of_a_spreadsheet_and_has_one_line(text):
+    with pytest.raises(ConfigError, match="^labels must be texts of one line"):
+        options_from({"labels": {"fedgen": text}})
