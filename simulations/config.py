@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -39,7 +40,7 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
     return with_choices(config, choices, words)
 
 
-def task_words(hydra_config: DictConfig) -> list[str]:
+def task_words(hydra_config: Any) -> list[str]:
     """The words of the command line in Hydra's own node, as they were given: an interpolation in them stays one."""
     return [str(word) for word in OmegaConf.to_container(hydra_config.overrides.task, resolve=False)]  # type: ignore[union-attr]
 
