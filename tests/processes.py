@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -37,29 +38,55 @@ main()
 """
 
 SERVER = """
-import json, os, sys, traceback
-import sklearn.datasets, torchvision
-import simulations.run
-sklearn.datasets.load_digits()
+import atexit, gc, importlib, json, os, sys, traceback
+import torch, torchvision, torch._dynamo
+torch.set_num_threads(1)  # threads do not survive a fork
+import simulations.cli.hydra_command, simulations.distillation.runner, simulations.engine.worker, simulations.federation.runner
+from omegaconf import OmegaConf
+from simulations.config import compose
+from simulations.setup.simulation import build_simulation
+
+def run(folder, arguments, environment, before, module, files):
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{files}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv, code = ["run", *arguments], 0
+    try:
+        exec(before, {})
+        importlib.import_module(module).main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+
+build_simulation(OmegaConf.to_yaml(compose([]), resolve=True))  # imports the rest
+gc.collect(), gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
-    if (child := os.fork()) == 0:
-        os.chdir(job["folder"])
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        sys.argv, code = ["run", *job["arguments"]], 0
-        try:
-            simulations.run.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    if os.fork() == 0:
+        if (child := os.fork()) == 0:
+            run(**job)
+        print(child, flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with open(job["files"] + "/.code", "w") as file:
+            file.write(str(code))
+        os.replace(job["files"] + "/.code", job["files"] + "/code")
+        os._exit(0)
+os._exit(0)
+"""
+"""A program that has imported what runs need, and forks for each command, which saves the seconds of the imports.
+
+It answers with the number of the forked process. The exit code of the command follows in a file.
 """
 
 
@@ -90,6 +117,37 @@ def accept_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+class Forked:
+    """A command in a process that :data:`SERVER` has forked, with the methods of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, **job: object) -> None:
+        self.files = tempfile.TemporaryDirectory()
+        self.returncode: int | None = None
+        server().stdin.write(json.dumps({**job, "files": self.files.name}) + "\n")
+        server().stdin.flush()
+        self.pid = int(server().stdout.readline())
+
+    def poll(self) -> int | None:
+        """The exit code, None while the process runs."""
+        if self.returncode is None and (code := Path(self.files.name, "code")).exists():
+            self.returncode = int(code.read_text())
+        return self.returncode
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process alone."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for the end, and return standard output and standard error."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("the command", timeout)
+            time.sleep(0.005)
+        out, err = (Path(self.files.name, name).read_text() for name in ("out", "err"))
+        return out, err
+
+
 @dataclass
 class Command:
     """A running command in its own session. A mark in the environment identifies all processes that it starts.
@@ -101,6 +159,7 @@ class Command:
         before: Python code that the process runs first.
         module: the module of the command.
         prefix: the words before the arguments of the interpreter.
+        forked: fork the process from one that has imported all modules, instead of starting it.
     """
 
     arguments: tuple[str, ...]
@@ -109,14 +168,21 @@ class Command:
     before: str = ""
     module: str = "simulations.run"
     prefix: tuple[str, ...] = (sys.executable,)
+    forked: bool = False
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
         python_path = os.pathsep.join([*filter(None, [self.environment.get("PYTHONPATH")]), str(ROOT)])
-        env = {**os.environ, **self.environment, "PYTHONPATH": python_path, MARK: self.mark}
+        environment = {**self.environment, "PYTHONPATH": python_path, MARK: self.mark}
+        self.process: subprocess.Popen | Forked
+        if self.forked:
+            self.process = Forked(
+                folder=str(self.where), arguments=self.arguments, environment=environment, before=self.before, module=self.module
+            )
+            return
         entry = ["-c", self.before + COMMAND] if self.before else ["-m", self.module]
         self.process = subprocess.Popen(
-            [*self.prefix, *entry, *self.arguments], cwd=self.where, env=env, start_new_session=True,
+            [*self.prefix, *entry, *self.arguments], cwd=self.where, env={**os.environ, **environment}, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=accept_interrupts,
         )  # fmt: skip
 
@@ -157,17 +223,17 @@ def run(where: Path, *arguments: str, **environment: str) -> Ended:
 
 @lru_cache(maxsize=1)
 def server() -> subprocess.Popen:
-    """A process that has imported all modules and forks for each command. It ends with this process."""
+    """The process of :data:`SERVER`, which ends with this process."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", SERVER], env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=accept_interrupts,
+    )  # fmt: skip
 
 
 def quick(where: Path, *arguments: str) -> Ended:
-    """Run a command in a forked process, which saves the seconds of the imports, and wait for its end."""
-    server().stdin.write(json.dumps({"folder": str(where), "arguments": arguments}) + "\n")
-    server().stdin.flush()
-    code = int(server().stdout.readline())
-    return Ended(code, (where / "out").read_text(), (where / "err").read_text())
+    """Run a command in a forked process, and wait for its end."""
+    return Command(arguments, where, forked=True).end()
 
 
 def assert_refused(ended: Ended, output: Path, *words: str, code: int = 2) -> None:

@@ -322,7 +322,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = quick(tmp_path / "whole", *given)
-    command = Command(given, tmp_path / "killed")
+    command = Command(given, tmp_path / "killed", forked=True)
     until(lambda: rows(tmp_path / "killed") >= 3, what="the third row")
     command.kill()
     command.end()

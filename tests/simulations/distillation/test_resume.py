@@ -1,9 +1,6 @@
 """Trainings that are interrupted, killed, or that diverge, and the command's messages."""
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +11,14 @@ from simulations.distillation import runner
 from simulations.distillation.folder import read_rows, read_trained_tensors
 from simulations.distillation.runner import run_distillation
 from simulations.progress import ProgressBar
+from tests.processes import Command, until
 from tests.simulations.distillation.small_distillations import SMALL, SMALL_METHODS, rows_without_times, small_distillation
 from tests.small_runs import ROOT, same_tensors
 
 
-def command(output: Path, *overrides: str) -> list[str]:
-    """The command line of a small distillation."""
-    return [sys.executable, "-m", "simulations.distill", *SMALL, f"output={output}", *overrides]
+def command(output: Path, *overrides: str, forked: bool = True) -> Command:
+    """The command of a small distillation in a process of its own."""
+    return Command((*SMALL, f"output={output}", *overrides), ROOT, module="simulations.distill", forked=forked)
 
 
 @pytest.mark.parametrize("method", ["kd", "dpk", "hsakd", "online_ensemble", "dkd"])
@@ -44,19 +42,15 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(method, outp
 
 
 def test_a_killed_process_is_resumed_to_the_same_checkpoint(tmp_path):
-    words = ("distiller=dpk", *SMALL_METHODS["dpk"], "epochs=25", "steps_per_epoch=20")
-    whole = subprocess.run(command(tmp_path / "whole", *words), check=True, capture_output=True, text=True, cwd=ROOT)
-    folder = Path(whole.stdout.splitlines()[-1].removeprefix("run: "))
+    words = ("distiller=dpk", *SMALL_METHODS["dpk"], "epochs=11", "steps_per_epoch=20")
+    folder = command(tmp_path / "whole", *words).end().folder
     metrics = tmp_path / "killed" / "distilled" / folder.name / "metrics.csv"
-    process = subprocess.Popen(command(tmp_path / "killed", *words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not metrics.exists() or len(metrics.read_text().splitlines()) < 5):
-        time.sleep(0.02)
+    process = command(tmp_path / "killed", *words)
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 4, what="the third row")
     process.kill()
-    process.wait()
-    assert 5 <= len(metrics.read_text().splitlines()) < 27, "the process was killed during the training"
-    resumed = subprocess.run(command(tmp_path / "killed", *words), check=True, capture_output=True, text=True, cwd=ROOT)
-    assert Path(resumed.stdout.splitlines()[-1].removeprefix("run: ")).name == folder.name
+    process.end()
+    assert 4 <= len(metrics.read_text().splitlines()) < 12, "the process was killed during the training"
+    assert command(tmp_path / "killed", *words).end().folder.name == folder.name
     assert (metrics.parent / "checkpoint.safetensors").read_bytes() == (folder / "checkpoint.safetensors").read_bytes()
     assert rows_without_times(metrics.parent) == rows_without_times(folder)
 
@@ -99,14 +93,14 @@ def test_a_last_step_that_makes_the_student_useless_is_not_saved(tmp_path, monke
 
 
 def test_a_wrong_value_is_an_error_of_one_line_and_exit_code_2(tmp_path):
-    done = subprocess.run(command(tmp_path, "distiller.weight=-1"), check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr == "error: distiller.weight must be >= 0 (0 switches the term off), got -1\n"
+    ended = command(tmp_path, "distiller.weight=-1", forked=False).end()
+    assert ended.code == 2 and ended.err == "error: distiller.weight must be >= 0 (0 switches the term off), got -1\n"
 
 
 def test_a_learning_rate_that_is_too_large_is_an_error_with_epoch_and_term(tmp_path):
-    done = subprocess.run(command(tmp_path, "distiller=none", "optimizer.lr=1e30"), check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1
-    first, second = done.stderr.splitlines()
+    ended = command(tmp_path, "distiller=none", "optimizer.lr=1e30").end()
+    assert ended.code == 1
+    first, second = ended.err.splitlines()
     assert first.startswith("error: resnet8 by none on real digits, seed 0: the loss is no longer finite in step ")
     assert first.endswith("where ce is nan: lower the learning rate")
     assert second.startswith("The same command would diverge again. The last sound checkpoint, if there is one, is in ")

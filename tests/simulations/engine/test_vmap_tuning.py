@@ -85,13 +85,13 @@ def test_choice_is_stored_and_printed(tmp_path):
 def test_resumed_run_keeps_its_choice(tmp_path):
     """The stored choice is replaced by a number that is no candidate, and the resumed run keeps it."""
     options = (*AUTO, "rounds=300", "output=runs", "evaluation.every=1000")
-    command = Command(options, tmp_path)
+    command = Command(options, tmp_path, forked=True)
     until(lambda: rows(tmp_path / "runs") >= 2)
     command.kill()
     command.end()
     (note,) = (tmp_path / "runs").rglob("clients_per_vmap.json")
     note.write_text(json.dumps({"clients_per_vmap": 3}))
-    command = Command(options, tmp_path)
+    command = Command(options, tmp_path, forked=True)
     before = rows(tmp_path / "runs")
     until(lambda: rows(tmp_path / "runs") >= before + 2)
     command.kill()

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,18 +108,28 @@ def test_a_checkpoint_s_header_that_was_lost_is_written_again(copy):
     assert command(copy) == 0 and (folder / "checkpoint.json").read_bytes() == before
 
 
-def killed_and_started_again(sweeping: list[str], where: Path, rows: int) -> list[int]:
-    """A sweep of so many rows, in ``where``, killed after three random ones, and then run to its end; after which it was killed."""
-    moments = sorted(random.SystemRandom().sample(range(1, rows), 3))
+def killed_and_started_again(sweeping: list[str], where: Path, rows: int, kills: Sequence[str]) -> list[int]:
+    """Kill a sweep after random rows, start it again, and run it to its end.
+
+    Args:
+        sweeping: the words of the sweep.
+        where: its folder.
+        rows: the number of rows that it writes.
+        kills: for each kill whether it ends the ``command`` alone, or the whole ``group`` of processes.
+
+    Returns:
+        The rows after which it was killed.
+    """
+    moments = sorted(random.SystemRandom().sample(range(1, rows), len(kills)))
 
     def done() -> int:
         return sum(len(path.read_text().splitlines()) - 1 for path in where.rglob("metrics.csv") if path.stat().st_size)
 
-    for number, moment in enumerate(moments):
+    for kind, moment in zip(kills, moments, strict=True):
         started = Command(tuple(sweeping), where, module="simulations.reproduce")
         until(lambda moment=moment, one=started: done() >= moment or one.process.poll() is not None, 300, f"row {moment}")
         assert started.process.poll() is None, started.end().err
-        started.process.kill() if number == 1 else started.kill(signal.SIGKILL)
+        started.process.kill() if kind == "command" else started.kill(signal.SIGKILL)
         started.end()
         until(lambda started=started: not started.alive(), PATIENCE, "the end of what it has started")
     ended = Command(tuple(sweeping), where, module="simulations.reproduce").end()
@@ -131,9 +142,10 @@ def nameless(path: Path, where: Path) -> str:
     return path.read_text().replace(str(where), "")
 
 
-def test_killed_at_random_moments_and_started_again(whole, tmp_path):
-    """Three times, once the command alone, whose runs end with it; then to the end: the files are those of a sweep never killed."""
-    moments = killed_and_started_again([*SWEEP, f"output={tmp_path}"], tmp_path, 22)
+@pytest.mark.parametrize("kills", [("group", "command"), pytest.param(("group", "command") * 4, marks=pytest.mark.slow)], ids=len)
+def test_killed_at_random_moments_and_started_again(whole, tmp_path, kills):
+    """The runs end with the command. After the last start the files are those of a sweep that was never killed."""
+    moments = killed_and_started_again([*SWEEP, f"output={tmp_path}"], tmp_path, 22, kills)
     mine, theirs = folders(tmp_path), folders(whole)
     assert mine.keys() == theirs.keys() and len(mine) == 4
     for name, folder in mine.items():

@@ -59,13 +59,14 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
         reproduce.reproduce(reproduce.parse_arguments([*asked, "rounds=7"]))
 
 
-def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path):
+@pytest.mark.parametrize("kills", [("group",), pytest.param(("group", "command") * 3, marks=pytest.mark.slow)], ids=len)
+def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path, kills):
     """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
     asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert reproduce.reproduce(reproduce.parse_arguments([*asked, f"output={whole}"])) == 0
     again.mkdir()
-    moments = killed_and_started_again([*asked, f"output={again}"], again, 40)
+    moments = killed_and_started_again([*asked, f"output={again}"], again, 40, kills)
     choices = [pd.read_csv(where / "fedgen_ablation_tune" / "tuned.csv").drop(columns="seconds") for where in (whole, again)]
     pd.testing.assert_frame_equal(*choices)
     for name in ("fedgen_ablation", "fedgen_ablation_tune"):

@@ -30,7 +30,7 @@ def killed(tmp_path_factory) -> Path:
     """The current folder of a run that was killed between two rounds. While it was alive, a second run could not use its run folder."""
     where = tmp_path_factory.mktemp("killed")
     (where / "second").mkdir()
-    command = Command(LOCAL, where)
+    command = Command(LOCAL, where, forked=True)
     until(lambda: rows(where) >= 3, what="the third row")
     command.kill(signal.SIGSTOP)
     second = quick(where / "second", "engine=local", *TINY, "rounds=30", f"output={where / 'runs'}")
