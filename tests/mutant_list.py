@@ -117,7 +117,7 @@ _ROWS: list[tuple[str, str, str, tuple[str, ...]]] = [
      "np.std(values, axis=0, ddof=0) / np.sqrt(n)", STATISTICS),
     ("simulations/reports/statistics.py", 'method="holm")', 'method="bonferroni")', STATISTICS),
     ("simulations/reports/summary.py", "values[-LAST_ROUNDS:]", "values[-LAST_ROUNDS - 1 :]",
-     ("tests/simulations/reports/test_tables.py",)),
+     ("tests/simulations/reports/test_builder.py::test_only_evaluated_rounds_count_and_the_last_one_is_named",)),
 ]  # fmt: skip
 
 MUTANTS = tuple(Mutant(*row) for row in _ROWS)
