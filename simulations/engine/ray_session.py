@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -110,8 +110,14 @@ class RaySession:
         ray_watcher.end_ray(self.folder)
 
     def close(self) -> None:
-        """End what is left of Ray's processes and remove its files. Ray must be shut down, as it would write new ones."""
-        self._watcher.communicate(b"end")  # closing the pipe is not enough, as a forked child can hold it
+        """Let the watcher end what is left of Ray's processes and remove its files, without waiting for it.
+
+        Ray must be shut down, as it would write new files.
+        """
+        with suppress(OSError):  # the watcher has been killed
+            assert self._watcher.stdin is not None
+            self._watcher.stdin.write(b"end")  # closing the pipe is not enough, as a forked child can hold it
+            self._watcher.stdin.close()
 
 
 @contextmanager

@@ -19,6 +19,9 @@ MARK = "FEDKD_RAY_FOLDER"
 PATIENCE = 30.0
 """Seconds in which processes must end after SIGKILL. The kernel can delay it while it writes their memory to disk."""
 
+QUIET = 2.0
+"""Seconds without a process after which all have ended. A process has no environment for a moment while it starts a program."""
+
 
 def processes_of(folder: str) -> list[int]:
     """The living processes of the Ray instance whose files are in ``folder``."""
@@ -35,13 +38,15 @@ def processes_of(folder: str) -> list[int]:
 def end_ray(folder: str) -> None:
     """End all processes of the Ray instance whose files are in ``folder``, and remove the folder."""
     last = time.monotonic() + PATIENCE
-    while (running := processes_of(folder)) and time.monotonic() < last:
-        for process in running:
+    quiet = time.monotonic() + QUIET
+    while time.monotonic() < min(quiet, last):
+        for process in processes_of(folder):
+            quiet = time.monotonic() + QUIET
             try:
                 os.kill(process, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        time.sleep(0.02)
+        time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 
 

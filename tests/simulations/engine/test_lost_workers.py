@@ -148,13 +148,15 @@ def test_end_of_a_server_of_ray(repeat):
         repeat()
     killer.join()
     repeat.grid.close()
-    assert not Path(session.folder).exists() and not ray_watcher.processes_of(session.folder)
+    until(lambda: not Path(session.folder).exists(), 20, "the end of the watcher")
+    assert not ray_watcher.processes_of(session.folder)
     ray = ray_cluster.start_ray(2, None)
     (session,) = ray_cluster._sessions
     session._servers["gcs_server"].kill()
     with pytest.raises(EngineError, match=r"^Ray's GCS \(process \d+\) has ended"):
         ray_cluster.acquire_actors(ray, 0.0, 2)
-    assert not ray.is_initialized() and not Path(session.folder).exists()
+    assert not ray.is_initialized()
+    until(lambda: not Path(session.folder).exists(), 20, "the end of the watcher")
 
 
 RAY = ("engine=ray", "engine.workers=2", "output=runs")

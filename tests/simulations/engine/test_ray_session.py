@@ -94,6 +94,16 @@ def test_an_error_of_the_start_is_one_line(error):
     assert " ".join(str(error).split()) in text
 
 
+def test_a_process_that_is_just_starting_a_program_is_found(monkeypatch, tmp_path):
+    """Such a process has no environment for a moment, so one search without a result does not show that all have ended."""
+    found, killed = iter([[11], [], [], [12]]), []
+    monkeypatch.setattr(ray_watcher, "QUIET", 0.5)
+    monkeypatch.setattr(ray_watcher, "processes_of", lambda _: next(found, []))
+    monkeypatch.setattr(ray_watcher.os, "kill", lambda process, _: killed.append(process))
+    ray_watcher.end_ray(str(tmp_path / "r"))
+    assert killed == [11, 12]
+
+
 PARENT = """
 import os, subprocess, sys, time
 from simulations.engine.ray_session import RaySession
@@ -122,5 +132,5 @@ def test_nothing_is_left_of_a_session_when_its_process_ends(tmp_path, way):
     assert sorted(ray_watcher.processes_of(folder)) == sorted(map(int, numbers)) and (Path(folder) / "r" / "sockets").is_dir()
     parent.stdin.close() if way == "end" else parent.send_signal(getattr(signal, way))
     parent.wait(timeout=10)
-    until(lambda: not Path(folder).exists(), 10, "the end of the watcher")
+    until(lambda: not Path(folder).exists(), 20, "the end of the watcher")
     assert not ray_watcher.processes_of(folder)
