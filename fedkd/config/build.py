@@ -70,15 +70,15 @@ def call_part(part: str, function: Callable[..., Any], *args: Any) -> Any:
 def located(key: str, error: BaseException) -> ConfigError:
     """The error of a part, as one line that begins with its key.
 
-    A message of :func:`fedkd.errors.require` begins with a parameter of the part, which the key stands before. Any other one, such as that
-    of a file or of code of the user's, comes after the key.
+    A message of :func:`fedkd.errors.require` begins with a parameter of the part, which the key stands before, also if another
+    name follows in parentheses. Any other one, such as that of a file or of code of the user's, comes after the key.
 
     Args:
         key: path of the part.
         error: raised by the part.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, ValueError) and re.match(r"[A-Za-z_][\w.]*(\[\S*\])? (must|is) ", text):
+    if isinstance(error, ValueError) and re.match(r"[A-Za-z_][\w.]*(\[\S*\])?( \([^()]*\))? (must|is) ", text):
         return ConfigError(f"{key}.{text}")
     if isinstance(error, FedkdError):
         return ConfigError(f"{key}: {text}")

@@ -72,6 +72,8 @@ def test_a_generator_is_built_before_any_training():
     ("error", "line"),
     [
         (ConfigError("alpha must be > 0, got 0"), "partition.alpha must be > 0, got 0"),
+        (ConfigError("alpha (or ALPHA) must be > 0, got 0"), "partition.alpha (or ALPHA) must be > 0, got 0"),
+        (ConfigError("a file (or a folder) must be there"), "partition: a file (or a folder) must be there"),
         (ConfigError("/x/a.png must be an image"), "partition: /x/a.png must be an image"),
         (ConfigError("it divides columns"), "partition: it divides columns"),
         (KeyError("x"), "partition must be a part that can be built and called here, got KeyError: 'x'"),

@@ -72,7 +72,7 @@ def test_strategy_of_another_package_whose_client_exits(whole, tmp_path):
         "from tests.failing_clients import FailingClients\n\n\nclass Mine(FailingClients):\n    pass\n"
     )
     plan_failure(tmp_path, 3, "exit", 1)
-    options = failing_run(tmp_path, "output=runs", "strategy._target_=mine.Mine", "engine.workers=2")
+    options = failing_run(tmp_path, "output=runs", "strategy._target_=mine.Mine", "allow_targets=[mine]", "engine.workers=2")
     ended = run(tmp_path, *options, PYTHONPATH=str(tmp_path / "elsewhere"))
     assert ended.code == 0, ended.err
     assert (tmp_path / "3").read_text() == "exit 0" and equal_results(ended.folder, whole)

@@ -200,5 +200,8 @@ def test_server_failure_during_evaluation(tmp_path):
     """The evaluating client would sleep for ten minutes."""
     plan_failure(tmp_path, "evaluating-3", "sleep", 1)
     plan_failure(tmp_path, "server", "wait", 1)
-    end = ended(Command((*RAY, *failing_evaluation(tmp_path)), tmp_path), 1, "Traceback", "planned failure of the server")
-    assert "run: " not in end.out
+    end = ended(Command((*RAY, *failing_evaluation(tmp_path)), tmp_path), 1, "planned failure of the server", "(traceback: ")
+    assert "run: " not in end.out and len(end.err.splitlines()) == 1
+    log = Path(end.err.rstrip().rpartition("(traceback: ")[2].removesuffix(")"))
+    assert log.read_text().startswith("Traceback") and "failing_clients.py" in log.read_text()
+    log.unlink()
