@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fedkd.config.schema import Composed, Distillation
 from fedkd.errors import ConfigError, require
 from simulations.overrides import CONF, check_optional, explain, with_search_path
-from simulations.user_modules import allowed_targets
+from simulations.user_modules import allowed_targets, remember
 
 ConfigStore.instance().store(name="schema", node=Composed)
 ConfigStore.instance().store(name="distillation", node=Distillation)
@@ -82,6 +82,7 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
     with open_dict(config):
         config.pop("reproduce", None)
         config.allow_targets = allowed_targets(config, config.get("allow_targets") or [], config.get("searchpath") or [])
+        remember(config.allow_targets)
     return config
 
 

@@ -15,9 +15,29 @@ _GIVEN: set[str] = set()
 """Modules whose classes the user has passed to the Python API."""
 
 
+_COMPOSED: set[str] = set()
+"""Modules that configurations of this process may name."""
+
+
+def remember(modules: Iterable[str]) -> None:
+    """Note the modules that a configuration of the user may name, so that this process can load the models of its runs."""
+    _COMPOSED.update(modules)
+
+
+def remembered(config: DictConfig) -> list[str]:
+    """The modules that ``config`` names and that the user's configurations of this process may name, sorted."""
+    return sorted(_named(_COMPOSED, config))
+
+
 def trust(module: str) -> None:
     """Allow the module of a class that the user has passed as an object, in this process."""
     _GIVEN.add(module)
+
+
+def _named(modules: Iterable[str], config: DictConfig) -> set[str]:
+    """The modules that some ``_target_`` of ``config`` lies in."""
+    paths = [str(value) for _, value in targets(OmegaConf.to_container(config, resolve=False))]
+    return {module for module in modules if any(path.startswith(f"{module}.") for path in paths)}
 
 
 def allowed_targets(config: DictConfig, named: Iterable[str], folders: Iterable[str | Path]) -> list[str]:
@@ -33,7 +53,7 @@ def allowed_targets(config: DictConfig, named: Iterable[str], folders: Iterable[
     foreign -= set(OWN_PACKAGES)  # of these the shipped ones alone
     places = [Path(folder).absolute() for folder in folders]
     own = {root for root in foreign if root == "__main__" or _in_folder(root, places) or _in_working_directory(root, Path.cwd())}
-    return sorted({*map(str, named), *own, *_GIVEN})
+    return sorted({*map(str, named), *own, *_named(_GIVEN, config)})
 
 
 def _in_folder(root: str, folders: Sequence[Path]) -> bool:

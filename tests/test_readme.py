@@ -61,6 +61,7 @@ def test_a_command_on_a_page_is_valid(page, line, tmp_path, monkeypatch):
     """The subcommand and its options exist, and the first and the last combination of its values compose."""
     write_modules(page, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(line, comments=True)[1:]
     subcommand = cli.get_command(click.Context(cli), name)
     assert subcommand is not None, name

@@ -15,7 +15,7 @@ from fedkd.errors import ConfigError, require
 
 SHIPPED = (
     "fedkd.data", "fedkd.partition", "fedkd.models", "fedkd.distillation", "fedkd.federation", "strategies", "simulations.engine",
-    "torch.optim", "flwr.serverapp.strategy", "flwr_datasets.partitioner",
+    "simulations.benchmarks.workloads", "torch.optim", "flwr.serverapp.strategy", "flwr_datasets.partitioner",
 )  # fmt: skip
 """Packages whose classes and functions every configuration may name."""
 

@@ -23,7 +23,7 @@ from simulations.distillation.setup import make_setup
 from simulations.distillation.teachers import as_module, is_federated
 from simulations.overrides import extend_sys_path, search_path
 from simulations.setup.simulation import Simulation, build_simulation, dtype_of
-from simulations.user_modules import allowed_targets
+from simulations.user_modules import allowed_targets, remembered
 
 
 def load_model(folder: Path, client: int | None = None, checkpoint: str = "checkpoint") -> nn.Module:
@@ -67,7 +67,7 @@ def _read(folder: Path, checkpoint: str) -> tuple[DictConfig, Checkpoint]:
         config.device = "cpu"
         folders = search_path([])  # a folder that is someone else's names no code
         extend_sys_path([Path.cwd(), *folders])
-        config.searchpath, config.allow_targets = list(map(str, folders)), allowed_targets(config, [], folders)
+        config.searchpath, config.allow_targets = list(map(str, folders)), allowed_targets(config, remembered(config), folders)
     except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError(f"{folder / 'config.yaml'} must be the configuration of a run: {' '.join(str(error).split())}") from error
     return config, read_checkpoint(folder, checkpoint)

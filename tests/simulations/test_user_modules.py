@@ -57,7 +57,9 @@ def test_modules_of_python_are_not_those_of_the_working_directory(places):
 def test_a_class_passed_as_an_object_is_trusted(monkeypatch):
     monkeypatch.setattr("simulations.user_modules._GIVEN", set())
     trust("somewhere.mine")
-    assert allowed_targets(OmegaConf.create({}), ["b"], []) == ["b", "somewhere.mine"]
+    config = OmegaConf.create({"model": {"_target_": "somewhere.mine.Net"}})
+    assert allowed_targets(config, ["b"], []) == ["b", "somewhere.mine"]
+    assert allowed_targets(OmegaConf.create({}), ["b"], []) == ["b"], "other configurations do not name it"
 
 
 @pytest.mark.parametrize("path", FORBIDDEN[:4])

@@ -89,8 +89,8 @@ def test_replay_is_exact_in_bfloat16(monkeypatch, clients_per_vmap):
 
 
 def test_a_graph_is_recorded_after_many_steps_of_a_kind(monkeypatch):
-    """Three clients with four steps each: the second training reaches the number of steps."""
-    monkeypatch.setattr(step_program, "REPLAY_AFTER", 8)
+    """Three clients with four steps each, and one step that finds the form of updates: the second training reaches the number of steps."""
+    monkeypatch.setattr(step_program, "REPLAY_AFTER", 10)
     federation("strategy=fedavg", "rounds=1", "clients_per_round=2")
     assert graphs() == []
     federation("strategy=fedavg", "rounds=1", "clients_per_round=3")

@@ -228,7 +228,8 @@ def test_the_checkpoint_of_the_best_round_is_kept(runs, tmp_path, mode):
     (other,) = fedkd.run(strategy="fedavg", callbacks=[Stop(best)], output=str(tmp_path / "stopped"), **SMALL)
     mine, theirs = run.model(which="best").state_dict(), other.model().state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert set(differing(run.path, runs[0].path)) == {"config.yaml", "best_checkpoint.json", "best_checkpoint.safetensors"}
+    kept = ("best_checkpoint.json", "best_checkpoint.safetensors", "previous_checkpoint.safetensors")
+    assert set(differing(run.path, runs[0].path)) == {*kept, "config.yaml"}
     with pytest.raises(
         fedkd.RunFolderError, match="must hold best_checkpoint.safetensors, and does not; run it with the callback BestCheckpoint"
     ):

@@ -197,7 +197,7 @@ def test_describe_and_list_runs_are_data_frames(runs, output):
     assert {run.path.name for run in runs} <= set(found["hash"]) and (found["status"] == "finished").all()
     empty = fedkd.list_runs(output, status="interrupted")
     assert isinstance(empty, pd.DataFrame) and list(empty.columns) == list(found.columns)
-    with pytest.raises(fedkd.ConfigError, match="status must be one of finished, interrupted, running, or None, got 'done'"):
+    with pytest.raises(fedkd.ConfigError, match="status must be one of finished, interrupted, running, diverged, or None, got 'done'"):
         fedkd.list_runs(output, status="done")
 
 

@@ -27,6 +27,7 @@ def test_facts_on_runs_and_the_values_in_which_they_differ(tmp_path):
         "Batch size": "32",
         "Optimizer": "varies: sgd, learning rate 0.01; sgd, learning rate 0.1",
         "Commit": "varies: 0123456789ab; 0123456789ab with uncommitted changes",
+        "Code": "unknown for 2 of 2 runs",
     }
 
 
