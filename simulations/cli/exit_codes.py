@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedkd.errors import ClientFailure, EngineError, FedkdError, ReportError, StopRun
+from fedkd.errors import ClientFailure, DivergedError, EngineError, FedkdError, ReportError, StopRun
 from simulations.overrides import explain
 
 OK = 0
@@ -101,11 +101,11 @@ def write_log(error: BaseException) -> str | None:
 
 
 def is_plain(error: BaseException) -> bool:
-    """Whether the line says all there is to know: a rule of fedkd's own that the request breaks, or a signal."""
+    """Whether the line says all there is to know: a rule of fedkd's own that the request breaks, a divergence, or a signal."""
     cause = error.__cause__
     known = cause is None or isinstance(cause, (FedkdError, OSError)) or _package(cause) in ("hydra", "omegaconf")
     refused = isinstance(error, FedkdError) and isinstance(error, ValueError) and known
-    return refused or isinstance(error, (KeyboardInterrupt, StopRun)) or _package(error) in ("hydra", "omegaconf")
+    return refused or isinstance(error, (KeyboardInterrupt, StopRun, DivergedError)) or _package(error) in ("hydra", "omegaconf")
 
 
 def _package(error: BaseException) -> str:
@@ -117,7 +117,8 @@ def _package(error: BaseException) -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn exceptions into one line on standard error and an exit code.
 
-    The line names a log file with the traceback, unless it is the user's own mistake. ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
+    The line names a log file with the traceback, unless it is the user's own mistake or a divergence. ``HYDRA_FULL_ERROR=1`` shows the
+    traceback instead.
     """
     try:
         yield

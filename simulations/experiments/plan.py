@@ -20,6 +20,7 @@ from fedkd.errors import ConfigError, require
 from simulations.config import apply_tuned_params, compose, compose_with_hydra, make_absolute
 from simulations.experiments.definition import Experiment
 from simulations.overrides import CONF, nearest, options
+from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.source_code import changed_files
 
 STATES = ("finished", "outdated", "interrupted", "missing")
@@ -147,6 +148,11 @@ def refresh(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     found = {parent: find_runs(parent) for parent in {runs_folder(run.config) for run in runs}}
     states = [standing(run.config, found[runs_folder(run.config)].get(run.key)) for run in runs]
     return [replace(run, state=state, folder=folder) for run, (state, folder) in zip(runs, states)]
+
+
+def has_diverged(run: PlannedRun) -> bool:
+    """The folder of an unfinished run records that its training diverged."""
+    return run.state != "finished" and run.folder is not None and read_divergence(run.folder) is not None
 
 
 def has_choice(config: DictConfig) -> bool:

@@ -22,9 +22,8 @@ from simulations.config import apply_tuned_params, compose
 from simulations.experiments import published_table, tuning
 from simulations.experiments.definition import Experiment
 from simulations.experiments.grid import read_data_once, with_engine_for
-from simulations.experiments.plan import PlannedRun, count_states, plan, read_experiment, refresh, runs_folder, unfinished
-from simulations.experiments.sweep import log_of, ready, sweep
-from simulations.experiments.tuning import DIVERGED
+from simulations.experiments.plan import PlannedRun, count_states, has_diverged, plan, read_experiment, refresh, runs_folder, unfinished
+from simulations.experiments.sweep import ready, sweep
 from simulations.overrides import nearest
 from simulations.process import cores
 from simulations.progress import ProgressTable, configure_logging
@@ -269,7 +268,7 @@ def print_table(asked: Reproduction, runs: Sequence[PlannedRun]) -> list[str]:
             found.setdefault((run.setting, run.strategy), {})[run.seed] = folders[run.folder]
         except ValueError as error:
             notes.append(str(error))
-    lines = [*diverged(runs, asked.home / LOGS), *wall(asked.results / TIMES), *commits(folders.values())]
+    lines = [*diverged(runs), *wall(asked.results / TIMES), *commits(folders.values())]
     text, paths = published_table.write(asked.experiment, found, asked.results, lines)
     if asked.experiment.figures:
         paths += draw(asked, found)
@@ -277,10 +276,9 @@ def print_table(asked: Reproduction, runs: Sequence[PlannedRun]) -> list[str]:
     return notes
 
 
-def diverged(runs: Sequence[PlannedRun], logs: Path) -> list[str]:
-    """A line on runs that are in no mean because their training diverged, according to their logs."""
-    logged = [(run, log_of(run, logs)) for run in runs if run.state != "finished"]
-    labels = [run.label for run, log in logged if log.is_file() and DIVERGED in log.read_text()]
+def diverged(runs: Sequence[PlannedRun]) -> list[str]:
+    """A line on runs that are in no mean because their training diverged, according to their folders."""
+    labels = [run.label for run in runs if has_diverged(run)]
     return [f"Diverged, hence in none of the means: {'; '.join(labels)}."] if labels else []
 
 

@@ -16,12 +16,12 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_run
-from fedkd.errors import ClientFailure, require
+from fedkd.errors import DivergedError, require
 from simulations.config import compose, tuned_rows
 from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.definition import Experiment, Tuning
-from simulations.experiments.plan import PlannedRun, States, each_seed, find_runs, has_choice, refresh, run_key, runs_folder
+from simulations.experiments.plan import PlannedRun, States, each_seed, has_choice, has_diverged, refresh
 from simulations.federation.runner import run_federation
 from simulations.run_folder.csv_rows import append, header_of, widen
 
@@ -33,9 +33,6 @@ COST = ("rounds_done", "client_updates", "seconds")
 
 COLUMNS = ("option", "key", "value", "validation_accuracy", "rounds", "seed", "selected", "run", "validation_fraction", *COST)
 """Columns of ``tuned.csv``."""
-
-DIVERGED = "no longer finite"
-"""These words are in every message of a run that diverged."""
 
 Row = dict[str, Any]
 """One row of ``tuned.csv``."""
@@ -100,10 +97,10 @@ def tune_strategy(key: str, grid: Sequence[float], fraction: float, overrides: S
         try:
             folder = run_federation(config)
             accuracy = validation_accuracy(folder)
-        except ClientFailure as error:
-            if DIVERGED not in str(error):
+        except DivergedError as error:
+            if error.folder is None:  # it is not the trial's result
                 raise
-            folder, accuracy = find_runs(runs_folder(config))[run_key(config)][1], 0.0
+            folder, accuracy = Path(error.folder), 0.0
         rows.append(trial_row(config, key, value, accuracy, folder))
     return select(rows, table, "local validation accuracy")
 
@@ -243,15 +240,19 @@ def tune_experiment(
         return {}
     failed = run([planned for _, planned_trials in searches for _, planned in planned_trials])
     for search, planned_trials in searches:
-        if any(planned.label in failed and DIVERGED not in failed[planned.label] for _, planned in planned_trials):
+        ended = refresh([planned for _, planned in planned_trials])
+        for trial in ended:
+            if has_diverged(trial):
+                failed.pop(trial.label, None)
+        if any(trial.label in failed for trial in ended):
             continue
         rows = []
-        for (value, _), trial in zip(planned_trials, refresh([planned for _, planned in planned_trials])):
+        for (value, _), trial in zip(planned_trials, ended):
             assert trial.folder is not None, "a trial that has run has a folder"
-            accuracy = 0.0 if trial.label in failed else validation_accuracy(trial.folder)
+            accuracy = 0.0 if has_diverged(trial) else validation_accuracy(trial.folder)
             rows.append(trial_row(trial.config, search.tuning.key, value, accuracy, trial.folder))
         select(rows, search.table, "local validation accuracy")
-    return {label: reason for label, reason in failed.items() if DIVERGED not in reason}
+    return failed
 
 
 def missing_searches(name: str, experiment: Experiment, overrides: Sequence[str]) -> list[Search]:

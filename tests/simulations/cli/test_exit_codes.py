@@ -63,6 +63,9 @@ def test_a_user_s_own_mistake_needs_no_log_and_code_behind_it_does(tmp_path, mon
         raise ConfigError("rounds must be >= 1, got 0")
     assert capsys.readouterr().err == "error: rounds must be >= 1, got 0\n" and not list(tmp_path.iterdir())
     with pytest.raises(SystemExit), one_line_errors():
+        raise DivergedError("client 0 diverged") from FloatingPointError("nan")
+    assert "traceback" not in capsys.readouterr().err and not list(tmp_path.iterdir()), "the remedy is another value"
+    with pytest.raises(SystemExit), one_line_errors():
         raise ConfigError("data: odd") from KeyError("odd")
     assert "(traceback: " in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 1
 

@@ -91,7 +91,7 @@ def test_a_run_that_diverges_is_named_in_the_table(tmp_path, capsys):
     table = tmp_path / "fedgen_table1_mnist/reproduce/fedgen_table1_mnist/table.md"
     said = "Diverged, hence in none of the means: alpha 1, FedAvg, seed 0; alpha 1, FedAvg, seed 1.\n"
     assert said in table.read_text()
-    assert command(tmp_path, *words, "only=table") == 1 and said in table.read_text(), "the log says so later too"
+    assert command(tmp_path, *words, "only=table") == 1 and said in table.read_text(), "the folders say so later too"
 
 
 def test_one_sweep_at_a_time(whole):

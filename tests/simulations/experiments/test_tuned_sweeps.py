@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from simulations.experiments import reproduce
+from simulations.experiments import reproduce, tuning
 from simulations.experiments.plan import plan, read_experiment, unfinished
 from simulations.run_folder.reader import read_run
 from tests.processes import differing
@@ -76,6 +76,36 @@ def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_sa
             odd = list(differing(again / folder, whole / folder))
             assert set(odd) <= {"config.yaml", "tuned.json"}, (folder, moments)
             assert all(nameless(again / folder / one, again) == nameless(whole / folder / one, whole) for one in odd), (folder, moments)
+
+
+@pytest.mark.parametrize("reason", ["3 of 3 clients failed", "diverged: the loss is no longer finite"])
+def test_a_trial_is_a_result_where_its_folder_records_divergence_and_a_failure_otherwise(tmp_path, reason):
+    """Whatever the words of the reason are."""
+    experiment = read_experiment("fedgen_ablation")
+    tuned = {"FedAvg tuned": experiment.strategies["FedAvg tuned"]}
+    experiment = replace(experiment, tuning=replace(experiment.tuning, grid=[0.01, 1e30]), strategies=tuned)
+    recorded = True
+
+    def run(planned):
+        sound, bad = planned
+        for trial, rows in ((sound, "1,0.5\n"), (bad, "")):
+            (folder := tmp_path / "fedgen_ablation_tune" / trial.key).mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(trial.config, folder / "config.yaml", resolve=True)
+            columns = "num_clients_aggregated,local_test_accuracy,local_training_seconds,server_seconds,evaluation_seconds\n"
+            (folder / "metrics.csv").write_text(columns + (f"{rows.strip()},0,0,0\n" if rows else ""))
+        (folder / "diverged.json").unlink(missing_ok=True)
+        if recorded:
+            (folder / "diverged.json").write_text('{"message": "client 0 diverged"}')
+        return {bad.label: reason}
+
+    def search():
+        return tuning.tune_experiment("fedgen_ablation", experiment, [*TINY, f"output={tmp_path}"], run)
+
+    table = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
+    recorded = False
+    assert list(search().values()) == [reason] and not table.exists()
+    recorded = True
+    assert search() == {} and [row["validation_accuracy"] for row in csv_rows(table)] == ["0.5", "0.0"]
 
 
 def test_a_choice_that_is_the_configuration_s_own_value_is_noted_in_the_run_that_is_there(tmp_path):
