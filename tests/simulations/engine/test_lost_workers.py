@@ -153,6 +153,7 @@ def test_end_of_a_server_of_ray(repeat):
     ray = ray_cluster.start_ray(2, None)
     (session,) = ray_cluster._sessions
     session._servers["gcs_server"].kill()
+    session._servers["gcs_server"].wait(10)  # Ray waits forever for a GCS that ends right after the check
     with pytest.raises(EngineError, match=r"^Ray's GCS \(process \d+\) has ended"):
         ray_cluster.acquire_actors(ray, 0.0, 2)
     assert not ray.is_initialized()
