@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 
 from fedkd.errors import DivergedError, RunFolderError
 from fedkd.files import NO_CHECKSUM, SCHEMA_VERSION, embedded_header, seal, verify, write_atomically
+from fedkd.tensor_ops import infinite_names
 from fedkd.types import State, Tensors, flatten, unflatten
 
 SERVER = "server"
@@ -62,7 +62,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: st
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "series": checkpoint.series}
     header |= {"finished": checkpoint.round == rounds, "simulated_seconds": checkpoint.simulated_seconds}
     header |= {"schema": SCHEMA_VERSION, "sha256": NO_CHECKSUM}
-    if infinite := [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
+    if infinite := infinite_names(tensors):
         header["infinite"] = infinite
         refuse_to_poison(folder, name, infinite)
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"fedkd": json.dumps(header)})

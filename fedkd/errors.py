@@ -58,6 +58,11 @@ class StopRun(FedkdError):
     """A callback raises it to end a run after a checkpoint. The run stays unfinished and can be resumed."""
 
 
+def one_line(text: object) -> str:
+    """A text, or the message of an exception, without line breaks and repeated spaces."""
+    return " ".join(str(text).split())
+
+
 def require(holds: bool, name: str, rule: str, value: object) -> None:
     """Raise ``ConfigError("<name> <rule>, got <value>")`` unless ``holds``.
 

@@ -1,5 +1,7 @@
 """Tensor operations that several losses and metrics share: one-hot labels, row norms, and Gram matrices."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,11 @@ def gram_matrix(x: Tensor) -> Tensor:  # [B, D] -> [B, B]
     """The inner products ``x_i . x_j``, in the precision of ``x`` even inside autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return x @ x.mT
+
+
+def infinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    return [name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
 
 
 def channels_last(tensor: Tensor) -> Tensor:

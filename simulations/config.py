@@ -19,6 +19,9 @@ from fedkd.errors import ConfigError, require
 from simulations.overrides import CONF, check_optional, explain, with_search_path
 from simulations.user_modules import allowed_targets, remember
 
+LOCATIONS = ("root", "path", "cache", "trace")
+"""Keys of a part that tell where files are."""
+
 ConfigStore.instance().store(name="schema", node=Composed)
 ConfigStore.instance().store(name="distillation", node=Distillation)
 
@@ -130,5 +133,5 @@ def make_absolute(node: DictConfig) -> None:
     for key, value in node.items():
         if isinstance(value, DictConfig):
             make_absolute(value)
-        elif key in ("root", "cache", "path", "trace") and isinstance(value, str):
+        elif key in LOCATIONS and isinstance(value, str):
             node[key] = str(Path(os.path.expanduser(value)).absolute())

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import ConfigError, nearest
+from fedkd.errors import ConfigError, nearest, one_line
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 KEY = "searchpath"
@@ -212,7 +212,7 @@ def _from_file(path: Path) -> list[str]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{FILE} must be a YAML file, got {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{FILE} must be a YAML file, got {one_line(error)}") from error
     if not isinstance(content, dict) or (wrong := [str(key) for key in content if key != KEY]):
         hint = nearest(wrong[0], [KEY]) if isinstance(content, dict) else ""
         raise ConfigError(f"{FILE} must hold the key {KEY} alone, got {content!r}{hint}")

@@ -97,7 +97,7 @@ _ROWS: list[tuple[str, str, str, tuple[str, ...]]] = [
     # sampling, partitions, seeds
     ("fedkd/federation/client_sampling.py", "p=sizes / sizes.sum()", "p=None", SAMPLING),
     ("fedkd/federation/client_sampling.py", "server_round < self.new_clients_join_round else",
-     "server_round <= self.new_clients_join_round else",     SAMPLING),
+     "server_round <= self.new_clients_join_round else", SAMPLING),
     ("fedkd/federation/client_sampling.py", "self.trace[(server_round - 1) %", "self.trace[server_round %", SAMPLING),
     ("fedkd/partition/common.py", "np.cumsum(size))[:-1]", "np.cumsum(size))[1:]", LAWS),
     ("fedkd/partition/common.py", "smallest >= min_size:", "smallest >= min_size - 1:", LAWS + QUANTITY),

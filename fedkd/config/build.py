@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedkd.config.targets import check_targets
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import ConfigError, FedkdError, one_line
 
 RUN_KEYS_WITHOUT_EFFECT = (
     "name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath",
@@ -77,7 +77,7 @@ def located(key: str, error: BaseException) -> ConfigError:
         key: path of the part.
         error: raised by the part.
     """
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, ValueError) and re.match(r"[A-Za-z_][\w.]*(\[\S*\])?( \([^()]*\))? (must|is) ", text):
         return ConfigError(f"{key}.{text}")
     if isinstance(error, FedkdError):

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, one_line, require
 
 SHIPPED = (
     "fedkd.data", "fedkd.partition", "fedkd.models", "fedkd.distillation", "fedkd.federation", "strategies", "simulations.engine",
@@ -72,7 +72,7 @@ def resolve_target(path: Any, key: str, allowed: Sequence[str]) -> Any:
     except Exception as error:
         package = path.partition(".")[0]
         install = f"; pip install 'fedkd[{EXTRAS[package]}]'" if package in EXTRAS and sys.modules.get(package) is None else ""
-        raise ConfigError(f"{key} must be importable, got {path!r}: {' '.join(str(error).split())}{install}") from error
+        raise ConfigError(f"{key} must be importable, got {path!r}: {one_line(error)}{install}") from error
     require(callable(target), key, "must name a class or function", path)
     function = target.func if isinstance(target, partial) else target
     check_place(str(getattr(function, "__module__", None)), path, key, places)  # an allowed module can import one that is not

@@ -69,7 +69,7 @@ def check_run(config: DictConfig) -> None:
     require(has_examples, "validation_fraction", "must be > 0 where evaluation.split=validation", config.validation_fraction)
     require(config.retries >= 0, "retries", "must be >= 0", config.retries)
     norm = config.max_update_norm
-    require(norm is None or 0 < norm < float("inf"), "max_update_norm", "must be > 0 and finite, or null for no bound", norm)
+    require(norm is None or norm > 0, "max_update_norm", "must be > 0, or null for no bound", norm)
     require(config.timeout > 0, "timeout", "must be > 0 seconds", config.timeout)
     every = config.distill_every
     fits = every is None or (every >= 1 and every % config.checkpoint_every == 0)

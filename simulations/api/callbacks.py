@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fedkd.errors import ConfigError, RunFolderError, StopRun, nearest, require
+from fedkd.errors import ConfigError, RunFolderError, StopRun, nearest, one_line, require
 from fedkd.files import write_atomically
 from simulations.api.run import CHECKPOINTS, Run
 from simulations.run_folder.observers import RunObserver, SaveCheckpoint
@@ -216,9 +216,7 @@ class BestCheckpoint(Callback):
                 same = (kept["metric"], kept["mode"]) == (self.metric, self.mode) and kept["round"] <= run.round
                 self._best.value = kept["value"] if same else None
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise RunFolderError(
-                    f"{path} must be what BestCheckpoint has written: {' '.join(str(error).split())}; remove it"
-                ) from error
+                raise RunFolderError(f"{path} must be what BestCheckpoint has written: {one_line(error)}; remove it") from error
 
     def on_round(self, run: Run, round: int, metrics: Mapping[str, float], clients: Sequence[Mapping[str, Any]]) -> None:
         """Keep the round if it is the best."""

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedkd.errors import RunFolderError
+from fedkd.errors import RunFolderError, one_line
 from fedkd.files import SCHEMA_VERSION
 from simulations.reports.distillation_groups import read_distillation
 from simulations.reports.summary import configures_clock, summarize, without_clock
@@ -55,9 +55,7 @@ class Run:
             if not isinstance(values, dict) or not {"strategy", "distiller"} & set(values) or not isinstance(values["seed"], int):
                 raise RunFolderError("it must hold seed, and strategy or distiller")
         except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
-            raise RunFolderError(
-                f"{self.path / 'config.yaml'} must be the configuration of a run: {' '.join(str(error).split())}"
-            ) from error
+            raise RunFolderError(f"{self.path / 'config.yaml'} must be the configuration of a run: {one_line(error)}") from error
         return values
 
     @property
@@ -105,7 +103,7 @@ class Run:
             found = json.loads(path.read_text(encoding="utf-8"))
             schema = found["schema"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{path} must be what a run has written: {' '.join(str(error).split())}") from error
+            raise RunFolderError(f"{path} must be what a run has written: {one_line(error)}") from error
         if schema != SCHEMA_VERSION:
             raise RunFolderError(
                 f"{self.path} must be of schema version {SCHEMA_VERSION}, got {schema}; run it again in another output folder"
@@ -135,7 +133,7 @@ class Run:
         try:
             return pd.read_csv(path)
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path} must be a table of a run: {' '.join(str(error).split())}") from error
+            raise RunFolderError(f"{path} must be a table of a run: {one_line(error)}") from error
 
     @property
     def label_counts(self) -> np.ndarray:

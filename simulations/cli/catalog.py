@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, one_line
 from simulations.cli.signatures import Signature, arguments, defines_main, first_line, signature
 from simulations.overrides import CONF, groups, nearest, options, search_path, unknown_option
 
@@ -175,7 +175,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Any]]:
     try:
         content, entries = _text(path, path.stat().st_mtime)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigError(f"{path} must be a YAML file of keys, got {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} must be a YAML file of keys, got {one_line(error)}") from error
     return content, list(entries)
 
 

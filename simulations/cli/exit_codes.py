@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedkd.errors import ClientFailure, DivergedError, EngineError, FedkdError, ReportError, StopRun
+from fedkd.errors import ClientFailure, DivergedError, EngineError, FedkdError, ReportError, StopRun, one_line
 from simulations.overrides import explain
 
 OK = 0
@@ -49,22 +49,22 @@ def exit_code(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted: run the same command to continue from the last checkpoint"
     if isinstance(error, StopRun):
-        return OK, f"stopped: {_line(error)}"
+        return OK, f"stopped: {one_line(error)}"
     if isinstance(error, ClientFailure):
-        return FAILED, f"error: {_line(error)}\n{_advice_after_failure(error)}"
+        return FAILED, f"error: {one_line(error)}\n{_advice_after_failure(error)}"
     if isinstance(error, (EngineError, ReportError)):
-        return FAILED, f"error: {_line(error)}"
+        return FAILED, f"error: {one_line(error)}"
     if isinstance(error, FloatingPointError):  # DivergedError is of this kind too
         folder = getattr(error, "folder", None)
         place = f" in {folder}" if folder else " on disk"
         return (
             FAILED,
-            f"error: {_line(error)}\nThe same command would diverge again. The last sound checkpoint, if there is one, is{place}.",
+            f"error: {one_line(error)}\nThe same command would diverge again. The last sound checkpoint, if there is one, is{place}.",
         )
     if any(one.__module__.partition(".")[0] in ("hydra", "omegaconf") for one in type(error).__mro__) and isinstance(error, Exception):
-        return WRONG, f"error: {_line(explain(error))}"
+        return WRONG, f"error: {one_line(explain(error))}"
     if isinstance(error, ValueError):  # ConfigError and RunFolderError are of this kind too
-        return WRONG, f"error: {_line(error)}"
+        return WRONG, f"error: {one_line(error)}"
     if _package(error) == "click":  # judged by the command itself
         return None
     if isinstance(error, OSError):
@@ -72,16 +72,16 @@ def exit_code(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, MemoryError):
         return (
             FAILED,
-            f"error: memory must suffice for the run, got {_line(error) or 'MemoryError'}; choose a smaller model, batch or data set",
+            f"error: memory must suffice for the run, got {one_line(error) or 'MemoryError'}; choose a smaller model, batch or data set",
         )
     if isinstance(error, Exception):
-        return FAILED, f"error: the run ended by {type(error).__name__}: {_line(error) or 'no message'}"
+        return FAILED, f"error: the run ended by {type(error).__name__}: {one_line(error) or 'no message'}"
     return None
 
 
 def _system_error(error: OSError) -> str:
     """An error of the operating system in one line: the place, what is wrong, and the remedy."""
-    reason = error.strerror or _line(error) or type(error).__name__
+    reason = error.strerror or one_line(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "")
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"{str(error.filename)!r} must exist: {reason}"
@@ -143,8 +143,3 @@ def _advice_after_failure(error: ClientFailure) -> str:
         "All rounds up to the last checkpoint are on disk. The client would fail again: remove the cause, then run the same command to "
         "continue, or leave such clients out with on_client_failure=drop."
     )
-
-
-def _line(error: object) -> str:
-    """A message without line breaks."""
-    return " ".join(str(error).split())

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,8 +20,9 @@ from fedkd.config.validation import check_distillation
 from fedkd.distillation.student_training import Progress, Training
 from fedkd.errors import ConfigError, DivergedError, StopRun
 from fedkd.metrics.parameter_path import parameter_path_length
+from fedkd.tensor_ops import infinite_names
 from fedkd.types import Tensors, flatten
-from simulations.config import apply_tuned_params, compose, make_absolute, with_choices
+from simulations.config import LOCATIONS, apply_tuned_params, compose, make_absolute, with_choices
 from simulations.distillation.export import export_networks
 from simulations.distillation.folder import DistillationFolder, read_progress, read_rows, read_trained_tensors
 from simulations.distillation.layer_information import layer_information
@@ -145,7 +145,7 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
     else:
         progress = to_device(saved, config.device)
     factors = lr_factors(config)
-    infinite = infinite_names(progress)
+    infinite = infinite_in(progress)
     first, previous = student_parameters(setup, initial), student_parameters(setup, progress.tensors)
     # The length is read as it was written, so that a resumed training continues the same sum.
     path_length = float(read_rows(folder.path)[-1]["parameter_path_length"] or 0)
@@ -216,10 +216,9 @@ def check_finite(scores: Mapping[str, float], epoch: int) -> None:
         raise DivergedError(f"the loss is no longer finite {where}: lower the learning rate", round=epoch, loss=scores[bad[0]])
 
 
-def infinite_names(progress: Progress) -> list[str]:
+def infinite_in(progress: Progress) -> list[str]:
     """The names of tensors with NaN or infinity in a training between two epochs."""
-    parts = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.source_state}
-    return [name for name, value in flatten(parts).items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    return infinite_names(flatten({"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.source_state}))
 
 
 def check_finite_state(progress: Progress, infinite: Container[str]) -> None:
@@ -232,7 +231,7 @@ def check_finite_state(progress: Progress, infinite: Container[str]) -> None:
     Raises:
         DivergedError: another tensor is not finite.
     """
-    if bad := [name for name in infinite_names(progress) if name not in infinite]:
+    if bad := [name for name in infinite_in(progress) if name not in infinite]:
         where = f"after epoch {progress.epoch}, where {bad[0]!r} holds NaN or infinity"
         raise DivergedError(f"the state is no longer finite {where}: lower the learning rate", round=progress.epoch)
 
@@ -298,10 +297,6 @@ def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], ov
     return config
 
 
-MOVABLE = ("root", "path", "cache", "trace")
-"""Keys of a part that tell where files are."""
-
-
 def expand_words(words: Sequence[str]) -> list[str]:
     """Overrides in Hydra's notation.
 
@@ -318,5 +313,5 @@ def _expand(word: str, from_run: bool) -> str:
     if key in ("teacher", "student") and sign:
         return f"model@{word}"
     names = key.lstrip("+").split(".")
-    is_path = len(names) > 1 and names[0] in ("data", "partition", "public_data", "systems") and names[-1] in MOVABLE
+    is_path = len(names) > 1 and names[0] in ("data", "partition", "public_data", "systems") and names[-1] in LOCATIONS
     return f"++paths.{'.'.join(names)}{sign}{value}" if from_run and is_path and sign else word

@@ -221,7 +221,7 @@ def read_teacher_run(folder: Path, config: DictConfig) -> TeacherRun:
         RunFolderError: the data are not those of the run.
     """
     run_config = read_finished_config(folder, config.round, config)
-    apply_paths(run_config, config.paths, folder)
+    apply_paths(run_config, plain(config.paths), folder)
     data_name, own_data = config.choices.pop("data", None), plain(config.data)
     config.data = run_config.data
     config.choices.data = run_config.choices.get("data", "data")

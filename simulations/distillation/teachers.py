@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fedkd.checkpoint import read_checkpoint, read_header
+from fedkd.config.validation import leaves
 from fedkd.distillation.methods.base import StudentModule
 from fedkd.errors import ConfigError, RunFolderError, require
 from fedkd.federation.server import Server
@@ -80,15 +81,6 @@ def read_finished_config(folder: Path, server_round: int | None = None, user: Di
     searchpath, named = ([], []) if user is None else (user.searchpath, user.allow_targets)
     config.searchpath, config.allow_targets = searchpath, allowed_targets(config, named, searchpath)
     return config
-
-
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested dictionaries with their dotted keys."""
-    for key, value in node.items():
-        if isinstance(value, Mapping | DictConfig):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def apply_paths(config: DictConfig, paths: Mapping[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fedkd.errors import ConfigError, EngineError, require
+from fedkd.errors import ConfigError, EngineError, one_line, require
 from simulations.engine.ray_session import RaySession, check_open_files
 from simulations.engine.worker import Worker
 
@@ -245,7 +245,7 @@ def connect_to_cluster(ray: Any, address: str) -> None:
         ray.init(address=address, **RAY_OPTIONS)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
-        raise ConfigError(f"{rule}, got {address!r}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{rule}, got {address!r}: {one_line(error)}") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from fedkd.errors import EngineError
+from fedkd.errors import EngineError, one_line
 from simulations.engine import ray_watcher
 
 MAX_SOCKET_BYTES = 107
@@ -133,7 +133,7 @@ def start_errors() -> Iterator[None]:
         limits = ", ".join(
             f"{limit(number)} {name}" for number, name in ((resource.RLIMIT_NOFILE, "open files"), (resource.RLIMIT_NPROC, "processes"))
         )
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error) or type(error).__name__
         remedy = f"raise the limits of this shell (ulimit: {limits}), or use engine=local"
         raise EngineError(f"Ray does not start: {said}; {remedy}") from error
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from fedkd.checkpoint import Checkpoint, read_checkpoint
 from fedkd.config.build import build, call_part
-from fedkd.errors import ConfigError, RunFolderError
+from fedkd.errors import ConfigError, RunFolderError, one_line
 from fedkd.federation.aggregation import assemble_model
 from fedkd.models.construction import make_classifier
 from fedkd.strategy import Strategy
@@ -69,7 +69,7 @@ def _read(folder: Path, checkpoint: str) -> tuple[DictConfig, Checkpoint]:
         extend_sys_path([Path.cwd(), *folders])
         config.searchpath, config.allow_targets = list(map(str, folders)), allowed_targets(config, remembered(config), folders)
     except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
-        raise RunFolderError(f"{folder / 'config.yaml'} must be the configuration of a run: {' '.join(str(error).split())}") from error
+        raise RunFolderError(f"{folder / 'config.yaml'} must be the configuration of a run: {one_line(error)}") from error
     return config, read_checkpoint(folder, checkpoint)
 
 

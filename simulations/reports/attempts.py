@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, one_line
 
 Made = TypeVar("Made")
 Given = ParamSpec("Given")
@@ -56,5 +56,5 @@ class Attempts:
 
 def line(error: Exception) -> str:
     """The exception in one line: its kind, except for those of fedkd, and its message."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if isinstance(error, FedkdError) else f"{type(error).__name__}: {text}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, one_line, require
 from simulations.overrides import nearest, options
 from simulations.reports.metrics import ALIASES, METRICS, Metric, chosen_metrics
 from simulations.reports.statistics import INTERVALS
@@ -168,7 +168,7 @@ def read_preset(name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{PRESET} must be a yaml file, got {name!r}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{PRESET} must be a yaml file, got {name!r}: {one_line(error)}") from error
     require(isinstance(content, dict), PRESET, "must be a yaml file of options and values, such as decimals: 1", content)
     return {key: value for key, value in content.items() if value is not None}
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from simulations.run_folder.series import begin_from_series
 from simulations.run_folder.source_code import check_code, earlier_packages, listed
 
 
-class LockedFolder:
+class LockedFolder(ABC):
     """The folder ``<output>/<name>/<hash>/``, locked as long as this object exists.
 
     Args:
@@ -103,13 +104,13 @@ class LockedFolder:
             raise RunFolderError(f"{str(first).partition('; ')[0]}; no sound checkpoint is left: force=true starts the run again")
         return None
 
+    @abstractmethod
     def check_rows(self, done: int) -> None:
         """Check that the files hold all rows up to round or epoch ``done``.
 
         Raises:
             RunFolderError: a row is missing or damaged.
         """
-        raise NotImplementedError
 
     @property
     def finished(self) -> bool:

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
@@ -21,11 +21,11 @@ from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from fedkd.config.build import OWN_PACKAGES, to_dict
+from fedkd.config.targets import targets
 from fedkd.errors import ConfigError, RunFolderError
-
-OWN_PACKAGES = ("fedkd", "strategies", "simulations")
 
 COMPUTING = (
     "fedkd.data", "fedkd.distillation", "fedkd.federation", "fedkd.losses", "fedkd.metrics", "fedkd.models", "fedkd.partition",
@@ -56,33 +56,15 @@ def packages_of(config: DictConfig) -> Packages:
 
     A module whose source cannot be read, as a class that was typed into an interpreter, has the digest :data:`UNKNOWN`.
     """
-    targets = tuple(sorted(set(targets_in({key: node for key, node in to_container(config).items() if key != "engine"}))))
+    parts = {key: node for key, node in to_dict(config).items() if key != "engine"}
+    named = sorted({path for _, path in targets(parts) if isinstance(path, str)})
     roots = DISTILLATION_ROOTS if "distiller" in config else FEDERATED_ROOTS
     packages: Packages = {}
-    for name, digest in sorted(module_digests(roots, targets).items()):
+    for name, digest in sorted(module_digests(roots, named).items()):
         packages.setdefault(name.partition(".")[0], {"modules": {}})["modules"][name] = digest
     return {
         name: {**describe_package(name), "digest": combined(package["modules"].items()), **package} for name, package in packages.items()
     }
-
-
-def to_container(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict), "a configuration holds keys"
-    return {str(key): value for key, value in container.items()}
-
-
-def targets_in(node: object) -> Iterator[str]:
-    """Every ``_target_`` in a configuration, at any depth."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_" and isinstance(value, str):
-                yield value
-            yield from targets_in(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets_in(value)
 
 
 def module_digests(roots: Iterable[str], targets: Sequence[str]) -> dict[str, str]:

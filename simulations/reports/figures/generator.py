@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from fedkd.errors import RunFolderError
+from fedkd.errors import RunFolderError, one_line
 from simulations.reports.figures.drawing import MAX_LINES, Drawing, parts
 from simulations.reports.figures.style import (
     COLORS,
@@ -155,7 +155,7 @@ def read_table(run: FederatedRun, name: str, needed: set[str], notes: list[str])
         if odd := [str(column) for column in table if not pd.api.types.is_numeric_dtype(table[column])]:
             raise RunFolderError(f"text is in {', '.join(odd)}")
     except (ValueError, OSError) as error:
-        notes.append(f"no figure of the generator: {path} must be a table of numbers ({' '.join(str(error).split())})")
+        notes.append(f"no figure of the generator: {path} must be a table of numbers ({one_line(error)})")
         return pd.DataFrame()
     return table[table["round"] <= run.config["rounds"]]
 
