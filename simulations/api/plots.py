@@ -59,7 +59,8 @@ def draw(groups: Sequence[Group], kind: str, metric: str | None, x: str, path: P
     arranged = arrange(groups, chosen)
     style = selection.style_of(arranged, chosen)
     if kind == "generator":
-        settings = gather(sorted(arranged, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING))
+        scored = sorted((one for one in arranged if one.runs), key=lambda one: one.place)
+        settings = gather(scored, lambda one: one.first.part(SETTING))
         drawings, _, _ = generator.planned(settings, Path(), style)
     else:
         drawings = selection.planned(arranged, Path(), chosen, style, Attempts())

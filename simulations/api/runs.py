@@ -29,6 +29,7 @@ from simulations.run_folder.reader import (
     flatten_config,
     natural_order,
     option,
+    read_diverged,
     read_run,
 )
 
@@ -69,17 +70,17 @@ class Runs(Sequence[Run]):
 
     def _repr_html_(self) -> str:
         """The headline metrics of each group of seeds; a row per run where these cannot be grouped."""
-        finished = [run for run in self if run.finished and run.kind == "federated"]
+        federated = [run for run in self if run.kind == "federated"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            groups = Runs(finished)._groups()
-        if not groups:
+            groups = Runs(federated)._groups()
+        if not any(one.runs for one in groups):
             rows = [{"run": run.path.name, "method": run.name, "seed": run.seed, "finished": run.finished} for run in self]
             return pd.DataFrame(rows).to_html(index=False)
         table = headlines(groups, NumberFormat())
         shown = pd.DataFrame({column.title: [cell.text for cell in column.cells] for column in table.columns})
         note = "Accuracy in %: mean over n seeds ± half-width of the 95 % interval (Student's t)."
-        if left := len(self) - len(finished):
+        if left := len(self) - sum(run.finished for run in federated) - sum(len(one.diverged) for one in groups):
             note += f" {left} unfinished run{'s are' if left > 1 else ' is'} not shown."
         return f"{shown.to_html(index=False)}<p>{html.escape(note)}</p>"
 
@@ -160,8 +161,9 @@ class Runs(Sequence[Run]):
             interval: of the means over seeds, 95 %: ``t`` (Student's t) or ``bootstrap`` (BCa).
 
         Returns:
-            ``label``, ``num_seeds``, ``seeds``, and of each metric ``_mean``, ``_min``, ``_max`` over seeds and ``_ci95``, the half-width
-            of the interval (with ``bootstrap`` the ends ``_low`` and ``_high``); accuracies in 0..1.
+            ``label``, ``num_seeds``, ``num_diverged`` (runs that are in no mean because they diverged), ``seeds``, and of each metric
+            ``_mean``, ``_min``, ``_max`` over seeds and ``_ci95``, the half-width of the interval (with ``bootstrap`` the ends ``_low`` and
+            ``_high``); accuracies in 0..1.
 
         Raises:
             ConfigError: there is no such interval, or federated runs and distillations are mixed.
@@ -179,9 +181,11 @@ class Runs(Sequence[Run]):
             raise RunFolderError("runs must hold a finished distillation, got none; run them again to continue")
         for note in code_notes(found):
             warnings.warn(note, stacklevel=3)
-        rows = []
+        rows, diverged = [], distillation_groups.read_diverged_distillations([run.path for run in self if not run.finished])
         for label, same_but_seed in distillation_groups.groups(distillation_groups.distinct(found)[0]).items():
-            row = {"label": label, "num_seeds": len(same_but_seed), "seeds": " ".join(str(one.seed) for one in same_but_seed)}
+            row = {"label": label, "num_seeds": len(same_but_seed)}
+            row |= {"num_diverged": distillation_groups.num_diverged(same_but_seed, diverged)}
+            row |= {"seeds": " ".join(str(one.seed) for one in same_but_seed)}
             numbers = [_summary(Run(one.folder)) for one in same_but_seed]
             for name in numbers[0]:
                 values = np.array([one[name] for one in numbers])
@@ -213,7 +217,7 @@ class Runs(Sequence[Run]):
         """
         require(interval in INTERVALS, "interval", f"must be one of {', '.join(INTERVALS)}", interval)
         require(correction in ("holm", "none"), "correction", "must be holm or none", correction)
-        groups = self._finished_groups()
+        groups = [one for one in self._finished_groups() if one.runs]
         names = names_of(groups)
         if not any(one.is_called(baseline) for one in groups):
             raise ConfigError(f"baseline must be one of {', '.join(names)}, got {baseline!r}{nearest(baseline, names)}")
@@ -268,8 +272,11 @@ class Runs(Sequence[Run]):
         return kinds[0] if kinds else "federated"
 
     def _groups(self) -> list[Group]:
-        """The finished federated runs by what they have in common; a warning for each that cannot be compared."""
-        left = [run for run in self if not run.finished]
+        """The federated runs by what they have in common, those that diverged counted; a warning for each that cannot be compared."""
+        lost = {run.path: one for run in self if not run.finished and (one := read_diverged(run.path)) is not None}
+        if lost:
+            warnings.warn(f"{len(lost)} of {len(self)} runs diverged and are in no mean: {', '.join(map(str, lost))}", stacklevel=4)
+        left = [run for run in self if not run.finished and run.path not in lost]
         if left:
             said = f"{len(left)} of {len(self)} runs are unfinished and not shown: {left[0]}{' ...' * (len(left) > 1)}"
             warnings.warn(said, stacklevel=4)
@@ -278,7 +285,7 @@ class Runs(Sequence[Run]):
             warnings.warn(f"not shown: {note}", stacklevel=4)
         for note in code_notes(kept):
             warnings.warn(note, stacklevel=4)
-        return group(kept)
+        return group(kept, list(lost.values()))
 
     def _finished_groups(self) -> list[Group]:
         """The groups.
@@ -288,7 +295,7 @@ class Runs(Sequence[Run]):
         """
         require(self._kind() == "federated", "runs", "must be federated; summary() and to_dataframe() take distillations", self._kind())
         groups = self._groups()
-        if not groups:
+        if not any(one.runs for one in groups):
             raise RunFolderError(f"runs must hold a finished run, got {len(self)} without one; run them again to continue")
         return groups
 

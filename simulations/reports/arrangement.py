@@ -40,8 +40,8 @@ def choose(groups: Sequence[Group], options: ReportOptions) -> list[Group]:
         for one in groups
         if (not strategies or any(one.is_called(name) for name in strategies)) and (not settings or one.setting in settings)
     ]
-    if groups and not kept:
-        raise ConfigError(f"strategies and settings must leave a run, got {strategies} and {settings}; no run has both")
+    if groups and not any(one.runs for one in kept):
+        raise ConfigError(f"strategies and settings must leave a finished run, got {strategies} and {settings}; no finished run has both")
     return kept
 
 

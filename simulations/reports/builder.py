@@ -16,6 +16,7 @@ from simulations.reports import html
 from simulations.reports.arrangement import arrange, names_of
 from simulations.reports.attempts import Attempts
 from simulations.reports.curves import curve_table
+from simulations.reports.distillation_groups import read_diverged_distillations
 from simulations.reports.distillation_section import distillation_names, distillation_section, divide, read_distillations
 from simulations.reports.figures import generator, selection
 from simulations.reports.figures.drawing import write_all
@@ -29,7 +30,7 @@ from simulations.reports.summary import results
 from simulations.reports.tables import clients, federated
 from simulations.reports.tables.table import NumberFormat, Table
 from simulations.run_folder.metric_names import STRATEGY_NAMES
-from simulations.run_folder.reader import DIVERGED, RUN_FILES, SETTING, find_run_folders, is_distillation, read_run
+from simulations.run_folder.reader import DIVERGED, RUN_FILES, SETTING, find_run_folders, is_distillation, read_diverged, read_run
 
 WRITTEN = "written.txt"
 """The file with the names of all files of a report, which the next report in the same folder removes."""
@@ -109,29 +110,31 @@ def build_sections(
     attempts = Attempts() if attempts is None else attempts
     attempts.missing += code_notes([run for one in groups for run in one.runs]) + code_notes(distillations)
     sections = []
-    if groups:
+    if any(one.runs for one in groups):
         sections.append(federated_section(groups, output, for_runs, attempts))
     if distillations:
-        sections.append(distillation_section(distillations, output, for_distillations, attempts))
+        lost = read_diverged_distillations(distilled)
+        sections.append(distillation_section(distillations, output, for_distillations, attempts, lost))
     excluded = [(folder, reason) for folder, _, reason in (note.partition(": ") for note in [*notes, *more])]
     return sections, excluded, attempts.missing
 
 
 def collect(folders: Sequence[Path], until: int | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of comparable runs among ``folders``, and a note on each excluded run.
+    """The groups of comparable runs among ``folders``, and a note on each excluded run. Those that diverged are counted in their groups.
 
     Args:
         folders: of federated runs.
         until: every run counts as if it had ended after this round; shorter runs are excluded.
     """
-    runs, notes = [], []
+    runs, diverged, notes = [], [], []
     for folder in folders:
         try:
             runs.append(read_run(folder, until))
         except ValueError as error:
             notes.append(f"{folder}: {error}")
+            diverged.append(read_diverged(folder, until))
     kept, excluded = comparable(runs)
-    return group(kept), notes + excluded
+    return group(kept, [run for run in diverged if run is not None]), notes + excluded
 
 
 def federated_section(groups: Sequence[Group], output: Path, options: ReportOptions, attempts: Attempts) -> ReportSection:
@@ -141,18 +144,19 @@ def federated_section(groups: Sequence[Group], output: Path, options: ReportOpti
         ConfigError: an option names a strategy, a setting or a baseline that no run has.
     """
     options = replace(options, baseline=baseline_of(groups, options))
-    groups = arrange(groups, options)
+    rows = arrange(groups, options)
+    groups = [one for one in rows if one.runs]
     baseline = options.baseline or ""
     columns = list(selection.axis_labels(options))
     numbers = {
-        "results": attempts.make("table results", results, groups, options.target, options.kind),
+        "results": attempts.make("table results", results, rows, options.target, options.kind),
         "curves": attempts.make("table curves", curve_table, groups, columns, options.kind, options.smoothing),
     }
     drawings = []
     attempts.missing += federated.unpaired(groups, baseline)
     if options.figures:
-        style = selection.style_of(groups, options)
-        drawings = selection.planned(groups, output, options, style, attempts)
+        style = selection.style_of(rows, options)
+        drawings = selection.planned(rows, output, options, style, attempts)
         settings = gather(sorted(groups, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING))
         found = attempts.make("figures of generators", generator.planned, settings, output, style)
         more, numbers["generator"], unreadable = found or ([], None, [])
@@ -163,7 +167,7 @@ def federated_section(groups: Sequence[Group], output: Path, options: ReportOpti
     facts |= {} if options.target is None else {"Target": f"{round(100 * options.target, 6):g} %"}
     facts |= {} if options.until is None else {"Until round": str(options.until)}
     written = {name: table for name, table in numbers.items() if table is not None}
-    return ReportSection("Federated runs", "results", facts, tables(groups, options, attempts), drawings, written)
+    return ReportSection("Federated runs", "results", facts, tables(rows, options, attempts), drawings, written)
 
 
 def baseline_of(groups: Sequence[Group], options: ReportOptions) -> str:
@@ -188,19 +192,20 @@ def _printed(groups: Sequence[Group], baseline: str) -> str:
 
 
 def tables(groups: Sequence[Group], options: ReportOptions, attempts: Attempts) -> list[Table]:
-    """All tables of these groups that can be made."""
+    """All tables of these groups that can be made. A group of which all runs diverged has a row where no other number is needed."""
+    rows, groups = groups, [one for one in groups if one.runs]
     form, metrics, baseline = NumberFormat(options.kind, options.decimals), options.metrics, options.baseline or "fedavg"
     make = attempts.make
     found = [
-        make("table headlines", federated.headlines, groups, form),
+        make("table headlines", federated.headlines, rows, form),
         make("table times", federated.cost_to_target, groups, options.target, form),
         make("table differences", federated.differences, groups, baseline, form),
         make("table comparisons", federated.comparisons, groups, baseline, metrics, form),
     ]
     if options.panels == "settings":
-        found.append(make("table by_setting", federated.settings_by_strategies, groups, metrics, form))
+        found.append(make("table by_setting", federated.settings_by_strategies, rows, metrics, form))
     else:
-        found += make("table by_setting", federated.by_setting, groups, metrics, form) or []
+        found += make("table by_setting", federated.by_setting, rows, metrics, form) or []
     for name, function in clients.TABLES.items():
         found.append(make(f"table {name}", function, groups, form))
     return [table for table in found if table is not None]

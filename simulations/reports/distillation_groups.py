@@ -25,6 +25,7 @@ from simulations.run_folder.reader import (
     check_checksum,
     check_not_diverged,
     configuration,
+    configuration_of_diverged,
     flatten_config,
     natural_order,
 )
@@ -125,6 +126,41 @@ def read_distillation(folder: Path) -> DistillationRun:
     if not finished:
         raise RunFolderError(f"unfinished: {done} of {epochs} epochs; start it again to go on with it")
     return DistillationRun(folder, config, metrics, models)
+
+
+def read_diverged_distillations(folders: Sequence[Path]) -> list[DistillationRun]:
+    """The distillations among ``folders`` that diverged, without their numbers."""
+    found = [(folder, configuration_of_diverged(folder)) for folder in folders]
+    return [DistillationRun(folder, config, pd.DataFrame(), pd.DataFrame()) for folder, config in found if config is not None]
+
+
+def divergence(same: Sequence[DistillationRun], diverged: Sequence[DistillationRun]) -> str:
+    """How many runs of a group diverged, as the end of its label: ``, 1 of 3 diverged``. Empty where none did.
+
+    Args:
+        same: the runs of the group that have results.
+        diverged: of all groups.
+    """
+    number = num_diverged(same, diverged)
+    return f", {number} of {number + len(same)} diverged" if number else ""
+
+
+def num_diverged(same: Sequence[DistillationRun], diverged: Sequence[DistillationRun]) -> int:
+    """The number of seeds that a group lacks because their runs diverged."""
+    keys, seeds = {_configured(one) for one in same}, {one.seed for one in same}
+    teachers = {one.config["teacher_seed"] for one in same}  # one for all seeds of the group, or one for each
+    any_teacher = len(teachers) > 1 or len(same) == 1
+    lost = [one for one in diverged if any_teacher or one.config["teacher_seed"] in teachers]
+    return len({one.seed for one in lost if one.seed not in seeds and _configured(one) in keys})
+
+
+def _configured(one: DistillationRun) -> frozenset[tuple[str, Hashable]]:
+    """The configuration without seeds, and that of the teacher's run. It needs no numbers, which a run that diverged lacks."""
+    mine = {
+        key: value for key, value in flatten_config(one.config) if value is not None and not SEEDLESS.match(key) and key != "teacher_seed"
+    }
+    theirs = configuration_of_teacher(one.config["teacher_run"])
+    return frozenset((mine | {f"teacher_run.{key}": value for key, value in theirs.items()}).items())
 
 
 def distinct(runs: Sequence[DistillationRun]) -> tuple[list[DistillationRun], list[str]]:

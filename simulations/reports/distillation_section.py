@@ -7,7 +7,7 @@ from pathlib import Path
 from fedkd.errors import ConfigError
 from simulations.reports.arrangement import find_label
 from simulations.reports.attempts import Attempts
-from simulations.reports.distillation_groups import DistillationRun, distinct, groups, read_distillation, students, task
+from simulations.reports.distillation_groups import DistillationRun, distinct, divergence, groups, read_distillation, students, task
 from simulations.reports.figures import distillation as figures
 from simulations.reports.figures.drawing import MAX_LINES, Drawing
 from simulations.reports.figures.selection import figure_style
@@ -69,7 +69,13 @@ def divide(options: ReportOptions, federated: Sequence[str], methods: Sequence[s
     return parts[0], parts[1]
 
 
-def distillation_section(runs: Sequence[DistillationRun], output: Path, options: ReportOptions, attempts: Attempts) -> ReportSection:
+def distillation_section(
+    runs: Sequence[DistillationRun],
+    output: Path,
+    options: ReportOptions,
+    attempts: Attempts,
+    diverged: Sequence[DistillationRun] = (),
+) -> ReportSection:
     """The tables and figures of distillations.
 
     Args:
@@ -77,6 +83,7 @@ def distillation_section(runs: Sequence[DistillationRun], output: Path, options:
         output: the folder of the report.
         options: with names of methods alone.
         attempts: gains what is missing or fails.
+        diverged: runs without results, which are counted in the rows of their groups.
     """
     runs = [one for one in runs if not options.strategies or _is_called(one, options.strategies)]
     names = {
@@ -86,23 +93,25 @@ def distillation_section(runs: Sequence[DistillationRun], output: Path, options:
         if name in options.labels
     }
     labelled = in_order(groups(runs, names), options.order)
+    rows = {name: name + divergence(same, diverged) for name, same in labelled.items()}
     form = NumberFormat(options.kind, options.decimals)
     make = attempts.make
     information = make("table flow", tables.layer_information, labelled)
     steps = make("table ladder", tables.ladder, labelled) or {}
     found = [
-        make("table distillation", tables.table, labelled, form),
+        make("table distillation", tables.table, labelled, form, rows),
         make("table costs", tables.costs, labelled, form),
         make("table members", tables.members, labelled, form),
         make("table domains", tables.domains, runs, form, names),
         make("table ladder", tables.teacher_student, steps) if steps else None,
     ]
     numbers = {"trainings": make("table trainings", tables.trainings, labelled), "flow": information}
-    style = figure_style(options, look_of_labels(labelled, steps))
+    slots = look_of_labels(labelled, steps)
+    style = figure_style(options, slots | {rows[name]: slots[name] for name in labelled})
     drawings = []
     for number, lines in enumerate(together(labelled), 1):
         stem = output / ("curves" if number == 1 else f"curves_{number}")
-        drawings.append(Drawing("Accuracy by epoch", stem, figures.curves, (lines,), style))
+        drawings.append(Drawing("Accuracy by epoch", stem, figures.curves, ({rows[name]: same for name, same in lines.items()},), style))
     if information is not None:
         drawings.append(Drawing("Information of each layer", output / "flow", figures.layer_information, (information,), style))
     if steps:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ class Group:
     A run whose selected value equals the configuration's own value is in two groups, a tuned one and an untuned one.
 
     Args:
-        runs: of the group.
+        runs: of the group, with results. Empty where all runs of the group diverged.
         label: ``line`` and ``setting`` together, as the first table prints them.
         line: the strategy, with the keys of its side in which groups differ.
         setting: the data and the clients; empty where all groups have the same.
@@ -28,6 +28,7 @@ class Group:
         names: other names of the line, by which a user can call it.
         slug: the setting in names of files.
         place: position of the setting and of the line in the report.
+        diverged: runs of the group without results, because their training diverged, for seeds that no other run of the group has.
     """
 
     runs: tuple[FederatedRun, ...]
@@ -38,6 +39,7 @@ class Group:
     names: tuple[str, ...] = ()
     slug: str = ""
     place: tuple[int, int] = (0, 0)
+    diverged: tuple[FederatedRun, ...] = ()
 
     @property
     def block(self) -> tuple[str, str]:
@@ -52,7 +54,17 @@ class Group:
     @property
     def strategy(self) -> str:
         """The name of the strategy's yaml file."""
-        return self.runs[0].strategy
+        return self.first.strategy
+
+    @property
+    def first(self) -> FederatedRun:
+        """A run with the configuration of all runs of the group; without results where all runs diverged."""
+        return (self.runs or self.diverged)[0]
+
+    @property
+    def row(self) -> str:
+        """The label in a table, which says how many seeds are in no mean because they diverged: ``FedAvg, 1 of 3 diverged``."""
+        return self.label + divergence([self])
 
     def is_called(self, name: str) -> bool:
         """``name`` is the strategy, its printed name, or the line."""
@@ -86,10 +98,23 @@ def comparable(runs: Sequence[FederatedRun]) -> tuple[list[FederatedRun], list[s
     return list(kept.values()), notes
 
 
-def group(runs: Sequence[FederatedRun]) -> list[Group]:
-    """Runs that differ in the seed alone, together; sorted by setting, then FedAvg first, then by label."""
-    same_runs = [sorted(same, key=lambda run: run.seed) for same in gather(runs, lambda run: run.identity)]
-    kinds = ("tuned", "untuned") if any("tuned" in run.kinds for run in runs) else ("",)
+def divergence(groups: Iterable[Group]) -> str:
+    """How many of all runs of the groups diverged, as the end of a label: ``, 1 of 3 diverged``. Empty where none did."""
+    numbers = [(len(one.diverged), len(one.runs)) for one in groups]
+    lost, kept = sum(one for one, _ in numbers), sum(one for _, one in numbers)
+    return f", {lost} of {lost + kept} diverged" if lost else ""
+
+
+def group(runs: Sequence[FederatedRun], diverged: Sequence[FederatedRun] = ()) -> list[Group]:
+    """Runs that differ in the seed alone, together; sorted by setting, then FedAvg first, then by label.
+
+    Args:
+        runs: with results.
+        diverged: runs without results, because their training diverged. Trials of tuning among them are left out.
+    """
+    lost = [run for run in diverged if not run.trial]
+    same_runs = [sorted(same, key=lambda run: run.seed) for same in gather([*runs, *lost], lambda run: run.identity)]
+    kinds = ("tuned", "untuned") if any("tuned" in run.kinds for run in [*runs, *lost]) else ("",)
     labelled = []
     for same, terms in zip(same_runs, _terms([same[0] for same in same_runs]), strict=True):
         setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
@@ -97,26 +122,24 @@ def group(runs: Sequence[FederatedRun]) -> list[Group]:
         for kind in kinds:
             mine = tuple(run for run in same if not kind or kind in run.kinds)
             if mine:
-                labelled.append(_group(mine, setting, [*rest, *([kind] if kind else [])], kind))
+                labelled.append(_group(mine, lost, setting, [*rest, *([kind] if kind else [])], kind))
     ordered = sorted(labelled, key=lambda one: (natural_order(one.setting), one.tuned, *line_order(one.line)))
     settings = list(dict.fromkeys(one.setting for one in ordered))
     tuned = {one.line: one.tuned for one in ordered}
     lines = sorted(tuned, key=lambda line: (tuned[line], line_order(line)))
     slugs = dict(zip(settings, file_slugs(settings), strict=True))
-    return [_placed(one, slugs[one.setting], (settings.index(one.setting), lines.index(one.line))) for one in ordered]
+    return [replace(one, slug=slugs[one.setting], place=(settings.index(one.setting), lines.index(one.line))) for one in ordered]
 
 
-def _group(runs: tuple[FederatedRun, ...], setting: str, rest: Sequence[str], tuned: str) -> Group:
-    """A group, by what tells the group from others beside the strategy."""
-    option_name = runs[0].strategy
+def _group(mine: Sequence[FederatedRun], lost: Sequence[FederatedRun], setting: str, rest: Sequence[str], tuned: str) -> Group:
+    """A group, by what tells the group from others beside the strategy. The runs of ``lost`` among ``mine`` have no results."""
+    runs = tuple(run for run in mine if run not in lost)
+    missing = {run.seed: run for run in mine if run in lost and run.seed not in {one.seed for one in runs}}
+    option_name = mine[0].strategy
     name = STRATEGY_NAMES.get(option_name, option_name)
     label = ", ".join(text for text in (name, setting, *rest) if text)
-    return Group(runs, label, ", ".join([name, *rest]), setting, tuned, (name, ", ".join([option_name, *rest])))
-
-
-def _placed(one: Group, slug: str, place: tuple[int, int]) -> Group:
-    """The group with its place in the report."""
-    return Group(one.runs, one.label, one.line, one.setting, one.tuned, one.names, slug, place)
+    names = name, ", ".join([option_name, *rest])
+    return Group(runs, label, ", ".join([name, *rest]), setting, tuned, names, diverged=tuple(missing.values()))
 
 
 def line_order(line: str) -> tuple[bool, list[tuple[float, str]]]:

@@ -45,7 +45,7 @@ def interval(values: ArrayLike, kind: str = "t") -> tuple[np.ndarray, np.ndarray
     mean, half = spread(values)
     if kind == "std" and len(values) > 1:
         half = np.std(values, axis=0, ddof=1)
-    if kind != "bootstrap" or len(values) == 1:
+    if kind != "bootstrap" or len(values) < 2:
         return mean, mean - half, mean + half
     flat = values.reshape(len(values), -1)
     low, high = np.tile(flat.mean(axis=0), (2, 1))  # a column of equal values has no other resample

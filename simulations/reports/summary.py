@@ -80,14 +80,18 @@ def results(groups: Sequence[Group], target: float | None = None, kind: str = "t
     """One row per group: of every metric of :func:`summarize` the mean over seeds, the minimum, the maximum, and the 95 % interval.
 
     The interval is a half-width by Student's t (``*_ci95``), one standard deviation (``*_std``), or two ends by a bootstrap (``*_low``,
-    ``*_high``). With a ``target``, ``num_reached`` counts the seeds that reach it. Metrics of the way to the target are NaN unless all do.
+    ``*_high``). ``num_diverged`` counts the runs that are in no mean because they diverged. With a ``target``, ``num_reached`` counts the
+    seeds that reach it. Metrics of the way to the target are NaN unless all do.
     """
     rows = []
     for one in groups:
-        rounds, evaluated, _ = one.runs[0].shape
         row: dict[str, object] = {"label": one.label, "strategy": one.strategy, "setting": one.setting}
-        row |= {"num_seeds": len(one.runs), "seeds": " ".join(map(str, one.seeds)), "rounds": rounds}
-        row |= {"tuned": one.tuned} if one.tuned else {}
+        row |= {"num_seeds": len(one.runs), "num_diverged": len(one.diverged), "seeds": " ".join(map(str, one.seeds))}
+        row |= {"rounds": one.first.config["rounds"]} | ({"tuned": one.tuned} if one.tuned else {})
+        if not one.runs:
+            rows.append(row)
+            continue
+        _, evaluated, _ = one.runs[0].shape
         row["last_evaluated_round"] = evaluated[-1]
         names = list(summary(one.runs[0], target))
         values = np.array([[summary(run, target)[name] for name in names] for run in one.runs], float)
@@ -104,7 +108,7 @@ def results(groups: Sequence[Group], target: float | None = None, kind: str = "t
 
 def last_rounds(groups: Sequence[Group]) -> int:
     """The evaluated rounds of which ``last10`` metrics are the mean: ten, or fewer where all groups have fewer."""
-    return min(LAST_ROUNDS, max((len(one.runs[0].shape[1]) for one in groups), default=LAST_ROUNDS))
+    return min(LAST_ROUNDS, max((len(one.runs[0].shape[1]) for one in groups if one.runs), default=LAST_ROUNDS))
 
 
 def has_clock(groups: Sequence[Group]) -> bool:

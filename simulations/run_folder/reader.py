@@ -225,6 +225,30 @@ def check_not_diverged(folder: Path) -> None:
         raise RunFolderError(f"{DIVERGED}: {found['message']}")
 
 
+def configuration_of_diverged(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a run that diverged; None if it did not, or if its configuration cannot be read."""
+    if read_divergence(folder) is None:
+        return None
+    try:
+        config = configuration(folder / "config.yaml")
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException):
+        return None
+    return config if isinstance(config.get("seed"), int) else None
+
+
+def read_diverged(folder: Path, until: int | None = None) -> FederatedRun | None:
+    """The run in ``folder`` without its numbers, if it diverged; None otherwise, or if its configuration cannot be read.
+
+    Args:
+        folder: of a federated run that :func:`read_run` refuses.
+        until: the run counts as one of so many rounds.
+    """
+    config = configuration_of_diverged(folder)
+    if config is None:
+        return None
+    return FederatedRun(folder, config | ({} if until is None else {"rounds": until}), pd.DataFrame(), pd.DataFrame())
+
+
 def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     """The run in ``folder``, or its rounds 1..``until``.
 

@@ -16,7 +16,7 @@ from simulations.reports.figures import comparison, convergence
 from simulations.reports.figures.drawing import MAX_LINES, MAX_ROWS, Drawing, parts
 from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.style import FigureStyle, assign_slots, seeds_text
-from simulations.reports.groups import Group, gather
+from simulations.reports.groups import Group, divergence, gather
 from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth
 from simulations.reports.summary import by_seed, has_clock, last_rounds
@@ -43,36 +43,49 @@ def figure_style(options: ReportOptions, slots: dict[str, int]) -> FigureStyle:
     return FigureStyle(width, float(options.font_size), options.formats, options.band, options.kind, formulas=formulas, slots=slots)
 
 
+def counted(groups: Sequence[Group], on: Sequence[Group], style: FigureStyle) -> tuple[list[Group], FigureStyle]:
+    """The groups that have results, each under a line that says how many of its runs in ``on`` diverged, and the style with these lines."""
+    names = {line: line + divergence(one for one in on if one.line == line) for line in ordered_lines(groups)}
+    slots = {name: style.slots[line] for line, name in names.items() if line in style.slots}
+    shown = [replace(one, line=names[one.line], names=(*one.names, one.line)) for one in groups if one.runs]
+    return shown, replace(style, slots={**style.slots, **slots})
+
+
 def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style: FigureStyle, attempts: Attempts) -> list[Drawing]:
     """All figures of federated runs but those of generators.
 
     Args:
-        groups: of all settings.
+        groups: of all settings. Those of which all runs diverged are only counted.
         output: the folder of the report.
         options: of the report.
         style: of :func:`style_of`.
         attempts: gains the figures that are missing or fail.
     """
     found: list[Drawing] = []
-    baseline, several = options.baseline or "fedavg", len(ordered_settings(groups)) > 1
+    scored, look = counted(groups, groups, style)
+    baseline, several = options.baseline or "fedavg", len(ordered_settings(scored)) > 1
 
     def add(name: str, function: Callable[..., list[Drawing]], *given: Any) -> None:
         found.extend(attempts.make(f"figure {name}", function, *given) or [])
 
     if several:
-        for suffix, part in parts(groups, baseline, MAX_LINES):
-            add(f"by_setting{suffix}", by_setting, part, output / f"by_setting{suffix}", options, style)
+        for suffix, part in parts(scored, baseline, MAX_LINES):
+            add(f"by_setting{suffix}", by_setting, part, output / f"by_setting{suffix}", options, look)
             if options.panels == "settings":
-                add(f"convergence_panels{suffix}", panels, part, output, suffix, options, style)
-    for same in gather(sorted(groups, key=lambda one: one.place), lambda one: one.runs[0].part(SETTING)):
+                add(f"convergence_panels{suffix}", panels, part, output, suffix, options, look)
+    for on in gather(sorted(groups, key=lambda one: one.place), lambda one: one.first.part(SETTING)):
+        scored, look = counted(groups, on, style)
+        same = sorted((one for one in scored if one.first.part(SETTING) == on[0].first.part(SETTING)), key=lambda one: one.place)
+        if not same:
+            continue
         name, here = (f"_{same[0].slug}", f", {same[0].setting}") if several and same[0].setting else ("", "")
-        for suffix, part in parts(groups, baseline, MAX_LINES):
+        for suffix, part in parts(scored, baseline, MAX_LINES):
             if options.panels == "none" or not several:
-                add(f"convergence{name}{suffix}", curves, part, same, here, output, f"{name}{suffix}", options, style)
-        for suffix, part in parts(groups, baseline, MAX_ROWS):
+                add(f"convergence{name}{suffix}", curves, part, same, here, output, f"{name}{suffix}", options, look)
+        for suffix, part in parts(scored, baseline, MAX_ROWS):
             mine = [one for one in part if one in same]
             for kind, function in ROW_FIGURES.items() if mine else ():
-                add(f"{kind}{name}{suffix}", function, mine, here, output / f"{kind}{name}{suffix}", options, style)
+                add(f"{kind}{name}{suffix}", function, mine, here, output / f"{kind}{name}{suffix}", options, look)
         add(f"label_distribution{name}", labels, same, here, output / f"label_distribution{name}", style)
     return found
 

@@ -68,7 +68,7 @@ def class_accuracies(run: FederatedRun) -> np.ndarray:  # [C]
 
 def _first_columns(groups: Sequence[Group]) -> list[Column]:
     """The label and the number of seeds of each group."""
-    return [texts("strategy", [one.label for one in groups]), counts("n", [len(one.runs) for one in groups])]
+    return [texts("strategy", [one.row for one in groups]), counts("n", [len(one.runs) for one in groups])]
 
 
 def clients(groups: Sequence[Group], form: NumberFormat) -> Table | None:

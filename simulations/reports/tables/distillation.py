@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from simulations.reports.distillation_groups import DistillationRun, figure, groups, task
-from simulations.reports.tables.table import DASH, Cell, Column, NumberFormat, Table, counts, numbers, ranked, texts
+from simulations.reports.tables.table import DASH, DIVERGED, Cell, Column, NumberFormat, Table, counts, numbers, ranked, texts
 from simulations.run_folder.reader import SETTING
 
 Labelled = Mapping[str, Sequence[DistillationRun]]
@@ -38,10 +38,10 @@ HELD_OUT = "held_out"
 """The key of ``data`` that names the domain that is left out."""
 
 
-def table(labelled: Labelled, form: NumberFormat) -> Table:
-    """The main table: a row per group."""
-    rows = list(labelled.values())
-    columns = [texts("strategy", list(labelled)), counts("n", list(map(len, rows)))]
+def table(labelled: Labelled, form: NumberFormat, names: Mapping[str, str] | None = None) -> Table:
+    """The main table: a row per group. ``names`` are the texts of its rows, by label; None for the labels."""
+    rows, shown = list(labelled.values()), [(names or {}).get(label, label) for label in labelled]
+    columns = [texts("strategy", shown), counts("n", list(map(len, rows)))]
     columns.append(form.percents("teacher", [[one.teacher for one in same] for same in rows]))
     columns.append(form.percents("initial", [[one.initial_accuracy for one in same] for same in rows]))
     tasks = [(same[0].choice("student"), figure(same[0], "student", "num_parameters"), *task(same[0])) for same in rows]
@@ -53,7 +53,8 @@ def table(labelled: Labelled, form: NumberFormat) -> Table:
         if any(name in one.models for same in rows for one in same):
             columns.append(form.percents(title, [[figure(one, "student", name) for one in same] for same in rows]))
     columns.append(counts("parameters", [int(figure(same[0], "student", "num_parameters")) for same in rows]))
-    return Table("distillation", "All results of distillations", tuple(columns), LEGEND.format(cell=form.legend), tuple(tasks))
+    legend = LEGEND.format(cell=form.legend) + ("" if shown == list(labelled) else f"\n{DIVERGED}")
+    return Table("distillation", "All results of distillations", tuple(columns), legend, tuple(tasks))
 
 
 def trainings(labelled: Labelled) -> pd.DataFrame:

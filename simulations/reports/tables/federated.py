@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from simulations.reports.arrangement import ordered_lines, ordered_settings
-from simulations.reports.groups import Group
+from simulations.reports.groups import Group, divergence
 from simulations.reports.metrics import Metric
 from simulations.reports.statistics import INTERVALS, MIN_PAIRS, TOO_NARROW, Paired, holm, interval, paired, smallest_p
-from simulations.reports.summary import LAST_ROUNDS, RESOURCES, baselines, blocks, by_seed, has_clock, last_rounds
+from simulations.reports.summary import LAST_ROUNDS, RESOURCES, baselines, blocks, by_seed, has_clock, last_rounds, mean_of
 from simulations.reports.tables.table import (
     DASH,
+    DIVERGED,
     NONE,
     Cell,
     Column,
@@ -54,19 +55,20 @@ def heading(text: str, groups: Sequence[Group]) -> str:
 def last_rounds_legend(groups: Sequence[Group]) -> str:
     """A sentence that explains the headings with ``last``."""
     number = last_rounds(groups)
-    fewer = any(len(one.runs[0].shape[1]) < number for one in groups)
+    fewer = any(len(one.runs[0].shape[1]) < number for one in groups if one.runs)
     return f"Last {number}: mean of the last {number} evaluated rounds{', or of all where there are fewer' if fewer else ''}."
 
 
 def headlines(groups: Sequence[Group], form: NumberFormat) -> Table:
     """A row per group: accuracies and bytes."""
-    columns = [texts("strategy", [one.label for one in groups]), counts("n", [len(one.runs) for one in groups])]
+    columns = [texts("strategy", [one.row for one in groups]), counts("n", [len(one.runs) for one in groups])]
     for name, title in HEADLINES.items():
         columns.append(Column(heading(title, groups), ranked(percents(groups, name, form), blocks(groups), form.form)))
     columns.append(Column("best 5 rounds", tuple(percents(groups, "best5_rounds", form))))
     for way in ("uplink", "downlink"):
-        columns.append(numbers(f"{way} MB", [float(np.mean(by_seed(one, f"{way}_bytes_total"))) / 1e6 for one in groups], ".4g"))
+        columns.append(numbers(f"{way} MB", [mean_of(np.array(by_seed(one, f"{way}_bytes_total"))) / 1e6 for one in groups], ".4g"))
     legend = RESULTS_LEGEND.format(cell=form.legend, last=last_rounds_legend(groups))
+    legend += f"\n{DIVERGED}" if divergence(groups) else ""
     legend += f"\n{TUNED}" if groups[0].tuned else ""
     legend += f"\n{TOO_NARROW}" if form.kind == "bootstrap" else ""
     return Table("headlines", "All results", tuple(columns), legend, blocks(groups))
@@ -118,11 +120,11 @@ def _tuned(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _cells(groups: Sequence[Group], metric: Metric, form: NumberFormat) -> dict[tuple[str, str], Cell]:
-    """A cell for each line and setting, with n where it differs; empty where the runs are missing."""
+    """A cell for each line and setting, with n where it differs, and how many diverged; empty where the runs are missing."""
     found = {(line, setting): Cell("") for line in ordered_lines(groups) for setting in ordered_settings(groups)}
-    same = len({len(one.runs) for one in groups}) == 1
+    same = len({len(one.runs) for one in groups}) == 1 and not divergence(groups)
     for one, cell in zip(groups, percents(groups, metric.name, form), strict=True):
-        shown = cell.text if same else f"{cell.text} (n = {cell.n})"
+        shown = cell.text if same else f"{cell.text} (n = {cell.n}{divergence([one])})"
         found[one.line, one.setting] = Cell(shown, cell.value, cell.low, cell.high, cell.n)
     return found
 
@@ -130,8 +132,9 @@ def _cells(groups: Sequence[Group], metric: Metric, form: NumberFormat) -> dict[
 def _setting_legend(groups: Sequence[Group], form: NumberFormat) -> str:
     """The meaning of a cell, and n."""
     sizes = {len(one.runs) for one in groups}
-    number = f"n = {min(sizes)} in every cell" if len(sizes) == 1 else "n stands in each cell"
-    return f"Accuracy in %: {form.legend}; {number}."
+    lost = divergence(groups)
+    number = f"n = {min(sizes)} in every cell" if len(sizes) == 1 and not lost else "n stands in each cell"
+    return f"Accuracy in %: {form.legend}; {number}." + (f"\n{DIVERGED.replace('row', 'cell')}" if lost else "")
 
 
 def _capital(text: str) -> str:
@@ -149,7 +152,7 @@ def cost_to_target(groups: Sequence[Group], target: float | None, form: NumberFo
     clock = has_clock(groups)
     if target is None and not clock:
         return None
-    columns = [texts("strategy", [one.label for one in groups]), counts("n", [len(one.runs) for one in groups])]
+    columns = [texts("strategy", [one.row for one in groups]), counts("n", [len(one.runs) for one in groups])]
     if clock:
         totals = [by_seed(one, "simulated_seconds_total") for one in groups]
         columns.append(Column("simulated s", tuple(_resource(values, form) for values in totals)))
@@ -205,7 +208,7 @@ def differences(groups: Sequence[Group], baseline: str, form: NumberFormat) -> T
     found = pairs(groups, baseline)
     if not found:
         return None
-    columns = [texts("strategy", [one.label for one, _ in found]), texts("baseline", [base.label for _, base in found])]
+    columns = [texts("strategy", [one.row for one, _ in found]), texts("baseline", [base.row for _, base in found])]
     columns.append(counts("n", [len(one.runs) for one, _ in found]))
     for name, title in HEADLINES.items():
         gains = [np.subtract(by_seed(one, name), by_seed(base, name)) for one, base in found]
@@ -242,8 +245,8 @@ def comparisons(groups: Sequence[Group], baseline: str, metrics: Sequence[Metric
     found = [row[3] for row in tested]
     gains = [of_interval(test.mean, test.low, test.high, test.n, form.kind, form.form, "+") for test in found]
     columns = [
-        texts("strategy", [one.label for one, *_ in tested]),
-        texts("baseline", [base.label for _, base, *_ in tested]),
+        texts("strategy", [one.row for one, *_ in tested]),
+        texts("baseline", [base.row for _, base, *_ in tested]),
         texts("metric", [heading(metric.heading, groups) for *_, metric, _ in tested]),
         counts("n", [test.n for test in found]),
         Column("difference", tuple(gains)),

@@ -14,6 +14,9 @@ from simulations.reports.tables.mathematics import plain
 NONE_AT_ONE = "; none at n = 1"
 """A remark of legends on cells of one seed, which only tables with such cells print."""
 
+DIVERGED = "Diverged: the training of so many seeds of the row diverged. They are in no mean; n counts the others."
+"""A sentence of the legend of tables with such rows."""
+
 NONE = float("nan")
 """The number of a cell without a number."""
 

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from fedkd.errors import ConfigError, RunFolderError
 from simulations.report import main
-from simulations.reports.builder import report_folders
+from simulations.reports.builder import build_sections, report_folders
+from simulations.reports.options import ReportOptions
+from simulations.run_folder.reader import find_run_folders
 from tests.simulations.reports.folders import half_width, results_of, write_run, write_state
 
 
@@ -254,12 +257,51 @@ def test_the_report_needs_no_torch_flower_or_ray():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
+def diverge(folder: Path, message: str = "the server diverged in round 3: lower the learning rate") -> None:
+    """Let a run folder record that its training diverged."""
+    (folder / "diverged.json").write_text(json.dumps({"round": 3, "client": None, "loss": "nan", "message": message}))
+
+
 def test_a_run_that_diverged_is_shown_as_such(tmp_path, capsys):
     for seed in range(3):
         write_run(tmp_path / f"r{seed}", seed=seed, accuracy=[0.2, 0.9])
-    said = "the server diverged in round 3: lower the learning rate"
-    (tmp_path / "r1" / "diverged.json").write_text(json.dumps({"round": 3, "client": None, "loss": "nan", "message": said}))
-    assert main([str(tmp_path)]) == 0
+    diverge(tmp_path / "r1", said := "client 3 diverged in round 1: lower the learning rate")
+    assert main([str(tmp_path), "--no-figures"]) == 0
     assert results_of(tmp_path).loc["FedAvg"].seeds == "0 2" and f"diverged: {said}" in capsys.readouterr().err
     page = (tmp_path / "report" / "report.html").read_text()
     assert "1 of 3; lower their learning rate" in page and said in page
+
+
+def test_every_row_says_how_many_of_its_seeds_diverged(tmp_path):
+    runs = [("fedavg", seed, alpha) for seed in range(3) for alpha in (0.1, 1.0)] + [("fedgen", seed, 0.1) for seed in range(2)]
+    for strategy, seed, alpha in runs:
+        write_run(tmp_path / f"{strategy}{seed}_{alpha}", strategy, seed, [0.2, 0.9], alpha=alpha)
+    for name in ("fedavg1_0.1", "fedgen0_0.1", "fedgen1_0.1"):
+        diverge(tmp_path / name)
+    output = tmp_path / "report"
+    sections, _, _ = build_sections(find_run_folders([tmp_path]), output, ReportOptions())
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    rows = {"FedAvg, alpha 0.1, 1 of 3 diverged": 2, "FedGen, alpha 0.1, 2 of 2 diverged": 0, "FedAvg, alpha 1.0": 3}
+    table = pd.read_csv(output / "headlines.csv").set_index("strategy")
+    means = table[[name for name in table if name != "n" and not name.endswith(": n")]]
+    assert table["n"].to_dict() == rows and means.loc["FedGen, alpha 0.1, 2 of 2 diverged"].isna().all()
+    for name in ("results.md", "report.html", "headlines.tex"):
+        text = (output / name).read_text()
+        assert all(row in text for row in rows) and "They are in no mean" in (text if name != "headlines.tex" else "They are in no mean")
+    cells = pd.read_csv(output / "by_setting_global.csv").set_index("strategy")
+    assert "(n = 2, 1 of 3 diverged)" in (output / "results.md").read_text() and cells.loc["FedGen", "alpha 0.1: n"] == 0
+    numbers = results_of(tmp_path)
+    assert numbers["num_diverged"].to_dict() == {"FedAvg, alpha 0.1": 1, "FedGen, alpha 0.1": 2, "FedAvg, alpha 1.0": 0}
+    for drawing in sections[0].drawings:
+        text = drawn_texts(drawing.figure())
+        if drawing.name in ("figure convergence_alpha_0_1", "figure spread_alpha_0_1"):
+            assert "FedAvg, 1 of 3 diverged" in text, drawing.name
+        elif drawing.name == "figure by_setting":
+            assert "FedAvg, 1 of 6 diverged" in text
+        else:
+            assert "diverged" not in text or "alpha_0_1" in drawing.name, drawing.name
+
+
+def drawn_texts(figure) -> str:
+    """All texts of a figure in one line."""
+    return " ".join(" ".join(text.get_text() for text in figure.findobj(Text)).replace("\u00a0", " ").split())

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import fedkd
 from fedkd.errors import RunFolderError
 from simulations.distillation.runner import run_distillation
 from simulations.report import main
@@ -37,6 +38,26 @@ def test_students_with_one_teacher_each_are_one_row_and_those_of_two_teachers_ar
         ("resnet14 > resnet8, KD, teacher_seed 10", [own[0].folder]),
         ("resnet14 > resnet8, KD, teacher_seed 11", [again.folder, own[1].folder]),
     ]
+
+
+def test_a_row_says_how_many_of_its_seeds_diverged(folder_of_runs, tmp_path):
+    teacher = ("teacher_seed=10",)
+    kept = [run_distillation(small("kd", folder_of_runs, f"seed={seed}", *teacher)) for seed in (0, 1)]
+    for seed, folder in enumerate(kept):
+        shutil.copytree(folder, tmp_path / str(seed))
+    lost = shutil.copytree(kept[0], tmp_path / "2")
+    text = (lost / "config.yaml").read_text()
+    (lost / "config.yaml").write_text(text.replace("\nseed: 0\n", "\nseed: 2\n"))
+    header = json.loads((lost / "checkpoint.json").read_text())
+    (lost / "checkpoint.json").write_text(json.dumps({**header, "finished": False}))
+    (lost / "diverged.json").write_text(json.dumps({"round": 1, "client": None, "loss": "nan", "message": "x"}))
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    report, row = tmp_path / "report", "resnet14 > resnet8, KD, 1 of 3 diverged"
+    assert pd.read_csv(report / "distillation.csv").set_index("strategy")["n"].to_dict() == {row: 2}
+    assert (
+        "KD, 1 of 3 diverged" in (report / "report.html").read_text() and "They are in no mean" in (report / "distillation.md").read_text()
+    )
+    assert fedkd.load(tmp_path).summary()["num_diverged"].tolist() == [1]
 
 
 def test_a_training_that_is_present_as_a_teacher_only_is_no_student(folder_of_runs):
