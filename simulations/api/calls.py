@@ -2,7 +2,8 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from simulations.config import compose
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.grid import LOGS, GridRun, read_data_once, with_engine_for
 from simulations.experiments.plan import States, each_seed, refresh
-from simulations.experiments.sweep import ready, sweep
+from simulations.experiments.sweep import one_line, ready, sweep
 from simulations.federation.runner import run_federation
 from simulations.progress import ProgressTable, configure_logging
 from simulations.run_folder.observers import RunObserver
@@ -67,18 +68,31 @@ def _check_class(config: DictConfig, jobs: int) -> None:
     require(jobs == 1, "jobs", f"must be 1 for a strategy of __main__: {remedy} jobs=1", jobs)
 
 
-def run_serially(configs: Sequence[DictConfig], observers: Sequence[RunObserver]) -> list[Path]:
+def run_serially(configs: Sequence[DictConfig], combinations: Sequence[Sequence[str]], observers: Sequence[RunObserver]) -> list[Path]:
     """Make runs one after the other in this process, and return their folders.
 
+    Args:
+        configs: of :func:`check_configs`.
+        combinations: the words of each.
+        observers: of every run.
+
     Raises:
-        FedkdError: a run failed; the others after it were not begun.
+        ClientFailure: of several runs some failed. The others are done.
+        Exception: the only run failed.
     """
-    folders = []
-    for config in configs:
-        if "distiller" in config:
-            folders.append(run_distillation(config, observers=observers))
-            continue
-        folders.append(run_federation(config, observers=observers))
+    folders, failed = [], dict[str, Exception]()
+    for config, label in zip(configs, _labels(configs, combinations), strict=True):
+        make = run_distillation if "distiller" in config else run_federation
+        try:
+            folders.append(make(config, observers=observers))
+        except Exception as error:
+            if len(configs) == 1:
+                raise
+            failed[label] = error
+            print(f"error: {label}: {one_line(error)}", file=sys.stderr, flush=True)
+    if failed:
+        said = {label: one_line(error) for label, error in failed.items()}
+        raise _failure(said, len(configs)) from next(iter(failed.values()))
     return folders
 
 
@@ -106,20 +120,34 @@ def run_in_processes(configs: Sequence[DictConfig], combinations: Sequence[Seque
             ready()
             failed = sweep(left, at_once, logs, ProgressTable())
         if failed:
-            said = "; ".join(f"{label}: {why}" for label, why in failed.items())
-            raise ClientFailure(f"{len(failed)} of {len(runs)} runs failed (log: {logs}): {said}")
+            raise _failure(failed, len(runs), f" (log: {logs})")
     return _folders(runs)
+
+
+def _failure(failed: Mapping[str, str], number: int, remark: str = "") -> ClientFailure:
+    """The error after all of ``number`` runs were tried: the runs that failed, by label, and why."""
+    said = "; ".join(f"{label}: {why}" for label, why in failed.items())
+    return ClientFailure(f"{len(failed)} of {number} runs failed{remark}: {said}")
+
+
+def _labels(configs: Sequence[DictConfig], combinations: Sequence[Sequence[str]]) -> list[str]:
+    """The words of each run that not all runs have; method and seed where there are none."""
+    common = set.intersection(*map(set, combinations))
+    labels = []
+    for config, words in zip(configs, combinations, strict=True):
+        part = "distiller" if "distiller" in config else "strategy"
+        named = f"{part}={config.choices.get(part, part)} seed={config.seed}"
+        labels.append(" ".join(word for word in words if word not in common) or named)
+    return labels
 
 
 def _planned(configs: Sequence[DictConfig], combinations: Sequence[Sequence[str]]) -> list[GridRun]:
     """The runs, each once, as they stand now. They are labeled by the words that not all of them have."""
-    common = set.intersection(*map(set, combinations))
     runs: dict[str, GridRun] = {}
     states: dict[Path, States] = {}
-    for config, words in zip(configs, combinations):
+    for config, label in zip(configs, _labels(configs, combinations), strict=True):
         part = "distiller" if "distiller" in config else "strategy"
         name = config.choices.get(part, part)
-        label = " ".join(word for word in words if word not in common) or f"{part}={name} seed={config.seed}"
         if part == "distiller":
             key = OmegaConf.to_yaml(config, resolve=True)
             runs.setdefault(key, GridRun("distillation", name, config.seed, config, key, words=label))

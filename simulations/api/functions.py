@@ -46,8 +46,9 @@ def run(*overrides: str, callbacks: Sequence[Callback] = (), jobs: int = 1, **ke
 
     Raises:
         ConfigError: a configuration is wrong; nothing was begun.
-        ClientFailure: a client failed and the failure policy does not allow the run to continue; with ``jobs`` > 1, a run failed for any
-            reason and the others are done. Finished rounds are on disk.
+        ClientFailure: a client failed and the failure policy does not allow the run to continue. Of several runs: some failed, for any
+            reason, and the others are done; the message says which failed and why. Finished rounds are on disk.
+        DivergedError: the only run diverged.
     """
     from simulations.api.calls import check_configs, run_in_processes, run_serially
     from simulations.api.keywords import combinations
@@ -57,7 +58,7 @@ def run(*overrides: str, callbacks: Sequence[Callback] = (), jobs: int = 1, **ke
     with preserved_process_state():
         words = combinations(overrides, keys)
         configs = check_configs(words, "config", jobs)
-        folders = run_serially(configs, observers) if jobs == 1 else run_in_processes(configs, words, jobs)
+        folders = run_serially(configs, words, observers) if jobs == 1 else run_in_processes(configs, words, jobs)
     return _runs(folders)
 
 
@@ -80,8 +81,8 @@ def distill(
 
     Raises:
         ConfigError: a configuration is wrong; nothing was begun.
-        DivergedError: the loss is no longer finite.
-        ClientFailure: with ``jobs`` > 1, a distillation failed for any reason and the others are done.
+        DivergedError: the loss of the only distillation is no longer finite.
+        ClientFailure: of several distillations some failed, for any reason, and the others are done; the message says which and why.
     """
     from simulations.api.calls import check_configs, run_in_processes, run_serially
     from simulations.api.keywords import combinations
@@ -91,7 +92,7 @@ def distill(
     with preserved_process_state():
         words = combinations([*_teacher_words(teacher), *overrides], keys)
         configs = check_configs(words, "distill", jobs)
-        folders = run_serially(configs, observers) if jobs == 1 else run_in_processes(configs, words, jobs)
+        folders = run_serially(configs, words, observers) if jobs == 1 else run_in_processes(configs, words, jobs)
     return _runs(folders)
 
 

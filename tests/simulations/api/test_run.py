@@ -83,6 +83,23 @@ def test_several_at_a_time_give_the_same_runs(runs, tmp_path):
     assert re.match(r"1 of 2 runs failed \(log: .*\): optimizer.lr=1e.30: .*no longer finite", failed), failed
 
 
+def test_a_run_that_fails_takes_no_other_with_it_and_is_named_at_the_end(runs, tmp_path, capsys):
+    begun: list[float] = []
+
+    class Note(fedkd.Callback):
+        def on_run_begin(self, run):
+            begun.append(run.config.optimizer.lr)
+
+    keys = {**SMALL, "strategy": "fedavg", "output": str(tmp_path), "callbacks": [Note()]}
+    with pytest.raises(fedkd.ClientFailure, match=r"^1 of 2 runs failed: optimizer.lr=1e.30: .*no longer finite") as several:
+        fedkd.run(optimizer__lr=[1e30, 0.05], **keys)
+    assert isinstance(several.value.__cause__, fedkd.DivergedError) and begun == [1e30, 0.05]
+    assert [run.finished for run in fedkd.load(tmp_path).filter(optimizer__lr=0.05)] == [True]
+    assert "error: optimizer.lr=1e+30: " in capsys.readouterr().err
+    with pytest.raises(fedkd.DivergedError):
+        fedkd.run(optimizer__lr=1e30, **keys)
+
+
 def test_actors_of_ray_give_the_same_run(runs, tmp_path):
     rounds: list[int] = []
 
