@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedkd.config.build import OWN_PACKAGES
 from fedkd.distillation.student_training import Training
 from fedkd.files import write_atomically
+from fedkd.models.construction import first_line
 from fedkd.training.functional_model import load, submodule_tensors
 from fedkd.types import Tensors
 from simulations.distillation.scores import evaluate_network, evaluate_retrieval
@@ -112,10 +114,27 @@ def export_program(network: nn.Module, shape: Sequence[int]) -> torch.export.Exp
     return torch.export.export(Logits(on_cpu).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors) -> dict[str, Any]:
+def export_obstacle(network: nn.Module, shape: Sequence[int]) -> str | None:
+    """Why ``torch.export`` cannot read a network of the user's. None if it can. Networks of fedkd and torch alone are not tried.
+
+    Args:
+        network: the network, on any device.
+        shape: channels, height and width.
+    """
+    packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    if packages <= {"torch", "torchvision", *OWN_PACKAGES}:
+        return None
+    try:
+        export_program(network, shape)
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors, repeats: int = LATENCY_REPEATS) -> dict[str, Any]:
     """A row of ``models.csv``: parameters, multiply-accumulate operations and median latency for one image, test accuracy.
 
-    With ``retrieval=true`` the scores of image retrieval follow.
+    With ``retrieval=true`` the scores of image retrieval follow. ``repeats`` is the number of forward passes that are timed, >= 1.
     """
     accuracy = evaluate_network(setup, network, tensors).accuracy
     load(network, tensors)
@@ -125,12 +144,12 @@ def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors) -
         counter = FlopCounterMode(display=False)
         with counter:
             network(x)
-        seconds = [time_forward_pass(network, x) for _ in range(LATENCY_REPEATS)]
+        seconds = [time_forward_pass(network, x) for _ in range(repeats)]
     return {
         "network": name,
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "num_macs": counter.get_total_flops() // 2,
-        "latency_ms": round(1000 * sorted(seconds)[LATENCY_REPEATS // 2], 3),
+        "latency_ms": round(1000 * sorted(seconds)[repeats // 2], 3),
         "accuracy": accuracy,
         **(evaluate_retrieval(setup, network, tensors) if setup.config.retrieval else {}),
     }

@@ -6,10 +6,10 @@ A teacher is trained once: a second distillation with the same teacher finds it 
 import math
 import sys
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedkd.metrics.parameter_path import parameter_path_length
 from fedkd.tensor_ops import infinite_names
 from fedkd.types import Tensors, flatten
 from simulations.config import LOCATIONS, apply_tuned_params, compose, make_absolute, with_choices
+from simulations.distillation.dry_step import check_distillation_step
 from simulations.distillation.export import export_networks
 from simulations.distillation.folder import DistillationFolder, read_progress, read_rows, read_trained_tensors
 from simulations.distillation.layer_information import layer_information
@@ -37,7 +38,13 @@ from simulations.run_folder.divergence import recorded_divergence, refuse_to_rep
 from simulations.run_folder.observers import Observers, RunObserver
 
 
-def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence[RunObserver] = (), prior: bool = False) -> Path:
+def run_distillation(
+    config: DictConfig,
+    wait: bool = False,
+    observers: Sequence[RunObserver] = (),
+    prior: bool = False,
+    check: Callable[[], None] | None = None,
+) -> Path:
     """Train the student that ``config`` describes, after its teacher. A finished training is skipped, an interrupted one is resumed.
 
     The last line on standard output is ``run: <folder>``.
@@ -49,6 +56,7 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
         observers: called at the beginning, after each epoch, and at the end of the student's training. ``StopRun`` of an observer ends
             the training after a checkpoint.
         prior: the training is a part of another one. ``force`` then runs it again only where its code has changed.
+        check: called before anything is trained. None: the dry step of this training and of those of its teachers.
 
     Returns:
         The run folder.
@@ -61,10 +69,12 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
     configure_logging()
     configure_process()
     setup = prepare_distillation(config)
+    check = check or cache(partial(check_distillation_step, setup))  # once, before the first training of all
+    run_and_wait = partial(run_distillation, wait=True, prior=True, check=check)
     teacher_tensors = setup.teacher_tensors or {}
     if setup.teacher_training is not None:
-        teacher_tensors = read_trained_tensors(_run_and_wait(setup.teacher_training))
-    tensors = initial_tensors(setup, teacher_tensors, _run_and_wait)
+        teacher_tensors = read_trained_tensors(run_and_wait(setup.teacher_training))
+    tensors = initial_tensors(setup, teacher_tensors, run_and_wait)
     training = setup.training(setup.on_device(teacher_tensors))
     folder = DistillationFolder(config, setup.hash(teacher_tensors, tensors), wait, prior)
     try:
@@ -73,6 +83,7 @@ def run_distillation(config: DictConfig, wait: bool = False, observers: Sequence
             add_missing_exports(setup, training, folder)
         else:
             refuse_to_repeat(folder.path)
+            check()
             try:
                 with recorded_divergence(folder.path), named_divergence(label(config)), Observers(observers) as watching:
                     train(setup, training, folder, tensors, watching)
@@ -102,10 +113,6 @@ def prepare_distillation(config: DictConfig) -> Setup:
     setup = make_setup(config)
     check_student_init(setup)
     return setup
-
-
-def _run_and_wait(config: DictConfig) -> Path:
-    return run_distillation(config, wait=True, prior=True)
 
 
 def write_results(setup: Setup, training: Training, progress: Progress, folder: DistillationFolder) -> None:
@@ -170,11 +177,12 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
             row["training_seconds"] = round(time.perf_counter() - started, 4)
             is_last = progress.epoch == config.epochs
             if progress.epoch % config.evaluate_every == 0 or is_last:
-                scores = evaluate_networks(setup, progress.tensors)
-                check_finite(scores, progress.epoch)
-                row |= scores
-                if config.layer_information_images:
-                    folder.append_layer_information(layer_information(setup, progress, training.teacher_tensors))
+                with keep_epoch(folder, progress, row):
+                    scores = evaluate_networks(setup, progress.tensors)
+                    check_finite(scores, progress.epoch)
+                    row |= scores
+                    if config.layer_information_images:
+                        folder.append_layer_information(layer_information(setup, progress, training.teacher_tensors))
             folder.append_row(row)
             is_due = progress.epoch % config.checkpoint_every == 0
             if is_due or is_last:
@@ -189,6 +197,25 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
                     if not is_due:
                         folder.write_checkpoint(progress)
                     raise
+
+
+@contextmanager
+def keep_epoch(folder: DistillationFolder, progress: Progress, row: Mapping[str, float]) -> Iterator[None]:
+    """A context for the evaluation of an epoch. An exception that is no divergence does not cost the training of the epoch.
+
+    Args:
+        folder: the run folder.
+        progress: the training after the epoch.
+        row: the epoch's row of ``metrics.csv`` so far.
+    """
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except Exception:
+        folder.append_row(row)
+        folder.write_checkpoint(progress)
+        raise
 
 
 def to_device(progress: Progress, device: str) -> Progress:

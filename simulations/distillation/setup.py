@@ -40,6 +40,9 @@ from simulations.distillation.teachers import (
 from simulations.setup.compatibility import check_generator
 from simulations.setup.simulation import build_simulation, dtype_of
 
+Data = tuple[Task, Examples, Examples]
+"""A task, its training images and its test images."""
+
 
 @dataclass
 class Setup:
@@ -57,6 +60,7 @@ class Setup:
         initial_tensors: random initial values of all parameters and buffers of ``learner``, before ``student_init`` is applied.
         teacher: the teacher's network, likewise without meaningful parameters. None if the method needs no teacher.
         teacher_training: configuration of the training of the teacher. None if a run provides the teacher, or there is none.
+        teacher_setup: this training before its first epoch. None likewise.
         teacher_tensors: the teacher's tensors if a run provides them, else None.
     """
 
@@ -71,6 +75,7 @@ class Setup:
     initial_tensors: Tensors
     teacher: StudentModule | None
     teacher_training: DictConfig | None
+    teacher_setup: "Setup | None"
     teacher_tensors: Tensors | None
 
     def training(self, teacher_tensors: Tensors) -> Training:
@@ -107,13 +112,14 @@ class Setup:
         return {key: teacher_tensors[key].to(value) for key, value in self.teacher.state_dict().items()}
 
 
-def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None) -> Setup:
+def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None, data: Data | None = None) -> Setup:
     """Build all parts of a distillation and check that they fit. Nothing is trained.
 
     Args:
         config: a composed configuration. Keys about the teacher that have no effect are reset in place.
         teacher_run: the run that provides the teacher, if it has not finished yet. None: the run is read from ``config.teacher_run``,
             if that is set.
+        data: the task, training images and test images of ``config.data``. None: they are read.
 
     Raises:
         ConfigError: a value is wrong, or two parts do not fit.
@@ -129,10 +135,12 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None) -> Set
     rule = "must not be alone where the images have no labels: it trains the student on the run's images with labels (student_init=null)"
     allowed = image_source.labeled or teacher_run is None or config.student_init != "alone"
     require(allowed, "student_init", rule, f"alone with image_source {config.choices.get('image_source')}")
-    data = call_part("data", build(config, "data")) if teacher_run is None else teacher_run.data
+    if teacher_run is not None:
+        data = teacher_run.data
+    data = call_part("data", build(config, "data")) if data is None else data
     task, train, test = select_images(config, *data)
     task = task.with_absent_classes(train.y)
-    teacher, teacher_training, teacher_tensors = prepare_teacher(config, distiller, image_source, teacher_run)
+    teacher, teacher_training, teacher_setup, teacher_tensors = prepare_teacher(config, distiller, image_source, teacher_run, data)
     make_student = network_factory(config, "student", task)
     seed = Seed(config.seed)
     with (seed / "student").globally():
@@ -152,13 +160,13 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None) -> Set
     fixed_images = None if fixed_images is None else fixed_images.to(config.device)
     return Setup(
         config, task, train.to(config.device), test.to(config.device), distiller, image_source, fixed_images, learner, snapshot(learner),
-        teacher, teacher_training, teacher_tensors,
+        teacher, teacher_training, teacher_setup, teacher_tensors,
     )  # fmt: skip
 
 
 def prepare_teacher(
-    config: DictConfig, distiller: Distiller, image_source: ImageSource, run: TeacherRun | None
-) -> tuple[StudentModule | None, DictConfig | None, Tensors | None]:
+    config: DictConfig, distiller: Distiller, image_source: ImageSource, run: TeacherRun | None, data: Data
+) -> tuple[StudentModule | None, DictConfig | None, Setup | None, Tensors | None]:
     """Decide whether a teacher is needed and whether it must be trained.
 
     Args:
@@ -166,10 +174,11 @@ def prepare_teacher(
         distiller: the method.
         image_source: the source of images.
         run: the run that provides the teacher, if any.
+        data: the task, training images and test images of ``config.data``.
 
     Returns:
-        The teacher's network, or None if no teacher is needed; the configuration of its training, or None if it needs no training; its
-        tensors, or None if it is trained.
+        The teacher's network, or None if no teacher is needed; the configuration of its training and all parts of it, or None if it needs
+        no training; its tensors, or None if it is trained.
 
     Raises:
         ConfigError: the teacher cannot be trained as the method requires.
@@ -185,26 +194,26 @@ def prepare_teacher(
         config.teacher_epochs = None
     if not needed:
         config.teacher_kind = "global_model"
-        return None, None, None
+        return None, None, None, None
     if run is not None:
         config.choices.teacher = run.network_name
     if training is None:
         assert run is not None, "a teacher without training comes from a run"
-        return run.teacher.module, None, run.teacher.tensors
-    setup = teacher_training_setup(training, run)
+        return run.teacher.module, None, None, run.teacher.tensors
+    setup = teacher_training_setup(training, run, data if plain(training.data) == plain(config.data) else None)
     rule = "must be a method that learns from the run's model (this one trains another teacher)"
     require(run is None or setup.teacher is not None, "distiller", rule, config.choices.get("distiller"))
-    return setup.learner, training, None
+    return setup.learner, training, setup, None
 
 
-def teacher_training_setup(config: DictConfig, run: TeacherRun | None) -> Setup:
+def teacher_training_setup(config: DictConfig, run: TeacherRun | None, data: Data | None) -> Setup:
     """The training of the teacher, which precedes that of the student.
 
     Raises:
         ConfigError: the training cannot be set up. The message names ``distiller.teaching`` if this key asks for the training.
     """
     try:
-        return make_setup(deepcopy(config), run)
+        return make_setup(deepcopy(config), run, data)
     except ValueError as error:
         if config.choices.get("distiller") == "none":
             raise

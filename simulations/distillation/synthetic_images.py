@@ -13,15 +13,24 @@ IMAGES_PER_CLASS = 10
 """Largest number of images of a class that are saved."""
 
 
-@torch.no_grad()
 def save_synthetic_images(setup: Setup, training: Training, progress: Progress, folder: Path) -> Path | None:
-    """Write the latest images of each class to ``synthetic_images.npz``.
-
-    The file holds ``images`` [N, channels, height, width] as unsigned bytes, ``labels`` [N] as the teacher predicts them, and
-    ``class_names`` [C].
+    """Write the arrays of :func:`synthetic_images` to ``synthetic_images.npz``.
 
     Returns:
         The path of the file. None if the image source makes no images.
+    """
+    arrays = synthetic_images(setup, training, progress)
+    if arrays is None:
+        return None
+    path = folder / "synthetic_images.npz"
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+    return path
+
+
+@torch.no_grad()
+def synthetic_images(setup: Setup, training: Training, progress: Progress) -> dict[str, np.ndarray] | None:
+    """The latest images of each class: ``images`` [N, channels, height, width] as unsigned bytes, ``labels`` [N] as the teacher predicts
+    them, and ``class_names`` [C]. None if the image source makes no images.
     """
     if "images" not in progress.source_state or setup.teacher is None:
         return None
@@ -30,9 +39,7 @@ def save_synthetic_images(setup: Setup, training: Training, progress: Progress, 
     labels = torch.cat([teacher(batch).logits.argmax(-1) for batch in images.split(setup.config.evaluation_batch_size)]).cpu()
     task = setup.task
     saved = torch.cat([torch.nonzero(labels == label).flatten()[:IMAGES_PER_CLASS] for label in range(task.num_classes)])
-    path = folder / "synthetic_images.npz"
-    np.savez_compressed(path, images=to_bytes(setup, images[saved]), labels=labels[saved].numpy(), class_names=np.array(task.names))
-    return path
+    return {"images": to_bytes(setup, images[saved]), "labels": labels[saved].numpy(), "class_names": np.array(task.names)}
 
 
 def to_bytes(setup: Setup, images: torch.Tensor) -> np.ndarray:  # [N, C, H, W] -> [N, C, H, W]

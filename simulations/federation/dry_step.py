@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from fedkd.config.build import OWN_PACKAGES
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.federation.client import Client
 from fedkd.models.construction import first_line
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import load, trained_names
 from fedkd.types import State
-from simulations.distillation.export import export_program
+from simulations.distillation.export import export_obstacle
 from simulations.engine.client_work import client_strategy_of_flower
 from simulations.setup.simulation import Simulation
 
@@ -116,12 +115,6 @@ def in_one_line(simulation: Simulation, client: Client, what: str) -> Iterator[N
 
 
 def warn_of_export(client: Client) -> None:
-    """Say which network of the user's ``torch.export`` cannot read. Networks of fedkd and torch can be exported."""
-    packages = {type(module).__module__.partition(".")[0] for module in client.model.modules()}
-    if packages <= {"torch", "torchvision", *OWN_PACKAGES}:
-        return
-    try:
-        export_program(client.model, client.task.shape)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+    """Say which network of the user's ``torch.export`` cannot read. A run writes no program, so that it need not be refused."""
+    if (reason := export_obstacle(client.model, client.task.shape)) is not None:
         print(f"warning: {client.architecture} has no program when it is exported, as torch.export raises {reason}", file=sys.stderr)

@@ -9,9 +9,10 @@ from fedkd.distillation.methods.base import StudentModule
 from fedkd.errors import ConfigError, require
 from fedkd.models.ensemble import EnsembleModel
 from fedkd.strategy import Strategy
+from simulations.distillation.dry_step import check_distillation_step
 from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
-from simulations.distillation.setup import make_setup
+from simulations.distillation.setup import Setup, make_setup
 from simulations.distillation.teachers import TeacherRun, find_client_ensemble, fixed_teacher, pooled_data
 from simulations.overrides import quoted, quoted_list
 from simulations.run_folder.csv_rows import append, cut
@@ -43,15 +44,18 @@ def distillation_config(config: DictConfig, folder: str, server_round: int | Non
     return compose_distillation(overrides)
 
 
-def check_final_distillation(simulation: Simulation) -> None:
+def check_final_distillation(simulation: Simulation) -> Setup | None:
     """Check before the first round that the distillation after the last one will be possible.
+
+    Returns:
+        The distillation with the initial model as its teacher. None if the run distills nothing.
 
     Raises:
         ConfigError: the strategy has no such teacher, or the distillation's own configuration is wrong.
     """
     run = simulation.config
     if run.distill is None:
-        return
+        return None
     config = distillation_config(run, "later", None)
     check_distillation(config)
     config.data = run.data
@@ -69,7 +73,17 @@ def check_final_distillation(simulation: Simulation) -> None:
             f"got client_ensemble with {name}"
         )
     teacher = fixed_teacher(StudentModule(EnsembleModel([simulation.model]) if ensemble else simulation.model))
-    make_setup(config, TeacherRun(pooled_data(simulation), teacher, run.model, run.choices.get("model", "model")))
+    return make_setup(config, TeacherRun(pooled_data(simulation), teacher, run.model, run.choices.get("model", "model")))
+
+
+def check_final_step(simulation: Simulation) -> None:
+    """Try one step of the distillation after the last round, see :func:`simulations.distillation.dry_step.check_distillation_step`.
+
+    Raises:
+        ConfigError: the step fails.
+    """
+    if (setup := check_final_distillation(simulation)) is not None:
+        check_distillation_step(setup, prefix="distill_overrides.")
 
 
 def is_distillation_round(config: DictConfig, server_round: int) -> bool:

@@ -26,7 +26,12 @@ from simulations.engine.base import ClientGrid
 from simulations.engine.flower_compat import silence_flower
 from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
 from simulations.federation.dry_step import check_training
-from simulations.federation.final_distillation import check_final_distillation, distill_global_model, is_distillation_round
+from simulations.federation.final_distillation import (
+    check_final_distillation,
+    check_final_step,
+    distill_global_model,
+    is_distillation_round,
+)
 from simulations.federation.flower_strategies import start_flower_strategy
 from simulations.federation.round_records import (
     check_finite_loss,
@@ -91,6 +96,7 @@ def run_federation(
                 watched = [*observers, *([EventWriter()] if config.tensorboard else [])]
                 with recorded_divergence(folder.path), Observers(watched) as watching:
                     check_training(simulation)
+                    check_final_step(simulation)
                     if isinstance(simulation.flower_strategy, Strategy):
                         grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
                         run_strategy(simulation, folder, grid, make_progress, watching)
