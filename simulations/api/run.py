@@ -18,6 +18,7 @@ from fedkd.errors import RunFolderError, one_line
 from fedkd.files import SCHEMA_VERSION
 from simulations.reports.distillation_groups import read_distillation
 from simulations.reports.summary import configures_clock, summarize, without_clock
+from simulations.run_folder.csv_cells import unescaped
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, DISTILLATION_COLUMNS
 from simulations.run_folder.reader import configuration, read_run
 
@@ -131,9 +132,12 @@ class Run:
         if not path.is_file() or path.stat().st_size == 0:
             return pd.DataFrame(columns=list(columns))
         try:
-            return pd.read_csv(path)
+            table = pd.read_csv(path)
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} must be a table of a run: {one_line(error)}") from error
+        for column in table.select_dtypes(exclude="number"):
+            table[column] = table[column].map(unescaped)
+        return table
 
     @property
     def label_counts(self) -> np.ndarray:

@@ -12,7 +12,7 @@ from simulations.reports.statistics import holm, paired, spread
 from simulations.reports.summary import summarize
 from simulations.reports.tables.federated import few, p_values
 from simulations.reports.tables.latex import latex
-from simulations.reports.tables.table import DASH, Cell, Column, Table, counts, markdown, of_interval, texts
+from simulations.reports.tables.table import DASH, Cell, Column, Table, counts, csv_text, markdown, of_interval, texts
 from simulations.run_folder.metric_names import TABLE_METRICS
 from simulations.run_folder.reader import FederatedRun
 
@@ -195,7 +195,7 @@ def write(experiment: Experiment, runs: CellRuns, folder: Path, notes: Sequence[
     paths = [folder / name for name in ("table.md", "table.csv", "table.tex", "runs.csv")]
     folder.mkdir(parents=True, exist_ok=True)
     paths[0].write_text(text, encoding="utf-8")
-    numbers.to_csv(paths[1], index=False)
+    paths[1].write_text(csv_text(numbers), encoding="utf-8")
     paths[2].write_text(latex(replace(table, name=folder.name)), encoding="utf-8")
-    run_rows(experiment, runs).to_csv(paths[3], index=False)
+    paths[3].write_text(csv_text(run_rows(experiment, runs)), encoding="utf-8")
     return text, paths

@@ -9,7 +9,7 @@ import pandas as pd
 from simulations.reports.attempts import Attempts
 from simulations.reports.figures.drawing import Drawing
 from simulations.reports.tables.latex import latex
-from simulations.reports.tables.table import Table, frame, markdown, texts
+from simulations.reports.tables.table import Table, csv_text, frame, markdown, texts
 
 Note = tuple[str, str]
 """An excluded run, and the reason."""
@@ -52,7 +52,7 @@ class ReportSection:
         paths[0].write_text("\n".join(texts), encoding="utf-8")
         for name, numbers in self.numbers.items():
             paths.append(output / f"{name}.csv")
-            numbers.to_csv(paths[-1], index=False)
+            paths[-1].write_text(csv_text(numbers), encoding="utf-8")
         return paths
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class ReportSection:
 
 def forms(table: Table) -> tuple[str, str, str]:
     """The table in Markdown, as CSV and in LaTeX."""
-    return markdown(table), frame(table).to_csv(index=False), latex(table)
+    return markdown(table), csv_text(frame(table)), latex(table)
 
 
 def facts_text(facts: Mapping[str, str]) -> str:

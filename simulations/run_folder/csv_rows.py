@@ -1,12 +1,17 @@
-"""CSV files that grow during a run: rows are appended and flushed, columns are added, and rows after a checkpoint are cut."""
+"""CSV files that grow during a run: rows are appended and flushed, columns are added, and rows after a checkpoint are cut.
+
+Texts are written by :func:`simulations.run_folder.csv_cells.escaped`.
+"""
 
 import csv
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from fedkd.files import sync_folder, write_atomically
+from simulations.run_folder.csv_cells import escaped, unescaped
 
 
 def append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -31,17 +36,20 @@ def header_of(path: Path) -> list[str] | None:
 def widen(path: Path, columns: list[str]) -> None:
     """Add columns to a CSV file. They are empty in the rows that exist."""
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [{name: unescaped(value) for name, value in row.items()} for row in csv.DictReader(file)]
     write_atomically(path, table(columns, rows, titled=True).encode())
 
 
 def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, titled: bool) -> str:
     """Rows as CSV text, with or without the header."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    cells = [{name: escaped(value) for name, value in row.items()} for row in rows]
+    broken = any(isinstance(value, str) and "\r" in value for row in cells for value in row.values())  # csv quotes none of itself
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if broken else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n", quoting=quoting)
     if titled:
         writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(cells)
     return text.getvalue()
 
 

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION, verify
+from simulations.run_folder.csv_cells import unescaped
 from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 
@@ -97,7 +98,7 @@ class FinishedRun:
         """The names of the classes, from ``classes.csv``. Empty if the file is missing or cannot be read."""
         try:
             with open(self.folder / "classes.csv", newline="", encoding="utf-8") as file:
-                return tuple(row["name"] for row in csv.DictReader(file))
+                return tuple(unescaped(row["name"]) for row in csv.DictReader(file))
         except (OSError, UnicodeDecodeError, KeyError, csv.Error):
             return ()
 
@@ -308,6 +309,8 @@ def tested(path: Path, until: int | None = None) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=wanted)
     rows = pd.read_csv(path, usecols=lambda name: name in wanted)
+    if "architecture" in rows:
+        rows["architecture"] = rows["architecture"].map(unescaped)
     rounds, scored = rows["round"].to_numpy(), rows["local_test_accuracy"].notna().to_numpy()
     scored = scored & (rounds <= (np.inf if until is None else until))
     return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]

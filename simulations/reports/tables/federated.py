@@ -125,6 +125,7 @@ def _cells(groups: Sequence[Group], metric: Metric, form: NumberFormat) -> dict[
     same = len({len(one.runs) for one in groups}) == 1 and not divergence(groups)
     for one, cell in zip(groups, percents(groups, metric.name, form), strict=True):
         shown = cell.text if same else f"{cell.text} (n = {cell.n}{divergence([one])})"
+        shown = shown if one.runs else divergence([one]).removeprefix(", ")
         found[one.line, one.setting] = Cell(shown, cell.value, cell.low, cell.high, cell.n)
     return found
 

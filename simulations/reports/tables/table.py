@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from fedkd.errors import require
 from simulations.reports.statistics import INTERVALS, interval
 from simulations.reports.tables.mathematics import plain
+from simulations.run_folder.csv_cells import escaped
 
 NONE_AT_ONE = "; none at n = 1"
 """A remark of legends on cells of one seed, which only tables with such cells print."""
@@ -247,6 +248,11 @@ def frame(table: Table) -> pd.DataFrame:
             if unequal:
                 columns[f"{title}: n"] = [cell.n for cell in column.cells]
     return pd.DataFrame(columns)
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, in which no text is a formula for a spreadsheet."""
+    return frame.rename(columns=escaped).map(escaped).to_csv(index=False)
 
 
 def markdown_table(columns: Mapping[str, Sequence[str]], left: set[str]) -> str:
