@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,8 @@ def export_obstacle(network: nn.Module, shape: Sequence[int]) -> str | None:
     if packages <= {"torch", "torchvision", *OWN_PACKAGES}:
         return None
     try:
-        export_program(network, shape)
+        with redirect_stderr(StringIO()):  # torch prints the graph up to the error
+            export_program(network, shape)
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None

@@ -143,7 +143,7 @@ def train(setup: Setup, training: Training, folder: DistillationFolder, initial:
     config = setup.config
     saved = folder.begin(setup.digests)
     counts, test_counts = (np.bincount(part.y.cpu().numpy(), minlength=setup.task.num_classes) for part in (setup.train, setup.test))
-    write_data_record(folder.path, setup.task, counts[None], test_counts, setup.train.left_out)
+    write_data_record(folder.path, setup.task, counts[None], test_counts, setup.train.left_out, setup.train.scale)
     for line in data_warnings(setup.task, counts[None], test_counts, setup.train.left_out):
         print(line, file=sys.stderr)
     if saved is None:

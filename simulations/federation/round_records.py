@@ -34,10 +34,10 @@ def open_folder(simulation: Simulation) -> RunFolder:
 
 
 def write_data_files(simulation: Simulation, path: Path) -> None:
-    """Write ``partition.npz`` to ``path``, with the indices of every client's examples; beside it ``classes.csv`` and ``left_out.csv``."""
+    """Write ``partition.npz`` to ``path``, with the indices of every client's examples; beside it the data record."""
     train_labels, test_labels = simulation.train.y.cpu().numpy(), simulation.client_data.local_test_pool.y.cpu().numpy()
     write_partition(simulation.partition, path, train_labels, test_labels, simulation.task.num_classes)
-    write_data_record(path.parent, *data_of(simulation))
+    write_data_record(path.parent, *data_of(simulation), simulation.train.scale)
 
 
 def warnings_of(simulation: Simulation) -> list[str]:

@@ -1,28 +1,26 @@
 """The model of a run as a network: the global model of a federated run, the model of a client, or the student of a distillation."""
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file
 from torch import nn
 from yaml import YAMLError
 
 from fedkd.checkpoint import Checkpoint, read_checkpoint
-from fedkd.config.build import build, call_part
+from fedkd.config.build import OWN_PACKAGES, build, call_part
 from fedkd.errors import ConfigError, RunFolderError, one_line
 from fedkd.federation.aggregation import assemble_model
 from fedkd.models.construction import make_classifier
 from fedkd.strategy import Strategy
-from fedkd.training.functional_model import load
-from fedkd.types import Task
+from fedkd.training.functional_model import load, submodule_tensors
 from simulations.distillation.setup import make_setup
 from simulations.distillation.teachers import as_module, is_federated
 from simulations.overrides import extend_sys_path, search_path
-from simulations.setup.simulation import Simulation, build_simulation, dtype_of
+from simulations.run_folder.data_record import read_task
+from simulations.setup.simulation import Simulation, build_simulation, dtype_of, simulation_without_data
 from simulations.user_modules import allowed_targets, remembered
 
 
@@ -42,20 +40,38 @@ def load_model(folder: Path, client: int | None = None, checkpoint: str = "check
     Raises:
         RunFolderError: the folder or the checkpoint is missing or corrupt, or the run has no such model.
     """
-    config, last = _read(folder, checkpoint)
+    config, last = read_config(folder, checkpoint), read_checkpoint(folder, checkpoint)
     try:
         if not is_federated(config):
             if client is not None:
                 raise RunFolderError(f"client must be None for a distillation, whose model is its student, got {client!r} for {folder}")
-            return _student(config, last, folder, checkpoint)
-        simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+            return _student(config, last, folder)
+        simulation = networks_of_run(config, folder)
+        if client is not None and _reads_data(simulation, last, client):
+            simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
     except ConfigError as error:
         raise RunFolderError(f"the configuration of {folder} must be one that can be built here: {error}") from error
     return _global_model(simulation, last, folder) if client is None else _client_model(simulation, last, client, folder)
 
 
-def _read(folder: Path, checkpoint: str) -> tuple[DictConfig, Checkpoint]:
-    """The configuration, for the CPU, and the checkpoint."""
+def networks_of_run(config: DictConfig, folder: Path) -> Simulation:
+    """The networks and the strategy of a federated run. The data are read only where the folder does not record what they are."""
+    recorded = read_task(folder)
+    return build_simulation(OmegaConf.to_yaml(config, resolve=True)) if recorded is None else simulation_without_data(config, *recorded)
+
+
+def _reads_data(simulation: Simulation, last: Checkpoint, client: int) -> bool:
+    """Whether the state of a client may be made from its data: it has not trained yet, and a strategy of the user's makes the state."""
+    hook = getattr(type(simulation.flower_strategy), "init_client", None)
+    return client not in last.client_states and hook is not None and hook.__module__.partition(".")[0] not in OWN_PACKAGES
+
+
+def read_config(folder: Path, checkpoint: str = "checkpoint") -> DictConfig:
+    """The configuration of a run with this checkpoint, for the CPU.
+
+    Raises:
+        RunFolderError: the folder is no run's, or lacks the checkpoint.
+    """
     if not (folder / "config.yaml").is_file():
         raise RunFolderError(f"path must be a run folder (it holds config.yaml), got {str(folder)!r}")
     if not (folder / f"{checkpoint}.safetensors").is_file():
@@ -70,25 +86,16 @@ def _read(folder: Path, checkpoint: str) -> tuple[DictConfig, Checkpoint]:
         config.searchpath, config.allow_targets = list(map(str, folders)), allowed_targets(config, remembered(config), folders)
     except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError(f"{folder / 'config.yaml'} must be the configuration of a run: {one_line(error)}") from error
-    return config, read_checkpoint(folder, checkpoint)
+    return config
 
 
-def _student(config: DictConfig, last: Checkpoint, folder: Path, checkpoint: str) -> nn.Module:
-    """The student of a distillation. A finished one describes itself in ``student.json``; then neither data nor teacher are needed."""
-    described = folder / "student.json"
-    if checkpoint == "checkpoint" and described.is_file() and (folder / "student.safetensors").is_file():
-        about = json.loads(described.read_text(encoding="utf-8"))
-        task = Task(
-            "student", tuple(about["shape"]), about["num_classes"], tuple(about["class_names"]), tuple(about["mean"]), tuple(about["std"])
-        )
-        factory = build(OmegaConf.create({"student": about["network"]}), "student")
-        student = call_part("student", make_classifier, factory, task).to(dtype=dtype_of(config))
-        load(student, load_file(folder / "student.safetensors"))
-        return student.eval()
-    setup = make_setup(config)
-    network, tensors = setup.distiller.networks(setup.learner, last.state["learner"])["student"]
-    load(network, tensors)
-    return copy.deepcopy(network).eval()
+def _student(config: DictConfig, last: Checkpoint, folder: Path) -> nn.Module:
+    """The student of a distillation. Neither data nor teacher are needed where the folder records what they are."""
+    recorded = read_task(folder)
+    task = make_setup(config).task if recorded is None else recorded[0]
+    student = call_part("student", make_classifier, build(config, "student"), task).to(dtype=dtype_of(config))
+    load(student, submodule_tensors(last.state["learner"], "student"))
+    return student.eval()
 
 
 def _global_model(simulation: Simulation, last: Checkpoint, folder: Path) -> nn.Module:

@@ -1,10 +1,14 @@
-"""What a run says about its data: ``classes.csv``, ``left_out.csv``, and warnings."""
+"""What a run says about its data: ``classes.csv``, ``left_out.csv``, ``task.json``, and warnings."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fedkd.errors import RunFolderError
 from fedkd.files import write_atomically
 from fedkd.types import LeftOut, Task
 from simulations.run_folder.csv_rows import table
@@ -16,8 +20,10 @@ MAX_LISTED = 10
 """Classes or clients that a warning lists."""
 
 
-def write_data_record(folder: Path, task: Task, counts: np.ndarray, test_counts: np.ndarray, left_out: Sequence[LeftOut]) -> None:
-    """Write ``classes.csv``, and ``left_out.csv`` where files of the data set are not used.
+def write_data_record(
+    folder: Path, task: Task, counts: np.ndarray, test_counts: np.ndarray, left_out: Sequence[LeftOut], scale: float
+) -> None:
+    """Write ``classes.csv`` and ``task.json``, and ``left_out.csv`` where files of the data set are not used.
 
     Args:
         folder: the run folder.
@@ -25,7 +31,9 @@ def write_data_record(folder: Path, task: Task, counts: np.ndarray, test_counts:
         counts: training examples by client and class [K, C].
         test_counts: test examples by class [C].
         left_out: files of the data set that are not used.
+        scale: the stored pixel that stands for 1.0.
     """
+    write_atomically(folder / "task.json", (json.dumps({**asdict(task), "scale": scale}, indent=1) + "\n").encode())
     rows = [
         {"class": label, "name": name, "num_train_examples": total, "num_test_examples": test, "num_clients": clients}
         for label, (name, total, test, clients) in enumerate(zip(task.names, counts.sum(0), test_counts, (counts > 0).sum(0)))
@@ -36,11 +44,29 @@ def write_data_record(folder: Path, task: Task, counts: np.ndarray, test_counts:
         write_atomically(folder / "left_out.csv", table(LeftOut._fields, items, titled=True).encode())
 
 
+def read_task(folder: Path) -> tuple[Task, float] | None:
+    """The task of a run and the stored pixel that stands for 1.0, from ``task.json``. None if the folder has no such file.
+
+    Raises:
+        RunFolderError: the file cannot be read.
+    """
+    path = folder / "task.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        scale = float(found.pop("scale"))
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return Task(**values), scale
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} must be what a run has written, got {type(error).__name__}: {error}") from error
+
+
 def data_warnings(task: Task, counts: np.ndarray, test_counts: np.ndarray, left_out: Sequence[LeftOut]) -> list[str]:
     """One line for each thing about the data that a user should know before the run.
 
-    These are classes without training examples, clients without training examples, and files that are not used. The arguments are those
-    of :func:`write_data_record`.
+    These are classes without training examples, clients without training examples, and files that are not used. The arguments are the
+    first ones of :func:`write_data_record`.
     """
     lines = []
     if task.absent:

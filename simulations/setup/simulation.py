@@ -282,6 +282,28 @@ def build_simulation(text: str) -> Simulation:
     return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices)
 
 
+def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Simulation:
+    """The networks and the strategy of a run, for models that it has trained. Every client has one black image in place of its data.
+
+    Args:
+        config: the resolved configuration of the run.
+        task: its task.
+        scale: the stored pixel that stands for 1.0.
+
+    Raises:
+        ConfigError: a part of the run cannot be built here.
+    """
+    extend_sys_path(config.searchpath)
+    seed, number = Seed(config.seed), config.num_clients
+    strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
+    black = Examples(torch.zeros(1, *task.shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), scale, task.mean, task.std)
+    none = Partition([np.zeros(0, np.int64)] * number, [np.zeros(0, np.int64)] * number)
+    client_data = ClientData(none, [black] * number, [black] * number, black, black, None, None)
+    networks, server_network = make_networks(config, task, dtype_of(config), seed)
+    devices = Devices(systems, seed, [(1, 1)] * number, [1] * number)
+    return Simulation(config, task, black, client_data, networks, server_network, strategy, optimizer, devices)
+
+
 def simulation_from_overrides(overrides: str) -> Simulation:
     """The simulation of ``overrides``, the words of a command line. A Flower node that is one client builds its simulation in this way.
 

@@ -1,5 +1,7 @@
 """Models of runs: rebuilt from the checkpoint, they score what the run has written."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from fedkd.metrics.accuracy import evaluate
 from simulations.distillation.setup import make_setup
 from simulations.setup.simulation import Simulation, build_simulation
 from tests.simulations.api.conftest import SMALL
+from tests.small_runs import same_tensors
 
 
 def simulation_of(run: fedkd.Run) -> Simulation:
@@ -38,6 +41,15 @@ def test_a_client_s_model_has_its_own_accuracy(runs):
     mine, other = (run.model(client).state_dict() for client in trained[:2])
     assert statistics and not any(torch.equal(mine[key], other[key]) for key in statistics)
     assert all(torch.equal(mine[key], other[key]) for key in mine if key not in batchnorm_statistic_names(run.model()))
+
+
+def test_models_are_the_same_without_the_record_of_the_task(runs, tmp_path):
+    """As a folder has it that was written before there was such a record: then the data are read."""
+    for run in (runs[0], runs[2]):
+        bare = fedkd.Run(shutil.copytree(run.path, tmp_path / run.path.name))
+        (bare.path / "task.json").unlink()
+        for client in (None, 0):
+            assert same_tensors(run.model(client).state_dict(), bare.model(client).state_dict())
 
 
 def test_a_model_is_the_caller_s_own(runs):

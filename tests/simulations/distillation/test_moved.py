@@ -1,17 +1,22 @@
 """Runs and data that moved: the data are found in their new place, and other data are refused."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from fedkd.errors import ConfigError, RunFolderError
 from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, expand_words, run_distillation
+from simulations.federation.model_export import export_model
+from simulations.federation.trained_model import load_model
 from simulations.setup.simulation import build_simulation
 from tests.simulations.distillation.small_distillations import small_federation
+from tests.small_runs import same_tensors
 
 STUDENT = ("student=mlp", "student.widths=[8]", "image_source=real", "distiller=kd", "epochs=1", "progress=false", "export=false")
 
@@ -53,6 +58,28 @@ def test_a_student_of_a_run_whose_data_moved(moved, tmp_path):
     build_simulation.cache_clear()
     grandchild = distill(student, tmp_path / "students", f"data.root={tmp_path / 'again'}", f"data.cache={tmp_path / 'cache3'}", "seed=1")
     assert len(read_rows(grandchild)) == 2, "a student of a student: the run behind it is found with the new place too"
+
+
+def test_models_need_no_data(moved, tmp_path):
+    """Neither for a run whose data are gone, nor for its student, finished or not, whose teacher is gone too."""
+    run, data = moved
+    words = (f"data.root={data}", f"data.cache={tmp_path / 'cache2'}")
+    student = distill(run, tmp_path / "students", *words, "checkpoint_every=1")
+    with_data = load_model(run).state_dict(), load_model(student).state_dict()
+    shutil.rmtree(data)
+    for cache in ("cache", "cache2"):
+        shutil.rmtree(tmp_path / cache, ignore_errors=True)
+    build_simulation.cache_clear()
+    without_data = load_model(run).state_dict(), load_model(student).state_dict()
+    assert all(same_tensors(left, right) for left, right in zip(with_data, without_data))
+    assert same_tensors(load_model(run, client=1).state_dict(), load_model(run).state_dict()), (
+        "FedAvg's clients begin with the global model"
+    )
+    assert len(export_model(run)) == 3 and load_file(run / "export" / "global_model.safetensors").keys() == without_data[0].keys()
+    about = json.loads((run / "export" / "global_model.json").read_text())
+    assert about["class_names"] == ["a", "b"] and about["shape"] == [3, 8, 8] and about["scale"] == 255.0
+    shutil.rmtree(run)
+    assert same_tensors(load_model(student).state_dict(), without_data[1])
 
 
 def test_other_data_in_the_new_place_are_refused(moved, tmp_path):

@@ -62,6 +62,16 @@ def test_a_student_is_exported_with_its_own_description(tmp_path):
     assert json.loads((one.path / "export" / "student.json").read_text())["network"]["widths"] == [8]
 
 
+def test_a_network_without_program_is_written_as_tensors_and_said(tmp_path):
+    network = ("~model", "+model._target_=tests.own_networks.untraceable", "+model._partial_=true", "allow_targets=[tests]")
+    (one,) = fedkd.run(*TINY, "strategy=fedavg", *network, output=str(tmp_path))
+    code, _, error = export(one.path)
+    assert (
+        code == 2 and error.startswith("error: global_model must be a network that torch.export can read, got ") and error.count("\n") == 1
+    )
+    assert sorted(path.name for path in (one.path / "export").iterdir()) == ["global_model.json", "global_model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"), [(["--client", 3], "client must be a number in 0..2, got 3"), (["--client", -1], "'--client'")]
 )

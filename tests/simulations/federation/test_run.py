@@ -49,8 +49,8 @@ def test_files_and_standard_output(ended):
     first, last = ended.out.splitlines()
     assert first.startswith("round 7: global test accuracy 0.") and last == f"run: {ended.folder}"
     assert {path.name for path in ended.folder.iterdir()} - {".lock"} == {
-        "config.yaml", "environment.json", "metrics.csv", "clients.csv", "partition.npz", "classes.csv", "checkpoint.safetensors",
-        "checkpoint.json", "previous_checkpoint.safetensors",
+        "config.yaml", "environment.json", "metrics.csv", "clients.csv", "partition.npz", "classes.csv", "task.json",
+        "checkpoint.safetensors", "checkpoint.json", "previous_checkpoint.safetensors",
     }  # fmt: skip
     assert [path.name for path in ended.folder.parents[2].iterdir()] == ["runs"], "there are no files outside the output folder"
 
