@@ -131,7 +131,7 @@ class FailingEvaluation(FedGen):
         return super().server_training(server, state, updates, server_round)
 
 
-def sleeping_process(folder: Path, timeout: float = 60) -> int:
+def sleeping_process(folder: Path, timeout: float = 180) -> int:
     """Wait for a process that sleeps on request, and return its number."""
     end = time.monotonic() + timeout
     while not (paths := [path for path in folder.glob("*.pid") if path.read_text()]):

@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,7 +137,7 @@ def start_ray(num_workers: int, address: str | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if any(session.ended_server() for session in _sessions):  # it has ended since the last run
         end_ray(ray)
-    if ray.is_initialized() and address is None and ray.cluster_resources().get("CPU", 0) < num_workers:
+    if ray.is_initialized() and address is None and ask(ray, ray.cluster_resources).get("CPU", 0) < num_workers:
         end_ray(ray)
     if not ray.is_initialized():
         _idle.clear()
@@ -230,6 +231,33 @@ def wait_for_any(ray: Any, references: Sequence[Any], timeout: float | None) -> 
         check_servers(ray)
         if time.monotonic() >= last:
             return None
+
+
+def ask(ray: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a function that asks Ray's servers. It runs in a thread, as Ray would wait forever for a server that has ended.
+
+    Args:
+        ray: the initialized module.
+        function: a function that can wait for one of Ray's servers.
+        args: its arguments.
+
+    Raises:
+        EngineError: a server of Ray has ended.
+    """
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(function(*args))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not wait([answer], CHECK_INTERVAL).done:
+        check_servers(ray)
+    if answer.exception() is not None:  # the end of a server is the reason of whatever Ray says
+        check_servers(ray)
+    return answer.result()
 
 
 def connect_to_cluster(ray: Any, address: str) -> None:

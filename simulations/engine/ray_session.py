@@ -90,13 +90,15 @@ class RaySession:
         Raises:
             EngineError: Ray does not start.
         """
-        os.environ[ray_watcher.MARK] = self.folder
+        marks = {ray_watcher.MARK: self.folder, "SPT_NOENV": "1"}  # otherwise Ray's agents overwrite their environment with titles
+        os.environ |= marks
         try:
             with start_errors():
                 yield f"{self.folder}/r"  # Ray opens its own folder to all users, so it must lie inside a private one
             self._servers = {process.name(): process for process in psutil.Process().children() if process.name() in SERVERS}
         finally:
-            del os.environ[ray_watcher.MARK]
+            for name in marks:
+                del os.environ[name]
 
     def ended_server(self) -> str | None:
         """Ray's server that has ended, with its process, or None."""

@@ -19,8 +19,14 @@ MARK = "FEDKD_RAY_FOLDER"
 PATIENCE = 30.0
 """Seconds in which processes must end after SIGKILL. The kernel can delay it while it writes their memory to disk."""
 
-QUIET = 2.0
-"""Seconds without a process after which all have ended. A process has no environment for a moment while it starts a program."""
+INTERVAL = 0.05
+"""Seconds between two searches for processes."""
+
+EMPTY_SEARCHES = 40
+"""Searches in a row without a process after which all have ended. A process has no environment for a moment while it starts a program.
+
+They are counted, as a machine that stands still for some seconds says nothing about processes that are starting.
+"""
 
 
 def processes_of(folder: str) -> list[int]:
@@ -37,16 +43,16 @@ def processes_of(folder: str) -> list[int]:
 
 def end_ray(folder: str) -> None:
     """End all processes of the Ray instance whose files are in ``folder``, and remove the folder."""
-    last = time.monotonic() + PATIENCE
-    quiet = time.monotonic() + QUIET
-    while time.monotonic() < min(quiet, last):
+    last, empty = time.monotonic() + PATIENCE, 0
+    while empty < EMPTY_SEARCHES and time.monotonic() < last:
+        empty += 1
         for process in processes_of(folder):
-            quiet = time.monotonic() + QUIET
+            empty = 0
             try:
                 os.kill(process, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        time.sleep(0.05)
+        time.sleep(INTERVAL)
     shutil.rmtree(folder, ignore_errors=True)
 
 

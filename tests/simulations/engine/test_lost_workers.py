@@ -133,12 +133,14 @@ def test_ray_on_this_machine_is_private(repeat):
         if connection.status == psutil.CONN_LISTEN
     }
     assert len(processes) >= 6 and listening and listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    raylet = session._servers["raylet"]
+    assert {raylet.pid, *(child.pid for child in raylet.children(recursive=True))} <= set(processes), "agents keep their environment"
     assert Path(session.folder).stat().st_mode & 0o777 == 0o700
     paths = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if session.folder in line]
     assert paths and max(map(len, paths)) <= len(str(Path(session.folder).parent)) + len(LONGEST_SOCKET)
 
 
-def test_end_of_a_server_of_ray(repeat):
+def test_end_of_a_server_of_ray(repeat, monkeypatch):
     """It is said to be that, within seconds, and the next run of the process has a new Ray. This test must be the last of ``repeat``."""
     plan_failure(repeat.folder, 2, "sleep", 1)
     (session,) = ray_cluster._sessions
@@ -152,10 +154,17 @@ def test_end_of_a_server_of_ray(repeat):
     assert not ray_watcher.processes_of(session.folder)
     ray = ray_cluster.start_ray(2, None)
     (session,) = ray_cluster._sessions
-    session._servers["gcs_server"].kill()
-    session._servers["gcs_server"].wait(10)  # Ray waits forever for a GCS that ends right after the check
+    nodes = ray.nodes
+
+    def end_first() -> list[dict]:
+        """The GCS ends right after it was found alive. Ray would wait forever for its answer."""
+        session._servers["gcs_server"].kill()
+        session._servers["gcs_server"].wait(10)
+        return nodes()
+
+    monkeypatch.setattr(ray, "nodes", end_first)
     with pytest.raises(EngineError, match=r"^Ray's GCS \(process \d+\) has ended"):
-        ray_cluster.acquire_actors(ray, 0.0, 2)
+        ray_cluster.ask(ray, ray_cluster.acquire_actors, ray, 0.0, 2)
     assert not ray.is_initialized()
     until(lambda: not Path(session.folder).exists(), 20, "the end of the watcher")
 

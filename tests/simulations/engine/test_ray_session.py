@@ -97,7 +97,7 @@ def test_an_error_of_the_start_is_one_line(error):
 def test_a_process_that_is_just_starting_a_program_is_found(monkeypatch, tmp_path):
     """Such a process has no environment for a moment, so one search without a result does not show that all have ended."""
     found, killed = iter([[11], [], [], [12]]), []
-    monkeypatch.setattr(ray_watcher, "QUIET", 0.5)
+    monkeypatch.setattr(ray_watcher, "EMPTY_SEARCHES", 5)
     monkeypatch.setattr(ray_watcher, "processes_of", lambda _: next(found, []))
     monkeypatch.setattr(ray_watcher.os, "kill", lambda process, _: killed.append(process))
     ray_watcher.end_ray(str(tmp_path / "r"))
