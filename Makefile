@@ -15,7 +15,7 @@ run: .venv/ready
 	@echo "Next: open outputs/digits/report/report.html, or try another strategy: $(BIN)/fedkd run strategy=feddf public_data=held_out"
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --timeout 300 --timeout-method thread
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import pytest
 
 from fedkd.checkpoint import read_checkpoint
 from tests.failing_clients import plan_failure
-from tests.processes import metrics, quick, run
+from tests.processes import Command, metrics, quick, until
 from tests.simulations.engine.failure_tools import equal_results, failing_run
 
 
@@ -73,7 +73,9 @@ def test_strategy_of_another_package_whose_client_exits(whole, tmp_path):
     )
     plan_failure(tmp_path, 3, "exit", 1)
     options = failing_run(tmp_path, "output=runs", "strategy._target_=mine.Mine", "allow_targets=[mine]", "engine.workers=2")
-    ended = run(tmp_path, *options, PYTHONPATH=str(tmp_path / "elsewhere"))
+    command = Command(tuple(options), tmp_path, {"PYTHONPATH": str(tmp_path / "elsewhere")}, forked=True)
+    ended = command.end()
     assert ended.code == 0, ended.err
+    until(lambda: not command.alive(), 10, "the end of Ray's processes")
     assert (tmp_path / "3").read_text() == "exit 0" and equal_results(ended.folder, whole)
     assert set(metrics(ended.folder)["num_failures"]) == {"0"}, "the engine repeats the client, so no failure counts"

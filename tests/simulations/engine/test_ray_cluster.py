@@ -82,7 +82,7 @@ def with_placement_timeout(seconds: float) -> str:
 
 
 def test_more_gpus_than_the_machine_has(tmp_path):
-    command = Command((*OVERRIDES, "engine.workers=2", "engine.num_gpus=64"), tmp_path)
+    command = Command((*OVERRIDES, "engine.workers=2", "engine.num_gpus=64"), tmp_path, forked=True)
     end = command.end(timeout=60)
     assert end.code == 2 and end.out == "" and len(end.err.splitlines()) == 1
     assert all(words in end.err for words in ("error: engine.num_gpus must be at most ", "as 2 workers share ", " GPUs, got 64"))
@@ -91,7 +91,9 @@ def test_more_gpus_than_the_machine_has(tmp_path):
 
 def test_cluster_that_is_too_small(cluster, tmp_path):
     """The error comes before the timeout. The address is taken from the environment."""
-    command = Command((*OVERRIDES, "engine.workers=3"), tmp_path, {"RAY_ADDRESS": cluster.address}, with_placement_timeout(1000))
+    command = Command(
+        (*OVERRIDES, "engine.workers=3"), tmp_path, {"RAY_ADDRESS": cluster.address}, with_placement_timeout(1000), forked=True
+    )
     assert_refused(command, "engine.workers must fit into the cluster, which has 2 of 2 CPU free, at 1 CPU each, got 3")
 
 
@@ -101,6 +103,7 @@ def test_cluster_without_gpus(cluster, tmp_path):
         tmp_path,
         {},
         with_placement_timeout(1000),
+        forked=True,
     )
     rule = "must fit into the cluster, which has 2 of 2 CPU free, 0 of 0 GPU free, at 1 CPU and 0.5 GPU each"
     assert_refused(command, f"engine.workers {rule}, got 2")
@@ -108,7 +111,9 @@ def test_cluster_without_gpus(cluster, tmp_path):
 
 def test_cluster_in_use(cluster, tmp_path):
     assert cluster.tell("hold") == 0
-    command = Command((*OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path, {}, with_placement_timeout(2))
+    command = Command(
+        (*OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path, {}, with_placement_timeout(1), forked=True
+    )
     assert_refused(command, "engine.workers must fit into the cluster, which has 0 of 2 CPU free, at 1 CPU each, got 2")
     assert cluster.tell("free") <= 2
     until(lambda: cluster.tell("") == 2, 10, "free resources in the cluster")
@@ -129,13 +134,13 @@ def test_no_cluster_at_the_address(tmp_path):
 @pytest.mark.slow
 def test_run_releases_the_cluster(cluster, tmp_path):
     """A run that is terminated and resumed has the files of one run in a single process."""
-    command = Command((*OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path)
+    command = Command((*OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path, forked=True)
     until(lambda: rows(tmp_path) >= 2, what="the second row")
     assert cluster.tell("") == 0
     command.kill(signal.SIGTERM)
     assert command.end(timeout=20).code == -15
     until(lambda: cluster.tell("") == 2, 15, "free resources in the cluster")
-    ended = Command((*OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path).end()
+    ended = quick(tmp_path, *OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}")
     assert ended.code == 0, ended.err
     until(lambda: cluster.tell("") == 2, 15, "free resources in the cluster")
     (tmp_path / "alone").mkdir()

@@ -126,13 +126,13 @@ def killed_and_started_again(sweeping: list[str], where: Path, rows: int, kills:
         return sum(len(path.read_text().splitlines()) - 1 for path in where.rglob("metrics.csv") if path.stat().st_size)
 
     for kind, moment in zip(kills, moments, strict=True):
-        started = Command(tuple(sweeping), where, module="simulations.reproduce")
+        started = Command(tuple(sweeping), where, module="simulations.reproduce", forked=True)
         until(lambda moment=moment, one=started: done() >= moment or one.process.poll() is not None, 300, f"row {moment}")
         assert started.process.poll() is None, started.end().err
         started.process.kill() if kind == "command" else started.kill(signal.SIGKILL)
         started.end()
         until(lambda started=started: not started.alive(), PATIENCE, "the end of what it has started")
-    ended = Command(tuple(sweeping), where, module="simulations.reproduce").end()
+    ended = Command(tuple(sweeping), where, module="simulations.reproduce", forked=True).end()
     assert ended.code == 0, ended.err
     return moments
 

@@ -15,7 +15,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedkd.checkpoint import read_checkpoint
 from fedkd.federation import serialization
+from simulations.config import compose
 from simulations.engine.local_engine import LocalGrid
+from simulations.federation.runner import run_federation
 from simulations.flower_app import client_app
 from tests.processes import ROOT, TINY, metrics, processes, quick, until
 from tests.small_runs import SMALL, same_tensors, small_simulation
@@ -87,7 +89,8 @@ def test_flowers_simulation_runtime_gives_the_same_bits(local, simulated, name):
 
 
 def test_a_flower_strategy_gives_the_same_bits_in_ray(local, tmp_path):
-    folder = finish(tmp_path, "engine=ray", "engine.workers=2", *ALL_CLIENTS, *FEDADAM)
+    options = [*ALL_CLIENTS, *FEDADAM, f"output={tmp_path}", "engine=ray", "engine.workers=2"]
+    folder = run_federation(compose(options))
     assert same_tensors(read_checkpoint(folder).state, read_checkpoint(local["adam"]).state)
     assert metrics(folder).equals(metrics(local["adam"]))
 

@@ -33,7 +33,7 @@ def test_ctrl_c_in_a_local_run(uninterrupted, tmp_path):
 
 def test_ctrl_c_while_ray_starts(tmp_path):
     """The signal takes effect when Ray's processes can be stopped together."""
-    command = Command(RAY, tmp_path)
+    command = Command(RAY, tmp_path, forked=True)
     until(lambda: bool(command.alive()), what="the first of Ray's processes")
     command.kill(signal.SIGINT)
     ended = command.end(timeout=60)
@@ -49,7 +49,7 @@ def test_signals_in_a_ray_run(uninterrupted, tmp_path):
     temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # pytest's folder would be too long for sockets
     environment = {"RAY_ADDRESS": "", "RAY_TMPDIR": str(temporary)}
     for number, code, message in ((signal.SIGINT, 130, INTERRUPTED), (signal.SIGTERM, -15, ""), (signal.SIGKILL, -9, "")):
-        command, before = Command(RAY, tmp_path, environment), rows(tmp_path)
+        command, before = Command(RAY, tmp_path, environment, forked=True), rows(tmp_path)
         until(lambda least=before + 3: rows(tmp_path) >= least, what="three more rows")
         assert len(command.alive()) >= 4, "Ray's processes and two actors are visible"
         sent = time.monotonic()
