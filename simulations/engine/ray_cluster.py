@@ -170,17 +170,20 @@ def start_on_this_machine(ray: Any, num_workers: int) -> None:
 
 @contextmanager
 def without_network() -> Iterator[None]:
-    """A block in which Ray starts with the loopback address as the address of its node, and without the process of its dashboard.
+    """A block in which Ray starts with the loopback address as the address of its node, and without servers that one machine does not need.
 
     Ray takes this address on systems with personal firewalls, and offers no other way to have it. Without a dashboard its process would
-    still ask the metadata services of three cloud providers where it runs, even where usage reports are switched off.
+    still ask the metadata services of three cloud providers where it runs, even where usage reports are switched off. The monitor starts
+    and ends machines, and the log monitor prints the output of actors, which is switched off.
     """
     from ray._private import node, ray_constants, worker
 
     variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server
+    before = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER
     os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
-    node.Node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
+    unneeded = {name: getattr(node.Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
+    for name in unneeded:
+        setattr(node.Node, name, lambda *_, **__: None)
     worker.print_to_stdstream = lambda *_, **__: None  # it would print a page of Ray's log if a server ends, which has an error of its own
     try:
         yield
@@ -188,7 +191,9 @@ def without_network() -> Iterator[None]:
         os.environ.pop(variable)
         if before[0] is not None:
             os.environ[variable] = before[0]
-        _, ray_constants.ENABLE_RAY_CLUSTER, node.Node.start_api_server = before  # type: ignore[method-assign]
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        for name, method in unneeded.items():
+            setattr(node.Node, name, method)
 
 
 def end_ray(ray: Any) -> None:
