@@ -63,6 +63,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def is_plain_name(text: object) -> bool:
+    """A name for tables: a text of one line, not empty, that no spreadsheet reads as a formula."""
+    return isinstance(text, str) and text.strip() != "" and text.isprintable() and not text.startswith(("=", "+", "-", "@"))
+
+
 def require(holds: bool, name: str, rule: str, value: object) -> None:
     """Raise ``ConfigError("<name> <rule>, got <value>")`` unless ``holds``.
 

@@ -15,12 +15,18 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedkd.config.schema import Composed, Distillation
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, is_plain_name, require
 from simulations.overrides import CONF, check_optional, explain, with_search_path
 from simulations.user_modules import allowed_targets, remember
 
 LOCATIONS = ("root", "path", "cache", "trace")
 """Keys of a part that tell where files are."""
+
+LABEL = "_label_"
+"""The key of a part that gives its printed name in reports. The part does not receive it, and no hash contains it."""
+
+LABELED = ("strategy", "distiller")
+"""The parts that have one; it is recorded in ``choices`` as ``strategy_label`` or ``distiller_label``."""
 
 ConfigStore.instance().store(name="schema", node=Composed)
 ConfigStore.instance().store(name="distillation", node=Distillation)
@@ -81,12 +87,31 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
     for key, _, value in (word.lstrip("+").partition("=") for word in overrides):
         if key.endswith("._target_") and (part := key.removesuffix("._target_")) in (*named, "data"):
             named[part] = value.strip("'\"").rpartition(".")[2].lower()
-    config.choices = named
     with open_dict(config):
+        config.choices = named | _labels(config, named, overrides)
         config.pop("reproduce", None)
         config.allow_targets = allowed_targets(config, config.get("allow_targets") or [], config.get("searchpath") or [])
         remember(config.allow_targets)
     return config
+
+
+def _labels(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
+    """The printed names of the parts :data:`LABELED`, by their names in ``choices``. The key :data:`LABEL` is taken out of each part.
+
+    A part whose ``_target_`` the words replace does not inherit the name of the option it began as.
+
+    Raises:
+        ConfigError: a name is no text of one line.
+    """
+    found = {}
+    for part in (part for part in LABELED if isinstance(config.get(part), DictConfig)):
+        label, keys = config[part].pop(LABEL, None), [word.lstrip("+").partition("=")[0] for word in overrides]
+        if label is None or (f"{part}._target_" in keys and f"{part}.{LABEL}" not in keys):
+            continue
+        rule = "must be a text of one line that does not begin with one of = + - @, a formula for spreadsheets"
+        require(is_plain_name(label), f"{part}.{LABEL}", rule, label)
+        found[f"{part}_label"] = str(label)
+    return found
 
 
 def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | None:

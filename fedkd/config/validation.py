@@ -17,7 +17,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from fedkd.config.build import OWN_PACKAGES, to_dict
 from fedkd.config.schema import Distillation, Run
 from fedkd.config.targets import check_targets, resolve_target
-from fedkd.errors import ConfigError, nearest, require
+from fedkd.errors import ConfigError, is_plain_name, nearest, require
 
 RUN_PARTS = ("data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "engine")
 """Keys of a federated run whose value is an object with a ``_target_``."""
@@ -127,7 +127,7 @@ def check_name(name: str) -> None:
     folders = name.split("/")
     plain = all(folder.strip() == folder != "" and not folder.startswith((".", "~")) for folder in folders)
     rule = "must be a folder name inside output, without .. and line breaks, that does not begin with one of = + - @"
-    require(plain and name.isprintable() and not name.startswith(("=", "+", "-", "@")) and "\\" not in name, "name", rule, name)
+    require(plain and is_plain_name(name) and "\\" not in name, "name", rule, name)
 
 
 def check_values(config: DictConfig) -> None:

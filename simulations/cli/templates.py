@@ -56,6 +56,7 @@ defaults:
   - /protocol@_here_: public_code
   - _self_
 _target_: {name}.{title}
+_label_: {title}    # the name in reports
 weight: 0.1    # >= 0; 0 is FedAvg
 """
 

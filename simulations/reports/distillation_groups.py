@@ -28,6 +28,7 @@ from simulations.run_folder.reader import (
     configuration_of_diverged,
     flatten_config,
     natural_order,
+    printed_name,
 )
 
 SEEDLESS = re.compile(
@@ -61,7 +62,7 @@ class DistillationRun(FinishedRun):
     @property
     def method(self) -> str:
         """The printed name of the distillation method."""
-        return DISTILLER_NAMES.get(self.choice("distiller"), self.choice("distiller"))
+        return printed_name(self.config, "distiller", DISTILLER_NAMES)
 
     @cached_property
     def values(self) -> dict[str, Hashable]:

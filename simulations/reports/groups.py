@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from simulations.run_folder.metric_names import ACCURACIES, STRATEGY_NAMES
-from simulations.run_folder.reader import SETTING, STRATEGY, FederatedRun, natural_order, option
+from simulations.run_folder.reader import SETTING, STRATEGY, FederatedRun, natural_order, option, printed_name
 
 Item = TypeVar("Item")
 
@@ -115,6 +115,7 @@ def group(runs: Sequence[FederatedRun], diverged: Sequence[FederatedRun] = ()) -
     lost = [run for run in diverged if not run.trial]
     same_runs = [sorted(same, key=lambda run: run.seed) for same in gather([*runs, *lost], lambda run: run.identity)]
     kinds = ("tuned", "untuned") if any("tuned" in run.kinds for run in [*runs, *lost]) else ("",)
+    printed = _printed_names([same[0] for same in same_runs])
     labelled = []
     for same, terms in zip(same_runs, _terms([same[0] for same in same_runs]), strict=True):
         setting = ", ".join(text for key, text in terms.items() if SETTING.match(key))
@@ -122,7 +123,7 @@ def group(runs: Sequence[FederatedRun], diverged: Sequence[FederatedRun] = ()) -
         for kind in kinds:
             mine = tuple(run for run in same if not kind or kind in run.kinds)
             if mine:
-                labelled.append(_group(mine, lost, setting, [*rest, *([kind] if kind else [])], kind))
+                labelled.append(_group(mine, lost, printed[mine[0].strategy], setting, [*rest, *([kind] if kind else [])], kind))
     ordered = sorted(labelled, key=lambda one: (natural_order(one.setting), one.tuned, *line_order(one.line)))
     settings = list(dict.fromkeys(one.setting for one in ordered))
     tuned = {one.line: one.tuned for one in ordered}
@@ -131,12 +132,23 @@ def group(runs: Sequence[FederatedRun], diverged: Sequence[FederatedRun] = ()) -
     return [replace(one, slug=slugs[one.setting], place=(settings.index(one.setting), lines.index(one.line))) for one in ordered]
 
 
-def _group(mine: Sequence[FederatedRun], lost: Sequence[FederatedRun], setting: str, rest: Sequence[str], tuned: str) -> Group:
+def _printed_names(runs: Sequence[FederatedRun]) -> dict[str, str]:
+    """The printed name of each strategy, by option. A name that two options have says which option."""
+    found: dict[str, str] = {}
+    for run in runs:
+        found.setdefault(run.strategy, printed_name(run.config, "strategy", STRATEGY_NAMES))
+    number = Counter(found.values())
+    return {
+        option_name: name if number[name] == 1 or STRATEGY_NAMES.get(option_name) == name else f"{name} ({option_name})"
+        for option_name, name in found.items()
+    }
+
+
+def _group(mine: Sequence[FederatedRun], lost: Sequence[FederatedRun], name: str, setting: str, rest: Sequence[str], tuned: str) -> Group:
     """A group, by what tells the group from others beside the strategy. The runs of ``lost`` among ``mine`` have no results."""
     runs = tuple(run for run in mine if run not in lost)
     missing = {run.seed: run for run in mine if run in lost and run.seed not in {one.seed for one in runs}}
     option_name = mine[0].strategy
-    name = STRATEGY_NAMES.get(option_name, option_name)
     label = ", ".join(text for text in (name, setting, *rest) if text)
     names = name, ", ".join([option_name, *rest])
     return Group(runs, label, ", ".join([name, *rest]), setting, tuned, names, diverged=tuple(missing.values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedkd.errors import ConfigError, one_line, require
+from fedkd.errors import ConfigError, is_plain_name, one_line, require
 from simulations.overrides import nearest, options
 from simulations.reports.metrics import ALIASES, METRICS, Metric, chosen_metrics
 from simulations.reports.statistics import INTERVALS
@@ -114,8 +114,12 @@ class ReportOptions:
         rule = r"must hold formulas that Matplotlib draws, such as '$\alpha=0.1$'"
         for text in self.labels.values():
             require(not has_formula(text) or is_readable(text), "labels", rule, text)
-            plain = text.isprintable() and not text.startswith(("=", "+", "-", "@"))
-            require(plain, "labels", "must be texts of one line that do not begin with one of = + - @, a formula for spreadsheets", text)
+            require(
+                text == "" or is_plain_name(text),
+                "labels",
+                "must be texts of one line that do not begin with one of = + - @, a formula for spreadsheets",
+                text,
+            )
         object.__setattr__(self, "labels", {name: tidy(text) for name, text in self.labels.items()})
         for name in LISTS:
             value = getattr(self, name)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedkd.errors import RunFolderError
+from fedkd.errors import RunFolderError, is_plain_name
 from fedkd.files import SCHEMA_VERSION, verify
 from simulations.run_folder.csv_cells import unescaped
 from simulations.run_folder.divergence import read_divergence
@@ -188,6 +188,19 @@ def option(config: Mapping[str, Any], part: str) -> str | None:
     if not isinstance(config.get(part), Mapping):
         return None
     return (config.get("choices") or {}).get(part) or str(config[part].get("_target_", "")).rpartition(".")[2].lower() or None
+
+
+def printed_name(config: Mapping[str, Any], part: str, names: Mapping[str, str]) -> str:
+    """The name of a strategy or a distiller in a report: the ``_label_`` of its yaml file, the shipped name, or that of the option.
+
+    Args:
+        config: of a run.
+        part: ``strategy`` or ``distiller``.
+        names: shipped names by option.
+    """
+    label = (config.get("choices") or {}).get(f"{part}_label")
+    name = option(config, part) or part
+    return str(label) if is_plain_name(label) else names.get(name, name)
 
 
 def find_run_folders(folders: Iterable[Path]) -> list[Path]:

@@ -47,7 +47,7 @@ def test_the_tests_of_all_templates_pass_as_written(lab):
 
 
 def test_a_template_runs_in_ray_actors_and_keeps_its_name(lab, capsys):
-    """The modules reach the actors, the search path is recorded, and list and report call the run by its option."""
+    """The modules reach the actors, the search path is recorded, list calls the run by its option, and report by its label."""
     done = run(lab, "fedkd", "run", "strategy=my_strategy", "partition=my_partition", "searchpath=mylab", *TINY, "engine.workers=1")
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1].removeprefix("run: "))
@@ -58,7 +58,7 @@ def test_a_template_runs_in_ray_actors_and_keeps_its_name(lab, capsys):
     assert row["strategy"] == "my_strategy" and row["setting"] == "my_partition mixed=0.2"
     assert main([str(folder), "--no-figures", "--output", str(lab / "report")]) == 0
     results = (lab / "report" / "results.csv").read_text().splitlines()
-    assert results[1].startswith("my_strategy,my_strategy,") and "| my_strategy" in capsys.readouterr().out
+    assert results[1].startswith("MyStrategy,my_strategy,") and "| MyStrategy" in capsys.readouterr().out
 
 
 def test_describe_lists_the_options_of_the_user_s(lab, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.config.build import RUN_KEYS_WITHOUT_EFFECT
+from fedkd.config.build import RUN_KEYS_WITHOUT_EFFECT, config_hash
 from fedkd.errors import ConfigError
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
@@ -29,6 +29,22 @@ def test_an_option_of_the_user_s_is_composed_and_recorded(lab):
     assert config.choices.strategy == "fedmine" and list(config.searchpath) == [str(lab)]
     assert config.strategy._target_ == "strategies.fedavg.FedAvg", "fedkd's options can be defaults of the user's"
     assert "searchpath" in RUN_KEYS_WITHOUT_EFFECT
+
+
+def test_a_printed_name_is_recorded_and_is_no_part_of_the_strategy_or_a_hash(lab):
+    plain = compose(["strategy=fedmine", "searchpath=my lab"])
+    path = lab / "conf/strategy/fedmine.yaml"
+    path.write_text(f"{path.read_text()}_label_: FedMine (ours)\n")
+    named = compose(["strategy=fedmine", "searchpath=my lab"])
+    assert dict(named.choices) == dict(plain.choices) | {"strategy_label": "FedMine (ours)"} and named.strategy == plain.strategy
+    assert config_hash(named, {}) == config_hash(plain, {})
+    other = compose(["strategy=fedmine", "searchpath=my lab", "strategy._target_=strategies.fedavg.FedAvg"])
+    assert "strategy_label" not in other.choices, "another class is another strategy"
+    assert compose(["strategy=fedavg", "+strategy._label_=Mine"]).choices.strategy_label == "Mine"
+    assert compose_distillation(["+distiller._label_=Mine"]).choices.distiller_label == "Mine"
+    for text in ("'=1+1'", "''", "'a\tb'", "[a]", "3"):
+        with pytest.raises(ConfigError, match=r"^strategy\._label_ must be a text of one line"):
+            compose(["strategy=fedavg", f"+strategy._label_={text}"])
 
 
 def test_a_file_in_the_current_folder_names_the_folder(lab):

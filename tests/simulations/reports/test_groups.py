@@ -45,6 +45,15 @@ def test_a_strategy_of_the_user_is_called_by_its_yaml_file(tmp_path):
     assert labels(tmp_path) == ["FedAvg", "fedmax"]
 
 
+def test_a_strategy_is_called_by_the_label_of_its_yaml_file_and_a_label_of_two_says_which(tmp_path):
+    write_run(tmp_path / "a"), write_run(tmp_path / "b", "fedmax", choices={"strategy_label": "FedMAX (ours)"})
+    assert labels(tmp_path) == ["FedAvg", "FedMAX (ours)"]
+    assert all(group([read_run(tmp_path / "b")])[0].is_called(name) for name in ("fedmax", "FedMAX (ours)"))
+    write_run(tmp_path / "c", "fedmax2", choices={"strategy_label": "FedMAX (ours)"})
+    write_run(tmp_path / "d", "mine", choices={"strategy_label": "FedAvg"})
+    assert sorted(labels(tmp_path)) == ["FedAvg", "FedAvg (mine)", "FedMAX (ours) (fedmax)", "FedMAX (ours) (fedmax2)"]
+
+
 def test_options_name_parts_that_differ_and_a_key_that_stands_twice_is_shown_once(tmp_path):
     write_run(tmp_path / "a", "fedgen", optimizer={"local_steps": 20}, generator={"_target_": "g.Mlp", "width": 8})
     write_run(tmp_path / "b", "fedavg", local_steps=5, optimizer={"local_steps": 5})
