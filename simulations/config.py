@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedkd.config.schema import Composed, Distillation
 from fedkd.errors import ConfigError, is_plain_name, require
-from simulations.overrides import CONF, check_optional, explain, with_search_path
+from simulations.overrides import CONF, PATH_KEYS, check_optional, explain, with_search_path
 from simulations.user_modules import allowed_targets, remember
 
 LOCATIONS = ("root", "path", "cache", "trace")
@@ -88,6 +88,7 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
         if key.endswith("._target_") and (part := key.removesuffix("._target_")) in (*named, "data"):
             named[part] = value.strip("'\"").rpartition(".")[2].lower()
     with open_dict(config):
+        expand_home(config)
         config.choices = named | _labels(config, named, overrides)
         config.pop("reproduce", None)
         config.allow_targets = allowed_targets(config, config.get("allow_targets") or [], config.get("searchpath") or [])
@@ -151,6 +152,18 @@ def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:
         if "option" not in columns:
             raise ValueError(f"it has the columns {', '.join(columns) or 'none'}")
         return [row for row in rows if row["option"] == name]
+
+
+def expand_home(node: DictConfig) -> None:
+    """Write the home folder for ``~`` at the beginning of every path in ``node``: the values of :data:`PATH_KEYS`, at any depth."""
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig):
+            expand_home(value)
+        elif key in PATH_KEYS and isinstance(value, str):
+            node[key] = os.path.expanduser(value)
 
 
 def make_absolute(node: DictConfig) -> None:

@@ -60,13 +60,14 @@ def with_quoted_path(word: str) -> str:
 
     Hydra's grammar gives a meaning to brackets, ``=``, ``,``, quotes and spaces at the ends, and rejects most letters outside ASCII. The
     value of a key of :data:`PATH_KEYS` is put into quotes unless Hydra reads the same text, or a list, or several values to sweep.
+    A ``~`` at its beginning becomes the home folder.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override, QuotedString
     from hydra.errors import HydraException
 
     key, sign, text = word.partition("=")
-    if not sign or text == "" or key.lstrip("+").rpartition(".")[2] not in PATH_KEYS:
+    if not sign or text == "" or key.lstrip("+").rpartition(".")[2] not in (*PATH_KEYS, KEY) or (key == KEY and text.startswith("[")):
         return word
     try:
         read: Override | None = OverridesParser.create().parse_override(word)
@@ -74,7 +75,8 @@ def with_quoted_path(word: str) -> str:
         read = None
     if read is not None and (read.is_sweep_override() or isinstance(read._value, QuotedString) or not isinstance(read.value(), str)):
         return word
-    return word if read is not None and read.value() == text else f"{key}={quoted(text)}"
+    home = os.path.expanduser(text)
+    return word if read is not None and read.value() == home else f"{key}={quoted(home)}"
 
 
 def extend_sys_path(folders: Iterable[str | Path]) -> None:

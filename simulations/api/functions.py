@@ -138,7 +138,7 @@ def tune(
     with preserved_process_state():
         words = [*single([word for word in overrides if word not in names], keys), *names]
         check_main(words)
-        place = None if table is None else Path(table)
+        place = None if table is None else Path(table).expanduser()
         path = tuning.tune(words, key=key, grid=values, validation_fraction=validation_fraction, table=place, distiller=distiller)
     number = len(names[-1].split(",")) if names else 1
     found = pd.read_csv(path).tail(number * len(values)).reset_index(drop=True)

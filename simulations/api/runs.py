@@ -262,7 +262,7 @@ class Runs(Sequence[Run]):
         """
         from simulations.api.plots import draw
 
-        return draw(self._finished_groups(), kind, metric, x, None if path is None else Path(path), options)
+        return draw(self._finished_groups(), kind, metric, x, None if path is None else Path(path).expanduser(), options)
 
     # ------------------------------------------------------------------------------------------- groups
     def _kind(self) -> str:

@@ -7,6 +7,7 @@ import click
 
 from simulations.cli import completion
 from simulations.cli.exit_codes import FAILED, OK
+from simulations.cli.usage import FilePath
 
 HYDRA = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 """Words that click does not know are Hydra's."""
@@ -93,7 +94,7 @@ def sweep_command(jobs: int | None, quiet: bool, words: Sequence[str]) -> int:
 @click.option("--key", default="optimizer.lr", show_default=True, help="The key that is chosen; with --distiller the method's weight.")
 @click.option("--grid", callback=floats, metavar="A,B,...", help="Its values (0.01,0.03,0.1); with --distiller multiples (0.3,1,3).")
 @click.option("--validation", type=float, default=0.2, show_default=True, help="Fraction of the training examples that is held out.")
-@click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="The file of choices (OUTPUT/NAME/tuned.csv).")
+@click.option("--table", type=FilePath(), metavar="FILE", help="The file of choices (OUTPUT/NAME/tuned.csv).")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=completion.run_words)
 def tune_command(distiller: bool, key: str, grid: list[float] | None, validation: float, table: Path | None, words: Sequence[str]) -> int:
     """Choose a hyperparameter on held-out training data, from the same values for every strategy.
@@ -114,9 +115,9 @@ def tune_command(distiller: bool, key: str, grid: list[float] | None, validation
 
 
 @click.command(name="export")
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=completion.run_folders)
+@click.argument("run", metavar="RUN", type=FilePath(), shell_complete=completion.run_folders)
 @click.option("--client", type=click.IntRange(min=0), metavar="K", help="This client's own model instead of the global model.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the files go. Default: RUN/export.")
+@click.option("--output", type=FilePath(), metavar="FOLDER", help="Where the files go. Default: RUN/export.")
 def export_command(run: Path, client: int | None, output: Path | None) -> int:
     """Write the model of a run: the global model, a client's, or the student of a distillation.
 

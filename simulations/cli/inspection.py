@@ -9,6 +9,7 @@ import click
 from fedkd.errors import ConfigError
 from simulations.cli import completion, rendering
 from simulations.cli.exit_codes import OK, WRONG
+from simulations.cli.usage import FilePath
 from simulations.overrides import nearest
 from simulations.run_folder import listing
 
@@ -32,7 +33,7 @@ def list_command(words: Sequence[str], status: str | None, strategy: str | None,
     """
     if yes and not remove:
         raise click.UsageError("--yes needs --remove")
-    given = [Path(word) for word in words if "=" not in word]
+    given = [Path(word).expanduser() for word in words if "=" not in word]
     filters = [word for word in words if "=" in word]
     if remove and not (given or filters or status or strategy):
         raise click.UsageError("--remove needs a folder, a filter or --status; all runs would go")
@@ -88,7 +89,7 @@ def describe_command(group: str | None, option: str | None, words: Sequence[str]
 
 @click.command(name="new")
 @click.argument("kind", type=click.Choice(("strategy", "model", "partition", "data", "distiller")))
-@click.argument("path", metavar="FOLDER/NAME", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FOLDER/NAME", type=FilePath())
 def new_command(kind: str, path: Path) -> int:
     """Write a working template of your own: a module, its yaml, and a test that passes.
 

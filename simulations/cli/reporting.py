@@ -8,12 +8,12 @@ import click
 
 from simulations.cli import completion
 from simulations.cli.exit_codes import OK, one_line_errors
-from simulations.cli.usage import check_words, run_command
+from simulations.cli.usage import FilePath, check_words, run_command
 from simulations.reports.metrics import ALIASES, METRICS
 
 METRIC_NAMES = ", ".join([*ALIASES, *(name for name in METRICS if name not in ALIASES.values())])
 NAMES = "A,B,..."
-FOLDER = click.Path(path_type=Path)
+FOLDER = FilePath()
 
 
 @click.command(name="report", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -51,8 +51,9 @@ def report_command(words: Sequence[str], output: Path | None, labels: Sequence[s
     from simulations.reports.builder import report_folders
     from simulations.reports.options import options_from
 
-    folders = [Path(word) for word in words if "=" not in word or Path(word).exists()]
-    pairs = [word.partition("=") for word in words if Path(word) not in folders]
+    paths = {word: Path(word).expanduser() for word in words}
+    folders = [path for word, path in paths.items() if "=" not in word or path.exists()]
+    pairs = [word.partition("=") for word, path in paths.items() if path not in folders]
     if not folders:
         raise click.UsageError("FOLDER must be given: a run folder or a parent of run folders, such as outputs")
     given = {key.replace("-", "_"): parsed(value) for key, _, value in pairs}

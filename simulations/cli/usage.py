@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +11,17 @@ import click
 from fedkd.errors import ConfigError
 from simulations.cli.exit_codes import OK, WRONG
 from simulations.overrides import nearest
+
+
+class FilePath(click.Path):
+    """A path on the command line. A ``~`` at its beginning is the home folder, also where no shell replaces it, as after ``=``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path with the home folder."""
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 def run_command(main: Callable[..., Any], arguments: Sequence[str] | None, program: str, **extra: Any) -> int:

@@ -166,7 +166,7 @@ def read_preset(name: str) -> dict[str, Any]:
         ConfigError: there is no such file or option, or the file does not hold keys and values.
     """
     presets = options(PRESET)
-    path = presets.get(name, Path(name))
+    path = presets.get(name, Path(name).expanduser())
     if name not in presets and not path.is_file():
         raise ConfigError(f"{PRESET} must be a yaml file, or one of {', '.join(presets)}, got {name!r}{nearest(name, presets)}")
     try:

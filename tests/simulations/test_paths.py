@@ -1,12 +1,15 @@
 """Paths with any characters mean themselves, and words that Hydra cannot read say how to quote."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from fedkd.errors import ConfigError
-from simulations.config import compose, make_absolute
+from simulations.config import LOCATIONS, compose, make_absolute
 from simulations.distillation.runner import compose_distillation
 from simulations.experiments.grid import expand
-from simulations.overrides import with_quoted_path
+from simulations.overrides import PATH_KEYS, with_quoted_path
+from simulations.report import main
+from tests.simulations.reports.folders import write_run
 
 NAMES = [
     "with space", "ümläut-数据", "epoch=3-step=9", "a#b", "50%", "me@home", "a(b)", "a[b]", "a{b}", "a$b", "a'b", 'a"b', "-lead",
@@ -45,6 +48,47 @@ def test_a_word_that_cannot_be_read_says_how_to_quote(word, key):
 def test_several_values_say_how_to_quote():
     with pytest.raises(ConfigError, match=r"""output must be one value, got 'a,b'.*output='"a,b"' is one text"""):
         compose(["output=a,b"])
+
+
+WORDS = {
+    "config": ("output", "tuned_params", "data.cache", "data.root", "partition.path", "systems.trace", "public_data.data.root"),
+    "distill": ("output", "tuned_params", "teacher_run", "student_init", "+data.root", "+paths.partition.path"),
+}
+"""Keys that are paths, by the configuration that has them."""
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in WORDS.items() for key in keys])
+@pytest.mark.parametrize("value", ["~/x y", "'~/x y'"])
+def test_a_home_is_expanded_in_every_path(name, key, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = [f"{key}={value}"]
+    config = (
+        compose(["data=mnist", "partition=from_file", "public_data=other_dataset", *words])
+        if name == "config"
+        else compose_distillation(words)
+    )
+    assert OmegaConf.select(config, key.lstrip("+")) == "/home/me/x y"
+
+
+def test_every_key_of_a_path_is_tried():
+    assert {key.rpartition(".")[2] for keys in WORDS.values() for key in keys} == set(PATH_KEYS) >= set(LOCATIONS)
+
+
+def test_a_home_is_expanded_in_a_yaml_file_before_a_sweep_and_where_hydra_makes_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "lab" / "conf" / "data" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# Mine.\ndefaults: [mnist]\nroot: ~/data\n")
+    for words in expand(["searchpath=~/lab", "data=mine", "seed=0,1", "output=~/out"]):
+        config = compose(words)
+        assert (config.data.root, config.output) == (f"{tmp_path}/data", f"{tmp_path}/out")
+    assert with_quoted_path("output=~/out") == f"output='{tmp_path}/out'", "the folder of a sweep is Hydra's own"
+
+
+def test_a_home_is_expanded_in_options_of_commands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "runs" / "a")
+    assert main(["~/runs", "--no-figures", "--output=~/report"]) == 0 and (tmp_path / "report" / "results.csv").is_file()
 
 
 def test_a_home_is_expanded_and_an_unknown_one_kept(monkeypatch):
