@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from fedkd.checkpoint import read_checkpoint, read_header
 from fedkd.config.validation import leaves
 from fedkd.distillation.methods.base import StudentModule
-from fedkd.errors import ConfigError, RunFolderError, require
+from fedkd.errors import ConfigError, RunFolderError, one_line, require
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, EnsembleModel
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, State, Task, Tensors
+from simulations.run_folder.stored_config import load_stored
 from simulations.setup.simulation import Simulation, build_simulation
 from simulations.user_modules import allowed_targets
 
@@ -66,6 +69,7 @@ def read_finished_config(folder: Path, server_round: int | None = None, user: Di
 
     Raises:
         ConfigError: ``folder`` is not a run folder, or its last checkpoint is of another round.
+        RunFolderError: its configuration cannot be read.
     """
     require((folder / "config.yaml").is_file(), "teacher_run", "must be a run folder (it holds config.yaml)", str(folder))
     header = read_header(folder)
@@ -76,8 +80,10 @@ def read_finished_config(folder: Path, server_round: int | None = None, user: Di
     else:
         finished = header is not None and bool(header["finished"])
         require(finished, "teacher_run", f"must be finished; run the same command again to resume it ({done})", str(folder))
-    config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    assert isinstance(config, DictConfig), "config.yaml holds keys"
+    try:
+        config = OmegaConf.create(load_stored(folder / "config.yaml"))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise RunFolderError(f"teacher_run must be a run folder with a configuration of this version: {one_line(error)}") from error
     searchpath, named = ([], []) if user is None else (user.searchpath, user.allow_targets)
     config.searchpath, config.allow_targets = searchpath, allowed_targets(config, named, searchpath)
     return config

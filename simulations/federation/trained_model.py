@@ -20,6 +20,7 @@ from simulations.distillation.setup import make_setup
 from simulations.distillation.teachers import as_module, is_federated
 from simulations.overrides import extend_sys_path, search_path
 from simulations.run_folder.data_record import read_task
+from simulations.run_folder.stored_config import load_stored
 from simulations.setup.simulation import Simulation, build_simulation, dtype_of, simulation_without_data
 from simulations.user_modules import allowed_targets, remembered
 
@@ -78,8 +79,7 @@ def read_config(folder: Path, checkpoint: str = "checkpoint") -> DictConfig:
         remedy = "run it with the callback BestCheckpoint" if checkpoint != "checkpoint" else "run it for one round at least"
         raise RunFolderError(f"{folder} must hold {checkpoint}.safetensors, and does not; {remedy}")
     try:
-        config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
-        assert isinstance(config, DictConfig), "config.yaml holds keys"
+        config = OmegaConf.create(load_stored(folder / "config.yaml"))
         config.device = "cpu"
         folders = search_path([])  # a folder that is someone else's names no code
         extend_sys_path([Path.cwd(), *folders])

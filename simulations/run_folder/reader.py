@@ -22,6 +22,7 @@ from fedkd.files import SCHEMA_VERSION, verify
 from simulations.run_folder.csv_cells import unescaped
 from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
+from simulations.run_folder.stored_config import with_neutral_defaults
 
 Values = dict[str, Hashable]
 """A flat configuration: ``{"partition.alpha": 0.1}``."""
@@ -39,12 +40,16 @@ Loader.yaml_implicit_resolvers = {
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
-def configuration(path: Path) -> dict[str, Any]:
-    """The configuration in a YAML file, with interpolations resolved."""
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, with interpolations resolved."""
     text = path.read_text(encoding="utf-8-sig")  # an editor may have put a byte order mark first
-    if "${" in text:
-        return dict(OmegaConf.to_container(OmegaConf.create(text), resolve=True))  # type: ignore[arg-type]
-    return yaml.load(text, Loader)
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=True) if "${" in text else yaml.load(text, Loader)
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The configuration of a run folder, with the neutral keys that came later."""
+    values = read_yaml(path)
+    return with_neutral_defaults(values) if isinstance(values, dict) else values
 
 
 MEASURED = re.compile(

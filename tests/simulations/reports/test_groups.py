@@ -13,7 +13,7 @@ from simulations.report import main
 from simulations.reports.builder import collect
 from simulations.reports.groups import file_slugs, group
 from simulations.run_folder.metric_names import DISTILLER_NAMES, STRATEGY_NAMES
-from simulations.run_folder.reader import configuration, find_run_folders, read_run
+from simulations.run_folder.reader import find_run_folders, read_run, read_yaml
 from tests.processes import ROOT
 from tests.simulations.reports.folders import half_width, write_run, write_whole_run
 
@@ -251,7 +251,7 @@ def test_configurations_are_read_as_omegaconf_reads_them(path, tmp_path):
         return
     OmegaConf.save(config, tmp_path / "config.yaml")
     if "${" not in (tmp_path / "config.yaml").read_text():
-        assert configuration(tmp_path / "config.yaml") == OmegaConf.to_container(config)
+        assert read_yaml(tmp_path / "config.yaml") == OmegaConf.to_container(config)
 
 
 def test_numbers_in_configurations(tmp_path):
@@ -259,4 +259,4 @@ def test_numbers_in_configurations(tmp_path):
     given = {"a": 1e-05, "b": 1e16, "c": "2020-01-01", "d": listed, "e": float("inf"), "f": "1e-5", "g": "${a}", "h": -3e-7}
     for keys in ("abcdefgh", "abcdefh"):
         OmegaConf.save(OmegaConf.create({key: given[key] for key in keys}), tmp_path / "c.yaml")
-        assert configuration(tmp_path / "c.yaml") == OmegaConf.to_container(OmegaConf.load(tmp_path / "c.yaml"), resolve=True)
+        assert read_yaml(tmp_path / "c.yaml") == OmegaConf.to_container(OmegaConf.load(tmp_path / "c.yaml"), resolve=True)
