@@ -1,6 +1,7 @@
 """All exceptions of fedkd, :func:`require`, which checks one value, and :func:`nearest`, which suggests a valid name."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -88,9 +89,15 @@ def require(holds: bool, name: str, rule: str, value: object) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The remedy for an unknown name: ``; did you mean 'fedgen'?``, or an empty string where no known name resembles it.
 
+    A name that differs in upper and lower case alone is the only one. Otherwise names with ``name`` as one of their words come first, such
+    as ``resnet18_imagenet`` for ``resnet18``, then the one with the nearest spelling; at most three.
+
     Args:
         name: the name that the user set.
         known: the valid names.
     """
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    known = list(known)
+    same = [one for one in known if one.casefold() == name.casefold()][:1]
+    parts = [one for one in known if name.casefold() in re.split(r"[._]", one.casefold())]
+    found = same or list(dict.fromkeys([*parts[:2], *difflib.get_close_matches(name, known, n=1, cutoff=0.6)]))
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

@@ -15,10 +15,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedkd.config.schema import Composed, Distillation
-from fedkd.errors import ConfigError, is_plain_name, require
+from fedkd.errors import ConfigError, is_plain_name, one_line, require
 from simulations.overrides import CONF, PATH_KEYS, check_optional, explain, with_search_path
 from simulations.user_modules import allowed_targets, remember
 
+TUNED_COLUMNS = ("option", "key", "value", "selected")
+"""Columns that a file of tuned values must have."""
 LOCATIONS = ("root", "path", "cache", "trace")
 """Keys of a part that tell where files are."""
 
@@ -132,8 +134,9 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
         rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned_params), name)]
         taken = {row["key"]: row for row in rows if row["selected"] == "1"}
         chosen = {key: float(row["value"]) for key, row in taken.items()}
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"tuned_params must be a file that fedkd tune has written, got {config.tuned_params!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        rule = f"must be a file that fedkd tune has written, with the columns {', '.join(TUNED_COLUMNS)}"
+        raise ConfigError(f"tuned_params {rule}, got {config.tuned_params!r}: {one_line(error)}") from None
     command = {"strategy": "fedkd tune", "distiller": "fedkd tune --distiller"}[part]
     rule = f"must hold a choice for {part} {name} ({command} {part}={name})"
     require(bool(chosen), "tuned_params", rule, config.tuned_params)
@@ -149,7 +152,7 @@ def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:
     with open(table, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         rows = csv.DictReader(file, skipinitialspace=True)
         columns = rows.fieldnames or ()
-        if "option" not in columns:
+        if not set(TUNED_COLUMNS) <= set(columns):
             raise ValueError(f"it has the columns {', '.join(columns) or 'none'}")
         return [row for row in rows if row["option"] == name]
 

@@ -4,6 +4,7 @@
 Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the modules beside ``conf`` can be imported.
 """
 
+import difflib
 import os
 import re
 import sys
@@ -162,15 +163,36 @@ def _value(error: Exception, key: str) -> str:
 
 
 def _nearest_key(key: str, node: Any) -> str:
-    """Keys of the same last part anywhere in the configuration, or else the nearest one beside ``key``."""
-    root = node._get_root()
-    leaves = list(_keys(root))
-    same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
-    if same and "." not in key:
+    """Keys of the same last part anywhere in the configuration or in other options of the group, or else the nearest one."""
+    leaves = list(_keys(node._get_root()))
+    group, _, last = key.rpartition(".")
+    same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last]
+    if same and not group:
         return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
-    prefix = key.rpartition(".")[0]
-    beside = [f"{prefix}.{name}" if prefix else str(name) for name in node]
-    return nearest(key, beside) or nearest(key, leaves) or (f"; its keys are {', '.join(beside)}" if len(beside) <= 12 else "")
+    names = [str(name) for name in node if not str(name).startswith("_") or last.startswith("_")]  # _target_ resembles no parameter
+    elsewhere = _parameters_of_options(group)
+    if last in elsewhere:
+        return f"; it is a key of {group}={', '.join(elsewhere[last])}"
+    dotted = f"{group}." if group else ""
+    if hint := nearest(last, names):  # the last parts are compared: equal first parts resemble each other always
+        return hint.replace(" '", f" '{dotted}")
+    if found := difflib.get_close_matches(last, elsewhere, n=1):
+        return f"; did you mean {dotted + found[0]!r}, a key of {group}={', '.join(elsewhere[found[0]])}?"
+    if not group:
+        return nearest(key, leaves)
+    return f"; {group} has {'the keys ' + ', '.join(names) if names else 'no keys'} here" if len(names) <= 12 else ""
+
+
+def _parameters_of_options(group: str) -> dict[str, list[str]]:
+    """The parameters of a group's options, each with the options that have it; empty where ``group`` is no group."""
+    import yaml
+
+    found: dict[str, list[str]] = {}
+    for option, path in options(group).items() if group and (CONF / group).is_dir() else ():
+        for name in yaml.safe_load(path.read_text(encoding="utf-8")) or {}:
+            if not name.startswith("_") and name != "defaults":
+                found.setdefault(name, []).append(option)
+    return found
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

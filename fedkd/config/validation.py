@@ -264,4 +264,14 @@ def check_type(annotation: Any, value: Any, key: str) -> None:
         adapter.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{key} must be {rule}, got {value!r}") from None
+        remedy = "; without quotes it is a number" if "number" in rule and isinstance(value, str) and is_number(value) else ""
+        raise ConfigError(f"{key} must be {rule}, got {value!r}{remedy}") from None
+
+
+def is_number(text: str) -> bool:
+    """Whether a text reads as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -37,6 +37,7 @@ from simulations.distillation.teachers import (
     read_finished_config,
     tensors_digest,
 )
+from simulations.setup.clients import read_data
 from simulations.setup.compatibility import check_generator
 from simulations.setup.simulation import build_simulation, dtype_of
 
@@ -137,7 +138,7 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None, data: 
     require(allowed, "student_init", rule, f"alone with image_source {config.choices.get('image_source')}")
     if teacher_run is not None:
         data = teacher_run.data
-    data = call_part("data", build(config, "data")) if data is None else data
+    data = read_data(config) if data is None else data
     task, train, test = select_images(config, *data)
     task = task.with_absent_classes(train.y)
     teacher, teacher_training, teacher_setup, teacher_tensors = prepare_teacher(config, distiller, image_source, teacher_run, data)

@@ -13,7 +13,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from fedkd.config.build import build, call_part
 from fedkd.errors import ConfigError, require
 from simulations.config import compose, make_absolute
 from simulations.experiments.plan import PlannedRun, States, each_seed, refresh, unfinished
@@ -21,6 +20,7 @@ from simulations.experiments.sweep import ready, sweep
 from simulations.overrides import explain, with_quoted_path
 from simulations.process import cores
 from simulations.progress import ProgressTable, configure_logging
+from simulations.setup.clients import read_data
 
 LOGS = "logs"
 """Folder beside the run folders' parents, with a file for what each run has printed."""
@@ -135,7 +135,7 @@ def read_data_once(configs: Sequence[DictConfig]) -> None:
         require(there, "partition.path", "must be an npz file with train_00, test_00, ...", path)
         if config.data not in known:
             known.append(config.data)
-            call_part("data", build(config, "data"))
+            read_data(config)
 
 
 def with_engine_for(config: DictConfig, jobs: int) -> DictConfig:

@@ -21,6 +21,7 @@ from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, Task
 from simulations.config import compose
 from simulations.reports.figures.heterogeneity import SHOWN, Panel, Strip, page
+from simulations.setup.clients import read_data
 
 SPLITS = {
     "iid": ["partition=iid"],
@@ -74,7 +75,7 @@ def scene(overrides: Sequence[str]) -> Scene:
     overrides = ["clients_per_round=1", *overrides]  # nobody trains: any number of clients will do
     config = compose(overrides)
     check_run(config)
-    return Scene(overrides, config, *call_part("data", build(config, "data")))
+    return Scene(overrides, config, *read_data(config))
 
 
 def panel(of: Scene, title: str, setting: Sequence[str]) -> Panel:

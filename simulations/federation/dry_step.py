@@ -1,7 +1,7 @@
 """One step of every architecture of a run on two examples, before the first round. What cannot train is refused in one line."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -72,7 +72,7 @@ def check_output(client: Client) -> None:
 
 
 def check_step(simulation: Simulation, client: Client) -> None:
-    """Train a client for one step. A warning says that the head, which evaluations read, is not trained.
+    """Train a client for one step. A warning says that the head, which evaluations read, or that nothing is changed by it.
 
     Raises:
         ConfigError: the network has no parameter that is trained.
@@ -81,11 +81,20 @@ def check_step(simulation: Simulation, client: Client) -> None:
         raise ConfigError(f"model must have a parameter that is trained, got {client.architecture}, whose parameters are all frozen")
     strategy, broadcast = initial_broadcast(simulation)
     update, kept = strategy.train(client, broadcast, None, 1)
-    head = {name: value for name, value in client.initial.items() if name.startswith("head.")}
-    trained = [(part[name], value) for part in (*update.state.values(), *kept.values()) for name, value in head.items() if name in part]
-    if client.lr > 0 and head and all(after.shape != value.shape or torch.equal(after, value) for after, value in trained):
-        name = type(simulation.flower_strategy).__name__
-        print(f"warning: clients of {name} do not train the head of {client.architecture}, by which they are scored", file=sys.stderr)
+    parts, learned = (*update.state.values(), *kept.values()), trained_names(client.model)
+
+    def all_equal(names: Iterable[str], tolerance: float = 0.0) -> bool:
+        """No tensor of these names that the client sends or keeps has another value than before."""
+        pairs = [(part[name], client.initial[name]) for part in parts for name in names if name in part]
+        return all(after.shape != before.shape or torch.allclose(after, before, rtol=0, atol=tolerance) for after, before in pairs)
+
+    head = [name for name in client.initial if name.startswith("head.")]
+    if client.lr > 0 and head and all_equal(head):
+        name, of = type(simulation.flower_strategy).__name__, f"of {client.architecture}"
+        found = f"do not train the head {of}, by which they are scored"
+        if any(key in part for part in parts for key in learned) and all_equal(learned, 1e-12):
+            found = f"change no parameter {of} in a step with the learning rate {client.lr:g}; a larger optimizer.lr may be needed"
+        print(f"warning: clients of {name} {found}", file=sys.stderr)
 
 
 @contextmanager

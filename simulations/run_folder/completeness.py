@@ -23,7 +23,8 @@ def complete_rows(path: Path, last: int) -> Rows:
         header, *rows = csv.reader(complete_lines(path), strict=True)
         kept = [row for row in rows if int(row[0]) <= last]
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise damaged(path, last, f"{type(error).__name__}: {error}") from error
+        found = error.strerror.lower() if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        raise damaged(path, last, found) from error
     if header[0] not in ("round", "epoch"):
         raise damaged(path, last, f"no columns but {', '.join(header[:3])}")
     if wrong := next((row for row in kept if len(row) != len(header)), None):

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from fedkd.config.build import build, call_part
+from fedkd.data.cache import content_digest
 from fedkd.errors import require
 from fedkd.models.base import Classifier
 from fedkd.models.construction import make_classifier
@@ -39,6 +40,45 @@ class ClientData:
     global_test: Examples
     public_data: Examples | None
     validation: Examples | None
+
+
+def read_data(config: DictConfig) -> tuple[Task, Examples, Examples]:
+    """The task, the training set and the test set that ``config.data`` names. What a data source of a user returns is checked here.
+
+    Raises:
+        ConfigError: the data cannot be read, or are no examples of the task's shape with one class each.
+    """
+    data = call_part("data", build(config, "data"))
+    kinds = [type(one) for one in data] if isinstance(data, tuple) else [type(data)]
+    rule = "must return a Task, the training Examples and the test Examples"
+    require(kinds == [Task, Examples, Examples], "data._target_", rule, ", ".join(kind.__name__ for kind in kinds))
+    task, train, test = data
+    return task, checked(task, train, "training"), checked(task, test, "test")
+
+
+def checked(task: Task, examples: Examples, part: str) -> Examples:
+    """Examples that fit the task, with a digest of their content where they have none.
+
+    Args:
+        task: the classification task.
+        examples: what the data source returned.
+        part: ``training`` or ``test``, for messages.
+
+    Raises:
+        ConfigError: labels are no vector of classes, examples have another shape than the task's, or a value is not finite.
+    """
+    x, y, classes = examples.x, examples.y, task.num_classes
+    rule = f"must return one class for each {part} example, as a vector of whole numbers (a class number is the only kind of target)"
+    require(y.ndim == 1 and not y.is_floating_point() and y.dtype != torch.bool, "data._target_", rule, f"{y.dtype} {list(y.shape)}")
+    outside = y[(y < 0) | (y >= classes)]
+    rule = f"must return labels of {part} examples in 0..{classes - 1}, as Task.num_classes is {classes}"
+    require(len(outside) == 0, "data._target_", rule, f"{len(outside)} of {len(y)} outside, such as {outside[:1].tolist()}")
+    rule = f"must return {part} examples of Task.shape {list(task.shape)}, one for each of {len(y)} labels"
+    rows = len(x) if examples.rows is None else len(examples.rows)
+    require(len(y) == 0 or (rows >= len(y) and x.shape[1:] == task.shape), "data._target_", rule, list(x.shape))
+    finite = not x.is_floating_point() or bool(x.isfinite().all())
+    require(finite, "data._target_", f"must return {part} examples whose values are finite", "nan or inf in x")
+    return examples if examples.digest else replace(examples, digest=content_digest({"x": x.numpy(), "y": y.numpy()}))
 
 
 def make_client_data(config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed) -> ClientData:

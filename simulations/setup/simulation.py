@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from fedkd.config.build import build, call_part, config_hash
+from fedkd.config.build import build, config_hash
 from fedkd.config.validation import check_run
 from fedkd.errors import require
 from fedkd.federation.client import Client
@@ -35,7 +35,7 @@ from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
 from simulations.overrides import extend_sys_path
-from simulations.setup.clients import ClientData, Network, make_client_data, make_networks
+from simulations.setup.clients import ClientData, Network, make_client_data, make_networks, read_data
 from simulations.setup.compatibility import check_compatibility, make_run_devices
 from simulations.setup.expected_updates import expected_model, expected_update
 
@@ -269,7 +269,7 @@ def build_simulation(text: str) -> Simulation:
     device = config.device
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be available on this machine (it has no GPU)", device)
     torch.set_num_threads(1)  # the number of threads changes rounding
-    task, train, test = call_part("data", build(config, "data"))
+    task, train, test = read_data(config)
     seed = Seed(config.seed)
     strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
     is_strategy = isinstance(strategy, FlowerStrategy)

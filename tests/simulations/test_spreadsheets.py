@@ -23,9 +23,11 @@ def test_tuned_values_are_read(tmp_path):
     assert config.optimizer.lr == 0.5
 
 
-def test_other_separators_are_named(tmp_path):
-    config = compose(["strategy=fedavg", f"tuned_params={windows(tmp_path / 'tuned.csv', TUNED.replace(',', ';'))}"])
-    with pytest.raises(ValueError, match="tuned_params must be a file that fedkd tune has written, got .*: it has the columns option;key"):
+@pytest.mark.parametrize(("old", "new", "header"), [(",", ";", "option;key"), ("option", "strategy", "strategy, key")])
+def test_other_separators_and_columns_are_named(tmp_path, old, new, header):
+    config = compose(["strategy=fedavg", f"tuned_params={windows(tmp_path / 'tuned.csv', TUNED.replace(old, new))}"])
+    rule = "tuned_params must be a file that fedkd tune has written, with the columns option, key, value, selected, got"
+    with pytest.raises(ValueError, match=f"{rule} .*: it has the columns {header}"):
         apply_tuned_params(config, "strategy")
 
 

@@ -19,6 +19,7 @@ CASES = {
     "null for a whole number": (["rounds=null"], ["rounds"]),
     "no value": (["rounds"], ["rounds"]),
     "word in a part": (["partition.alpha=abc"], ["partition.alpha", "abc", "number"]),
+    "number in quotes": (["optimizer.lr='1e-3'"], ["optimizer.lr must be a valid number, got '1e-3'; without quotes it is a number"]),
     "word in a strategy": (["strategy=fedprox", "strategy.mu=abc"], ["strategy.mu", "abc", "number"]),
     "word in a generator": (["strategy.generator.hidden=abc"], ["strategy.generator.hidden", "abc"]),
     "alpha 0": (["partition.alpha=0"], ["partition.alpha", "> 0", "got 0"]),

@@ -114,6 +114,29 @@ def test_a_class_that_replaces_an_option_s_gives_the_name():
 
 def test_nearest_names():
     assert nearest("fedgn", ["fedavg", "fedgen"]) == "; did you mean 'fedgen'?" and nearest("xyz", ["fedavg"]) == ""
+    assert nearest("MNIST", ["emnist", "mnist"]) == "; did you mean 'mnist'?"
+    assert nearest("resnet18", ["resnet8", "resnet18_imagenet"]) == "; did you mean 'resnet18_imagenet' or 'resnet8'?"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["strategy=fedavg", "strategy.mu=1"], "it is a key of strategy=fedprox, moon"),
+        (["engine=local", "engine.worker=2"], "did you mean 'engine.workers', a key of engine=ray?"),
+        (
+            ["partition=iid", "partition.alfa=1"],
+            "did you mean 'partition.alpha', a key of partition=dirichlet, fedgen, quantity_skew, subsample?",
+        ),
+        (["optimizer.learning_rate=1"], "optimizer has the keys lr, momentum, weight_decay here"),
+        (["partition=iid", "partition.xyz=1"], "partition has no keys here"),
+        (["strategy.generator.hiden=1"], "did you mean 'strategy.generator.hidden'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_key_that_the_chosen_option_lacks_is_explained(words, hint):
+    with pytest.raises(ConfigError) as caught:
+        compose(words)
+    assert str(caught.value).endswith(f"; {hint}")
 
 
 def test_errors_of_hydra_that_have_no_pattern_stay_one_line():

@@ -78,6 +78,12 @@ def test_a_head_that_is_not_trained_is_said(overrides, capsys):
     assert "do not train the head of" in capsys.readouterr().err
 
 
+def test_a_learning_rate_that_changes_nothing_is_said(capsys):
+    simulation, _ = small_simulation("strategy=fedavg", "optimizer.lr=1e-30")
+    check_training(simulation)
+    assert "change no parameter of fedgen_cnn in a step with the learning rate 1e-30" in capsys.readouterr().err
+
+
 def test_every_architecture_is_tried(monkeypatch):
     simulation, _ = small_simulation("strategy=fedgen_head", "model=heterogeneous")
     tried, kind = [], type(simulation.strategy)
