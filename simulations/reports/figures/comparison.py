@@ -1,7 +1,7 @@
 """Figures that compare strategies: by seed, by setting, cost to a target, clients, classes, and seconds by phase."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +12,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
-from simulations.reports.figures.style import (
-    NEUTRAL,
-    FigureStyle,
+from simulations.reports.figures.legend import (
     below,
-    canvas,
-    grid,
     legend,
     legend_height,
     legend_shape,
     legend_texts,
-    limits,
     name_horizontal_axis,
     row_labels,
+    spread_text,
+    wrapped,
 )
+from simulations.reports.figures.style import NEUTRAL, FigureStyle, canvas, grid, limits
 from simulations.reports.statistics import interval
 
 SHADES, HATCHES = ("0.45", "0.75", "0.95"), ("", "////", "....")
@@ -79,7 +77,10 @@ def by_seed(lines: Mapping[str, pd.DataFrame], axis_labels: Mapping[str, str], p
     metrics = [metric for metric in axis_labels if any(table[metric].notna().any() for table in lines.values())]
     require(bool(metrics), "lines", "must hold a result", list(lines))
     style = style.with_labels(lines)
-    with canvas((0.5 + 0.26 * len(lines)) * style.text, path_stem, style) as figure:
+    seeds = {label: len(table) for label, table in lines.items()}
+    title = wrapped(spread_text(seeds.values(), replace(style, band="fill")), style)
+    height = 0.6 + 0.26 * len(lines) + 0.14 * (1 + title.count("\n"))
+    with canvas(height * style.text, path_stem, style) as figure:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             values = pd.DataFrame({label: 100 * table[metric] for label, table in lines.items()})
@@ -90,7 +91,8 @@ def by_seed(lines: Mapping[str, pd.DataFrame], axis_labels: Mapping[str, str], p
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.margins(x=0.08)
             grid(axes, "x")
-        row_labels(panels[0], legend_texts({label: len(table) for label, table in lines.items()}), style)
+        row_labels(panels[0], legend_texts(seeds), style)
+        below(figure, [], style, 1, title)
     return figure
 
 

@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
 from simulations.reports.curves import X_AXES
-from simulations.reports.figures.style import PAGE, FigureStyle, band, canvas, curve_lines, legend, legend_height, limits
+from simulations.reports.figures.legend import legend, legend_height
+from simulations.reports.figures.style import PAGE, FigureStyle, band, canvas, curve_lines, limits
 from simulations.reports.metrics import CURVES
 
 Lines = Mapping[str, Mapping[str, pd.DataFrame]]

@@ -12,23 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from simulations.reports.distillation_groups import DistillationRun
-from simulations.reports.figures.style import (
-    DASHES,
-    HANDLE,
-    MARKERS,
-    NEUTRAL,
-    PAGE,
-    WIDTH,
-    FigureStyle,
-    band,
-    below,
-    canvas,
-    grid,
-    legend,
-    legend_height,
-    limits,
-    wrapped,
-)
+from simulations.reports.figures.legend import HANDLE, below, legend, legend_height, wrapped
+from simulations.reports.figures.style import DASHES, MARKERS, NEUTRAL, PAGE, WIDTH, FigureStyle, band, canvas, grid, limits
 from simulations.reports.statistics import interval
 from simulations.reports.tables.distillation import rank_correlation
 

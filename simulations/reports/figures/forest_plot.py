@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulations.reports.figures.style import FigureStyle, canvas, grid, seeds_text, wrapped
+from simulations.reports.figures.legend import seeds_text, wrapped
+from simulations.reports.figures.style import FigureStyle, canvas, grid
 from simulations.run_folder.metric_names import TABLE_METRICS
 
 COLOR = "black"

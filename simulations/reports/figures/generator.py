@@ -18,21 +18,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedkd.errors import RunFolderError, one_line
 from simulations.reports.figures.drawing import MAX_LINES, Drawing, parts
-from simulations.reports.figures.style import (
-    COLORS,
-    DASHES,
-    NEUTRAL,
-    FigureStyle,
-    band,
-    below,
-    canvas,
-    grid,
-    legend,
-    legend_height,
-    limits,
-    spread_text,
-    wrapped,
-)
+from simulations.reports.figures.legend import below, legend, legend_height, spread_text, wrapped
+from simulations.reports.figures.style import COLORS, DASHES, NEUTRAL, FigureStyle, band, canvas, grid, limits
 from simulations.reports.groups import Group, file_slugs
 from simulations.reports.statistics import interval
 from simulations.run_folder.reader import FederatedRun

@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedkd.errors import require
 from fedkd.metrics.label_skew import describe_skew
-from simulations.reports.figures.style import NEUTRAL, FigureStyle, canvas, line_length
+from simulations.reports.figures.legend import line_length
+from simulations.reports.figures.style import NEUTRAL, FigureStyle, canvas
 
 
 def label_distribution(counts: np.ndarray, path_stem: Path | str | None, style: FigureStyle | None = None) -> Figure:  # [K, C]

@@ -15,7 +15,8 @@ from simulations.reports.curves import EMPTY, X_AXES, axes_of, curve
 from simulations.reports.figures import comparison, convergence
 from simulations.reports.figures.drawing import MAX_LINES, MAX_ROWS, Drawing, parts
 from simulations.reports.figures.label_distribution import label_distribution
-from simulations.reports.figures.style import FigureStyle, assign_slots, seeds_text
+from simulations.reports.figures.legend import seeds_text
+from simulations.reports.figures.style import FigureStyle, assign_slots
 from simulations.reports.groups import Group, divergence, gather
 from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth

@@ -14,7 +14,8 @@ from simulations.reports.figures import comparison
 from simulations.reports.figures.convergence import convergence
 from simulations.reports.figures.drawing import parts
 from simulations.reports.figures.label_distribution import label_distribution
-from simulations.reports.figures.style import COLORS, SLOTS, FigureStyle, assign_slots, canvas, legend, legend_height, limits, spread_text
+from simulations.reports.figures.legend import legend, legend_height, row_label, spread_text, wrapped
+from simulations.reports.figures.style import COLORS, SLOTS, FigureStyle, assign_slots, canvas, limits
 from simulations.reports.options import options_from
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import find_run_folders
@@ -217,3 +218,23 @@ def test_long_labels_of_a_legend_stand_in_several_lines_beside_their_lines():
     assert 0 <= box.x0 and box.x1 <= figure.bbox.width
     assert [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()] == [label, "short"]
     assert legend_height({label: 3, "short": 3}, style) > legend_height({"short": 3, "other": 3}, style)
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("FedAvg", ["FedAvg"]),
+        ("FedDistill+ (n = 3)", ["FedDistill+ (n = 3)"]),
+        ("FedGen (ours, long), 1 of 3 diverged (n = 2)", ["FedGen (ours, long),", "1 of 3 diverged (n = 2)"]),
+        ("one two three four five six seven (n = 2 to 3)", ["one two three four five six", "seven (n = 2 to 3)"]),
+    ],
+)
+def test_a_label_of_a_row_is_broken_between_words_and_never_within_a_number_of_seeds(label, lines):
+    assert row_label(label).splitlines() == lines
+    assert "(n = 2 to 3)" in wrapped(f"{'x' * 40} (n = 2 to 3)", FigureStyle())
+
+
+def test_the_figure_of_seeds_says_what_its_bars_are():
+    table = pd.DataFrame({"a": [0.5, 0.6, 0.7]})
+    figure = comparison.by_seed({"FedAvg": table, "FedGen": table}, {"a": "global test"}, None, FigureStyle(band="none"))
+    assert figure.legends[0].get_title().get_text() == "Mean and 95 % interval (Student's t), n = 3 seeds"
