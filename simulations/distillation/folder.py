@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedkd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fedkd.checkpoint import LAST, Checkpoint, read_checkpoint, write_checkpoint
 from fedkd.distillation.student_training import Progress
 from fedkd.files import write_atomically
 from fedkd.types import Tensors
-from simulations.run_folder.completeness import check_distillation_rows
+from simulations.run_folder.completeness import check_distillation_rows, write_row_counts
 from simulations.run_folder.csv_rows import append, cut, header_of, table, widen
 from simulations.run_folder.folder import LockedFolder
 from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
@@ -80,6 +80,8 @@ class DistillationFolder(LockedFolder):
     def write_checkpoint(self, progress: Progress, name: str = "checkpoint") -> None:
         """Write the state of the training atomically, as ``<name>.safetensors`` and ``<name>.json``."""
         state = {"learner": progress.tensors, "optimizer": progress.optimizer, "source": progress.source_state}
+        if name == LAST:
+            write_row_counts(self.path, progress.epoch)
         write_checkpoint(self.path, Checkpoint(progress.epoch, self.key, state, {}), self.config.epochs, name)
 
 

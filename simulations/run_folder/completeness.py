@@ -1,13 +1,21 @@
 """Proof that the CSV files of a run folder hold every row up to a checkpoint, before the run goes on from it."""
 
 import csv
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 
 from fedkd.errors import RunFolderError
-from simulations.run_folder.csv_rows import complete_lines
+from fedkd.files import write_atomically
+from simulations.run_folder.csv_rows import complete_lines, count
+
+COUNTED = ("generator.csv", "latents.csv", "distilled.csv", "flow.csv")
+"""Files that grow and have any number of rows in a round, so that checkpoints count them."""
+
+LATER = ("distilled.csv",)
+"""Files whose row of a round is written after the checkpoint of this round."""
 
 Rows = list[dict[str, str]]
 """Rows of a CSV file by column."""
@@ -109,6 +117,45 @@ def check_distillation_rows(folder: Path, done: int) -> None:
     """
     path = folder / "metrics.csv"
     check_numbers(path, complete_rows(path, done), range(done + 1))
+
+
+def write_row_counts(folder: Path, done: int) -> None:
+    """Count the rows of the rounds or epochs up to ``done`` in each of :data:`COUNTED` that exists, before the checkpoint is written.
+
+    ``rows.json`` holds the counts of the last checkpoints by their round. There is no such file without these files.
+    """
+    if counts := {name: count(folder / name, done - (name in LATER)) for name in COUNTED if (folder / name).exists()}:
+        earlier = {key: value for key, value in read_row_counts(folder).items() if int(key) < done}
+        kept = dict(sorted(earlier.items(), key=lambda item: int(item[0]))[-2:])  # those of the two generations of checkpoints
+        write_atomically(folder / "rows.json", (json.dumps({**kept, str(done): counts}, indent=1) + "\n").encode())
+
+
+def read_row_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """``rows.json``; empty without it.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / "rows.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(int(done)): {str(name): int(number) for name, number in counts.items()} for done, counts in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} must be what a run has written, got {error}; force=true starts the run again") from error
+
+
+def check_row_counts(folder: Path, done: int) -> None:
+    """Check that each of :data:`COUNTED` holds as many rows as the checkpoint of round or epoch ``done`` has counted.
+
+    Raises:
+        RunFolderError: a row is missing or damaged.
+    """
+    for name, expected in read_row_counts(folder).get(str(done), {}).items():
+        found = len(complete_rows(folder / name, done - (name in LATER)))
+        if found != expected:
+            raise damaged(folder / name, done, f"{found} of {expected} rows")
 
 
 def damaged(path: Path, done: int, found: str) -> RunFolderError:

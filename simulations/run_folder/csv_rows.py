@@ -59,6 +59,15 @@ def complete_lines(path: Path) -> list[str]:
         return [f"{line}\n" for line in file.read().split("\n")[:-1]]
 
 
+def count(path: Path, last: int) -> int:
+    """The number of complete rows up to round or epoch ``last``. 0 if the file is missing.
+
+    Raises:
+        ValueError: a row does not begin with a number, or the file is no text.
+    """
+    return sum(int(line.split(",", 1)[0]) <= last for line in complete_lines(path)[1:]) if path.exists() else 0
+
+
 def cut(path: Path, server_round: int) -> None:
     """Remove the rows after ``server_round``, and a last line that is incomplete."""
     if not path.exists():

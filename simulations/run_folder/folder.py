@@ -16,7 +16,7 @@ from fedkd.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, read_h
 from fedkd.errors import ConfigError, RunFolderError
 from fedkd.files import sync_folder, write_atomically
 from fedkd.types import State
-from simulations.run_folder.completeness import check_federated_rows
+from simulations.run_folder.completeness import check_federated_rows, check_row_counts, write_row_counts
 from simulations.run_folder.csv_rows import append, cut, header_of, widen
 from simulations.run_folder.environment import current_commit, environment, read_commit, write_tuned_params
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
@@ -91,6 +91,7 @@ class LockedFolder(ABC):
                         "a run cannot be resumed with another configuration"
                     )
                 self.check_rows(int(header["round"]))
+                check_row_counts(self.path, int(header["round"]))
             except RunFolderError as error:
                 first = first or error
                 continue
@@ -247,5 +248,7 @@ class RunFolder(LockedFolder):
         self, server_round: int, state: State, client_states: Mapping[int, State], simulated_seconds: float, name: str = "checkpoint"
     ) -> None:
         """The state after ``server_round``, atomically, as ``<name>.safetensors`` and ``<name>.json``."""
+        if name == LAST:
+            write_row_counts(self.path, server_round)
         checkpoint = Checkpoint(server_round, self.key, state, client_states, simulated_seconds, self.series)
         write_checkpoint(self.path, checkpoint, self.config.rounds, name)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from fedkd.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, write_checkpoint
 from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION
-from simulations.run_folder.completeness import check_federated_rows
+from simulations.run_folder.completeness import check_federated_rows, check_row_counts, write_row_counts
 from simulations.run_folder.listing import read_checkpoint as read_header_file
 from simulations.run_folder.source_code import changed_files
 
@@ -38,6 +38,7 @@ def begin_from_series(folder: Path, key: str, series: str, config: DictConfig) -
         for name in COPIED:
             if (other / name).is_file():
                 shutil.copyfile(other / name, folder / name)
+        write_row_counts(folder, checkpoint.round)
         write_checkpoint(folder, replace(checkpoint, config=key), config.rounds)  # the last file: without it, the others do not count
         return other, checkpoint.round
     return None
@@ -57,6 +58,7 @@ def _candidates(folder: Path, series: str, config: DictConfig) -> Iterator[tuple
                     continue
                 found = read_checkpoint(other, name)
                 check_federated_rows(other, found.round, may_drop=config.on_client_failure == "drop")
+                check_row_counts(other, found.round)
             except RunFolderError:
                 continue
             # A longer run would not have evaluated the last round of a shorter one: it goes on from the checkpoint before it.

@@ -5,12 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from fedkd.errors import RunFolderError
 from simulations.config import compose
+from simulations.distillation.folder import DistillationFolder
+from simulations.distillation.runner import run_distillation
 from simulations.federation.runner import run_federation
 from simulations.run_folder.completeness import check_distillation_rows, check_federated_rows
 from simulations.run_folder.csv_rows import cut
+from simulations.run_folder.folder import RunFolder
+from tests.simulations.distillation.small_distillations import small_distillation
 from tests.small_runs import SMALL
 
 
@@ -96,3 +101,40 @@ def test_epochs_of_a_distillation_begin_with_0(tmp_path):
     write(tmp_path / "metrics.csv", [["epoch", "test_accuracy"], ["1", ""], ["2", "0.3"]])
     with pytest.raises(RunFolderError, match="no row 0"):
         check_distillation_rows(tmp_path, 2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> dict[str, Path]:
+    """A run with diagnostics and a distillation between its rounds, and a distillation that measures its layers."""
+    output = tmp_path_factory.mktemp("finished")
+    words = ("strategy=fedgen", "rounds=3", "generator_diagnostics_every=1", "distill=kd", "distill_every=1", "progress=false")
+    student = "+distill_overrides={student: mlp, image_source: real, epochs: 1, steps_per_epoch: 1, export: false}"
+    run = run_federation(compose([*SMALL, *words, student, f"output={output}"]))
+    layers = run_distillation(small_distillation("none", output, "layer_information_images=20"))
+    return {"generator.csv": run, "latents.csv": run, "distilled.csv": run, "flow.csv": layers}
+
+
+def open_folder(folder: Path) -> None:
+    """Open a run folder as a run does that goes on."""
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    config.output, key = str(folder.parents[1]), folder.name
+    (RunFolder(config, key, 10) if "strategy" in config else DistillationFolder(config, key)).release()
+
+
+@pytest.mark.parametrize("name", ["generator.csv", "latents.csv", "distilled.csv", "flow.csv"])
+def test_a_row_that_is_lost_is_found_in_every_file_that_grows(name, finished, tmp_path):
+    """Where the last checkpoint counts the row. The last checkpoint of a run comes before the distillation of its round."""
+    copy = shutil.copytree(finished[name], tmp_path / finished[name].parent.name / finished[name].name)
+    open_folder(copy)
+    (copy / "previous_checkpoint.safetensors").unlink()
+    whole = read(copy / name)
+    for rows in ([whole[0], *whole[2:]], [*whole[:2], *whole[3:]], [whole[0], whole[1][:-1], *whole[2:]]):
+        write(copy / name, rows)
+        with pytest.raises(RunFolderError, match=f"^output must hold all rows up to the checkpoint of round ., got in .*{name} "):
+            open_folder(copy)
+    (copy / name).unlink()
+    with pytest.raises(RunFolderError, match=name):
+        open_folder(copy)
+    write(copy / name, whole)
+    open_folder(copy)
