@@ -26,6 +26,13 @@ def series() -> tuple[Task, Examples, Examples]:
     return Task("series", (3, 50), 4), *divided(x, y, mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0))
 
 
+def many_classes() -> tuple[Task, Examples, Examples]:
+    """Two training examples and one test example of each of 2,000 classes [N, 1, 10]: the digits of its number."""
+    y = torch.arange(6000) % 2000
+    x = (y[:, None, None] >> torch.arange(10)).bitwise_and(1).float()
+    return Task("many", (1, 10), 2000), Examples(x[:4000], y[:4000], 1.0, (0.0,), (1.0,)), Examples(x[4000:], y[4000:], 1.0, (0.0,), (1.0,))
+
+
 def divided(x: Tensor, y: Tensor, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> tuple[Examples, Examples]:
     """200 training examples and 40 test examples."""
     return Examples(x[:200], y[:200], 1.0, mean, std, "train"), Examples(x[200:], y[200:], 1.0, mean, std, "test")

@@ -92,10 +92,13 @@ def cache_directory(cache: str | None) -> Path:
     """The folder of the cache: ``cache``, or else ``$XDG_CACHE_HOME/fedkd`` or ``~/.cache/fedkd``. It is created if it is missing.
 
     Raises:
-        ConfigError: the folder cannot be created.
+        ConfigError: the folder cannot be created, or nothing says where it is.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
-    path = Path(cache).expanduser().absolute() if cache else default
+    try:
+        path = Path(cache).expanduser() if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
+    except RuntimeError as error:  # neither HOME nor the table of users names a home
+        raise ConfigError(f"cache must be a folder that can be found, got {cache or '~/.cache/fedkd'!r} without a home; set it") from error
+    path = path.absolute()
     with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path

@@ -26,6 +26,11 @@ def test_other_names_are_valid(name):
     check_name(name)
 
 
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", ".001", "0.1e-2", "+0.001"])
+def test_a_number_has_many_forms(text):
+    assert compose([f"optimizer.lr={text}"]).optimizer.lr == 0.001
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("key", ["optimizer.lr", "timeout", "partition.alpha", "strategy.generator_optimizer.betas", "data.mean"])
 def test_a_run_s_numbers_are_finite(key, value):

@@ -30,6 +30,7 @@ CASES = {
     "steps and epochs": (["local_epochs=1"], ["local_steps", "local_epochs", "not both"]),
     "neither steps nor epochs": (["local_steps=null"], ["local_steps", "local_epochs"]),
     "no epochs": (["local_steps=null", "local_epochs=0"], ["local_epochs", ">= 1", "0"]),
+    "no clients": (["num_clients=0"], ["num_clients must be >= 1, got 0"]),
     "no rounds": (["rounds=0"], ["rounds", ">= 1", "0"]),
     "no rounds between diagnostics": (["generator_diagnostics_every=0"], ["generator_diagnostics_every", ">= 1", "0"]),
     "a word for tensorboard": (["tensorboard=perhaps"], ["tensorboard", "perhaps"]),

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fedkd.data import cache
+from fedkd.errors import ConfigError
 from tests.fedkd.data.small_files import folder_source, write_folder
 
 ROOT = Path(__file__).parents[3]
@@ -145,6 +146,15 @@ def test_the_default_cache_is_in_the_user_s_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.cache_directory(None) == tmp_path / ".cache" / "fedkd"
     assert cache.cache_directory("~/mine") == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("given", [None, "~/mine"])
+def test_without_a_home_the_cache_must_be_named(monkeypatch, given):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)  # a container's user without an entry
+    with pytest.raises(ConfigError, match=r"^cache must be a folder that can be found, got '~/.* without a home; set it$"):
+        cache.cache_directory(given)
 
 
 def test_meta_json_lists_the_shapes(tmp_path):

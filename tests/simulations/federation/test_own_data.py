@@ -10,6 +10,8 @@ from fedkd.errors import ConfigError
 from fedkd.types import Examples
 from simulations.config import compose
 from simulations.federation.runner import run_federation
+from simulations.reports.builder import report_folders
+from simulations.reports.options import ReportOptions
 from simulations.setup.clients import checked, read_data
 from tests.own_data import series, words
 
@@ -28,6 +30,18 @@ def test_words_and_series_train(tmp_path, data, model, strategy, together):
     metrics = pd.read_csv(folder / "metrics.csv")
     assert metrics["train_loss"].notna().all() and metrics["global_test_accuracy"].between(0, 1).all()
     assert folder.parent.name == data
+
+
+def test_two_thousand_classes_train_and_are_reported(tmp_path):
+    parts = []
+    for part, name in (("data", "many_classes"), ("model", "SeriesNetwork")):
+        parts += [f"~{part}", f"+{part}._target_=tests.own_data.{name}", f"+{part}._partial_=true"]
+    skewed = ("partition=dirichlet", "partition.alpha=0.1", "strategy.generator_steps=2", "rounds=1")
+    folder = run_federation(compose([*TINY, *skewed, "allow_targets=[tests]", f"output={tmp_path}", "strategy=fedgen", *parts]))
+    assert len(pd.read_csv(folder / "classes.csv")) == 2000 and pd.read_csv(folder / "metrics.csv")["train_loss"].notna().all()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+    report = report_folders([folder], ReportOptions(figures=False), output=tmp_path / "report", quiet=True)
+    assert (report / "report.html").stat().st_size < 1e6
 
 
 FAULTS = {

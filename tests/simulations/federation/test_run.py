@@ -1,6 +1,7 @@
 """A run of the command: its run folder, its output, its configuration, and its columns."""
 
 import csv
+import gc
 import json
 import platform
 import re
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import fedkd
 from fedkd.checkpoint import read_checkpoint
 from fedkd.config.build import config_hash
 from simulations.cli.hydra_command import overrides_first
@@ -144,6 +146,23 @@ def test_one_client_in_double_precision(tmp_path):
 def test_traceback_with_hydra_full_error(tmp_path):
     ended = run(tmp_path, *GIVEN, "partition.alpha=0", HYDRA_FULL_ERROR="1")
     assert ended.code == 1 and "Traceback" in ended.err and "partition.alpha must be > 0" in ended.err
+
+
+def test_memory_does_not_grow_by_the_round(tmp_path):
+    """Neither containers nor tensors are kept from round to round. (Numbers are: those of each evaluation.)"""
+    sizes = []
+
+    class Count(fedkd.Callback):
+        def on_round(self, run, round, metrics, clients):
+            if round in (4, 16):
+                gc.collect()
+                objects = gc.get_objects()
+                sizes.append((len(objects), sum(one.nbytes for one in objects if type(one) is torch.Tensor)))
+
+    words = [word for word in GIVEN if not word.startswith(("strategy", "output", "local_steps"))]  # few steps, so that none is recorded
+    fedkd.run(*words, "strategy=moon", "model=mlp", "rounds=16", "local_steps=1", f"output={tmp_path}", callbacks=[Count()])
+    (objects, tensors), (objects_later, tensors_later) = sizes
+    assert objects_later - objects < 12 and tensors_later <= tensors
 
 
 def test_errors_of_hydra_become_one_line():

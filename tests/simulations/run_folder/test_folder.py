@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from fedkd.errors import ConfigError
 from fedkd.partition.common import write_partition
 from fedkd.types import Partition
 from simulations.config import compose
@@ -52,6 +53,15 @@ def simulation_of(path: Path) -> Simulation:
     """The small simulation with the partition in a file."""
     given = [word for word in SMALL if not word.startswith("partition")]
     return build_simulation(OmegaConf.to_yaml(compose([*given, "partition=from_file", f"partition.path={path}"]), resolve=True))
+
+
+def test_a_run_that_another_process_writes_is_refused(tmp_path):
+    config = compose([f"output={tmp_path}"])
+    first = Folder(config, "0123456789ab")
+    with pytest.raises(ConfigError, match=r"^output must hold run folders that no other process is writing, got .*, which is in use$"):
+        Folder(config, "0123456789ab")
+    first.release()
+    Folder(config, "0123456789ab").release()
 
 
 @pytest.mark.parametrize(("words", "name"), [([], "digits"), (["data=mnist"], "mnist"), (["name=mine"], "mine")])
