@@ -54,7 +54,8 @@ class Run:
         checkpoint_every: rounds between two checkpoints, >= 1; the last round always writes one.
         output: folder of the run folders.
         progress: show a progress bar.
-        force: run again from the beginning. The files of an earlier run of the same configuration are removed.
+        force: run again from the beginning. The files of an earlier run of the same configuration move to
+            ``<output>/<name>/.replaced``.
         accept_code: keep a run that other code has made, and go on from its checkpoint; false: changed code is an error.
         distill: option of conf/distiller with which the global model is distilled after the last round; null: no distillation.
         distill_every: rounds between two further distillations, a multiple of ``checkpoint_every``; null: after the last round only.
@@ -171,7 +172,8 @@ class Distillation:
         device: ``cpu``, ``cuda``, or ``cuda:<number>``.
         output: folder of the run folders.
         progress: show a progress bar.
-        force: run again from the beginning. The files of an earlier run of the same configuration are removed.
+        force: run again from the beginning. The files of an earlier run of the same configuration move to
+            ``<output>/<name>/.replaced``.
         accept_code: keep a run that other code has made, and go on from its checkpoint; false: changed code is an error.
         tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the distiller is taken; null: no file.
         searchpath: absolute paths of the user's folders, see :class:`Run`.

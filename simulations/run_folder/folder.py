@@ -2,10 +2,10 @@
 
 import json
 import os
-import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from simulations.run_folder.environment import current_commit, environment, read
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
 from simulations.run_folder.series import begin_from_series
 from simulations.run_folder.source_code import check_code, earlier_packages, listed
+
+REPLACED = ".replaced"
+"""Folder beside run folders, with earlier results of runs that ``force`` has begun anew. Lists and reports pass it over."""
 
 
 class LockedFolder(ABC):
@@ -62,11 +65,11 @@ class LockedFolder(ABC):
     def _open(self, prior: bool) -> None:
         """Read the newest sound checkpoint and compare the code."""
         if self.config.force and not prior:
-            self._clear()
+            self._set_aside()
         self.header = self._newest()
         self.changed = [] if self.header is None else check_code(self.path, self.config)
         if self.config.force and self.changed:
-            self._clear()
+            self._set_aside()
         if self.header is not None and not header_matches(self.path, self.header):  # the process was killed between the two files
             write_header(self.path, self.header)
 
@@ -136,13 +139,17 @@ class LockedFolder(ABC):
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True).encode())
         write_atomically(self.path / "environment.json", (json.dumps(content, indent=1) + "\n").encode())
 
-    def _clear(self) -> None:
-        """Remove all files of the run but the lock."""
-        for path in self.path.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != ".lock":
-                path.unlink()
+    def _set_aside(self) -> None:
+        """Move all files of the run but the lock to a new folder in :data:`REPLACED`, and say so."""
+        files = [path for path in self.path.iterdir() if path.name != ".lock"]
+        if files:
+            places = (self.path.parent / REPLACED / f"{self.key}-{number}" for number in count(1))
+            place = next(path for path in places if not path.exists())
+            place.mkdir(parents=True)
+            for path in sorted(files, key=lambda path: "checkpoint" in path.name):  # last, so that a kill leaves no rows without them
+                os.replace(path, place / path.name)
+            sync_folder(place)
+            print(f"force: the earlier result is now in {place}", file=sys.stderr, flush=True)
         self.header, self.changed = None, []
 
     def release(self) -> None:

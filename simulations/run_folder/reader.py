@@ -208,15 +208,22 @@ def printed_name(config: Mapping[str, Any], part: str, names: Mapping[str, str])
     return str(label) if is_plain_name(label) else names.get(name, name)
 
 
+def hidden(path: Path, folder: Path) -> bool:
+    """``path`` lies in a hidden folder below ``folder``."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     """The run folders among and below ``folders``, each once, in natural order. Folders with missing files are included.
+
+    Hidden folders below ``folders`` are passed over, such as that of earlier results of runs with ``force``.
 
     Raises:
         RunFolderError: a folder does not exist, or holds no run folder.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
-        inside = sorted({path.parent for name in RUN_FILES for path in folder.rglob(name)})
+        inside = sorted({path.parent for name in RUN_FILES for path in folder.rglob(name) if not hidden(path, folder)})
         if not inside:
             raise RunFolderError(
                 f"each folder must be a run folder (with config.yaml and metrics.csv) or hold run folders, got {str(folder)!r}; "

@@ -12,7 +12,8 @@ from simulations.experiments.grid import plan_grid
 from simulations.federation.runner import run_federation
 from simulations.reports.run_description import code_notes
 from simulations.run_folder import source_code
-from simulations.run_folder.reader import read_run
+from simulations.run_folder.listing import find_runs
+from simulations.run_folder.reader import find_run_folders, read_run
 from simulations.run_folder.source_code import changed_modules, modules_of, packages_of
 from simulations.setup.simulation import build_simulation
 from tests.small_runs import SMALL, InterruptedGrid
@@ -139,8 +140,15 @@ def test_changed_code_stops_the_command_until_it_is_accepted_or_the_run_is_force
     assert [run.state for run in plan_grid([*words(tmp_path), "accept_code=true"])] == ["finished"]
     assert run_federation(config(tmp_path, "accept_code=true")) == folder and loss_of(folder) == first
     assert "terms.py changed since" in capsys.readouterr().err
+    before, _ = {path.name: path.read_bytes() for path in folder.iterdir()}, capsys.readouterr()
     assert run_federation(config(tmp_path, "force=true")) == folder
     assert loss_of(folder) < 0 < first, "the sign of the loss has changed"
+    kept = folder.parent / ".replaced" / f"{folder.name}-1"
+    assert f"force: the earlier result is now in {kept}\n" in capsys.readouterr().err and loss_of(kept) == first
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {name: text for name, text in before.items() if name != ".lock"}
+    assert find_run_folders([tmp_path]) == find_runs(tmp_path) == [folder] and find_run_folders([kept]) == [kept]
+    run_federation(config(tmp_path, "force=true"))
+    assert sorted(path.name for path in kept.parent.iterdir()) == [kept.name, f"{folder.name}-2"]
     assert run_federation(config(tmp_path)) == folder, "the record is that of the new code"
     assert [run.state for run in plan_grid([*words(tmp_path), "force=true"])] == ["missing"]
 
