@@ -3,6 +3,8 @@
 Letters in shape comments: B batch size, C classes, D embedding size, K clients, S local steps, N examples, H height, W width.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -52,6 +54,11 @@ class Task:
     def names(self) -> tuple[str, ...]:
         """The name of each class [C]: ``class_names``, or the numbers."""
         return self.class_names or tuple(str(label) for label in range(self.num_classes))
+
+    @property
+    def names_digest(self) -> dict[str, str]:
+        """A hash of the names of the classes, under the key ``classes``. Empty where the data set names none."""
+        return {"classes": hashlib.sha256(json.dumps(self.class_names).encode()).hexdigest()} if self.class_names else {}
 
     @property
     def present(self) -> Tensor:  # int64

@@ -103,8 +103,8 @@ class Setup:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Hashes of the content of the data."""
-        return {"train": self.train.digest, "test": self.test.digest}
+        """Hashes of the content of the data, and of the names of the classes."""
+        return {"train": self.train.digest, "test": self.test.digest, **self.task.names_digest}
 
     def on_device(self, teacher_tensors: Tensors) -> Tensors:
         """The teacher's tensors with the device and the type of this training. Empty if there is no teacher."""

@@ -124,11 +124,11 @@ class Simulation:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Hashes of the content of data, partition, and trace."""
+        """Hashes of the content of data, names of classes, partition, and trace."""
         indices = hashlib.sha256()
         for index in (*self.partition.train, *self.partition.test):
             indices.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
-        digests = {"train": self.train.digest, "test": self.global_test.digest, "partition": indices.hexdigest()}
+        digests = {"train": self.train.digest, "test": self.global_test.digest, "partition": indices.hexdigest(), **self.task.names_digest}
         if self.client_data.public_data is not None:
             digests["public_data"] = self.client_data.public_data.digest
         if self.devices.trace:

@@ -4,9 +4,11 @@ import csv
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fedkd.errors import RunFolderError
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.federation.model_export import export_model
@@ -45,6 +47,27 @@ def test_the_mapping_of_labels_is_recorded_with_the_run_and_the_exported_model(t
     assert "warning" not in capsys.readouterr().err and not (folder / "left_out.csv").exists()
     description = next(path for path in export_model(folder) if path.suffix == ".json")
     assert json.loads(description.read_text())["class_names"] == ["1", "2", "3"]
+
+
+def test_names_of_classes_are_a_part_of_the_data(tmp_path, capsys):
+    """Renamed classes make another run, with the same numbers, and are not taken for the data of the first one."""
+    write_parquet(tmp_path / "data", labels=[0, 1] * 10, metadata={"names": "cat dog"})
+    first = run(tmp_path, "data=parquet", "data.names_key=names")
+    for path in (tmp_path / "data").iterdir():
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"names": "cat eel"}), path)
+    build_simulation.cache_clear()
+    second = run(tmp_path, "data=parquet", "data.names_key=names")
+    assert "already finished" not in capsys.readouterr().err
+    assert first != second and [row["name"] for row in rows(second / "classes.csv")] == ["cat", "eel"]
+    scores = [[row["global_test_loss"] for row in rows(folder / "metrics.csv")] for folder in (first, second)]
+    assert scores[0] == scores[1]
+    words = ["student=mlp", "image_source=real", "epochs=1", "progress=false", "export=false", f"output={tmp_path}"]
+    with pytest.raises(RunFolderError, match=r"got other content of classes; data.root=FOLDER"):
+        run_distillation(compose_distillation([*words, f"teacher_run={first}"]))
+    recorded = json.loads((first / "environment.json").read_text())
+    del recorded["data"]["classes"]
+    (first / "environment.json").write_text(json.dumps(recorded))
+    assert run_distillation(compose_distillation([*words, f"teacher_run={first}"])).is_dir(), "written before names were recorded"
 
 
 def test_classes_that_no_client_holds_are_named_and_not_drawn(tmp_path, capsys):
