@@ -60,8 +60,9 @@ class PolicyGrid(Grid):
         return replies
 
     def get_node_ids(self) -> list[int]:
-        """The clients."""
-        return self._inner.get_node_ids()
+        """The clients that have training examples. The others are never asked to train."""
+        sizes = self._federation.devices.num_examples
+        return [client for client in self._inner.get_node_ids() if sizes[client] > 0]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """See the inner grid."""

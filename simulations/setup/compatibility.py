@@ -40,11 +40,11 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
             allowed = "null" if default is None else default
             rule = f"must be {allowed} with {type(strategy).__name__}, which chooses clients itself (or use another strategy)"
             require(value == default, f"systems.{name}", rule, value)
-        empty = [client for client, number in enumerate(num_examples) if number == 0]
-        rule = f"must leave no client without training examples with {type(strategy).__name__}, which chooses clients itself"
-        require(not empty, "partition", rule, f"client {(empty or [0])[0]} with none")
     num_trainable = sum(number > 0 for number in num_examples)
     rule = f"must be at most the number of clients with training examples ({num_trainable} of {len(num_examples)})"
+    if not isinstance(strategy, Strategy):  # it would wait without end for more
+        needed = getattr(strategy, "min_available_nodes", 0)
+        require(needed <= num_trainable, "strategy.min_available_nodes", rule, needed)
     require(config.clients_per_round <= num_trainable, "clients_per_round", rule, config.clients_per_round)
     batch_sizes = [min(config.batch_size, number) for number in num_examples]
     drop_last = drops_last(config)

@@ -107,6 +107,14 @@ def test_a_partitioner_gives_ascending_disjoint_shards(partitioners, name):
     assert natural or not same(partition, split(method, seed=1, num_clients=num_clients)), "another stream gives another partition"
 
 
+def test_a_partitioner_may_leave_clients_without_examples(partitioners):
+    kind = partial(partitioners.DirichletPartitioner, alpha=0.001, min_partition_size=0, self_balancing=False)
+    partition = split(FlwrDatasets(partitioner=kind), num_clients=30)
+    empty = [len(index) == 0 for index in partition.train]
+    assert 0 < sum(empty) < 30 and sum(map(len, partition.train)) == len(EVEN[0])
+    assert all(len(index) == 0 for index, none in zip(partition.test, empty) if none)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_partitioners_that_do_not_divide_examples_are_refused(partitioners, name):
     kind = (

@@ -36,6 +36,7 @@ def client_rows(folder):
 
 
 TRAIN = [range(100), range(100, 200), [], range(200, 300)]
+FLOWER = ("~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg", "+strategy.fraction_evaluate=0.0")
 TEST = [range(20 * k, 20 * k + 20) for k in range(4)]
 
 
@@ -61,6 +62,14 @@ def test_a_client_without_training_examples_is_evaluated_and_never_trains(tmp_pa
     assert "Clients without training examples" in (report / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_strategy_of_flower_trains_the_clients_with_examples_alone(tmp_path, capsys):
+    folder = run(tmp_path, TRAIN, TEST, *FLOWER)
+    assert "1 of 4 clients have no training examples and never train: 2" in capsys.readouterr().err
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert metrics["num_clients_aggregated"].tolist() == [3, 3] and metrics["num_failures"].tolist() == [0, 0]
+    assert np.isfinite(metrics["global_test_loss"]).all()
+
+
 @pytest.mark.parametrize(
     ("overrides", "rule"),
     [
@@ -69,8 +78,8 @@ def test_a_client_without_training_examples_is_evaluated_and_never_trains(tmp_pa
             r"clients_per_round must be at most the number .* \(3 of 4\), got 4",
         ),
         (
-            ("~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAvg"),
-            "partition must leave no client without training examples with FedAvg, which chooses clients itself, got 'client 2 with none'",
+            (*FLOWER, "+strategy.min_available_nodes=4"),
+            r"strategy.min_available_nodes must be at most the number .* \(3 of 4\), got 4",
         ),
     ],
 )
