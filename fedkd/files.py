@@ -13,6 +13,12 @@ NO_CHECKSUM = "0" * 64
 """Stands for the checksum while it is computed."""
 
 
+def with_home(path: str) -> str:
+    """A path with the home folder for ``~`` at its beginning. The ``~`` of an unknown user stays; such a path is made absolute."""
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if expanded.startswith("~") else expanded
+
+
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write ``content`` to ``path``. After a crash the file holds either its old content or all of the new content.
 

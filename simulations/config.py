@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedkd.config.schema import Composed, Distillation
 from fedkd.errors import ConfigError, is_plain_name, one_line, require
+from fedkd.files import with_home
 from simulations.overrides import CONF, PATH_KEYS, check_optional, explain, with_search_path
 from simulations.user_modules import allowed_targets, remember
 
@@ -129,7 +129,7 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
     """
     if config.tuned_params is None:
         return None
-    config.tuned_params, name = str(Path(os.path.expanduser(config.tuned_params)).absolute()), config.choices.get(part)
+    config.tuned_params, name = str(Path(with_home(config.tuned_params)).absolute()), config.choices.get(part)
     try:
         rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned_params), name)]
         taken = {row["key"]: row for row in rows if row["selected"] == "1"}
@@ -166,7 +166,7 @@ def expand_home(node: DictConfig) -> None:
         if isinstance(value, DictConfig):
             expand_home(value)
         elif key in PATH_KEYS and isinstance(value, str):
-            node[key] = os.path.expanduser(value)
+            node[key] = with_home(value)
 
 
 def make_absolute(node: DictConfig) -> None:
@@ -175,4 +175,4 @@ def make_absolute(node: DictConfig) -> None:
         if isinstance(value, DictConfig):
             make_absolute(value)
         elif key in LOCATIONS and isinstance(value, str):
-            node[key] = str(Path(os.path.expanduser(value)).absolute())
+            node[key] = str(Path(with_home(value)).absolute())

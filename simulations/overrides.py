@@ -5,7 +5,6 @@ Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the mod
 """
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import ConfigError, nearest, one_line
+from fedkd.files import with_home
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 KEY = "searchpath"
@@ -31,7 +31,7 @@ def search_path(words: Sequence[str]) -> list[Path]:
     """
     given = [word.partition("=")[2] for word in words if word.partition("=")[0] == KEY]
     folders = _names(given[-1]) if given else _from_file(Path(FILE))
-    found = [Path(os.path.expanduser(folder)).absolute() for folder in folders]
+    found = [Path(with_home(folder)).absolute() for folder in folders]
     for folder in found:
         _check(folder)
     return found
@@ -74,9 +74,9 @@ def with_quoted_path(word: str) -> str:
         read: Override | None = OverridesParser.create().parse_override(word)
     except HydraException:
         read = None
-    if read is not None and (read.is_sweep_override() or isinstance(read._value, QuotedString) or not isinstance(read.value(), str)):
-        return word
-    home = os.path.expanduser(text)
+    if read is not None and (read.is_sweep_override() or isinstance(read._value, QuotedString | list | dict) or read.value() is None):
+        return word  # a number or a truth value is a text here: output=1e3 is the folder 1e3
+    home = with_home(text)
     return word if read is not None and read.value() == home else f"{key}={quoted(home)}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fedkd.errors import ConfigError
+from fedkd.files import with_home
 from simulations.cli import completion, rendering
 from simulations.cli.exit_codes import OK, WRONG
 from simulations.cli.usage import FilePath
@@ -33,7 +34,7 @@ def list_command(words: Sequence[str], status: str | None, strategy: str | None,
     """
     if yes and not remove:
         raise click.UsageError("--yes needs --remove")
-    given = [Path(word).expanduser() for word in words if "=" not in word]
+    given = [Path(with_home(word)) for word in words if "=" not in word]
     filters = [word for word in words if "=" in word]
     if remove and not (given or filters or status or strategy):
         raise click.UsageError("--remove needs a folder, a filter or --status; all runs would go")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fedkd.files import with_home
 from simulations.cli import completion
 from simulations.cli.exit_codes import OK, one_line_errors
 from simulations.cli.usage import FilePath, check_words, run_command
@@ -51,7 +52,7 @@ def report_command(words: Sequence[str], output: Path | None, labels: Sequence[s
     from simulations.reports.builder import report_folders
     from simulations.reports.options import options_from
 
-    paths = {word: Path(word).expanduser() for word in words}
+    paths = {word: Path(with_home(word)) for word in words}
     folders = [path for word, path in paths.items() if "=" not in word or path.exists()]
     pairs = [word.partition("=") for word, path in paths.items() if path not in folders]
     if not folders:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fedkd.errors import ConfigError
+from fedkd.files import with_home
 from simulations.cli.exit_codes import OK, WRONG
 from simulations.overrides import nearest
 
@@ -21,7 +22,7 @@ class FilePath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path with the home folder."""
-        return super().convert(os.path.expanduser(value), param, ctx)
+        return super().convert(with_home(value), param, ctx)
 
 
 def run_command(main: Callable[..., Any], arguments: Sequence[str] | None, program: str, **extra: Any) -> int:

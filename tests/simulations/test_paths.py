@@ -1,5 +1,7 @@
 """Paths with any characters mean themselves, and words that Hydra cannot read say how to quote."""
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -30,6 +32,11 @@ def test_a_sweep_and_a_distillation_read_the_same_paths(name):
     (words,) = expand([f"output=/x/{name}"])
     assert compose(words).output == f"/x/{name}"
     assert compose_distillation([f"teacher_run=/x/{name}"]).teacher_run == f"/x/{name}"
+
+
+@pytest.mark.parametrize("value", ["1e3", "007", "true", "2024", "-1", "0x10"])
+def test_a_path_that_reads_as_a_number_or_a_truth_value_stays(value):
+    assert compose([f"output={value}", "partition=from_file", f"partition.path={value}"]).output == value
 
 
 @pytest.mark.parametrize("word", ["output=a,b", "output='a b'", 'output="a=b"', "tuned_params=null", "rounds=3", "output=", "~partition"])
@@ -95,4 +102,6 @@ def test_a_home_is_expanded_and_an_unknown_one_kept(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = compose(["partition=from_file", "partition.path=~/p.npz", "data=mnist", "data.root=~nobody_of_this_name/x"])
     make_absolute(config.partition), make_absolute(config.data)
+    for words in (["output=~nobody_of_this_name"], ["output='~nobody_of_this_name'"]):
+        assert Path(compose(words).output).expanduser().name == "~nobody_of_this_name"
     assert config.partition.path == "/home/me/p.npz" and config.data.root.endswith("/~nobody_of_this_name/x")
