@@ -10,7 +10,6 @@ from torch import nn
 
 from fedkd.config.build import call_part
 from fedkd.errors import ConfigError, require
-from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
@@ -70,7 +69,6 @@ def check_compatibility(
     """
     name = config.choices.get("strategy", config.strategy["_target_"])
     num_examples = [len(indices) for indices in client_data.partition.train]
-    check_num_examples(num_examples, networks)
     check_single_examples(config, num_examples, networks)
     if isinstance(strategy, Strategy) and strategy.needs_public_data and client_data.public_data is None:
         rule = f"must be a data set for strategy {name}, which distills on public data (held_out, client_images, other_dataset or noise)"
@@ -101,17 +99,6 @@ def check_generator(key: str, generator: Callable[..., nn.Module] | None, task: 
         call_part(key, module, torch.zeros(2, module.noise_size), torch.zeros(2, dtype=torch.long))
 
 
-def check_num_examples(num_examples: Sequence[int], networks: Sequence[Network]) -> None:
-    """Reject clients with one example whose network has BatchNorm. Clients without training examples never train.
-
-    Raises:
-        ConfigError: naming the client.
-    """
-    for client, (number, network) in enumerate(zip(num_examples, networks)):
-        rule = "must leave every client two training examples for BatchNorm (min_size=2, fewer clients, less held out, or model=mlp)"
-        require(number != 1 or not batchnorm_statistic_names(network.model), "partition", rule, f"client {client} with 1")
-
-
 def check_single_examples(config: DictConfig, num_examples: Sequence[int], networks: Sequence[Network]) -> None:
     """Reject batches of one example where a BatchNorm layer of the client's network cannot take them.
 
@@ -121,18 +108,19 @@ def check_single_examples(config: DictConfig, num_examples: Sequence[int], netwo
     refusing: dict[str, bool] = {}
     for client, (number, network) in enumerate(zip(num_examples, networks)):
         is_rest = not drops_last(config) and number % config.batch_size == 1
-        if number < 2 or not (config.batch_size == 1 or is_rest):
+        if number == 0 or not (number == 1 or config.batch_size == 1 or is_rest):
             continue
         if network.name not in refusing:
             refusing[network.name] = not accepts_one_example(network)
-        if refusing[network.name]:
-            key, rule = "batch_size", "must be at least 2 for this network, as BatchNorm cannot take one example"
-            if config.batch_size > 1:
-                key, rule = (
-                    "drop_last",
-                    "must be true, or batch_size another, for a batch of one example, which BatchNorm cannot take",
-                )
-            require(False, key, rule, f"client {client} with {number} examples and batch_size {config.batch_size}")
+        if not refusing[network.name]:
+            continue
+        if number == 1:
+            rule = "must leave every client two training examples for BatchNorm (min_size=2, fewer clients, less held out, or model=mlp)"
+            raise ConfigError(f"partition {rule}, got 'client {client} with 1'")
+        key, rule = "batch_size", "must be at least 2 for this network, as BatchNorm cannot take one example"
+        if config.batch_size > 1:
+            key, rule = "drop_last", "must be true, or batch_size another, for a batch of one example, which BatchNorm cannot take"
+        require(False, key, rule, f"client {client} with {number} examples and batch_size {config.batch_size}")
 
 
 def accepts_one_example(network: Network) -> bool:

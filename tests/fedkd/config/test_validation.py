@@ -174,14 +174,6 @@ def test_a_partition_for_another_number_of_clients_is_refused(tmp_path):
     assert_refused(ended, tmp_path / "runs", "partition.path", "num_clients=6", "two.npz")
 
 
-def test_a_client_with_too_few_examples_for_batch_norm_is_refused(tmp_path):
-    np.savez(tmp_path / "uneven.npz", train_0=[0, 1], train_1=[2], test_0=[0], test_1=[1])
-    given = [o for o in TINY if not o.startswith(("partition", "num_clients", "clients_per_round"))]
-    given += ["partition=from_file", f"partition.path={tmp_path / 'uneven.npz'}", "num_clients=2", "clients_per_round=1"]
-    refused = quick(tmp_path, "engine=local", *given, f"output={tmp_path / 'runs'}")
-    assert_refused(refused, tmp_path / "runs", "partition", "client 1", "BatchNorm")
-
-
 def test_damaged_data_are_refused(tmp_path):
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -97,15 +97,20 @@ def test_means_over_clients_leave_out_those_without_test_examples(tmp_path, test
     assert metrics["local_test_accuracy"].dropna().tolist() == alone
 
 
-@pytest.mark.parametrize("strategy", ["fedgen", "moon", "scaffold", "fedproto"])
-def test_a_client_with_one_example_trains(tmp_path, strategy):
-    folder = run(tmp_path, [range(100), [100], range(101, 103), range(200, 300)], TEST, f"strategy={strategy}", "clients_per_round=4")
+ONE = [range(100), [100], range(101, 103), range(200, 300)]
+
+
+@pytest.mark.parametrize("overrides", [("fedgen",), ("moon",), ("scaffold",), ("fedproto",), ("fedavg", "model=fedgen_cnn")])
+def test_a_client_with_one_example_trains(tmp_path, overrides):
+    """The maps of fedgen_cnn have several pixels, so that its BatchNorm can take one image."""
+    folder = run(tmp_path, ONE, TEST, *(f"strategy={overrides[0]}", *overrides[1:]), "clients_per_round=4")
     assert np.isfinite(pd.read_csv(folder / "metrics.csv")["train_loss"]).all()
 
 
-def test_a_client_with_one_example_and_batchnorm_is_refused_before_the_run(tmp_path):
+def test_a_client_with_one_example_that_batchnorm_cannot_take_is_refused_before_the_run(tmp_path):
+    own = ("~model", "+model._target_=tests.own_networks.batch_normalized", "+model._partial_=true", "allow_targets=[tests]")
     with pytest.raises(ValueError, match="partition must leave every client two training examples for BatchNorm .*, got 'client 1 with 1'"):
-        run(tmp_path, [range(100), [100], range(101, 103), range(200, 300)], TEST, "strategy=fedavg", "model=fedgen_cnn")
+        run(tmp_path, ONE, TEST, "strategy=fedavg", *own)
 
 
 @pytest.mark.parametrize("strategy", ["fedgen", "feddistill", "feddistill_logits", "fedproto", "fedntd", "moon", "fedensemble", "fedftg"])
