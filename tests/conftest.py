@@ -1,5 +1,10 @@
 """Settings and fixtures of all tests."""
 
+import getpass
+import os
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -19,6 +24,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return SLOW_FOLDERS.index(folder.name) if slow else len(SLOW_FOLDERS)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands leave in the system's temporary folder, such as logs of errors, is removed after the tests.
+
+    The path of the folder is short enough for Unix sockets, which that of pytest's own folder is not. The cache of compiled programs stays.
+    """
+    tmp_path_factory.getbasetemp()  # pytest's folder is made before, beside this one
+    compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled))
+        patch.setenv("TMPDIR", folder)
+        patch.setattr("tempfile.tempdir", folder)
+        yield
 
 
 @pytest.fixture(params=["public_code", "paper"])
