@@ -5,11 +5,12 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from fedkd.errors import ConfigError, EngineError, one_line, require
@@ -31,13 +32,59 @@ PATIENT: dict[str, Any] = {"gcs_rpc_server_reconnect_timeout_s": 86_400}
 CHECK_INTERVAL = 1.0
 """Seconds between two checks of Ray's servers while results are awaited."""
 
+ANSWER_TIMEOUT = 30.0
+"""Seconds after the end of one of Ray's servers in which Ray must return from a call."""
+
 _sessions: list[RaySession] = []
 """The Ray that this process has started, if there is one."""
 
 _idle: dict[float, list[Any]] = {}
 """Actors of earlier runs of this process, by their GPUs. They are kept because a new actor takes seconds to import its modules."""
 
+_in_use: list[Any] = []
+"""Actors of runs that have not ended."""
 
+
+def total_resources(ray: Any) -> Mapping[str, float]:
+    """All resources of the cluster, such as its CPUs and GPUs.
+
+    Those of a Ray that this process has started are known without its GCS, as Ray would wait forever for a GCS that has just ended.
+    """
+    return _sessions[0].resources if _sessions else ray.cluster_resources()
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """A block that calls Ray. If a server of Ray ends meanwhile and Ray waits for it, this process ends with one line and exit code 1.
+
+    Ray offers no timeout for these calls, and no way to interrupt them.
+    """
+    returned = threading.Event()
+
+    def watch() -> None:
+        while not returned.wait(CHECK_INTERVAL):
+            for session in list(_sessions):
+                if (server := session.ended_server()) is not None and not returned.wait(ANSWER_TIMEOUT):
+                    print(f"error: {end_of(server)}", file=sys.stderr, flush=True)
+                    session.kill()
+                    os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        returned.set()
+
+
+def end_of(server: str) -> str:
+    """The message about the end of a server of Ray."""
+    return (
+        f"{server} has ended, so no client can train. A system that runs out of memory ends processes in this way; fewer "
+        "engine.workers need less. Run the same command to continue from the last checkpoint"
+    )
+
+
+@bounded()
 def acquire_actors(ray: Any, num_gpus: float, number: int) -> list[Any]:
     """Actors for a run: idle ones of earlier runs of this process first, then new ones.
 
@@ -58,13 +105,33 @@ def acquire_actors(ray: Any, num_gpus: float, number: int) -> list[Any]:
     actors = [idle.pop() for _ in range(min(number, len(idle)))]
     if len(actors) < number:
         check_capacity(ray, num_gpus, number - len(actors))
-        actor_class = ray.remote(num_cpus=1, num_gpus=num_gpus)(Worker)
-        actors += [actor_class.remote() for _ in range(number - len(actors))]
+        new_actor = actor_class(ray).options(num_gpus=num_gpus)
+        actors += [new_actor.remote() for _ in range(number - len(actors))]
+    _in_use.extend(actors)
     return actors
 
 
+@lru_cache(maxsize=1)
+def actor_class(ray: Any) -> Any:
+    """The class of actors. Its first actor sends it to Ray's GCS, so it is made once: a later actor does not wait for the GCS."""
+    return ray.remote(num_cpus=1)(Worker)
+
+
+def replace_actor(ray: Any, num_gpus: float, actor: Any) -> Any:
+    """End an actor, and return another one.
+
+    Raises:
+        ConfigError: the cluster has no free resources for it.
+        EngineError: Ray has ended.
+    """
+    if actor in _in_use:  # otherwise Ray has ended
+        _in_use.remove(actor)
+    ray.kill(actor)
+    return acquire_actors(ray, num_gpus, 1)[0]
+
+
 def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
-    """Wait until the cluster has free resources for new actors, up to :data:`PLACEMENT_TIMEOUT` seconds.
+    """Check that the cluster has free resources for new actors. A cluster of several users has :data:`PLACEMENT_TIMEOUT` seconds for it.
 
     Without this check Ray would let actors wait forever.
 
@@ -80,10 +147,15 @@ def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
     check_servers(ray)
+    total = total_resources(ray)
+    if _sessions:
+        free = total["CPU"] - len(_in_use)
+        rule = f"must fit into Ray on this machine, which has {free:g} of {total['CPU']:g} CPU free, at 1 CPU each"
+        require(number <= free, "workers", rule, number)
+        return
     if not any(node["Alive"] for node in ray.nodes()):
         raise EngineError("no node of the Ray cluster is alive: its raylets have ended. Start the cluster, then run the same command again")
     per_actor = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
-    total = ray.cluster_resources()
     possible = all(total.get(name, 0.0) >= number * amount for name, amount in per_actor.items())
     reservation = placement_group([per_actor] * number) if possible else None
     placed = reservation is not None and reservation.wait(PLACEMENT_TIMEOUT)
@@ -95,10 +167,12 @@ def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
     require(placed, "workers", f"must fit into the cluster, which has {resources}, at {needed} each", number)
 
 
+@bounded()
 def release_actors(ray: Any, num_gpus: float, actors: Sequence[Any]) -> None:
     """Keep actors for the next run of this process. Actors that do not reply within a second, dead or still at work, are ended."""
     if not ray.is_initialized():  # Ray has ended
         return
+    _in_use[:] = [actor for actor in _in_use if actor not in actors]
     pings = [actor.ping.remote() for actor in actors]
     answered = set(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) if pings else set()
     for actor, ping in zip(actors, pings):
@@ -137,10 +211,11 @@ def start_ray(num_workers: int, address: str | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if any(session.ended_server() for session in _sessions):  # it has ended since the last run
         end_ray(ray)
-    if ray.is_initialized() and address is None and ask(ray, ray.cluster_resources).get("CPU", 0) < num_workers:
+    if ray.is_initialized() and address is None and total_resources(ray).get("CPU", 0) < num_workers:
         end_ray(ray)
     if not ray.is_initialized():
         _idle.clear()
+        _in_use.clear()
         with deferred_signals():
             if address is None:
                 start_on_this_machine(ray, num_workers)
@@ -163,6 +238,7 @@ def start_on_this_machine(ray: Any, num_workers: int) -> None:
         with session.starting() as folder, without_network():
             num_cpus = max(num_workers, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=num_cpus, _temp_dir=folder, _system_config=PATIENT, **RAY_OPTIONS)
+            session.resources = ray.cluster_resources()
     except BaseException:
         end_ray(ray)
         raise
@@ -199,10 +275,12 @@ def without_network() -> Iterator[None]:
 def end_ray(ray: Any) -> None:
     """Disconnect from Ray. A Ray that this process has started ends, and its files are removed."""
     _idle.clear()
-    for session in _sessions:
-        if session.ended_server() is not None:  # Ray would wait for answers of it
-            session.kill()
-    ray.shutdown()
+    _in_use.clear()
+    with bounded():
+        for session in _sessions:
+            if session.ended_server() is not None:  # Ray would wait for answers of it
+                session.kill()
+        ray.shutdown()
     while _sessions:
         _sessions.pop().close()
 
@@ -216,10 +294,7 @@ def check_servers(ray: Any) -> None:
     for session in _sessions:
         if (server := session.ended_server()) is not None:
             end_ray(ray)
-            raise EngineError(
-                f"{server} has ended, so no client can train. A system that runs out of memory ends processes in this way; fewer "
-                "engine.workers need less. Run the same command to continue from the last checkpoint"
-            )
+            raise EngineError(end_of(server))
 
 
 def wait_for_any(ray: Any, references: Sequence[Any], timeout: float | None) -> Any | None:
@@ -236,33 +311,6 @@ def wait_for_any(ray: Any, references: Sequence[Any], timeout: float | None) -> 
         check_servers(ray)
         if time.monotonic() >= last:
             return None
-
-
-def ask(ray: Any, function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a function that asks Ray's servers. It runs in a thread, as Ray would wait forever for a server that has ended.
-
-    Args:
-        ray: the initialized module.
-        function: a function that can wait for one of Ray's servers.
-        args: its arguments.
-
-    Raises:
-        EngineError: a server of Ray has ended.
-    """
-    answer: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(function(*args))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while not wait([answer], CHECK_INTERVAL).done:
-        check_servers(ray)
-    if answer.exception() is not None:  # the end of a server is the reason of whatever Ray says
-        check_servers(ray)
-    return answer.result()
 
 
 def connect_to_cluster(ray: Any, address: str) -> None:

@@ -23,7 +23,16 @@ from fedkd.types import Output
 from simulations.engine import record_tables
 from simulations.engine.base import ClientGrid, PendingResults
 from simulations.engine.client_work import Assignment
-from simulations.engine.ray_cluster import MAX_DIRECT_BYTES, acquire_actors, ask, check_servers, release_actors, start_ray, wait_for_any
+from simulations.engine.ray_cluster import (
+    MAX_DIRECT_BYTES,
+    acquire_actors,
+    check_servers,
+    release_actors,
+    replace_actor,
+    start_ray,
+    total_resources,
+    wait_for_any,
+)
 from simulations.engine.worker import ClientResults, clients_of, parse_errors, pickle_model, split_into_requests
 from simulations.process import cores
 from simulations.setup.evaluation import score_global_test
@@ -57,11 +66,11 @@ class RayGrid(ClientGrid):
         self.num_workers = min(workers or cores(), num_clients)
         self._ray = start_ray(self.num_workers, address)
         if address is None:  # a cluster may grow, this machine does not
-            available = ask(self._ray, self._ray.cluster_resources).get("GPU", 0)
+            available = total_resources(self._ray).get("GPU", 0)
             rule = f"must be at most {available / self.num_workers:g}, as {self.num_workers} workers share {available:g} GPUs"
             require(num_gpus * self.num_workers <= available, "num_gpus", rule, num_gpus)
         self._num_gpus = num_gpus
-        self._actors = ask(self._ray, acquire_actors, self._ray, num_gpus, self.num_workers)
+        self._actors = acquire_actors(self._ray, num_gpus, self.num_workers)
 
     def start_work(self, kind: str, content: RecordDict, assignments: list[Assignment], timeout: float | None) -> PendingResults:
         """See :meth:`simulations.engine.base.ClientGrid.start_work`. The actors start at once."""
@@ -134,19 +143,20 @@ class RayGrid(ClientGrid):
 
     def peak_memory(self) -> list[int]:
         """The peak memory of each actor in KiB."""
-        return ask(self._ray, self._ray.get, [actor.peak_memory.remote() for actor in self._actors])
+        references = [actor.peak_memory.remote() for actor in self._actors]
+        for reference in references:
+            wait_for_any(self._ray, [reference], None)
+        return self._ray.get(references)
 
     def close(self) -> None:
         """Release the actors. They and Ray stay for the next run of this process, and end with the process."""
-        if self._ray.is_initialized():  # otherwise a server of Ray has ended
-            ask(self._ray, release_actors, self._ray, self._num_gpus, self._actors)
+        release_actors(self._ray, self._num_gpus, self._actors)
         self._actors = []
 
     def _replace(self, worker: int, actor: Any) -> None:
         """Replace an actor that is dead or late, unless another pending phase has replaced it already."""
         if self._actors[worker] is actor:
-            ask(self._ray, self._ray.kill, actor)
-            (self._actors[worker],) = call_part("engine", ask, self._ray, acquire_actors, self._ray, self._num_gpus, 1)
+            self._actors[worker] = call_part("engine", replace_actor, self._ray, self._num_gpus, actor)
 
     def _time_out(self, late: Iterable[tuple[int, Any]], clients: Iterable[int], timeout: float | None) -> ClientResults:
         """End the actors that are still at work after the timeout, and return an error for each client without a result."""

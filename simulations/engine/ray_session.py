@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -78,6 +78,7 @@ class RaySession:
 
     def __init__(self) -> None:
         self.folder = make_session_folder()
+        self.resources: Mapping[str, float] = {}
         self._servers: dict[str, psutil.Process] = {}
         command = [sys.executable, "-S", "-P", ray_watcher.__file__, self.folder, str(os.getpid())]
         with start_errors():

@@ -207,17 +207,19 @@ def test_end_of_a_server_of_ray(repeat, monkeypatch):
     assert not ray_watcher.processes_of(session.folder)
     ray = ray_cluster.start_ray(2, None)
     (session,) = ray_cluster._sessions
-    nodes = ray.nodes
+    for _ in range(2):  # the class of actors is known to Ray
+        (actor,) = ray_cluster.acquire_actors(ray, 0.0, 1)
 
-    def end_first() -> list[dict]:
-        """The GCS ends right after it was found alive. Ray would wait forever for its answer."""
+    def end_of_the_gcs() -> None:
+        """Ray would wait forever for the answer of a GCS that ends right after it was found alive."""
         session._servers["gcs_server"].kill()
         session._servers["gcs_server"].wait(10)
-        return nodes()
 
-    monkeypatch.setattr(ray, "nodes", end_first)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_cluster, "check_servers", lambda _: end_of_the_gcs())
+        actor = ray_cluster.replace_actor(ray, 0.0, actor)
     with pytest.raises(EngineError, match=r"^Ray's GCS \(process \d+\) has ended"):
-        ray_cluster.ask(ray, ray_cluster.acquire_actors, ray, 0.0, 2)
+        ray_cluster.wait_for_any(ray, [actor.ping.remote()], None)
     assert not ray.is_initialized()
     until(lambda: not Path(session.folder).exists(), 20, "the end of the watcher")
 
