@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.composition import remember_compositions
+
+remember_compositions()
 torch.set_num_threads(1)  # the number of threads changes rounding
 
 

@@ -12,6 +12,7 @@ from fedkd.config.build import build
 from fedkd.config.validation import check_distillation, check_part, check_run
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
+from tests.composition import compose_each_time, remember_compositions
 from tests.small_runs import ROOT
 
 PLACES = {
@@ -99,3 +100,16 @@ def test_a_strategy_s_docstring_says_what_it_computes_and_what_deviates(path):
     _, node, _ = composed("strategy", path)
     document = inspect.getdoc(get_object(node["_target_"]))
     assert document is not None and "Deviations" in document
+
+
+def test_a_remembered_composition_is_that_of_hydra():
+    """The tests compose each choice of options once, with other values of single keys each time."""
+    given = [
+        ["strategy=fedgen", f"rounds={rounds}", *words]
+        for rounds in (3, 4)
+        for words in ([], ["+strategy.note=x"], ["strategy=feddf", "public_data=held_out"], ["partition=dirichlet", "partition.alpha=0.3"])
+    ]
+    remembered = [OmegaConf.to_yaml(compose(words)) for words in given]
+    compose_each_time()
+    assert [OmegaConf.to_yaml(compose(words)) for words in given] == remembered
+    remember_compositions()

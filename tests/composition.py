@@ -1,0 +1,53 @@
+"""Compositions of the configuration that are remembered within a test process, as Hydra takes a tenth of a second for each."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+from hydra._internal import config_loader_impl
+from omegaconf import DictConfig
+
+from simulations.config import CONF
+
+SOURCES = {("file", str(CONF)), ("pkg", "hydra.conf"), ("structured", "")}
+"""Schemes and paths of the sources of the project's own configuration, whose files do not change during the tests."""
+
+
+create = config_loader_impl.create_defaults_list
+compose = config_loader_impl.ConfigLoaderImpl._compose_config_from_defaults_list
+
+
+def compose_each_time() -> None:
+    """Undo :func:`remember_compositions`."""
+    config_loader_impl.create_defaults_list = create
+    config_loader_impl.ConfigLoaderImpl._compose_config_from_defaults_list = compose  # type: ignore[method-assign]
+
+
+def remember_compositions() -> None:
+    """Let Hydra compose each choice of options once in this process. Values of single keys are set as always.
+
+    Nothing is remembered if the configuration has other sources, such as files of a test. Commands in other processes are not affected.
+    """
+    lists: dict[tuple, Any] = {}
+    composed: dict[int, DictConfig] = {}
+
+    def create_defaults_list(repo: Any, config_name: str, overrides_list: Sequence[Any], prepend_hydra: bool, skip_missing: bool) -> Any:
+        if not {(source.scheme(), source.path) for source in repo.get_sources()} <= SOURCES:
+            return create(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        values = [word for word in overrides_list if not repo.group_exists(word.key_or_group) or isinstance(word.value(), dict)]
+        options = [word for word in overrides_list if word not in values]
+        key = (config_name, prepend_hydra, skip_missing, *(word.input_line for word in options))
+        if key not in lists:
+            lists[key] = create(repo, config_name, options, prepend_hydra, skip_missing)
+        return replace(lists[key], config_overrides=[word for word in values if not word.is_sweep_override()])
+
+    def compose_config(self: Any, defaults: list, repo: Any) -> DictConfig:
+        if not any(known.defaults is defaults for known in lists.values()):
+            return compose(self, defaults, repo)
+        if id(defaults) not in composed:
+            composed[id(defaults)] = compose(self, defaults, repo)
+        return deepcopy(composed[id(defaults)])
+
+    config_loader_impl.create_defaults_list = create_defaults_list
+    config_loader_impl.ConfigLoaderImpl._compose_config_from_defaults_list = compose_config  # type: ignore[method-assign]
