@@ -52,7 +52,7 @@ def cells(path: Path) -> list[str]:
 def test_files_of_a_run_hold_no_formula(tmp_path):
     folder = write_whole_run(tmp_path / "run", "fedavg", 0)
     counts = np.ones((2, len(NAMES)), int)
-    write_data_record(folder, Task("data", (4,), len(NAMES), NAMES), counts, counts.sum(0), [])
+    write_data_record(folder, Task("data", (4,), len(NAMES), NAMES), counts, counts.sum(0), [], 1.0)
     rows = pd.read_csv(folder / "clients.csv").assign(architecture="=net").to_dict("records")
     (folder / "clients.csv").unlink()
     append(folder / "clients.csv", list(rows[0]), rows)
