@@ -12,7 +12,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from fedkd.config.build import unresolved
 from fedkd.config.schema import Composed, Distillation
 from fedkd.errors import ConfigError, is_plain_name, one_line, require
 from fedkd.files import with_home
@@ -82,7 +84,7 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
         overrides: the words behind them. A part whose ``_target_`` they replace is named by its class instead of the option it began as.
 
     Raises:
-        ConfigError: ``overrides`` choose an experiment or a recipe that does not exist.
+        ConfigError: ``overrides`` choose an experiment or a recipe that does not exist, or an interpolation cannot be resolved.
     """
     check_optional(choices, overrides)
     named = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
@@ -93,9 +95,22 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
         expand_home(config)
         config.choices = named | _labels(config, named, overrides)
         config.pop("reproduce", None)
-        config.allow_targets = allowed_targets(config, config.get("allow_targets") or [], config.get("searchpath") or [])
+        config.allow_targets = allowed_targets(config, *(resolved(config, key, key) or [] for key in ("allow_targets", "searchpath")))
         remember(config.allow_targets)
     return config
+
+
+def resolved(node: DictConfig, key: str, path: str) -> Any:
+    """A value of ``node``, None without it. Lists and nodes are plain Python objects.
+
+    Raises:
+        ConfigError: it holds an interpolation that cannot be resolved; ``path`` names it in the configuration.
+    """
+    try:
+        value = node.get(key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise unresolved(error, path) from error
 
 
 def _labels(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
@@ -108,7 +123,8 @@ def _labels(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[
     """
     found = {}
     for part in (part for part in LABELED if isinstance(config.get(part), DictConfig)):
-        label, keys = config[part].pop(LABEL, None), [word.lstrip("+").partition("=")[0] for word in overrides]
+        label, keys = resolved(config[part], LABEL, f"{part}.{LABEL}"), [word.lstrip("+").partition("=")[0] for word in overrides]
+        config[part].pop(LABEL, None)
         if label is None or (f"{part}._target_" in keys and f"{part}.{LABEL}" not in keys):
             continue
         rule = "must be a text of one line that does not begin with one of = + - @, a formula for spreadsheets"

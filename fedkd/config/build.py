@@ -124,6 +124,11 @@ def class_name(target: str) -> str:
     return target.rpartition(".")[2] if target.partition(".")[0] in OWN_PACKAGES else target
 
 
+def unresolved(error: OmegaConfBaseException, key: str = "a key") -> ConfigError:
+    """The error for an interpolation that cannot be resolved. It names the key that OmegaConf names, or else ``key``."""
+    return ConfigError(f"{error.full_key or key} must hold an interpolation that can be resolved: {str(error).splitlines()[0]}")
+
+
 def to_dict(config: DictConfig) -> dict[str, Any]:
     """A resolved configuration as nested dictionaries and lists.
 
@@ -133,7 +138,6 @@ def to_dict(config: DictConfig) -> dict[str, Any]:
     try:
         node = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"{error.full_key or 'a key'} must hold an interpolation that can be resolved: {line}") from error
+        raise unresolved(error) from error
     assert isinstance(node, dict), "a configuration is a dictionary"
     return {str(key): value for key, value in node.items()}
