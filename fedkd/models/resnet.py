@@ -54,7 +54,7 @@ class ResNet(Classifier):
 
     Args:
         task: images of any size.
-        depth: number of layers with weights, without shortcuts: 6n + 2 for n >= 1 blocks per stage.
+        depth: number of layers with weights, without shortcuts: 6n + 2 for n blocks per stage, 1 <= n <= 200.
         widths: channels of the three stages.
         stem: channels of the stem; null: the first of ``widths``. Networks of different widths can so share a stem.
 
@@ -63,7 +63,7 @@ class ResNet(Classifier):
     """
 
     def __init__(self, task: Task, *, depth: int, widths: Sequence[int], stem: int | None) -> None:
-        require(depth >= 8 and depth % 6 == 2, "depth", "must be 6n + 2 for n >= 1 (8, 14, 20, ...)", depth)
+        require(8 <= depth <= 1202 and depth % 6 == 2, "depth", "must be 6n + 2 for 1 <= n <= 200 (8, 14, ..., 1202)", depth)
         require(len(widths) == 3 and all(w > 0 for w in widths), "widths", "must be three positive integers", widths)
         require(stem is None or stem > 0, "stem", "must be a positive integer, or null for the first of widths", stem)
         stem, num_blocks = widths[0] if stem is None else stem, (depth - 2) // 6
@@ -136,8 +136,8 @@ class PreActResNet(Classifier):
 
     def __init__(self, task: Task, *, blocks: Sequence[int], widths: Sequence[int], activated_shortcuts: bool) -> None:
         require(len(widths) > 0 and all(w > 0 for w in widths), "widths", "must be one or more positive integers", widths)
-        valid = len(blocks) == len(widths) and all(n > 0 for n in blocks)
-        require(valid, "blocks", f"must be a positive integer for each of the {len(widths)} widths", blocks)
+        valid = len(blocks) == len(widths) and all(0 < n <= 1000 for n in blocks)
+        require(valid, "blocks", f"must be a number from 1 to 1000 for each of the {len(widths)} widths", blocks)
         stages: list[nn.Sequential] = []
         for in_channels, width, num_blocks in zip((widths[0], *widths), widths, blocks):
             shapes = [(in_channels, width, 2 if stages else 1), *[(width, width, 1)] * (num_blocks - 1)]
@@ -167,7 +167,7 @@ class WideResNet(Classifier):
 
     Args:
         task: images of any size.
-        depth: number of layers: 6n + 4 for n >= 1 blocks per stage.
+        depth: number of layers: 6n + 4 for n blocks per stage, 1 <= n <= 200.
         widen_factor: k, > 0.
 
     Raises:
@@ -175,7 +175,7 @@ class WideResNet(Classifier):
     """
 
     def __init__(self, task: Task, *, depth: int, widen_factor: int) -> None:
-        require(depth >= 10 and depth % 6 == 4, "depth", "must be 6n + 4 for n >= 1 (10, 16, 22, ...)", depth)
+        require(10 <= depth <= 1204 and depth % 6 == 4, "depth", "must be 6n + 4 for 1 <= n <= 200 (10, 16, ..., 1204)", depth)
         require(widen_factor > 0, "widen_factor", "must be > 0", widen_factor)
         widths, num_blocks = [width * widen_factor for width in (16, 32, 64)], (depth - 4) // 6
         stages = []

@@ -71,8 +71,8 @@ class ShuffleNetV1(Classifier):
         require(stem > 0 and stem % unit == 0, "stem", f"must be a multiple of 4 groups ({unit})", stem)
         rising = len(widths) > 0 and all(a < b and b % unit == 0 for a, b in zip(channels, widths))
         require(rising, "widths", f"must rise, from the stem's {stem}, in multiples of 4 groups ({unit})", widths)
-        valid = len(blocks) == len(widths) and all(n > 0 for n in blocks)
-        require(valid, "blocks", f"must be a positive integer for each of the {len(widths)} widths", blocks)
+        valid = len(blocks) == len(widths) and all(0 < n <= 1000 for n in blocks)
+        require(valid, "blocks", f"must be a number from 1 to 1000 for each of the {len(widths)} widths", blocks)
         stages: list[nn.Sequential] = []
         for in_channels, width, num_units in zip(channels, widths, blocks):
             rest = [ShuffleUnit(width, width, 1, groups, groups) for _ in range(num_units - 1)]
@@ -169,8 +169,8 @@ class ShuffleNetV2(Classifier):
         require(stem > 0, "stem", "must be > 0", stem)
         even = len(widths) > 0 and all(w > 0 and w % 2 == 0 for w in widths)
         require(even, "widths", "must be one or more even positive integers", widths)
-        valid = len(blocks) == len(widths) and all(n > 0 for n in blocks)
-        require(valid, "blocks", f"must be a positive integer for each of the {len(widths)} widths", blocks)
+        valid = len(blocks) == len(widths) and all(0 < n <= 1000 for n in blocks)
+        require(valid, "blocks", f"must be a number from 1 to 1000 for each of the {len(widths)} widths", blocks)
         require(embedding_size > 0, "embedding_size", "must be > 0", embedding_size)
         stages = [nn.Sequential(*unit_sequence(*shape, 2)) for shape in zip((stem, *widths), widths, blocks)]
         stages[0] = nn.Sequential(*conv_batchnorm(task.shape[0], stem, 1, stride=1, groups=1), nn.ReLU(), *stages[0])

@@ -45,6 +45,7 @@ class VGG(Classifier):
     def __init__(self, task: Task, *, convolutions: Sequence[int], widths: Sequence[int]) -> None:
         for name, value in (("convolutions", convolutions), ("widths", widths)):
             require(len(value) == 5 and all(n > 0 for n in value), name, "must be five positive integers", value)
+        require(max(convolutions) <= 1000, "convolutions", "must be at most 1000 in each stage", convolutions)
         require(min(task.shape[1:]) >= 8, "widths", f"must leave at least one pixel of images {task.shape} after three poolings", widths)
         channels = (task.shape[0], *widths)
         blocks = [conv_block(*shape) for shape in zip(channels, widths, convolutions)]

@@ -162,7 +162,7 @@ class DPK(Distiller):
         grid: Patches per row, > 0. Fewer where this number does not divide a stage's maps.
         width: Size of a token, > 0, a multiple of ``heads``.
         heads: Attention heads, > 0.
-        depth: Blocks of each encoder and decoder, >= 0. 0 leaves them out.
+        depth: Blocks of each encoder and decoder, >= 0 and <= 100. 0 leaves them out.
         stitch_at: Stitch ``encoded`` tokens, with one encoder per network, or stitch at ``embed``, before one encoder for both.
         positions: Error over ``all`` patches, or over the ``student``'s patches alone.
         mask: Draw the patches per ``image``, or once per ``batch``.
@@ -213,7 +213,7 @@ class DPK(Distiller):
         require(self.width % self.heads == 0, "width", f"must be a multiple of heads ({self.heads})", self.width)
         require(self.least >= 0, "least", "must be >= 0 patches", self.least)
         require(self.module_lr > 0, "module_lr", "must be > 0 (1: the student's)", self.module_lr)
-        require(self.depth >= 0, "depth", "must be >= 0 blocks", self.depth)
+        require(0 <= self.depth <= 100, "depth", "must be >= 0 and <= 100 blocks", self.depth)
         if fixed:
             self.initial = float(self.ratio)
 

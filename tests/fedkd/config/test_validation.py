@@ -17,6 +17,7 @@ CASES = {
         ["+partition.alhpa=1"],
         ["partition.alhpa must be a parameter of Dirichlet, got 1", "did you mean 'alpha'?"],
     ),
+    "a network of millions of layers": (["model=resnet8", "model.depth=2147483648"], ["model.depth", "1202", "got 2147483648"]),
     "interpolation of nothing": (["rounds=${nowhere}"], ["rounds must hold an interpolation that can be resolved", "nowhere"]),
     "interpolation of nothing in modules": (["++allow_targets=${nowhere}"], ["allow_targets must hold an interpolation", "nowhere"]),
     "interpolation of nothing in a list": (["searchpath=[${nowhere}]"], ["searchpath", "nowhere"]),
