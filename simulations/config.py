@@ -95,7 +95,7 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
         expand_home(config)
         config.choices = named | _labels(config, named, overrides)
         config.pop("reproduce", None)
-        config.allow_targets = allowed_targets(config, *(resolved(config, key, key) or [] for key in ("allow_targets", "searchpath")))
+        config.allow_targets = allowed_targets(config, texts(config, "allow_targets"), texts(config, "searchpath"))
         remember(config.allow_targets)
     return config
 
@@ -111,6 +111,17 @@ def resolved(node: DictConfig, key: str, path: str) -> Any:
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise unresolved(error, path) from error
+
+
+def texts(config: DictConfig, key: str) -> list[str]:
+    """A list of texts in the configuration, empty for null.
+
+    Raises:
+        ConfigError: it is another list, or holds an interpolation that cannot be resolved.
+    """
+    values = resolved(config, key, key) or []
+    require(all(isinstance(value, str) for value in values), key, "must be a list of texts", values)
+    return values
 
 
 def _labels(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests."""
 
 import getpass
+import multiprocessing.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     The path of the folder is short enough for Unix sockets, which that of pytest's own folder is not. The cache of compiled programs stays.
     """
     tmp_path_factory.getbasetemp()  # pytest's folder is made before, beside this one
+    multiprocessing.util.get_temp_dir()  # so is the one that multiprocessing removes at the end of the process
     compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled))

@@ -95,8 +95,13 @@ def check_distillation(config: DictConfig) -> None:
         require(config[key] is None or config[key] >= least, key, f"must be >= {least}, or null", config[key])
     check_choice("teacher_kind", config.teacher_kind, ("global_model", "client_ensemble"))
     milestones = list(config.milestones)
-    ascending = milestones == sorted(milestones) and all(0 < fraction < 1 for fraction in milestones)
-    require(ascending, "milestones", "must be ascending fractions of the training, between 0 and 1", milestones)
+    are_fractions = all(isinstance(fraction, float) and 0 < fraction < 1 for fraction in milestones)
+    require(
+        are_fractions and milestones == sorted(milestones),
+        "milestones",
+        "must be ascending fractions of the training, between 0 and 1",
+        milestones,
+    )
     require(0 <= config.lr_decay <= 1, "lr_decay", "must be in 0..1", config.lr_decay)
     require(config.layer_information_images >= 0, "layer_information_images", "must be >= 0 images", config.layer_information_images)
     check_common_keys(config)

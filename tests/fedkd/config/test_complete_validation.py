@@ -55,6 +55,8 @@ def test_a_distillation_s_numbers_are_finite():
         (["optimizer._partial_=yes_please"], r"^optimizer\._partial_ must be true or false"),
         (["+optimizer._args_=[1]"], r"^optimizer\._args_ must be a parameter of SGD"),
         (["rounds=${nowhere}"], r"rounds .*nowhere"),
+        (["++searchpath=[[1]]"], r"^searchpath must be a list of texts, got \[\[1\]\]"),
+        (["++allow_targets=[{a: 1}]"], r"^allow_targets must be a list of texts, got "),
         (["+data.x=${nowhere}"], r"^data\.x must hold an interpolation that can be resolved: .*nowhere"),
     ],
 )

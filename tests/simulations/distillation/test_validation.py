@@ -34,6 +34,7 @@ from tests.simulations.distillation.small_distillations import small_distillatio
         (["teacher_run=nowhere"], r"^teacher_run must be a run folder .* got '.*nowhere'$"),
         (["epochs=0"], r"^epochs must be >= 1, got 0$"),
         (["milestones=[0.9,0.5]"], r"^milestones must be ascending"),
+        (["milestones=[[0.5]]"], r"^milestones must be ascending fractions .* got \[\[0\.5\]\]"),
         (["distiller.temperature=0"], r"^distiller\.temperature must be > 0, got 0"),
         (["distiller=kd_sp", "distiller.parts.kd.ce=1"], r"^distiller\.parts\.kd\.ce must be 0: the sum has the cross-entropy, got 1"),
         (["distiller=at", "distiller.power=0.5"], r"^distiller\.power must be >= 1 \(2 is the paper's\), got 0\.5$"),

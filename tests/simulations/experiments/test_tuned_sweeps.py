@@ -1,8 +1,11 @@
 """Experiments with tuned strategies: the search comes first, and survives a kill."""
 
+import contextlib
 import hashlib
+import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,12 +18,22 @@ from tests.processes import differing
 from tests.simulations.experiments.sweeps import TINY, csv_rows
 from tests.simulations.experiments.test_reproduce import killed_and_started_again, nameless
 
+ASKED = ("experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY)
+
 
 # --------------------------------------------------------------------------------------------------------- the search
-def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, capsys):
-    asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY, f"output={tmp_path}"]
-    assert reproduce.reproduce(reproduce.parse_arguments(asked)) == 0
-    captured = capsys.readouterr()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a sweep with a tuned strategy that nothing has interrupted, and its standard output."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert reproduce.reproduce(reproduce.parse_arguments([*ASKED, f"output={folder}"])) == 0
+    return folder, out.getvalue()
+
+
+def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(whole):
+    tmp_path, out = whole
+    asked = [*ASKED, f"output={tmp_path}"]
     file = tmp_path / "fedgen_ablation_tune" / "tuned.csv"
     rows = csv_rows(file)
     assert [(row["option"], row["value"], row["rounds"]) for row in rows] == [
@@ -34,7 +47,7 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
         assert (
             int(row["rounds_done"]) == 6 and int(row["client_updates"]) == 18 and float(row["seconds"]) == pytest.approx(seconds, abs=0.01)
         )
-    assert "cost: 5 runs, 30 rounds, 90 client updates, " in captured.out
+    assert "cost: 5 runs, 30 rounds, 90 client updates, " in out
     taken = list(tmp_path.glob("fedgen_ablation/*/tuned.json"))
     (folder,) = [path.parent for path in taken]
     noted = json.loads(taken[0].read_text())
@@ -60,13 +73,10 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(tmp_path, ca
 
 
 @pytest.mark.parametrize("kills", [("group",), pytest.param(("group", "command") * 3, marks=pytest.mark.slow)], ids=len)
-def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(tmp_path, kills):
+def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(whole, tmp_path, kills):
     """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
-    asked = ["experiment=fedgen_ablation", "strategies=FedAvg,FedAvg tuned", "seeds=0", "jobs=2", "quiet=true", *TINY]
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    assert reproduce.reproduce(reproduce.parse_arguments([*asked, f"output={whole}"])) == 0
-    again.mkdir()
-    moments = killed_and_started_again([*asked, f"output={again}"], again, 40, kills)
+    whole, again = whole[0], tmp_path
+    moments = killed_and_started_again([*ASKED, f"output={again}"], again, 40, kills)
     choices = [pd.read_csv(where / "fedgen_ablation_tune" / "tuned.csv").drop(columns="seconds") for where in (whole, again)]
     pd.testing.assert_frame_equal(*choices)
     for name in ("fedgen_ablation", "fedgen_ablation_tune"):

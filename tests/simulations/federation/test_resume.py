@@ -15,14 +15,14 @@ from simulations.federation.runner import run_federation
 from simulations.run_folder.reader import read_run
 from simulations.setup.simulation import build_simulation
 from tests.processes import ROOT, TINY, Command, differing, metrics, quick, rows, until
-from tests.simulations.federation.resume_tools import LOCAL, check_refused, check_resumed
+from tests.simulations.federation.resume_tools import SHORT, check_refused, check_resumed
 from tests.small_runs import STRATEGIES, InterruptedGrid, strategy_overrides
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     """The folder of an uninterrupted run."""
-    return quick(tmp_path_factory.mktemp("uninterrupted"), *LOCAL).folder
+    return quick(tmp_path_factory.mktemp("uninterrupted"), *SHORT).folder
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def killed(tmp_path_factory) -> Path:
     """The current folder of a run that was killed between two rounds. While it was alive, a second run could not use its run folder."""
     where = tmp_path_factory.mktemp("killed")
     (where / "second").mkdir()
-    command = Command(LOCAL, where, forked=True)
+    command = Command(SHORT, where, forked=True)
     until(lambda: rows(where) >= 3, what="the third row")
     command.kill(signal.SIGSTOP)
-    second = quick(where / "second", "engine=local", *TINY, "rounds=30", f"output={where / 'runs'}")
+    second = quick(where / "second", "engine=local", *TINY, "rounds=15", f"output={where / 'runs'}")
     command.kill()
     command.end()
     assert second.code == 2 and "in use" in second.err and second.err.startswith("error: output"), second.err
-    assert 3 <= rows(where) < 30, "the run is not finished"
+    assert 3 <= rows(where) < 15, "the run is not finished"
     return where
 
 
@@ -63,7 +63,7 @@ def next_row(folder: Path, name: str) -> str:
 def test_killed_between_two_rounds(killed_copy, uninterrupted):
     before = len(metrics(killed_copy))
     check_resumed(killed_copy, uninterrupted)
-    assert before < len(metrics(killed_copy)) == 30
+    assert before < len(metrics(killed_copy)) == 15
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -118,7 +118,7 @@ def test_killed_within_the_header(killed_copy, uninterrupted):
 
 
 def test_resumed_with_fewer_checkpoints(killed_copy, uninterrupted, tmp_path):
-    ended = quick(tmp_path, *LOCAL, "checkpoint_every=7")
+    ended = quick(tmp_path, *SHORT, "checkpoint_every=7")
     assert ended.code == 0 and list(differing(killed_copy, uninterrupted)) == ["config.yaml", "previous_checkpoint.safetensors"]
 
 
@@ -126,7 +126,7 @@ def test_a_finished_run_is_skipped(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted.parents[1], tmp_path / "runs")
     (folder,) = (tmp_path / "runs" / "digits").iterdir()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
-    ended = quick(tmp_path, *LOCAL)
+    ended = quick(tmp_path, *SHORT)
     assert ended.code == 0 and ended.folder == folder and "already finished, skipped" in ended.err
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"} == before
 
@@ -138,7 +138,7 @@ def test_a_run_finished_at_another_commit_has_a_note(uninterrupted, tmp_path):
     environment = json.loads((folder / "environment.json").read_text())
     assert re.fullmatch("[0-9a-f]{40}", environment["commit"])
     (folder / "environment.json").write_text(json.dumps({**environment, "commit": "0" * 40}))
-    ended = quick(tmp_path, *LOCAL)
+    ended = quick(tmp_path, *SHORT)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert ended.code == 0 and f"finished at commit {'0' * 40}, the code is now at {head}" in ended.err
 
@@ -156,7 +156,7 @@ def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):
 
 def test_the_checkpoint_of_another_configuration_is_refused(killed_copy, tmp_path):
     (tmp_path / "other").mkdir()
-    other = quick(tmp_path / "other", *LOCAL, "rounds=1", "seed=1").folder
+    other = quick(tmp_path / "other", *SHORT, "rounds=1", "seed=1").folder
     for name in ("checkpoint.safetensors", "checkpoint.json"):
         shutil.copy(other / name, killed_copy / name)
     check_refused(killed_copy, "output", other.name, killed_copy.name)
@@ -180,7 +180,7 @@ def test_two_damaged_checkpoints_are_refused(killed_copy):
     for name in ("checkpoint", "previous_checkpoint"):
         damage(killed_copy / f"{name}.safetensors", "one bit")
     check_refused(killed_copy, "output", str(killed_copy / "checkpoint.safetensors"), "force=true")
-    forced = quick(killed_copy.parents[2], *LOCAL, "force=true", "rounds=1")
+    forced = quick(killed_copy.parents[2], *SHORT, "force=true", "rounds=1")
     assert forced.code == 0
 
 

@@ -28,7 +28,7 @@ def test_ctrl_c_in_a_local_run(uninterrupted, tmp_path):
     assert (ended.code, ended.err) == (130, INTERRUPTED)
     (folder,) = (tmp_path / "runs" / "digits").iterdir()
     assert 2 <= rows(tmp_path) < 30
-    check_resumed(folder, uninterrupted)
+    check_resumed(folder, uninterrupted, LOCAL)
 
 
 def test_ctrl_c_while_ray_starts(tmp_path):
