@@ -22,7 +22,7 @@ import psutil
 
 from tests.processes import MARK, TINY, Command, differing, processes, quick, rows, until
 
-OVERRIDES = (*TINY, "rounds=60", "output=runs", "checkpoint_every=1")
+OVERRIDES = (*TINY, "rounds=100", "output=runs", "checkpoint_every=1")
 RAY = (*OVERRIDES, "engine=ray", "engine.workers=2")
 NAMES = {"raylet": "raylet", "GCS": "gcs_server", "actor": "ray::Worker"}
 """Beginnings of the names of processes."""
@@ -55,7 +55,7 @@ def kill_once(folder: Path, kind: str, draw: random.Random) -> dict[str, object]
     mark = f"{MARK}={command.mark}"
     began, least = time.monotonic(), rows(folder) + draw.randint(1, 5)
     if kind == "command" and draw.random() < 0.25:
-        time.sleep(draw.uniform(0.0, 30.0))
+        time.sleep(draw.uniform(0.0, 8.0))
     else:
         until(lambda: rows(folder) >= least or command.process.poll() is not None, 600, "rounds")
         time.sleep(draw.uniform(0.0, 0.5))

@@ -126,7 +126,7 @@ class Noise:
     of a trained generator are part of the methods that train it (DENSE, FedFTG).
 
     Args:
-        size: number of images, > 0.
+        size: number of images, > 0 and at most 10 million.
         exponent: exponent of the frequency, >= 0. 0 is white noise.
 
     Raises:
@@ -139,7 +139,7 @@ class Noise:
     held_out_fraction = 0.0
 
     def __post_init__(self) -> None:
-        require(self.size > 0, "size", "must be > 0", self.size)
+        require(0 < self.size <= 10_000_000, "size", "must be > 0 and at most 10 million", self.size)
         require(self.exponent >= 0, "exponent", "must be >= 0 (0 is white noise)", self.exponent)
 
     def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples:

@@ -18,6 +18,7 @@ CASES = {
         ["partition.alhpa must be a parameter of Dirichlet, got 1", "did you mean 'alpha'?"],
     ),
     "a network of millions of layers": (["model=resnet8", "model.depth=2147483648"], ["model.depth", "1202", "got 2147483648"]),
+    "noise beyond the memory": (["public_data=noise", "public_data.size=1000000000000"], ["public_data.size", "10 million"]),
     "interpolation of nothing": (["rounds=${nowhere}"], ["rounds must hold an interpolation that can be resolved", "nowhere"]),
     "interpolation of nothing in modules": (["++allow_targets=${nowhere}"], ["allow_targets must hold an interpolation", "nowhere"]),
     "interpolation of nothing in a list": (["searchpath=[${nowhere}]"], ["searchpath", "nowhere"]),
