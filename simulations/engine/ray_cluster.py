@@ -35,6 +35,9 @@ CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 30.0
 """Seconds after the end of one of Ray's servers in which Ray must return from a call."""
 
+START_TIMEOUT = 300.0
+"""Seconds in which Ray must start on this machine. It takes about five. Where memory runs out, Ray can wait forever."""
+
 _sessions: list[RaySession] = []
 """The Ray that this process has started, if there is one."""
 
@@ -54,26 +57,35 @@ def total_resources(ray: Any) -> Mapping[str, float]:
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """A block that calls Ray. If a server of Ray ends meanwhile and Ray waits for it, this process ends with one line and exit code 1.
+def bounded(limit: float = math.inf) -> Iterator[None]:
+    """A block that calls Ray. If Ray does not return from it, this process ends with one line and exit code 1.
 
-    Ray offers no timeout for these calls, and no way to interrupt them.
+    That is so if a server of Ray ends meanwhile and Ray waits for it, or after ``limit`` seconds. Ray offers no timeout for these calls,
+    and no way to interrupt them.
     """
     returned = threading.Event()
 
     def watch() -> None:
+        last = time.monotonic() + limit
         while not returned.wait(CHECK_INTERVAL):
             for session in list(_sessions):
                 if (server := session.ended_server()) is not None and not returned.wait(ANSWER_TIMEOUT):
-                    print(f"error: {end_of(server)}", file=sys.stderr, flush=True)
-                    session.kill()
-                    os._exit(1)
+                    return give_up(session, end_of(server))
+                if time.monotonic() > last:
+                    return give_up(session, f"Ray does not start within {limit:g} seconds; fewer engine.workers or engine=local need less")
 
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         returned.set()
+
+
+def give_up(session: RaySession, message: str) -> None:
+    """End Ray's processes and this one, whose main thread waits for them."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    session.kill()
+    os._exit(1)
 
 
 def end_of(server: str) -> str:
@@ -235,7 +247,7 @@ def start_on_this_machine(ray: Any, num_workers: int) -> None:
     _sessions.append(session)
     atexit.register(end_ray, ray)
     try:
-        with session.starting() as folder, without_network():
+        with bounded(START_TIMEOUT), session.starting() as folder, without_network():
             num_cpus = max(num_workers, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=num_cpus, _temp_dir=folder, _system_config=PATIENT, **RAY_OPTIONS)
             session.resources = ray.cluster_resources()

@@ -1,19 +1,22 @@
 """A Ray of this process alone: where its files are, which limits it needs, and what ends it."""
 
 import errno
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedkd.errors import EngineError
 from simulations.cli.exit_codes import FAILED, exit_code
-from simulations.engine import ray_session, ray_watcher
+from simulations.engine import ray_cluster, ray_session, ray_watcher
 from simulations.engine.ray_session import LONGEST_SOCKET, MAX_SOCKET_BYTES, check_open_files, make_session_folder, temporary_folder
 from tests.processes import ROOT, until
 
@@ -134,3 +137,22 @@ def test_nothing_is_left_of_a_session_when_its_process_ends(tmp_path, way):
     parent.wait(timeout=10)
     until(lambda: not Path(folder).exists(), 20, "the end of the watcher")
     assert not ray_watcher.processes_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("server", "limit", "message"),
+    [
+        ("Ray's GCS (process 7)", math.inf, "Ray's GCS (process 7) has ended, so no client can train."),
+        (None, 0.05, "Ray does not start within"),
+    ],
+)
+def test_a_call_that_ray_does_not_return_from_ends_the_process(monkeypatch, capsys, server, limit, message):
+    ended, killed = threading.Event(), []
+    session = SimpleNamespace(ended_server=lambda: server, kill=lambda: killed.append(True))
+    monkeypatch.setattr(ray_cluster, "_sessions", [session])
+    monkeypatch.setattr(ray_cluster, "CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(ray_cluster, "ANSWER_TIMEOUT", 0.01)
+    monkeypatch.setattr(ray_cluster.os, "_exit", lambda code: ended.set() if code == 1 else None)
+    with ray_cluster.bounded(limit):
+        assert ended.wait(20)
+    assert killed and capsys.readouterr().err.startswith(f"error: {message}")
