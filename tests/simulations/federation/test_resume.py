@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedkd.checkpoint import read_checkpoint
 from fedkd.errors import RunFolderError
 from simulations.config import compose
 from simulations.federation.runner import run_federation
@@ -118,7 +119,7 @@ def test_killed_within_the_header(killed_copy, uninterrupted):
 
 
 def test_resumed_with_fewer_checkpoints(killed_copy, uninterrupted, tmp_path):
-    ended = quick(tmp_path, *SHORT, "checkpoint_every=7")
+    ended = quick(tmp_path, *SHORT, "checkpoint_every=4")
     assert ended.code == 0 and list(differing(killed_copy, uninterrupted)) == ["config.yaml", "previous_checkpoint.safetensors"]
 
 
@@ -191,12 +192,12 @@ def test_a_finished_run_with_one_changed_bit_is_not_skipped(uninterrupted, tmp_p
     with pytest.raises(RunFolderError, match="corrupt: checkpoint.safetensors must be sound"):
         read_run(folder)
     ended = check_resumed(folder, uninterrupted)
-    assert "going on from round 29, the checkpoint before it" in ended.err and read_run(folder)
+    assert "going on from round 14, the checkpoint before it" in ended.err and read_run(folder)
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "clients.csv"])
 def test_a_last_row_that_was_lost_is_computed_again(killed_copy, uninterrupted, name):
-    done = json.loads((killed_copy / "checkpoint.json").read_text())["round"]
+    done = read_checkpoint(killed_copy).round  # checkpoint.json may be that of the round before it
     header, *lines = (killed_copy / name).read_text().splitlines(keepends=True)
     kept = [line for line in lines if int(line.partition(",")[0]) < done]
     (killed_copy / name).write_text("".join([header, *kept, lines[len(kept)][:-4]]))
