@@ -16,6 +16,7 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from fedkd.config.build import to_dict
 from fedkd.config.validation import check_distillation
 from fedkd.distillation.student_training import Progress, Training
 from fedkd.errors import ConfigError, DivergedError, StopRun
@@ -313,9 +314,11 @@ def with_distillation_choices(config: DictConfig, choices: Mapping[str, str], ov
     """``config`` with the names of the chosen options.
 
     Raises:
-        ConfigError: ``teacher_run`` is set, and data or a teacher are chosen too. A run provides both.
+        ConfigError: an interpolation cannot be resolved, or ``teacher_run`` is set, and data or a teacher are chosen too. A run provides
+            both.
     """
     config = with_choices(config, {key.rpartition("@")[2]: name for key, name in choices.items()}, overrides)
+    to_dict(config)
     OmegaConf.set_struct(config, False)
     chosen = [override for override in overrides if override.partition("=")[0].partition(".")[0] in ("data", "model@teacher")]
     if config.teacher_run is not None and chosen:

@@ -31,6 +31,7 @@ from tests.simulations.distillation.small_distillations import small_distillatio
             ["image_source=public", "data@image_source.data=rotated_mnist"],
             r"^image_source\.data\.data\.root must hold the files of mnist, got ",
         ),
+        (["++teacher_run=${nowhere}"], r"^teacher_run must hold an interpolation that can be resolved: .*nowhere"),
         (["teacher_run=nowhere"], r"^teacher_run must be a run folder .* got '.*nowhere'$"),
         (["epochs=0"], r"^epochs must be >= 1, got 0$"),
         (["milestones=[0.9,0.5]"], r"^milestones must be ascending"),
