@@ -23,6 +23,7 @@ from simulations.user_modules import allowed_targets, remember
 
 TUNED_COLUMNS = ("option", "key", "value", "selected")
 """Columns that a file of tuned values must have."""
+
 LOCATIONS = ("root", "path", "cache", "trace")
 """Keys of a part that tell where files are."""
 

@@ -1,13 +1,14 @@
 """Networks of any kind as a :class:`~fedkd.models.base.Classifier`: lazy layers are initialized, and plain modules are wrapped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedkd.errors import ConfigError, require
+from fedkd.errors import ConfigError, FedkdError, require
 from fedkd.models.base import Classifier
 from fedkd.types import Task
 
@@ -85,3 +86,24 @@ def wrap(network: nn.Module, task: Task) -> Classifier:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text."""
     return (str(error).strip() or "no message").splitlines()[0]
+
+
+@contextmanager
+def in_one_line(rule: str, where: str = "") -> Iterator[None]:
+    """A context in which an exception of a network or a loss becomes one line. Divergence is left to the training.
+
+    Args:
+        rule: the key, the rule and the value.
+        where: stands after the name of the exception.
+
+    Raises:
+        ConfigError: the block raised an exception.
+    """
+    try:
+        yield
+    except FloatingPointError:
+        return
+    except FedkdError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{rule}, which raises {type(error).__name__}{where}: {first_line(error)}") from error

@@ -18,7 +18,7 @@ from fedkd.errors import RunFolderError, one_line
 from fedkd.files import SCHEMA_VERSION
 from simulations.reports.distillation_groups import read_distillation
 from simulations.reports.summary import configures_clock, summarize, without_clock
-from simulations.run_folder.csv_cells import unescaped
+from simulations.run_folder.csv_rows import unescaped
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, DISTILLATION_COLUMNS
 from simulations.run_folder.reader import configuration, read_run
 

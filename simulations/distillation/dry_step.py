@@ -1,15 +1,13 @@
 """One step of every training of a distillation, before the first one. What cannot train or be exported is refused in one line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from fedkd.distillation.image_sources import Synthetic
 from fedkd.distillation.student_training import Progress
-from fedkd.errors import ConfigError, FedkdError, require
-from fedkd.models.construction import first_line
+from fedkd.errors import require
+from fedkd.models.construction import in_one_line
 from fedkd.seed import Seed
 from fedkd.training.functional_model import snapshot, submodule_tensors
 from fedkd.types import Examples
@@ -66,23 +64,3 @@ def check_distillation_step(setup: Setup, part: str = "student", prefix: str = "
 def first(examples: Examples, number: int) -> Examples:
     """The first ``number`` examples, or all if there are fewer."""
     return examples.subset(torch.arange(min(number, len(examples))))
-
-
-@contextmanager
-def in_one_line(rule: str) -> Iterator[None]:
-    """A context in which an exception becomes one line. Divergence is left to the training, which has trained parameters.
-
-    Args:
-        rule: the key, the rule and the value.
-
-    Raises:
-        ConfigError: the block raised an exception.
-    """
-    try:
-        yield
-    except FloatingPointError:
-        return
-    except FedkdError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{rule}, which raises {type(error).__name__}: {first_line(error)}") from error

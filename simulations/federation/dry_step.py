@@ -1,15 +1,14 @@
 """One step of every architecture of a run on two examples, before the first round. What cannot train is refused in one line."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import ConfigError
 from fedkd.federation.client import Client
-from fedkd.models.construction import first_line
+from fedkd.models.construction import in_one_line
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import load, trained_names
 from fedkd.types import State
@@ -31,9 +30,11 @@ def check_training(simulation: Simulation) -> None:
     with (simulation.seed / "dry").globally():
         for number in clients.values():
             client = tiny_client(simulation, number)
-            with in_one_line(simulation, client, "evaluate"):
+            strategy = simulation.config.choices.get("strategy", simulation.config.strategy["_target_"])
+            rule, where = f"model must be a network that strategy {strategy} can", f" on {len(client.data)} examples"
+            with in_one_line(f"{rule} evaluate, got {client.architecture}", where):
                 check_output(client)
-            with in_one_line(simulation, client, "train"):
+            with in_one_line(f"{rule} train, got {client.architecture}", where):
                 check_step(simulation, client)
             warn_of_export(client)
 
@@ -95,32 +96,6 @@ def check_step(simulation: Simulation, client: Client) -> None:
         if any(key in part for part in parts for key in learned) and all_equal(learned, 1e-12):
             found = f"change no parameter {of} in a step with the learning rate {client.lr:g}; a larger optimizer.lr may be needed"
         print(f"warning: clients of {name} {found}", file=sys.stderr)
-
-
-@contextmanager
-def in_one_line(simulation: Simulation, client: Client, what: str) -> Iterator[None]:
-    """A context in which an exception of a network or a loss becomes one line. Divergence is left to the rounds.
-
-    Args:
-        simulation: the simulation of the run.
-        client: the client.
-        what: ``evaluate`` or ``train``.
-
-    Raises:
-        ConfigError: the block raised an exception.
-    """
-    try:
-        yield
-    except FloatingPointError:
-        return
-    except FedkdError:
-        raise
-    except Exception as error:
-        config = simulation.config
-        strategy = config.choices.get("strategy", config.strategy["_target_"])
-        rule = f"must be a network that strategy {strategy} can {what}"
-        text = f"{client.architecture}, which raises {type(error).__name__} on {len(client.data)} examples: {first_line(error)}"
-        raise ConfigError(f"model {rule}, got {text}") from error
 
 
 def warn_of_export(client: Client) -> None:

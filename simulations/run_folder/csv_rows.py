@@ -1,17 +1,22 @@
 """CSV files that grow during a run: rows are appended and flushed, columns are added, and rows after a checkpoint are cut.
 
-Texts are written by :func:`simulations.run_folder.csv_cells.escaped`.
+Texts are written by :func:`escaped`, so that no spreadsheet reads a formula from a name of a class, a client or a file.
 """
 
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fedkd.files import sync_folder, write_atomically
-from simulations.run_folder.csv_cells import escaped, unescaped
+
+Value = TypeVar("Value")
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n].", re.DOTALL)
+"""The beginning of a text that a spreadsheet may compute, or of a text that :func:`escaped` has changed."""
 
 
 def append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -75,3 +80,25 @@ def cut(path: Path, server_round: int) -> None:
     lines = complete_lines(path)
     kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= server_round]
     write_atomically(path, "".join([*lines[:1], *kept] if kept else []).encode())
+
+
+def escaped(value: Value) -> Value | str:
+    """The value as a cell. A text that begins as a formula stands behind an apostrophe, which a spreadsheet takes for the mark of a text.
+
+    Numbers stay, also as text: ``-1`` is no formula.
+    """
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) and not _is_number(value) else value
+
+
+def unescaped(value: Value) -> Value | str:
+    """The value of a cell that :func:`escaped` has written."""
+    return value[1:] if isinstance(value, str) and value.startswith("'") and FORMULA.match(value) else value
+
+
+def _is_number(text: str) -> bool:
+    """The whole text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text == text.strip()

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from fedkd.errors import RunFolderError, is_plain_name
 from fedkd.files import SCHEMA_VERSION, verify
-from simulations.run_folder.csv_cells import unescaped
+from simulations.run_folder.csv_rows import unescaped
 from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 from simulations.run_folder.stored_config import with_neutral_defaults

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from fedkd.errors import require
 from simulations.reports.statistics import INTERVALS, interval
 from simulations.reports.tables.mathematics import plain
-from simulations.run_folder.csv_cells import escaped
+from simulations.run_folder.csv_rows import escaped
 
 NONE_AT_ONE = "; none at n = 1"
 """A remark of legends on cells of one seed, which only tables with such cells print."""

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from fedkd.types import Task
 from simulations.api.run import Run
 from simulations.reports.tables.table import Table, csv_text, frame, texts
-from simulations.run_folder.csv_cells import escaped, unescaped
-from simulations.run_folder.csv_rows import append, widen
+from simulations.run_folder.csv_rows import append, escaped, unescaped, widen
 from simulations.run_folder.data_record import write_data_record
 from simulations.run_folder.reader import read_run
 from tests.processes import ROOT
