@@ -204,14 +204,12 @@ def age_of(seconds: float) -> str:
 def remove_runs(found: Sequence[Mapping[str, Any]], yes: bool) -> int:
     """Remove run folders, or print them where ``yes`` is missing. Returns the exit code: 2 where one was kept."""
     code = OK
-    for row in found:
-        folder = Path(row["path"])
-        if row["status"] == "running":
-            click.echo(f"kept: {folder}: a process writes this run now", err=True)
-            code = WRONG
-        elif not yes:
+    folders = [Path(row["path"]) for row in found]
+    obstacles = {folder: listing.removal_obstacle(folder) for folder in folders}  # before any is removed, as one can hold another
+    for folder in folders:
+        if (why := obstacles[folder]) is None and not yes:
             click.echo(f"would remove {folder}")
-        elif (why := listing.remove(folder)) is not None:
+        elif (why := why or listing.remove(folder)) is not None:
             click.echo(f"kept: {folder}: {why}", err=True)
             code = WRONG
         else:

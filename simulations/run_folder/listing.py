@@ -62,18 +62,18 @@ def list_folder(folder: Path, *, status: str | None = None, where: Mapping[str, 
     Raises:
         RunFolderError: ``folder`` does not exist.
     """
-    rows = []
+    rows, now = [], time.time()
     for path in find_runs(folder):
         config = read_config(path)
         if matches(config, where or {}):
-            row = describe_run(path, config)
+            row = describe_run(path, config, now)
             if status is None or row["status"] == status:
                 rows.append(row)
     return sorted(rows, key=lambda row: -row["age_seconds"])
 
 
-def describe_run(folder: Path, config: Mapping[str, Any]) -> Row:
-    """One row of :func:`list_folder`."""
+def describe_run(folder: Path, config: Mapping[str, Any], now: float) -> Row:
+    """One row of :func:`list_folder`. ``now`` is the time in seconds from which ages are counted."""
     choices = config.get("choices") or {}
     distillation = "distiller" in config
     part = "distiller" if distillation else "strategy"
@@ -94,7 +94,7 @@ def describe_run(folder: Path, config: Mapping[str, Any]) -> Row:
         "status": "finished" if finished else "running" if is_locked(folder) else "diverged" if read_divergence(folder) else "interrupted",
         "global_test_accuracy": last.get("test_accuracy") if distillation else last.get("global_test_accuracy"),
         "local_test_accuracy": last.get("local_test_accuracy"),
-        "age_seconds": max(0.0, time.time() - written),
+        "age_seconds": max(0.0, now - written),
         "path": str(folder),
     }
 
@@ -204,15 +204,19 @@ def locked(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
-def remove(folder: Path) -> str | None:
-    """Remove a run folder; returns why it was kept, None where it is gone.
-
-    Kept are folders that are no run's, links, folders that hold other runs, and those whose run goes on.
-    """
+def removal_obstacle(folder: Path) -> str | None:
+    """Why a folder is not removed: it is no run's, is a link, holds other runs, or its run goes on. None if it can be removed."""
     if folder.is_symlink() or not folder.is_dir() or not is_run(folder):
         return "not a run folder"
     if len(find_runs(folder)) > 1:
         return "holds other run folders"
+    return "a process writes this run now" if is_locked(folder) else None
+
+
+def remove(folder: Path) -> str | None:
+    """Remove a run folder. Returns why it was kept, see :func:`removal_obstacle`. None where it is gone."""
+    if (obstacle := removal_obstacle(folder)) is not None:
+        return obstacle
     with locked(folder) as free:
         if not free:
             return "a process writes this run now"

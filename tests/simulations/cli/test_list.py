@@ -1,6 +1,7 @@
 """``fedkd list``: rows, filters, JSON, and removal that never takes the wrong folder."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -120,12 +121,18 @@ def test_a_locked_run_stays(outputs):
     assert result.exit_code == 2 and "kept: outputs/digits/cccccccccccc" in result.stderr and hashes() == ["c"]
 
 
-def test_a_folder_that_is_no_run_s_stays(outputs):
-    """Neither a folder of notes, nor one that holds runs beside files of a run, nor the target of a link."""
+@pytest.mark.parametrize("older", ["outer", "inner"])
+def test_a_folder_that_is_no_run_s_stays(outputs, older):
+    """Neither a folder of notes, nor one that holds runs beside files of a run, nor the target of a link.
+
+    Which of two nested runs is listed first makes no difference.
+    """
     (outputs / "notes").mkdir()
     (outputs / "notes" / "config.yaml").write_text("a: 1\n")
     outer = make_run(outputs / "outer")
-    make_run(outer / "inner", seed=7)
+    inner = make_run(outer / "inner", seed=7)
+    for path in {"outer": outer, "inner": inner}[older].iterdir():
+        os.utime(path, (1e9, 1e9))
     (outputs / "link").symlink_to(outputs / "digits" / "aaaaaaaaaaaa")
     result = run("outputs", "--remove", "--yes")
     assert result.exit_code == 2 and "kept: outputs/outer: holds other run folders" in result.stderr
