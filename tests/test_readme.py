@@ -19,7 +19,7 @@ from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
 from simulations.experiments.grid import expand
 from tests import pages as generated
-from tests.processes import ROOT
+from tests.processes import ROOT, Command, Ended
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -124,6 +124,14 @@ def test_the_python_example_runs_as_written(tmp_path):
     assert (tmp_path / "convergence.pdf").is_file()
 
 
+def fedkd(*words: str, where: Path) -> Ended:
+    """Run ``fedkd`` in the folder ``where``, which gets the run folder."""
+    given = (*words, "engine=local", f"output={where}", "progress=false")
+    ended = Command(given, where, module="simulations.cli.main", forked=True).end()
+    assert ended.code == 0, ended.err
+    return ended
+
+
 def test_the_example_strategy_runs_as_written(tmp_path):
     """The block becomes the module that its first line names, and the command below it runs. At beta 0 it is FedAvg."""
     code = block("strategy")
@@ -133,10 +141,7 @@ def test_the_example_strategy_runs_as_written(tmp_path):
     assert line
     accuracies = []
     for words in (line[1].split(), [*line[1].split()[:-1], "+strategy.beta=0.0"], ["strategy=fedavg"]):
-        run = [sys.executable, "-m", "fedkd", "run", *words, "rounds=2", "engine=local", f"output={tmp_path}", "progress=false"]
-        done = subprocess.run(run, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        metrics = pd.read_csv(Path(done.stdout.splitlines()[-1].removeprefix("run: ")) / "metrics.csv")
+        metrics = pd.read_csv(fedkd("run", *words, "rounds=2", where=tmp_path).folder / "metrics.csv")
         accuracies.append(metrics[["global_test_accuracy", "global_test_loss", "local_test_accuracy"]].to_numpy().tolist())
     assert accuracies[0] != accuracies[1] == accuracies[2]
 
@@ -149,11 +154,7 @@ OWN_PARTS = [(page, line) for page, line in OWN_PARTS if page.parent != ROOT]
 def test_a_part_of_one_s_own_runs_as_written(page, line, tmp_path):
     """The modules that the page shows, and the command below them."""
     assert write_modules(page, tmp_path)
-    words = [*shlex.split(line)[1:], "engine=local", "rounds=1", "local_steps=2", f"output={tmp_path}", "progress=false"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fedkd", *words], check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    fedkd(*shlex.split(line)[1:], "rounds=1", "local_steps=2", where=tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers

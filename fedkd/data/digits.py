@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits. They need neither a file nor a download."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -8,6 +9,13 @@ from sklearn.datasets import load_digits
 
 from fedkd.data.cache import content_digest
 from fedkd.types import Examples, Task
+
+
+@cache
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The images [1797, 8, 8] and their labels [1797], read once in a process."""
+    digits = load_digits()
+    return digits.images.astype(np.uint8), digits.target.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +27,8 @@ class Digits:
 
     def __call__(self) -> tuple[Task, Examples, Examples]:
         """The task, the training examples, and the test examples."""
-        digits = load_digits()
-        x, y = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
+        images, y = read_digits()
+        x = images[:, None]
         held_out = np.zeros(len(y), dtype=bool)
         for label in range(10):
             held_out[np.flatnonzero(y == label)[4::5]] = True

@@ -10,6 +10,9 @@ from fedkd.types import State, Update, flatten
 from simulations.setup import strategy_table
 from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
 
+SHARED_HEADS = ("fedavg", "feddistill", "fedensemble", "fedgen", "fedgen_paper", "fedgkd", "fedntd", "fedprox", "moon", "scaffold")
+"""Strategies whose clients may have different architectures if they share their heads alone."""
+
 
 def checked_names() -> list[str]:
     assert strategy_table.strategy_names() == STRATEGIES
@@ -95,6 +98,7 @@ def test_needs_public_data(name):
 @pytest.mark.parametrize("name", checked_names())
 def test_model_heterogeneity(name):
     heterogeneity = strategy_table.model_heterogeneity(name)
+    assert (heterogeneity == "head only") == (name in SHARED_HEADS)
     head = ("strategy.shared_layers=head",) if heterogeneity == "head only" else ()
     overrides = (f"strategy={name}", *strategy_overrides(name), "model=heterogeneous", "rounds=2")
     if heterogeneity in ("none", "head only"):
@@ -114,7 +118,7 @@ def test_model_heterogeneity(name):
         small_simulation(*overrides, "model.networks.cnn_wide.embedding_size=16")
 
 
-@pytest.mark.parametrize("name", [name for name in checked_names() if strategy_table.model_heterogeneity(name) == "head only"])
+@pytest.mark.parametrize("name", SHARED_HEADS)
 def test_shared_heads(name):
     ran = small_run(f"strategy={name}", *strategy_overrides(name), "strategy.shared_layers=head", "rounds=2")
     assert all(key.startswith("head.") for key in ran.state["model"])
