@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fedkd.errors import ConfigError
 from simulations.report import main
 from simulations.reports.builder import build_sections, collect
-from simulations.reports.figures import comparison, drawing
+from simulations.reports.figures import comparison
 from simulations.reports.figures.convergence import convergence
 from simulations.reports.figures.drawing import parts
 from simulations.reports.figures.label_distribution import label_distribution
@@ -182,7 +182,7 @@ def test_many_strategies_are_drawn_in_parts_with_the_baseline_in_each(tmp_path):
 
 
 def test_all_figures_of_whole_runs_are_the_same_in_several_processes_and_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "FEW", 6)
+    monkeypatch.setattr("simulations.reports.figures.drawing.FEW", 6)
     for strategy in ("fedavg", "fedgen"):
         write_whole_run(tmp_path / "runs" / strategy, strategy, 0)
     assert main([str(tmp_path / "runs"), "--target", "0.9", "--output", str(tmp_path / "a")]) == 0
