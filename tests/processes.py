@@ -38,12 +38,12 @@ main()
 """
 
 SERVER = """
-import atexit, gc, importlib, json, os, sys, traceback
+import atexit, contextlib, gc, importlib, json, os, sys, tempfile, traceback
 import torch, torchvision, torch._dynamo
 torch.set_num_threads(1)  # threads do not survive a fork
 import simulations.cli.hydra_command, simulations.distillation.runner, simulations.engine.worker, simulations.federation.runner
-from omegaconf import OmegaConf
 from simulations.config import compose
+from simulations.federation.runner import run_federation
 from simulations.setup.simulation import build_simulation
 
 def run(folder, arguments, environment, before, module, files):
@@ -69,7 +69,9 @@ def run(folder, arguments, environment, before, module, files):
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
-build_simulation(OmegaConf.to_yaml(compose([]), resolve=True))  # imports the rest
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):  # imports the rest, and parses the modules
+    run_federation(compose(["rounds=1", "local_steps=2", "engine=local", "clients_per_vmap=1", "progress=false", f"output={folder}"]))
+build_simulation.cache_clear()
 gc.collect(), gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
