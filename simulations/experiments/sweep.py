@@ -129,7 +129,7 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-IMPORTED = ("simulations.experiments.sweep", "torch._dynamo", "torchvision", "sklearn.datasets")
+IMPORTED = ("simulations.experiments.sweep", "torch._dynamo", "torchvision")
 """Modules that every run needs. The fork server imports them once."""
 
 

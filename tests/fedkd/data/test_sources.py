@@ -8,8 +8,9 @@ import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
+from sklearn.datasets import load_digits
 
-from fedkd.data.digits import Digits
+from fedkd.data.digits import Digits, read_digits
 from tests.fedkd.data.small_files import mnist_source, write_mnist
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +60,16 @@ def test_mean_needs_one_number_per_channel(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------------------- digits
+def test_digits_are_those_of_scikit_learn_with_and_without_its_file(monkeypatch):
+    digits = load_digits()
+    for found in (True, False):
+        read_digits.cache_clear()
+        if not found:
+            monkeypatch.setattr("fedkd.data.digits.find_spec", lambda name: None)
+        images, labels = read_digits()
+        assert np.array_equal(images, digits.images) and np.array_equal(labels, digits.target)
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+    read_digits.cache_clear()
 
 
 def test_every_fifth_digit_of_each_class_is_a_test_example():
