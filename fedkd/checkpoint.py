@@ -1,4 +1,7 @@
-"""Checkpoints: the state of a run in a safetensors file, which is written atomically and describes itself in its header."""
+"""Checkpoints: the state of a run in a safetensors file, which is written atomically and describes itself in its header.
+
+States of clients that are large are in files beside it, see :mod:`fedkd.client_states`.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import load, save
 
+from fedkd.client_states import ClientStates, remove_unused
 from fedkd.errors import DivergedError, RunFolderError
 from fedkd.files import NO_CHECKSUM, SCHEMA_VERSION, embedded_header, seal, verify, write_atomically
 from fedkd.tensor_ops import infinite_names
-from fedkd.types import State, Tensors, flatten, unflatten
+from fedkd.types import State, flatten, unflatten
 
 SERVER = "server"
-"""Prefix of the server's tensors in the file. The prefix of a client's tensors is the client's number."""
+"""Prefix of the server's tensors in the file."""
 
 LAST, PREVIOUS = "checkpoint", "previous_checkpoint"
 """Names of the last checkpoint and of the one before it, which a run goes on from if the last one is damaged."""
@@ -28,7 +34,8 @@ class Checkpoint:
         round: number of finished rounds, >= 0.
         config: hash of the run's configuration.
         state: the server's state.
-        client_states: state of each client that has trained, by the client's number.
+        client_states: state of each client that has trained, by the client's number. Those of a checkpoint that is read are loaded when
+            they are asked for.
         simulated_seconds: the simulated clock, in seconds.
         series: hash of the configuration without the number of rounds. Runs of one series have the same first rounds.
     """
@@ -44,7 +51,8 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: str = LAST) -> None:
     """Write ``<name>.safetensors`` with a header and a checksum, and the header once more as ``<name>.json``.
 
-    The last checkpoint before it stays as ``previous_checkpoint.safetensors``.
+    The last checkpoint before it stays as ``previous_checkpoint.safetensors``. Files of clients' states are written before, and those that
+    no checkpoint refers to any more are removed afterwards. So every checkpoint in the folder has all of its files at any moment.
 
     Args:
         folder: the run folder.
@@ -56,19 +64,20 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, rounds: int, name: st
         DivergedError: the state is not finite, and the checkpoint that it would replace is. That checkpoint remains.
         OSError: the files cannot be written.
     """
-    tensors = {f"{SERVER}|{key}": value for key, value in flatten(checkpoint.state).items()}
-    for client, client_state in checkpoint.client_states.items():
-        tensors |= {f"{client}|{key}": value for key, value in flatten(client_state).items()}
+    states = ClientStates.of(checkpoint.client_states)
+    tensors = {f"{SERVER}|{key}": value.detach().cpu().contiguous() for key, value in flatten(checkpoint.state).items()}
     header = {"round": checkpoint.round, "rounds": rounds, "config": checkpoint.config, "series": checkpoint.series}
     header |= {"finished": checkpoint.round == rounds, "simulated_seconds": checkpoint.simulated_seconds}
     header |= {"schema": SCHEMA_VERSION, "sha256": NO_CHECKSUM}
-    if infinite := infinite_names(tensors):
+    if infinite := [*infinite_names(tensors), *states.infinite_names()]:
         header["infinite"] = infinite
         refuse_to_poison(folder, name, infinite)
-    content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"fedkd": json.dumps(header)})
-    content, header["sha256"] = seal(content)
+    states.write(folder)  # before the checkpoint that refers to the files
+    tensors |= {key: torch.from_numpy(np.array(values, order="C")) for key, values in states.tensors().items()}
+    content, header["sha256"] = seal(save(tensors, {"fedkd": json.dumps(header)}))
     write_atomically(folder / f"{name}.safetensors", content, folder / f"{PREVIOUS}.safetensors" if name == LAST else None)
     write_header(folder, header, name)
+    remove_unused(folder, states)  # after it, as the checkpoint that is gone now may have been the last one
 
 
 def refuse_to_poison(folder: Path, name: str, infinite: Sequence[str]) -> None:
@@ -117,12 +126,14 @@ def read_checkpoint(folder: Path, name: str = LAST) -> Checkpoint:
     found = _read(folder, name)
     assert found is not None, f"no checkpoint in {folder}"
     header, content = found
-    tensors_by_owner: dict[str, Tensors] = {}
-    for key, tensor in sorted(load(content).items()):
+    tensors = load(content)
+    state = unflatten({key.removeprefix(f"{SERVER}|"): tensors.pop(key) for key in sorted(tensors) if key.startswith(f"{SERVER}|")})
+    infinite: dict[int, tuple[str, ...]] = {}
+    for key in header.get("infinite", []):
         owner, _, rest = key.partition("|")
-        tensors_by_owner.setdefault(owner, {})[rest] = tensor
-    state = unflatten(tensors_by_owner.pop(SERVER, {}))
-    client_states = {int(client): unflatten(tensors) for client, tensors in sorted(tensors_by_owner.items(), key=lambda item: int(item[0]))}
+        if owner != SERVER:
+            infinite[int(owner)] = (*infinite.get(int(owner), ()), rest)
+    client_states = ClientStates.from_tensors(folder, {key: value.numpy() for key, value in tensors.items()}, infinite)
     clock = float(header["simulated_seconds"])
     return Checkpoint(int(header["round"]), str(header["config"]), state, client_states, clock, str(header["series"]))
 

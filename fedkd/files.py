@@ -3,11 +3,16 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the files in a run folder. A folder of another version is refused."""
+
+CLIENT_STATES = "client_states"
+"""Folder in a run folder with the states of clients, see :mod:`fedkd.client_states`."""
 
 NO_CHECKSUM = "0" * 64
 """Stands for the checksum while it is computed."""
@@ -32,15 +37,39 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
     Raises:
         OSError: the file cannot be written.
     """
+    temporary = _write_beside(path, content)
+    if previous is not None and path.exists():
+        _keep(path, previous)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, each of them atomically, and return when all are on disk. The disk is waited for once for many files.
+
+    Args:
+        contents: the new content by file. The folders must exist.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+
+    def write(item: tuple[Path, bytes]) -> None:
+        os.replace(_write_beside(*item), item[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, contents.items()))
+        list(pool.map(sync_folder, sorted({path.parent for path in contents})))
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    """Write ``content`` to a temporary file beside ``path``, wait until it is on disk, and return its path."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    if previous is not None and path.exists():
-        _keep(path, previous)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    return temporary
 
 
 def _keep(path: Path, previous: Path) -> None:

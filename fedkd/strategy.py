@@ -160,7 +160,7 @@ class Strategy(ServerLoop):
         """
         if self.shared_layers == "head":
             return None
-        statistics = mean_batchnorm_statistics(list(server.client_states.values()))
+        statistics = mean_batchnorm_statistics(server.client_states.values())
         return assemble_model(server.model, server.initial, {**state["model"], **statistics})
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:

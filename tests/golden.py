@@ -23,8 +23,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from fedkd.checkpoint import read_checkpoint
+from fedkd.types import flatten
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from tests.small_runs import ROOT, SMALL, STRATEGIES, small_run, strategy_overrides
@@ -66,7 +67,10 @@ def exact(name: str) -> dict[str, str]:
         options = ("rounds=3", "evaluation.every=1", f"output={output}", "progress=false")
         folder = run_federation(compose([*SMALL, f"strategy={name}", *strategy_overrides(name), *TINY, *options]))
         tensors = hashlib.sha256()
-        for key, value in sorted(load_file(folder / "checkpoint.safetensors").items()):
+        last = read_checkpoint(folder)
+        owners = {"server": last.state, **{str(client): state for client, state in last.client_states.items()}}
+        values = {f"{owner}|{name}": value for owner, state in owners.items() for name, value in flatten(state).items()}
+        for key, value in sorted(values.items()):
             tensors.update(f"{key} {value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
         return {"checkpoint": tensors.hexdigest()} | {file: values_hash(folder / file) for file in ("metrics.csv", "clients.csv")}
 

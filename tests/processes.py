@@ -271,7 +271,8 @@ def metrics(folder: Path) -> pd.DataFrame:
 
 def differing(left: Path, right: Path) -> Iterator[str]:
     """The names of the files that differ between two run folders, without timing columns and environment.json."""
-    for name in sorted({path.name for folder in (left, right) for path in folder.iterdir()} - {"environment.json", ".lock"}):
+    files = {str(path.relative_to(folder)) for folder in (left, right) for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(files - {"environment.json", ".lock"}):
         if name == "metrics.csv":
             if not metrics(left).equals(metrics(right)):
                 yield name

@@ -102,6 +102,8 @@ def config_hash(config: DictConfig, digests: Mapping[str, str], without: Sequenc
         kept["on_client_failure"] = "drop"
     if config.max_update_norm is None:  # a key that leaves everything as it is
         kept.pop("max_update_norm")
+    if config.evaluation.clients is None:
+        kept["evaluation"] = {key: value for key, value in kept["evaluation"].items() if key != "clients"}
     kept |= {part: without_paths(kept[part]) for part in ("data", "partition", "systems", "public_data")}
     kept = with_class_names(kept)
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]

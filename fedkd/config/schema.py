@@ -14,12 +14,15 @@ class Evaluation:
         split: ``test``: the test set; ``validation``: the training examples that clients hold out (``validation_fraction``).
         local_test: ``own_classes``: every client's model is tested on its local test set, which has the classes of its training
             examples; ``all_examples``: on all test examples.
+        clients: number of clients whose models are tested, drawn anew for each evaluation among those with local test examples, >= 1; null:
+            all clients.
     """
 
     every: int
     batch_size: int
     split: str
     local_test: str
+    clients: int | None
 
 
 @dataclass

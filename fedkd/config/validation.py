@@ -52,6 +52,9 @@ def check_run(config: DictConfig) -> None:
         require(value is not None and value >= 1, key, "must be >= 1", value)
     population = f"must be at most num_clients ({config.num_clients})"
     require(config.clients_per_round <= config.num_clients, "clients_per_round", population, config.clients_per_round)
+    sampled = config.evaluation.clients
+    fits = sampled is None or 1 <= sampled <= config.num_clients
+    require(fits, "evaluation.clients", f"must be in 1..num_clients ({config.num_clients}), or null for all", sampled)
     steps, epochs = config.local_steps, config.local_epochs
     require((steps is None) != (epochs is None), "local_steps", f"or local_epochs must be set, and not both (local_epochs={epochs})", steps)
     key, value = ("local_steps", steps) if epochs is None else ("local_epochs", epochs)

@@ -1,7 +1,7 @@
 """Aggregation of models: means over clients, in the order in which the clients are given."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -29,17 +29,22 @@ def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
     return mean
 
 
-def mean_batchnorm_statistics(client_states: Sequence[State]) -> Tensors:
+def mean_batchnorm_statistics(client_states: Iterable[State]) -> Tensors:
     """The mean of the BatchNorm statistics that clients keep, weighted by their numbers of training examples.
 
     Only clients that have trained count. The result is empty if there are none.
 
     Args:
-        client_states: the states of clients, with the statistics in the part ``local``.
+        client_states: the states of clients, with the statistics in the part ``local``. All have this part, or none.
     """
-    trained = [state for state in client_states if "local" in state and int(state["client"]["last_round"]) > 0]
-    sizes = [int(state["client"]["num_examples"]) for state in trained]
-    return average([state["local"] for state in trained], [size / sum(sizes) for size in sizes]) if trained else {}
+    kept, sizes = list[Tensors](), list[int]()
+    for state in client_states:  # one at a time, as each may be read from a file
+        if "local" not in state:
+            break
+        if int(state["client"]["last_round"]) > 0:
+            kept.append(state["local"])
+            sizes.append(int(state["client"]["num_examples"]))
+    return average(kept, [size / sum(sizes) for size in sizes]) if kept else {}
 
 
 def assemble_model(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:

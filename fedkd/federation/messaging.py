@@ -1,6 +1,6 @@
 """Messages to clients and their replies: what happens where a client fails, and how long a round takes on the simulated clock."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +56,7 @@ class Federation:
         retries: number of further attempts with ``retry``, >= 0.
         evaluate_every: rounds between two evaluations, >= 1. The last round is always evaluated.
         check: the check of every reply. A reply that it refuses is a failure of its client. None accepts all replies.
+        evaluated_clients: ``round -> clients`` whose local test sets are evaluated. None evaluates all clients.
     """
 
     server: Server
@@ -65,6 +66,7 @@ class Federation:
     retries: int = 2
     evaluate_every: int = 1
     check: ReplyCheck | None = None
+    evaluated_clients: Callable[[int], Collection[int]] | None = None
 
 
 def start_sending(grid: Grid, messages: list[Message], timeout: float | None) -> PendingReplies | None:

@@ -194,11 +194,14 @@ class ServerLoop(FlowerStrategy):
         return serialization.to_record(state), MetricRecord(numbers)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One evaluation message for every client, as FedGen's public code measures the accuracy over all clients."""
+        """One evaluation message for every client, as FedGen's public code measures the accuracy over all clients, or for a sample."""
         if not self.clients_evaluate:
             return []
-        content = self.broadcast_content(arrays, server_round)
-        return [Message(content, message_type=MessageType.EVALUATE, dst_node_id=client) for client in sorted(grid.get_node_ids())]
+        content, clients = self.broadcast_content(arrays, server_round), sorted(grid.get_node_ids())
+        sample = self.federation.evaluated_clients
+        if sample is not None:
+            clients = sorted(set(clients).intersection(sample(server_round)))
+        return [Message(content, message_type=MessageType.EVALUATE, dst_node_id=client) for client in clients]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The metrics over all clients' local test sets, see :func:`fedkd.metrics.accuracy.local_test_metrics`."""

@@ -1,6 +1,7 @@
 """One run as its folder shows it: configuration, metrics, partition, and the trained model."""
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from fedkd.errors import RunFolderError, one_line
 from fedkd.files import SCHEMA_VERSION
 from simulations.reports.distillation_groups import read_distillation
 from simulations.reports.summary import configures_clock, summarize, without_clock
-from simulations.run_folder.csv_rows import unescaped
+from simulations.run_folder.csv_rows import clients_file, unescaped
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, DISTILLATION_COLUMNS
 from simulations.run_folder.reader import configuration, read_run
 
@@ -114,26 +115,25 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """``metrics.csv``: a row per round (or epoch). Accuracies are in 0..1; cells of rounds without an evaluation are NaN."""
-        return self._table("metrics", COLUMNS if self.kind == "federated" else DISTILLATION_COLUMNS)
+        return self._table(self.path / "metrics.csv", COLUMNS if self.kind == "federated" else DISTILLATION_COLUMNS)
 
     @property
     def clients(self) -> pd.DataFrame:
-        """``clients.csv``: a row per client and round. Empty for a distillation."""
-        return self._table("clients", CLIENT_COLUMNS)
+        """``clients.csv`` or ``clients.csv.gz``: a row per client and round. Empty for a distillation."""
+        return self._table(clients_file(self.path), CLIENT_COLUMNS)
 
     @property
     def generator(self) -> pd.DataFrame | None:
         """``generator.csv``: diagnostics of the server's generator by round and class. None without ``generator_diagnostics_every``."""
-        return self._table("generator", ()) if (self.path / "generator.csv").is_file() else None
+        return self._table(self.path / "generator.csv", ()) if (self.path / "generator.csv").is_file() else None
 
-    def _table(self, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    def _table(self, path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         """A CSV file of the folder; without rows where there is none yet."""
-        path = self.path / f"{name}.csv"
         if not path.is_file() or path.stat().st_size == 0:
             return pd.DataFrame(columns=list(columns))
         try:
             table = pd.read_csv(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zlib.error) as error:
             raise RunFolderError(f"{path} must be a table of a run: {one_line(error)}") from error
         for column in table.select_dtypes(exclude="number"):
             table[column] = table[column].map(unescaped)
@@ -220,7 +220,7 @@ class Run:
         elif self.finished:
             read_distillation(self.path)
         else:
-            self._table("metrics", ())
+            self._table(self.path / "metrics.csv", ())
 
     def __str__(self) -> str:
         rounds = self._values.get("rounds", self._values.get("epochs"))

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -109,7 +110,7 @@ def cifar10(device: str, rounds: int) -> None:
     strategy.federation = simulation.federation()
 
     def run() -> None:
-        strategy.start(grid, num_rounds=rounds, evaluate_fn=lambda server_round, arrays: start_global_evaluation(simulation, grid, arrays))
+        strategy.start(grid, num_rounds=rounds, evaluate_fn=partial(start_global_evaluation, simulation, grid))
 
     seconds = timed_on_device(run, device)
     print(f"# gpu_cifar: {seconds:.4g} seconds for {rounds} rounds, evaluation included", flush=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -157,7 +158,7 @@ class RayFederation:
         self.rounds_done += number
         result = self.strategy.start(
             self.grid, self.arrays, num_rounds=self.rounds_done, timeout=600.0, start_round=first,
-            evaluate_fn=lambda server_round, arrays: start_global_evaluation(self.simulation, self.grid, arrays),
+            evaluate_fn=partial(start_global_evaluation, self.simulation, self.grid),
         )  # fmt: skip
         self.arrays = result.arrays
 

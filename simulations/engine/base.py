@@ -10,7 +10,7 @@ Strategies send one message per client and know nothing of workers. A ClientGrid
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from itertools import count
 from typing import Any
 
@@ -76,8 +76,8 @@ class ClientGrid(BlockingGrid):
         self.num_clients, self.config = num_clients, config
         self.clients_per_vmap: int | None = None
         """Clients that a worker trains as one program. None takes the value of the configuration."""
-        self.client_states: dict[int, ArrayRecord] = {}
-        """The states of clients that have trained, after the last :meth:`commit`."""
+        self.client_states: MutableMapping[int, ArrayRecord] = {}
+        """The states of clients that have trained, after the last :meth:`commit`. A run replaces it by one that keeps them on disk."""
         self._uncommitted: dict[int, ArrayRecord] = {}
 
     @abstractmethod

@@ -124,8 +124,9 @@ def run_chunks(
     chunks = deque(work.assignment)
     while chunks:
         chunk = chunks.popleft()
+        records = [client_states.get(client) for client in chunk]
         try:
-            results = work_function(simulation, content, broadcast, [client_states.get(client) for client in chunk], chunk)
+            results = work_function(simulation, content, broadcast, records, chunk)
         except FloatingPointError as error:
             if len(chunk) > 1:
                 chunks.extendleft([client] for client in reversed(chunk))

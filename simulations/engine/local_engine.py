@@ -2,6 +2,7 @@
 
 from flwr.app import RecordDict
 
+from fedkd.federation import serialization
 from simulations.engine.base import ClientGrid, PendingResults
 from simulations.engine.client_work import Assignment, run_chunks
 from simulations.engine.worker import WORK_FUNCTIONS, ClientResults, parse_errors
@@ -26,7 +27,7 @@ class LocalGrid(ClientGrid):
         def wait() -> ClientResults:
             results: ClientResults = {}
             for assignment in assignments:
-                states = self.states_for(content, assignment)
+                states = self.client_states if serialization.BROADCAST in content else {}  # each is read when its client is at work
                 results |= parse_errors(run_chunks(WORK_FUNCTIONS[kind], content, self.work(assignment), states))
             return results
 

@@ -33,7 +33,7 @@ ClientResults = dict[int, RecordDict | Error]
 """The records of each client, or the error of a client that failed."""
 
 MAX_CHUNKS_PER_REQUEST = 64
-"""A worker receives up to this number of chunks in one request, and more in four requests."""
+"""A worker receives up to this number of chunks in one request, and more in four requests or, beyond four times as many each, in more."""
 
 
 class Worker:
@@ -168,8 +168,11 @@ def assign_chunks(chunks: Sequence[list[int]], num_workers: int, costs: Sequence
 
 
 def split_into_requests(assignment: Assignment) -> list[Assignment]:
-    """The requests to one worker. Many chunks are sent in four requests, so that the driver reads a reply while the worker continues."""
-    size = len(assignment) if len(assignment) <= MAX_CHUNKS_PER_REQUEST else -(-len(assignment) // 4)
+    """The requests to one worker. Many chunks are sent in four requests, so that the driver reads a reply while the worker continues.
+
+    Very many are sent in more requests, so that neither process holds the states of all clients at once.
+    """
+    size = len(assignment) if len(assignment) <= MAX_CHUNKS_PER_REQUEST else min(-(-len(assignment) // 4), 4 * MAX_CHUNKS_PER_REQUEST)
     return [assignment[i : i + size] for i in range(0, len(assignment), size)]
 
 

@@ -168,5 +168,7 @@ def evaluate_round(simulation: Simulation, server_round: int, arrays: ArrayRecor
     if server_round % simulation.config.evaluation.every == 0 or server_round == simulation.config.rounds:
         model = assemble_model(simulation.model, simulation.initial, simulation.to_model_tensors(arrays))
         metrics = global_test_metrics(simulation, score_global_test(simulation, model))
-        metrics |= {name: value for name, value in ensemble_local_metrics(simulation, model).items() if not isinstance(value, list)}
+        metrics |= {
+            name: value for name, value in ensemble_local_metrics(simulation, model, server_round).items() if not isinstance(value, list)
+        }
     return {**metrics, "server_seconds": 0, "evaluation_seconds": round(time.perf_counter() - begin, 4)}

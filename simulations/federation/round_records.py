@@ -85,7 +85,7 @@ def check_finite_loss(row: Mapping[str, float]) -> None:
 
 
 def client_rows(simulation: Simulation, done: Round) -> list[Row]:
-    """A round as rows of ``clients.csv``: all clients if the round was evaluated, otherwise those that trained or failed.
+    """A round as rows of ``clients.csv``: the clients that were evaluated, that trained, or that failed.
 
     Only clients that failed have the column ``failure``: the phase and the reason of each failure.
     """
@@ -134,9 +134,11 @@ def evaluation_counts(done: Round) -> dict[int, tuple[int, int]]:
     for reply in done.evaluate_replies:
         numbers = serialization.metrics_of(reply.content)
         counts[reply.metadata.src_node_id] = int(numbers["num-examples"]), int(numbers["num-correct"])
-    num_examples, num_correct = (done.metrics.get(name, []) for name in ("num_local_test_examples", "num_local_test_correct"))
-    if isinstance(num_examples, list) and isinstance(num_correct, list):
-        counts |= {client: (int(total), int(correct)) for client, (total, correct) in enumerate(zip(num_examples, num_correct))}
+    clients, num_examples, num_correct = (
+        done.metrics.get(name, []) for name in ("local_test_clients", "num_local_test_examples", "num_local_test_correct")
+    )
+    if isinstance(clients, list) and isinstance(num_examples, list) and isinstance(num_correct, list):
+        counts |= {int(client): (int(total), int(correct)) for client, total, correct in zip(clients, num_examples, num_correct)}
     return counts
 
 

@@ -20,11 +20,11 @@ from fedkd.errors import StopRun, require
 from fedkd.federation import serialization
 from fedkd.federation.server_loop import Round
 from fedkd.strategy import Strategy
-from fedkd.types import State
 from simulations.config import apply_tuned_params, make_absolute
 from simulations.engine.base import ClientGrid
 from simulations.engine.flower_compat import silence_flower
 from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
+from simulations.federation.client_records import ClientRecords, DecodedStates
 from simulations.federation.dry_step import check_training
 from simulations.federation.final_distillation import (
     check_final_distillation,
@@ -186,8 +186,7 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
     """
     config, strategy = simulation.config, simulation.strategy
     last = folder.begin(partial(write_data_files, simulation), shift_rows(simulation), simulation.digests)
-    if last is not None:
-        grid.client_states = {client: serialization.to_record(state) for client, state in last.client_states.items()}
+    grid.client_states = records = ClientRecords(folder.path, {} if last is None else last.client_states)
     strategy.federation = simulation.federation()
     first = 1 if last is None else last.round + 1
     if last is not None and is_distillation_round(config, last.round):
@@ -202,17 +201,16 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
             folder.client_rows(clients)
             folder.row(row)
 
-            client_states = dict(grid.client_states)
+            client_states = records.snapshot()
 
             def save(name: str = "checkpoint") -> None:
-                states = {client: serialization.from_record(record) for client, record in sorted(client_states.items())}
-                folder.checkpoint(done.number, serialization.from_record(done.arrays), states, done.simulated_seconds, name)
+                folder.checkpoint(done.number, serialization.from_record(done.arrays), client_states, done.simulated_seconds, name)
 
             if config.generator_diagnostics_every and done.number % config.generator_diagnostics_every == 0:
                 from simulations.federation.generator_diagnostics import diagnose  # scikit-learn takes seconds to import
 
                 try:
-                    folder.generator_rows(*diagnose(simulation, done, decode_client_states(grid, config.device)))
+                    folder.generator_rows(*diagnose(simulation, done, DecodedStates(records, config.device)))
                 except Exception:
                     save()  # diagnostics that fail must not cost the trained model
                     raise
@@ -237,7 +235,7 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
             None if last is None else serialization.to_record(last.state),
             num_rounds=config.rounds,
             timeout=config.timeout,
-            evaluate_fn=lambda number, arrays: start_global_evaluation(simulation, grid, arrays),
+            evaluate_fn=partial(start_global_evaluation, simulation, grid),
             start_round=first,
             simulated_seconds=0.0 if last is None else last.simulated_seconds,
             on_round=on_round,
@@ -255,17 +253,13 @@ def keep_last_round(unsaved: Sequence[Callable[[], None]]) -> Iterator[None]:
         raise
 
 
-def decode_client_states(grid: ClientGrid, device: str = "cpu") -> dict[int, State]:
-    """The states of the clients that have trained, by client, on ``device``."""
-    return {client: serialization.from_record(record, device) for client, record in sorted(grid.client_states.items())}
-
-
-def start_global_evaluation(simulation: Simulation, grid: ClientGrid, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
+def start_global_evaluation(simulation: Simulation, grid: ClientGrid, server_round: int, arrays: ArrayRecord) -> Callable[[], MetricRecord]:
     """Start the server's evaluation of a round without waiting for it.
 
     Args:
         simulation: the simulation of the run.
         grid: the grid of clients, whose workers evaluate on the global test set.
+        server_round: 1, 2, ...
         arrays: the state after ``aggregate``.
 
     Returns:
@@ -273,10 +267,8 @@ def start_global_evaluation(simulation: Simulation, grid: ClientGrid, arrays: Ar
         ``client_ensemble`` on the local test sets, as far as the strategy has these models.
     """
     strategy, device = simulation.strategy, simulation.config.device
-    server, state = (
-        replace(strategy.federation.server, client_states=decode_client_states(grid, device)),
-        serialization.from_record(arrays, device),
-    )
+    server = replace(strategy.federation.server, client_states=DecodedStates(grid.client_states, device))
+    state = serialization.from_record(arrays, device)
     global_model = strategy.global_model(server, state)
     pending = None if global_model is None else grid.start_global_test(global_model)
     pending_extra = {name: grid.start_global_test(model) for name, model in strategy.extra_models(server, state).items()}
@@ -287,7 +279,7 @@ def start_global_evaluation(simulation: Simulation, grid: ClientGrid, arrays: Ar
             record.update(global_test_metrics(simulation, pending()))
         record.update({name: score().accuracy for name, score in pending_extra.items()})
         if (ensemble := strategy.client_ensemble(server, state)) is not None:
-            record.update(ensemble_local_metrics(simulation, ensemble))
+            record.update(ensemble_local_metrics(simulation, ensemble, server_round))
         return record
 
     return wait

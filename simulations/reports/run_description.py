@@ -35,6 +35,8 @@ def describe_federated(runs: Sequence[FederatedRun]) -> dict[str, str]:
         "Batch size": lambda config: str(config.get("batch_size", "unknown")),
         "Optimizer": _optimizer,
     }
+    if any(_sampled(run.config) for run in runs):
+        facts["Local test accuracy"] = _local_test
     found = {name: varying([fact(run.config) for run in runs]) for name, fact in facts.items()}
     data = {"Data": found.pop("Data"), **class_facts(runs)}
     return data | found | clients_without_examples(runs) | commits(runs)
@@ -133,6 +135,17 @@ def _clients(config: Config) -> str:
     """``20, of which 10 per round``."""
     number, sampled = config.get("num_clients", "unknown"), config.get("clients_per_round")
     return str(number) if sampled in (None, number) else f"{number}, of which {sampled} per round"
+
+
+def _sampled(config: Config) -> int | None:
+    """The number of clients that are evaluated; None for all."""
+    return (config.get("evaluation") or {}).get("clients")
+
+
+def _local_test(config: Config) -> str:
+    """``over a sample of 500 clients, drawn anew for each evaluation``."""
+    number = _sampled(config)
+    return "over all clients" if number is None else f"over a sample of {number} clients, drawn anew for each evaluation"
 
 
 def _local_training(config: Config) -> str:

@@ -3,13 +3,14 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, pstdev
 
 from fedkd.errors import RunFolderError
 from fedkd.files import write_atomically
-from simulations.run_folder.csv_rows import complete_lines, count
+from simulations.run_folder.csv_rows import clients_file, complete_lines, count
 
 COUNTED = ("generator.csv", "latents.csv", "distilled.csv", "flow.csv")
 """Files that grow and have any number of rows in a round, so that checkpoints count them."""
@@ -27,17 +28,26 @@ def complete_rows(path: Path, last: int) -> Rows:
     Raises:
         RunFolderError: the file is missing or not CSV, or a row has another number of cells than the header.
     """
+    return list(_rows(path, last))
+
+
+def _rows(path: Path, last: int) -> Iterator[dict[str, str]]:
+    """The rows of :func:`complete_rows`, one at a time, as a file may have millions."""
     try:
-        header, *rows = csv.reader(complete_lines(path), strict=True)
-        kept = [row for row in rows if int(row[0]) <= last]
+        rows = csv.reader(complete_lines(path), strict=True)
+        header = next(rows, [])
+        if header[0] not in ("round", "epoch"):
+            raise damaged(path, last, f"no columns but {', '.join(header[:3])}")
+        for row in rows:
+            if int(row[0]) <= last:
+                if len(row) != len(header):
+                    raise damaged(path, last, f"a row of {len(row)} cells under {len(header)} columns in round {row[0]}")
+                yield dict(zip(header, row))
+    except RunFolderError:
+        raise
     except (OSError, ValueError, IndexError, csv.Error) as error:
         found = error.strerror.lower() if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         raise damaged(path, last, found) from error
-    if header[0] not in ("round", "epoch"):
-        raise damaged(path, last, f"no columns but {', '.join(header[:3])}")
-    if wrong := next((row for row in kept if len(row) != len(header)), None):
-        raise damaged(path, last, f"a row of {len(wrong)} cells under {len(header)} columns in round {wrong[0]}")
-    return [dict(zip(header, row)) for row in kept]
 
 
 def check_numbers(path: Path, rows: Rows, numbers: Sequence[int]) -> None:
@@ -59,7 +69,7 @@ def check_numbers(path: Path, rows: Rows, numbers: Sequence[int]) -> None:
                 raise damaged(path, last, f"{cell!r} as {name} of row {number}") from None
 
 
-def check_federated_rows(folder: Path, done: int, may_drop: bool) -> None:
+def check_federated_rows(folder: Path, done: int, may_drop: bool, sampled: bool = False) -> None:
     """Check that ``metrics.csv`` and ``clients.csv`` hold all rows of the rounds 1..``done``.
 
     A round has as many rows of clients that trained as its row of ``metrics.csv`` counts. In an evaluated round the accuracies of the
@@ -69,23 +79,20 @@ def check_federated_rows(folder: Path, done: int, may_drop: bool) -> None:
         folder: the run folder.
         done: rounds, >= 0.
         may_drop: clients that fail are left out, so that the clients of two rounds can differ.
+        sampled: each evaluated round has a sample of the clients, of the same size.
 
     Raises:
         RunFolderError: a row is missing or damaged.
     """
     if done == 0:
         return
-    path, of_clients = folder / "metrics.csv", folder / "clients.csv"
+    path, of_clients = folder / "metrics.csv", clients_file(folder)
     metrics = complete_rows(path, done)
     check_numbers(path, metrics, range(1, done + 1))
     if not any(row.get("train_loss") for row in metrics):  # a strategy of Flower, which writes no rows of clients
         return
-    clients: dict[str, Rows] = {}
-    for row in complete_rows(of_clients, done):
-        clients.setdefault(row["round"], []).append(row)
-    tested_before: set[int] | None = None
-    for row in metrics:
-        rows = clients.get(row["round"], [])
+    tested_before: set[int] | int | None = None
+    for row, rows in _with_clients(metrics, _rows(of_clients, done), of_clients, done):
         try:
             trained, expected = sum(int(one["trained"]) for one in rows), int(row["num_clients_aggregated"])
             accuracies = sorted(float(one["local_test_accuracy"]) for one in rows if one["local_test_accuracy"])
@@ -98,9 +105,34 @@ def check_federated_rows(folder: Path, done: int, may_drop: bool) -> None:
             raise damaged(of_clients, done, f"{trained} of {expected} clients that trained in round {row['round']}")
         if bool(accuracies) == math.isnan(spread) or (accuracies and not _agree(accuracies, spread, worst)):
             raise damaged(of_clients, done, f"accuracies of other clients than metrics.csv in round {row['round']}")
-        if accuracies and not may_drop and tested_before not in (None, names):
+        tested = len(names) if sampled else names
+        if accuracies and not may_drop and tested_before not in (None, tested):
             raise damaged(of_clients, done, f"accuracies of {len(names)} clients in round {row['round']}")
-        tested_before = names if accuracies else tested_before
+        tested_before = tested if accuracies else tested_before
+
+
+def _with_clients(metrics: Rows, clients: Iterable[dict[str, str]], path: Path, done: int) -> Iterator[tuple[dict[str, str], Rows]]:
+    """Each row of ``metrics.csv`` with the rows of its clients.
+
+    Args:
+        metrics: all rows up to round ``done``.
+        clients: rows of clients in the order of rounds.
+        path: the file with these, for the message.
+        done: the round, for the message.
+
+    Raises:
+        RunFolderError: rows of clients are in another order, or of other rounds.
+    """
+    groups = groupby(clients, lambda row: row["round"])
+    of, found = next(groups, (None, iter(())))
+    for row in metrics:
+        if of == row["round"]:
+            yield row, list(found)
+            of, found = next(groups, (None, iter(())))
+        else:
+            yield row, []
+    if of is not None:
+        raise damaged(path, done, f"rows of round {of} in another order")
 
 
 def _agree(accuracies: Sequence[float], spread: float, worst: float) -> bool:

@@ -13,11 +13,12 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, read_header, write_checkpoint, write_header
+from fedkd.client_states import check_files, remove_unused
 from fedkd.errors import ConfigError, RunFolderError
-from fedkd.files import sync_folder, write_atomically
+from fedkd.files import CLIENT_STATES, sync_folder, write_atomically
 from fedkd.types import State
 from simulations.run_folder.completeness import check_federated_rows, check_row_counts, write_row_counts
-from simulations.run_folder.csv_rows import append, cut, header_of, widen
+from simulations.run_folder.csv_rows import append, clients_file, cut, header_of, widen
 from simulations.run_folder.environment import current_commit, environment, read_commit, write_tuned_params
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
 from simulations.run_folder.series import begin_from_series
@@ -95,6 +96,8 @@ class LockedFolder(ABC):
                     )
                 self.check_rows(int(header["round"]))
                 check_row_counts(self.path, int(header["round"]))
+                before = self.path / f"{PREVIOUS}.safetensors" if name == LAST else None
+                check_files(self.path, self.path / f"{name}.safetensors", before)
             except RunFolderError as error:
                 first = first or error
                 continue
@@ -146,7 +149,8 @@ class LockedFolder(ABC):
             places = (self.path.parent / REPLACED / f"{self.key}-{number}" for number in count(1))
             place = next(path for path in places if not path.exists())
             place.mkdir(parents=True)
-            for path in sorted(files, key=lambda path: "checkpoint" in path.name):  # last, so that a kill leaves no rows without them
+            for path in sorted(files, key=lambda path: ("checkpoint" in path.name) + 2 * (path.name == CLIENT_STATES)):
+                # checkpoints after their rows, and their files of clients last, so that a kill leaves none without what it needs
                 os.replace(path, place / path.name)
             sync_folder(place)
             print(f"force: the earlier result is now in {place}", file=sys.stderr, flush=True)
@@ -187,7 +191,9 @@ class RunFolder(LockedFolder):
 
     def check_rows(self, done: int) -> None:
         """See :class:`LockedFolder`."""
-        check_federated_rows(self.path, done, may_drop=self.config.on_client_failure == "drop")
+        check_federated_rows(
+            self.path, done, may_drop=self.config.on_client_failure == "drop", sampled=self.config.evaluation.clients is not None
+        )
 
     def begin(
         self, save_partition: Callable[[Path], None], shift_rows: Sequence[Mapping[str, object]], digests: Mapping[str, str]
@@ -200,7 +206,8 @@ class RunFolder(LockedFolder):
             digests: hashes of the content of data sets and files, by name.
         """
         done = 0 if self.header is None else int(str(self.header["round"]))
-        for name in ("metrics.csv", "clients.csv", "generator.csv", "latents.csv"):
+        remove_unused(self.path)  # files of clients that a killed run has written after its checkpoint
+        for name in ("metrics.csv", clients_file(self.path).name, "generator.csv", "latents.csv"):
             cut(self.path / name, done)
         self.describe(digests)
         save_partition(self.path / "partition.npz")
@@ -234,10 +241,13 @@ class RunFolder(LockedFolder):
         append(path, columns, [values])
 
     def client_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Append rows, if there are any, to ``clients.csv`` and flush. The first failure of a client adds the column ``failure``."""
+        """Append rows, if there are any, to ``clients.csv`` or ``clients.csv.gz`` and flush.
+
+        The first failure of a client adds the column ``failure``.
+        """
         if not rows:
             return
-        path = self.path / "clients.csv"
+        path = clients_file(self.path, self.config.evaluation.clients or self.config.num_clients)
         header = header_of(path) or list(CLIENT_COLUMNS)
         if "failure" not in header and any("failure" in row for row in rows):
             header = [*header, "failure"]

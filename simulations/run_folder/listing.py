@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from fedkd.errors import RunFolderError
+from fedkd.files import CLIENT_STATES
 from simulations.run_folder.divergence import read_divergence
 
 STATES = ("finished", "interrupted", "running", "diverged")
@@ -36,7 +37,7 @@ def find_runs(folder: Path) -> list[Path]:
     for path, inner, files in os.walk(folder):
         if is_run(Path(path), files):
             found.append(Path(path))
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != CLIENT_STATES)
     return found
 
 
@@ -102,7 +103,8 @@ def describe_run(folder: Path, config: Mapping[str, Any], now: float) -> Row:
 def setting(config: Mapping[str, Any]) -> str:
     """The partition with its first parameter, and the shift where there is one: ``dirichlet alpha=0.1, rotation``.
 
-    ``validation`` marks a trial of ``fedkd tune``, whose accuracies are of held-out training examples.
+    ``validation`` marks a trial of ``fedkd tune``, whose accuracies are of held-out training examples. ``500 clients tested`` marks a run
+    whose local accuracies are those of a sample.
     """
     choices = config.get("choices") or {}
     words = []
@@ -118,8 +120,11 @@ def setting(config: Mapping[str, Any]) -> str:
         words.append(f"{name} {key}={value}")
     if choices.get("shift") not in (None, "none"):
         words.append(choices["shift"])
-    if (config.get("evaluation") or {}).get("split") == "validation":
+    evaluation = config.get("evaluation") or {}
+    if evaluation.get("split") == "validation":
         words.append("validation")
+    if evaluation.get("clients") is not None:
+        words.append(f"{evaluation['clients']} clients tested")
     return ", ".join(words)
 
 

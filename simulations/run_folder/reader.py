@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import zlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedkd.errors import RunFolderError, is_plain_name
-from fedkd.files import SCHEMA_VERSION, verify
-from simulations.run_folder.csv_rows import unescaped
+from fedkd.files import CLIENT_STATES, SCHEMA_VERSION, verify
+from simulations.run_folder.csv_rows import clients_file, unescaped
 from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 from simulations.run_folder.stored_config import with_neutral_defaults
@@ -69,7 +71,7 @@ NO_EFFECT = re.compile(
 )
 """Keys that do not change a result, and the seed, which does not separate groups of runs."""
 
-SETTING = re.compile(r"(data|partition|shift|systems)\.|num_clients$")
+SETTING = re.compile(r"(data|partition|shift|systems)\.|(num_|evaluation\.)clients$")
 """Keys of the setting. Strategies on one setting share a figure."""
 
 EVALUATION = re.compile(r"evaluation(\.|$)")
@@ -208,11 +210,6 @@ def printed_name(config: Mapping[str, Any], part: str, names: Mapping[str, str])
     return str(label) if is_plain_name(label) else names.get(name, name)
 
 
-def hidden(path: Path, folder: Path) -> bool:
-    """``path`` lies in a hidden folder below ``folder``."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     """The run folders among and below ``folders``, each once, in natural order. Folders with missing files are included.
 
@@ -223,7 +220,10 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for folder in folders:
-        inside = sorted({path.parent for name in RUN_FILES for path in folder.rglob(name) if not hidden(path, folder)})
+        inside = []
+        for path, inner, files in os.walk(folder):
+            inner[:] = sorted(name for name in inner if not name.startswith(".") and name != CLIENT_STATES)
+            inside += [Path(path)] if not set(files).isdisjoint(RUN_FILES) else []
         if not inside:
             raise RunFolderError(
                 f"each folder must be a run folder (with config.yaml and metrics.csv) or hold run folders, got {str(folder)!r}; "
@@ -292,9 +292,9 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
         config = configuration(folder / "config.yaml")
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8-sig"))
         metrics = pd.read_csv(folder / "metrics.csv")
-        clients = tested(folder / "clients.csv", until)
+        clients = tested(clients_file(folder), until)
         seed, rounds, finished, done = config["seed"], config["rounds"], checkpoint["finished"], checkpoint["round"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError("unreadable: " + " ".join(f"{type(error).__name__}: {error}".split())) from error
     if checkpoint.get("schema") != SCHEMA_VERSION:
         found = checkpoint.get("schema")
@@ -309,7 +309,7 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     if until is not None:
         config, metrics, rounds = config | {"rounds": until}, metrics[:until], until
     _check(metrics, rounds)
-    _check_clients(clients, metrics)
+    _check_clients(clients, metrics, sampled=(config.get("evaluation") or {}).get("clients") is not None)
     return FederatedRun(folder, config, metrics, clients)
 
 
@@ -329,7 +329,7 @@ def check_checksum(folder: Path) -> None:
 
 
 def tested(path: Path, until: int | None = None) -> pd.DataFrame:
-    """The rows of ``clients.csv`` for :class:`FederatedRun`, up to round ``until``. Empty without the file."""
+    """The rows of the table of clients for :class:`FederatedRun`, up to round ``until``. Empty without the file."""
     wanted = ("round", "client_id", "architecture", "local_test_accuracy", "num_test_examples")
     if not path.is_file():
         return pd.DataFrame(columns=wanted)
@@ -341,8 +341,11 @@ def tested(path: Path, until: int | None = None) -> pd.DataFrame:
     return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]
 
 
-def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
-    """Raise ``RunFolderError`` unless the clients have accuracies for the rounds that ``metrics.csv`` marks as evaluated."""
+def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame, sampled: bool) -> None:
+    """Raise ``RunFolderError`` unless the clients have accuracies for the rounds that ``metrics.csv`` marks as evaluated.
+
+    With ``sampled`` each round has other clients, but as many of them.
+    """
     if clients.empty:
         return
     evaluated = metrics["round"][metrics["local_test_accuracy"].notna()]
@@ -351,8 +354,10 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame) -> None:
         raise RunFolderError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
     each = [set(rows) for _, rows in clients.groupby("round")["client_id"]]
     may_differ = "num_failures" in metrics and metrics["num_failures"].any()  # a client whose evaluation failed has no accuracy
-    if clients.duplicated(["round", "client_id"]).any() or (not may_differ and any(one != each[0] for one in each)):
-        raise RunFolderError("corrupt: clients.csv must hold the same clients, each once, in every evaluated round")
+    unlike = any(len(one) != len(each[0]) if sampled else one != each[0] for one in each)
+    if clients.duplicated(["round", "client_id"]).any() or (not may_differ and unlike):
+        same = "as many" if sampled else "the same"
+        raise RunFolderError(f"corrupt: clients.csv must hold {same} clients, each once, in every evaluated round")
 
 
 def _check(metrics: pd.DataFrame, rounds: int) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedkd.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, write_checkpoint
+from fedkd.client_states import check_files
 from fedkd.errors import RunFolderError
 from fedkd.files import SCHEMA_VERSION
 from simulations.run_folder.completeness import check_federated_rows, check_row_counts, write_row_counts
 from simulations.run_folder.listing import read_checkpoint as read_header_file
 from simulations.run_folder.source_code import changed_files
 
-COPIED = ("metrics.csv", "clients.csv", "generator.csv", "latents.csv", "clients_per_vmap.json", "environment.json")
+COPIED = ("metrics.csv", "clients.csv", "clients.csv.gz", "generator.csv", "latents.csv", "clients_per_vmap.json", "environment.json")
 """Files that the first rounds have written, and those that a resumed run reads."""
 
 
@@ -57,8 +58,10 @@ def _candidates(folder: Path, series: str, config: DictConfig) -> Iterator[tuple
                 if not (other / f"{name}.safetensors").is_file():
                     continue
                 found = read_checkpoint(other, name)
-                check_federated_rows(other, found.round, may_drop=config.on_client_failure == "drop")
+                sampled = config.evaluation.clients is not None
+                check_federated_rows(other, found.round, may_drop=config.on_client_failure == "drop", sampled=sampled)
                 check_row_counts(other, found.round)
+                check_files(other, other / f"{name}.safetensors", other / f"{PREVIOUS}.safetensors" if name == LAST else None)
             except RunFolderError:
                 continue
             # A longer run would not have evaluated the last round of a shorter one: it goes on from the checkpoint before it.

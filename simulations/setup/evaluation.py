@@ -1,4 +1,4 @@
-"""The server's evaluation: one model on the global test set, and on the local test set of every client."""
+"""The server's evaluation: one model on the global test set, and on the local test sets of clients."""
 
 from collections.abc import Callable
 from math import isnan
@@ -33,15 +33,16 @@ def global_test_metrics(simulation: Simulation, score: Score) -> dict[str, float
     return {"global_test_accuracy": score.accuracy, "global_test_loss": score.loss / len(simulation.global_test), **by_class}
 
 
-def ensemble_local_metrics(simulation: Simulation, model: Callable[[Tensor], Output]) -> dict[str, float | list[int]]:
-    """The local test metrics of one model that is evaluated on the local test sets of all clients.
+def ensemble_local_metrics(simulation: Simulation, model: Callable[[Tensor], Output], server_round: int) -> dict[str, float | list[int]]:
+    """The local test metrics of one model that is evaluated on the local test sets of all clients, or of the round's sample of them.
 
-    ``num_local_test_examples`` and ``num_local_test_correct`` are lists [K] with the counts of each client.
+    ``local_test_clients`` lists the clients [K], ``num_local_test_examples`` and ``num_local_test_correct`` [K] the counts of each.
     """
+    clients = simulation.evaluated_clients(server_round)
+    local_test = [simulation.client_data.local_test[client] for client in clients]
     batch_size, num_classes = simulation.config.evaluation.batch_size, simulation.task.num_classes
-    scores = [evaluate(model, examples, batch_size, num_classes, simulation.dtype) for examples in simulation.client_data.local_test]
+    scores = [evaluate(model, examples, batch_size, num_classes, simulation.dtype) for examples in local_test]
     num_examples, num_correct = [int(score.total.sum()) for score in scores], [int(score.correct.sum()) for score in scores]
-    counts = list(zip(num_examples, num_correct))
-    new_clients = new_client_metrics(dict(enumerate(counts)), simulation.devices.new_clients)
-    metrics = {**(local_test_metrics(counts) or {}), **new_clients}
-    return {**metrics, "num_local_test_examples": num_examples, "num_local_test_correct": num_correct}
+    counts = dict(zip(clients, zip(num_examples, num_correct)))
+    metrics = {**(local_test_metrics(list(counts.values())) or {}), **new_client_metrics(counts, simulation.devices.new_clients)}
+    return {**metrics, "local_test_clients": clients, "num_local_test_examples": num_examples, "num_local_test_correct": num_correct}

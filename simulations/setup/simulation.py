@@ -230,7 +230,20 @@ class Simulation:
             retries=config.retries,
             evaluate_every=config.evaluation.every,
             check=self.reply_check(),
+            evaluated_clients=None if config.evaluation.clients is None else self.evaluated_clients,
         )
+
+    def evaluated_clients(self, server_round: int) -> list[int]:
+        """The clients whose local test sets are evaluated after a round, ascending. They depend on seed and round alone.
+
+        With ``evaluation.clients`` these are so many of the clients with local test examples, or all where there are fewer.
+        """
+        number = self.config.evaluation.clients
+        if number in (None, self.config.num_clients):
+            return list(range(self.config.num_clients))
+        tested = [client for client, examples in enumerate(self.client_data.local_test) if len(examples)]
+        rng = (self.seed / "round" / server_round / "evaluated_clients").numpy()
+        return sorted(rng.choice(tested, min(number, len(tested)), replace=False).tolist())
 
     def reply_check(self) -> ReplyCheck:
         """The check of all replies of clients."""

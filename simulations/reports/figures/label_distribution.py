@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -15,9 +16,18 @@ from fedkd.metrics.label_skew import describe_skew
 from simulations.reports.figures.legend import line_length
 from simulations.reports.figures.style import NEUTRAL, FigureStyle, canvas
 
+MAX_CIRCLES_CLIENTS = 400
+"""Clients that have a column of circles each. More clients are drawn as shades, several of them in a column."""
+
+MAX_COLUMNS = 250
+"""Columns of shades."""
+
 
 def label_distribution(counts: np.ndarray, path_stem: Path | str | None, style: FigureStyle | None = None) -> Figure:  # [K, C]
     """How many training examples of each class each client has. The area of a circle is proportional to the count.
+
+    With more than :data:`MAX_CIRCLES_CLIENTS` clients the figure is an image: clients are sorted by their most frequent class, and a column
+    is the mean of several neighbors. The text says so.
 
     Args:
         counts: examples by client and class [K, C], >= 0; nothing is drawn where the count is 0.
@@ -40,15 +50,47 @@ def label_distribution(counts: np.ndarray, path_stem: Path | str | None, style: 
     with canvas(total, path_stem, style, layout=None) as figure:
         axes = figure.add_axes((left / style.width, bottom / total, width / style.width, height / total))
         axes.set(xlim=(-0.6, num_clients - 0.4), ylim=(-0.6, num_classes - 0.4), xlabel="Client", ylabel="Class")
-        for axis, ticks in ((axes.xaxis, 12), (axes.yaxis, int(height / (0.13 * scale)))):
-            axis.set_major_locator(MaxNLocator(min(ticks, 20), integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        client, label = np.nonzero(counts)
-        _circles(axes, client, label, counts[client, label], diameter)
         skew = describe_skew(counts)
         text = skew[0].upper() + skew[1:]
         small = min(0.85, 1.1 * line_length(style, width) / len(text))
+        for axis, ticks in ((axes.xaxis, 12), (axes.yaxis, int(height / (0.13 * scale)))):
+            axis.set_major_locator(MaxNLocator(min(ticks, 20), integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        if num_clients > MAX_CIRCLES_CLIENTS:
+            per_column = _shades(figure, axes, counts, small * style.font_size)
+            caption = f"Client, sorted by most frequent class; a column: mean of {per_column}"
+            axes.set_xlabel(caption, fontsize=min(0.85, 1.1 * line_length(style, width) / len(caption)) * style.font_size)
+        else:
+            client, label = np.nonzero(counts)
+            _circles(axes, client, label, counts[client, label], diameter)
         figure.text(left / style.width, 1 - 0.05 * scale / total, text, ha="left", va="top", fontsize=small * style.font_size)
     return figure
+
+
+def sorted_clients(counts: np.ndarray) -> np.ndarray:  # [K, C] -> [K]
+    """The clients by their most frequent class, and of one class those with its largest share first. Clients without examples are last."""
+    sizes = counts.sum(axis=1)
+    share = counts.max(axis=1) / np.maximum(sizes, 1)
+    return np.lexsort((-share, counts.argmax(axis=1), sizes == 0))
+
+
+def _shades(figure: Figure, axes: Axes, counts: np.ndarray, font_size: float) -> int:
+    """Mean counts of neighboring clients as an image, with a scale above it. Returns the number of clients in a column."""
+    num_clients, num_classes = counts.shape
+    per_column = -(-num_clients // MAX_COLUMNS)
+    begins = np.arange(0, num_clients, per_column)
+    sums = np.add.reduceat(counts[sorted_clients(counts)].astype(float), begins, axis=0)  # [columns, C]
+    means = sums / np.diff([*begins, num_clients])[:, None]
+    extent = (-0.5, num_clients - 0.5, -0.5, num_classes - 0.5)
+    look: dict[str, Any] = {"cmap": "Greys", "norm": PowerNorm(0.5, 0, means.max())}  # the square root, so that small counts are seen
+    image = axes.imshow(means.T, origin="lower", aspect="auto", interpolation="nearest", extent=extent, **look)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    scale = axes.inset_axes((0.66, 1.03, 0.34, 0.04))
+    bar = figure.colorbar(image, cax=scale, orientation="horizontal", ticks=[0, *round_sizes(max(1, int(means.max())))[-1:]])
+    bar.ax.xaxis.set_ticks_position("top")
+    bar.ax.tick_params(labelsize=font_size, length=1.5, pad=1)
+    axes.text(0.64, 1.02, "Training examples:", transform=axes.transAxes, ha="right", va="bottom", fontsize=font_size)
+    return per_column
 
 
 def _circles(axes: Axes, x: np.ndarray, y: np.ndarray, counts: np.ndarray, diameter: float) -> None:

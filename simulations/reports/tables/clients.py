@@ -10,7 +10,7 @@ from fedkd.metrics.label_skew import effective_classes, label_distance
 from simulations.reports.groups import Group, gather
 from simulations.reports.statistics import bottom_tenth, jain_index
 from simulations.reports.summary import LAST_ROUNDS, blocks, by_seed
-from simulations.reports.tables.federated import last_rounds_legend
+from simulations.reports.tables.federated import last_rounds_legend, sample_legend
 from simulations.reports.tables.table import Cell, Column, NumberFormat, Table, counts, ranked, texts
 from simulations.run_folder.reader import SETTING, FederatedRun, natural_order
 
@@ -88,7 +88,9 @@ def clients(groups: Sequence[Group], form: NumberFormat) -> Table | None:
         digits = ".4f" if statistic is jain_index else form.form
         cells = [form.cell([statistic(final_accuracies(run)) for run in one.runs], digits) for one in found]
         columns.append(Column(title, ranked(cells, blocks(found), digits, lowest_is_best)))
-    return Table("clients", "Accuracy over clients", tuple(columns), CLIENT_LEGEND.format(cell=form.legend), blocks(found))
+    return Table(
+        "clients", "Accuracy over clients", tuple(columns), CLIENT_LEGEND.format(cell=form.legend) + sample_legend(found), blocks(found)
+    )
 
 
 def classes(groups: Sequence[Group], form: NumberFormat) -> Table | None:
@@ -132,7 +134,7 @@ def by_architecture(groups: Sequence[Group], form: NumberFormat) -> Table | None
     for name in names:
         cells: list[Cell] = [form.percent([run.get(name, np.nan) for run in by_run[one]]) for one in mixed]
         columns.append(Column(name, ranked(cells, blocks(mixed), form.form)))
-    legend = NETWORK_LEGEND.format(cell=form.legend, last=last_rounds_legend(mixed))
+    legend = NETWORK_LEGEND.format(cell=form.legend, last=last_rounds_legend(mixed)) + sample_legend(mixed)
     return Table("networks", "Local test accuracy by architecture", tuple(columns), legend, blocks(mixed))
 
 

@@ -59,6 +59,15 @@ def last_rounds_legend(groups: Sequence[Group]) -> str:
     return f"Last {number}: mean of the last {number} evaluated rounds{', or of all where there are fewer' if fewer else ''}."
 
 
+def sample_legend(groups: Sequence[Group]) -> str:
+    """A line, with the break before it, on local accuracies that are those of a sample of clients; empty where all clients are tested."""
+    sampled = [(run.config.get("evaluation") or {}).get("clients") for one in groups for run in one.runs]
+    if not (numbers := sorted({number for number in sampled if number is not None})):
+        return ""
+    some = " in some rows" if None in sampled else ""
+    return f"\nLocal accuracies are{some} over a sample of {' or '.join(map(str, numbers))} clients, drawn anew for each evaluation."
+
+
 def headlines(groups: Sequence[Group], form: NumberFormat) -> Table:
     """A row per group: accuracies and bytes."""
     columns = [texts("strategy", [one.row for one in groups]), counts("n", [len(one.runs) for one in groups])]
@@ -67,7 +76,7 @@ def headlines(groups: Sequence[Group], form: NumberFormat) -> Table:
     columns.append(Column("best 5 rounds", tuple(percents(groups, "best5_rounds", form))))
     for way in ("uplink", "downlink"):
         columns.append(numbers(f"{way} MB", [mean_of(np.array(by_seed(one, f"{way}_bytes_total"))) / 1e6 for one in groups], ".4g"))
-    legend = RESULTS_LEGEND.format(cell=form.legend, last=last_rounds_legend(groups))
+    legend = RESULTS_LEGEND.format(cell=form.legend, last=last_rounds_legend(groups)) + sample_legend(groups)
     legend += f"\n{DIVERGED}" if divergence(groups) else ""
     legend += f"\n{TUNED}" if groups[0].tuned else ""
     legend += f"\n{TOO_NARROW}" if form.kind == "bootstrap" else ""

@@ -43,6 +43,8 @@ CASES = {
     "no rounds": (["rounds=0"], ["rounds", ">= 1", "0"]),
     "no rounds between diagnostics": (["generator_diagnostics_every=0"], ["generator_diagnostics_every", ">= 1", "0"]),
     "a word for tensorboard": (["tensorboard=perhaps"], ["tensorboard", "perhaps"]),
+    "more clients tested than there are": (["evaluation.clients=7"], ["evaluation.clients", "1..num_clients (6)", "null", "7"]),
+    "no client tested": (["evaluation.clients=0"], ["evaluation.clients", "1..num_clients (6)", "0"]),
     "no evaluation": (["evaluation.every=0"], ["evaluation.every", ">= 1", "0"]),
     "missing data": (["data=mnist", "data.root=/nonexistent"], ["data.root", "/nonexistent"]),
     "missing partition": (["partition=from_file", "partition.path=/nonexistent.npz"], ["partition.path", "/nonexistent.npz"]),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 
 from fedkd.federation.server_loop import Round
@@ -32,6 +33,6 @@ def run_rounds(*overrides: str) -> tuple[object, LocalGrid, list[Round]]:
         grid,
         num_rounds=simulation.config.rounds,
         on_round=rounds.append,
-        evaluate_fn=lambda number, arrays: start_global_evaluation(simulation, grid, arrays),
+        evaluate_fn=partial(start_global_evaluation, simulation, grid),
     )
     return simulation, grid, rounds

@@ -13,7 +13,7 @@ from simulations.reports.builder import build_sections, collect
 from simulations.reports.figures import comparison
 from simulations.reports.figures.convergence import convergence
 from simulations.reports.figures.drawing import parts
-from simulations.reports.figures.label_distribution import label_distribution
+from simulations.reports.figures.label_distribution import label_distribution, sorted_clients
 from simulations.reports.figures.legend import legend, legend_height, row_label, spread_text, wrapped
 from simulations.reports.figures.style import COLORS, SLOTS, FigureStyle, assign_slots, canvas, limits
 from simulations.reports.options import options_from
@@ -201,6 +201,20 @@ def test_all_figures_of_whole_runs_are_the_same_in_several_processes_and_one_by_
 def test_a_label_distribution_needs_counts(tmp_path, counts):
     with pytest.raises(ValueError, match="counts must be"):
         label_distribution(counts, tmp_path / "x")
+
+
+def test_ten_thousand_clients_are_shades_in_a_small_file_that_hold_every_example(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = np.stack([rng.multinomial(rng.integers(0, 20), rng.dirichlet([0.1] * 10)) for _ in range(10_000)])
+    figure = label_distribution(counts, tmp_path / "many")
+    axes = figure.axes[0]
+    shades = np.asarray(axes.images[0].get_array())
+    assert (tmp_path / "many.pdf").stat().st_size < 300_000 and "a column: mean of 40" in axes.get_xlabel()
+    assert shades.shape == (10, 250) and (40 * shades).sum() == pytest.approx(counts.sum())
+    order = sorted_clients(counts)
+    assert sorted(order) == list(range(10_000)) and counts[order[:40]].mean(axis=0) == pytest.approx(shades[:, 0])
+    main_class = counts[order].argmax(axis=1)[counts[order].sum(axis=1) > 0]
+    assert (np.diff(main_class) >= 0).all() and not label_distribution(counts[:400], None).axes[0].images
 
 
 def test_a_figure_can_be_drawn_without_a_file(tmp_path, monkeypatch):

@@ -7,8 +7,11 @@ import pytest
 
 from simulations.reports.builder import collect
 from simulations.reports.run_description import commit, describe_federated, varying
+from simulations.reports.tables.clients import clients
+from simulations.reports.tables.federated import headlines
+from simulations.reports.tables.table import NumberFormat
 from simulations.run_folder.reader import find_run_folders
-from tests.simulations.reports.folders import write_run
+from tests.simulations.reports.folders import write_run, write_whole_run
 
 
 def test_facts_on_runs_and_the_values_in_which_they_differ(tmp_path):
@@ -42,6 +45,21 @@ def test_classes_are_listed_by_name_and_clients_without_examples_are_counted(tmp
     (folders[1] / "classes.csv").write_text("class,name\n0,dog\n")
     groups, _ = collect(find_run_folders([tmp_path]))
     assert describe_federated([run for one in groups for run in one.runs])["Classes"] == "vary, see classes.csv in the run folders"
+
+
+def test_a_sample_of_clients_is_another_setting_and_is_said(tmp_path):
+    for name, sampled in (("all", None), ("some", 1)):
+        evaluation = {"every": 1, "clients": sampled}
+        write_whole_run(tmp_path / name, "fedavg", 0, evaluation=evaluation)
+    groups, notes = collect(find_run_folders([tmp_path]))
+    sampled = "over a sample of 1 clients, drawn anew for each evaluation"
+    facts = describe_federated([run for one in groups for run in one.runs])
+    assert len({one.setting for one in groups}) == 2 and not notes
+    assert facts["Local test accuracy"] == f"varies: {sampled}; over all clients"
+    form = NumberFormat()
+    for table in (headlines(groups, form), clients(groups, form)):
+        assert f"Local accuracies are in some rows {sampled}." in table.legend
+    assert "sample" not in headlines([one for one in groups if not one.runs[0].config["evaluation"]["clients"]], form).legend
 
 
 def test_many_values_are_counted():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedkd.types import Task
 from simulations.api.run import Run
 from simulations.reports.tables.table import Table, csv_text, frame, texts
-from simulations.run_folder.csv_rows import append, escaped, unescaped, widen
+from simulations.run_folder.csv_rows import append, clients_file, complete_lines, cut, escaped, unescaped, widen
 from simulations.run_folder.data_record import write_data_record
 from simulations.run_folder.reader import read_run
 from tests.processes import ROOT
@@ -77,3 +77,51 @@ def test_all_writers_of_csv_files_write_such_cells():
         name for name, text in writers.items() if any(word in text for word in (".to_csv(", "csv.writer(", "csv.DictWriter(", "savetxt("))
     }
     assert found == {"simulations/run_folder/csv_rows.py", "simulations/reports/tables/table.py", "simulations/benchmarks/report.py"}
+
+
+# ---------------------------------------------------------------------------------------------------- tables of many clients
+def write_rounds(path: Path, rounds: range, columns: tuple[str, ...] = ("round", "client_id", "accuracy")) -> None:
+    """Append rounds of 30 clients each."""
+    for number in rounds:
+        append(path, columns, [{"round": number, "client_id": client, "accuracy": client / 7} for client in range(30)])
+
+
+def test_a_compressed_table_has_the_rows_of_a_plain_one_however_it_grew(tmp_path):
+    plain, compressed = tmp_path / "clients.csv", tmp_path / "clients.csv.gz"
+    for path in (plain, compressed):
+        write_rounds(path, range(1, 6))
+    whole = compressed.read_bytes()
+    assert complete_lines(compressed) == complete_lines(plain) and pd.read_csv(compressed).equals(pd.read_csv(plain))
+    assert len(whole) < plain.stat().st_size / 2
+    for path in (plain, compressed):
+        cut(path, 3)
+        write_rounds(path, range(4, 6))
+    assert compressed.read_bytes() == whole, "a resumed run has the bytes of an uninterrupted one"
+    for path in (plain, compressed):
+        widen(path, ["round", "client_id", "accuracy", "failure"])
+        cut(path, 4)
+        append(path, [], [{"round": 5, "client_id": 1, "failure": "=died"}])
+    assert complete_lines(compressed) == complete_lines(plain) and pd.read_csv(compressed).equals(pd.read_csv(plain))
+    cut(compressed, 0)
+    assert compressed.read_bytes() == b"" and complete_lines(compressed) == []
+
+
+def test_a_kill_at_any_byte_of_a_compressed_table_loses_no_earlier_round(tmp_path):
+    path = tmp_path / "clients.csv.gz"
+    write_rounds(path, range(1, 3))
+    kept, size = complete_lines(path), path.stat().st_size
+    write_rounds(path, range(3, 4))
+    whole = path.read_bytes()
+    for end in range(size, len(whole)):
+        path.write_bytes(whole[:end])
+        assert complete_lines(path) == kept
+    cut(path, 2)
+    write_rounds(path, range(3, 4))
+    assert path.read_bytes() == whole
+
+
+def test_runs_with_many_clients_have_a_compressed_table(tmp_path):
+    assert clients_file(tmp_path).name == clients_file(tmp_path, 1000).name == "clients.csv"
+    assert clients_file(tmp_path, 1001).name == "clients.csv.gz"
+    write_rounds(tmp_path / "clients.csv.gz", range(1, 2))
+    assert clients_file(tmp_path).name == "clients.csv.gz"
