@@ -6,6 +6,7 @@ Options of ``mylab/conf/<group>/<option>.yaml`` join those of fedkd, and the mod
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,13 @@ KEY = "searchpath"
 FILE = "fedkd.yaml"
 PATH_KEYS = ("output", "root", "path", "cache", "trace", "teacher_run", "student_init", "tuned_params")
 """Last parts of keys whose values are paths."""
+RUN_CONFIG_KEYS = {
+    "num-server-rounds": "rounds", "strategy": "strategy", "data": "data", "data-root": "data.root", "partition": "partition",
+    "model": "model", "num-clients": "num_clients", "clients-per-round": "clients_per_round", "local-steps": "local_steps",
+    "local-epochs": "local_epochs", "batch-size": "batch_size", "learning-rate": "optimizer.lr", "engine": "engine", "device": "device",
+    "seed": "seed", "timeout": "timeout", "output": "output",
+}  # fmt: skip
+"""The keys of a run configuration of Flower beside ``overrides``, and the keys of a run that they set."""
 OPTIONAL_GROUPS = ("experiment", "recipe")
 """Groups that a configuration may go without. Hydra ignores an option of them that does not exist."""
 
@@ -78,6 +86,21 @@ def with_quoted_path(word: str) -> str:
         return word  # a number or a truth value is a text here: output=1e3 is the folder 1e3
     home = with_home(text)
     return word if read is not None and read.value() == home else f"{key}={quoted(home)}"
+
+
+def run_config_words(run_config: Mapping[str, object]) -> list[str]:
+    """The words of a command line that a run configuration of Flower stands for.
+
+    Args:
+        run_config: the keys of :data:`RUN_CONFIG_KEYS`, where an empty text leaves the value of the configuration; and ``overrides``, words
+            of a command line, which win.
+    """
+    words = shlex.split(str(run_config.get("overrides", "")))
+    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    values = {key: run_config.get(name, "") for name, key in RUN_CONFIG_KEYS.items() if key not in given}
+    if values.get("local_epochs", "") != "" and values.get("local_steps", "") == "":
+        values["local_steps"] = "null"  # one of the two is set, see the schema
+    return [*(f"{key}={value}" for key, value in values.items() if value != ""), *words]
 
 
 def extend_sys_path(folders: Iterable[str | Path]) -> None:

@@ -64,7 +64,11 @@ ALLOWED = {
         "simulations.config", "simulations.overrides", "simulations.process", "simulations.progress", "simulations.setup.simulation",
         "simulations.setup.clients",
     },
-    "simulations.flower_app": {"fedkd", "simulations.federation", "simulations.engine", "simulations.config"},
+    "simulations.deployment": {"fedkd", "simulations.engine", "simulations.setup", "simulations.process", "simulations.overrides"},
+    "simulations.flower_app": {
+        "fedkd", "simulations.federation", "simulations.deployment", "simulations.engine", "simulations.setup", "simulations.config",
+        "simulations.overrides",
+    },
     "simulations": {"fedkd", "strategies", "simulations"},
     "fedkd": {"simulations.api", "simulations.cli"},
 }  # fmt: skip

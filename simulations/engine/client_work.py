@@ -25,7 +25,7 @@ from fedkd.metrics.accuracy import Score
 from fedkd.strategy import Strategy
 from fedkd.types import State, Tensors, Update
 from simulations.process import configure_process
-from simulations.setup.simulation import Simulation, build_simulation, simulation_from_overrides
+from simulations.setup.simulation import Simulation, build_simulation, simulation_from_run_config
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 
@@ -81,7 +81,7 @@ def handle_message(message: Message, context: Context, work_function: WorkFuncti
     configure_process()
     content = message.content
     if WORK not in content:
-        simulation = simulation_from_overrides(str(context.run_config.get("overrides", "")))
+        simulation = simulation_from_run_config(context.run_config)
         client = int(cast(int, context.node_config["partition-id"]))
         return Message(reply_of_node(simulation, content, context, work_function, client), reply_to=message)
     work = Work.from_record(content.config_records[WORK])
@@ -104,24 +104,42 @@ def reply_of_node(simulation: Simulation, content: RecordDict, context: Context,
 def run_chunks(
     work_function: WorkFunction, content: RecordDict, work: Work, client_states: Mapping[int, ArrayRecord]
 ) -> dict[int, RecordDict]:
-    """Process the chunks of one worker, one after the other.
-
-    An exception in a chunk becomes an error record of all its clients. The failure policy of the run decides what follows. Where a client
-    of a chunk diverges, its clients train once more one by one, so that only the client that diverges fails.
+    """Process the chunks of one worker, see :func:`process_chunks`.
 
     Args:
         work_function: :func:`train_chunk` or :func:`evaluate_chunk`.
         content: the content that all clients share.
         work: the chunks of clients, and the configuration.
         client_states: the states of clients that have trained before, by client.
+    """
+    configure_process()
+    return process_chunks(build_simulation(work.config), work_function, content, work.assignment, client_states)
+
+
+def process_chunks(
+    simulation: Simulation,
+    work_function: WorkFunction,
+    content: RecordDict,
+    assignment: Assignment,
+    client_states: Mapping[int, ArrayRecord],
+) -> dict[int, RecordDict]:
+    """Process chunks of clients, one after the other.
+
+    An exception in a chunk becomes an error record of all its clients. The failure policy of the run decides what follows. Where a client
+    of a chunk diverges, its clients train once more one by one, so that only the client that diverges fails.
+
+    Args:
+        simulation: the simulation with the clients' data.
+        work_function: :func:`train_chunk` or :func:`evaluate_chunk`.
+        content: the content that all clients share.
+        assignment: the chunks of clients.
+        client_states: the states of clients that have trained before, by client.
 
     Returns:
         The records of each client. Clients that failed have one record ``error`` with ``code`` and ``reason``.
     """
-    configure_process()
-    simulation = build_simulation(work.config)
     broadcast, replies = decode_broadcast(simulation, content), dict[int, RecordDict]()
-    chunks = deque(work.assignment)
+    chunks = deque(assignment)
     while chunks:
         chunk = chunks.popleft()
         records = [client_states.get(client) for client in chunk]

@@ -3,8 +3,14 @@
 import logging
 
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
+
+LOST_REPLY_CODES = frozenset({
+    ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED,
+})  # fmt: skip
+"""Codes of errors after which a message has no other reply: its node is gone, or the process that worked on it has ended."""
 
 
 def set_task_identity() -> None:

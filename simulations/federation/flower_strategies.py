@@ -167,8 +167,9 @@ def evaluate_round(simulation: Simulation, server_round: int, arrays: ArrayRecor
     metrics: dict[str, float] = {}
     if server_round % simulation.config.evaluation.every == 0 or server_round == simulation.config.rounds:
         model = assemble_model(simulation.model, simulation.initial, simulation.to_model_tensors(arrays))
-        metrics = global_test_metrics(simulation, score_global_test(simulation, model))
-        metrics |= {
-            name: value for name, value in ensemble_local_metrics(simulation, model, server_round).items() if not isinstance(value, list)
-        }
+        if simulation.can_test_globally:
+            metrics = global_test_metrics(simulation, score_global_test(simulation, model))
+        if simulation.holds_client_data:
+            found = ensemble_local_metrics(simulation, model, server_round)
+            metrics |= {name: value for name, value in found.items() if not isinstance(value, list)}
     return {**metrics, "server_seconds": 0, "evaluation_seconds": round(time.perf_counter() - begin, 4)}

@@ -15,7 +15,7 @@ from fedkd.federation.server_loop import Round
 from fedkd.partition.common import label_counts, write_partition
 from fedkd.strategy import Strategy
 from fedkd.types import LeftOut, Task
-from simulations.run_folder.data_record import data_warnings, write_data_record
+from simulations.run_folder.data_record import data_warnings, write_data_record, write_task
 from simulations.run_folder.folder import RunFolder
 from simulations.setup.simulation import Simulation
 
@@ -34,7 +34,13 @@ def open_folder(simulation: Simulation) -> RunFolder:
 
 
 def write_data_files(simulation: Simulation, path: Path) -> None:
-    """Write ``partition.npz`` to ``path``, with the indices of every client's examples; beside it the data record."""
+    """Write ``partition.npz`` to ``path``, with the indices of every client's examples; beside it the data record.
+
+    The server of a deployment knows the task alone.
+    """
+    if not simulation.holds_client_data:
+        write_task(path.parent, simulation.task, simulation.train.scale)
+        return
     train_labels, test_labels = simulation.train.y.cpu().numpy(), simulation.client_data.local_test_pool.y.cpu().numpy()
     write_partition(simulation.partition, path, train_labels, test_labels, simulation.task.num_classes)
     write_data_record(path.parent, *data_of(simulation), simulation.train.scale)
@@ -42,7 +48,7 @@ def write_data_files(simulation: Simulation, path: Path) -> None:
 
 def warnings_of(simulation: Simulation) -> list[str]:
     """The warnings about the data of a run, see :func:`simulations.run_folder.data_record.data_warnings`."""
-    return data_warnings(*data_of(simulation))
+    return data_warnings(*data_of(simulation)) if simulation.holds_client_data else []
 
 
 def data_of(simulation: Simulation) -> tuple[Task, np.ndarray, np.ndarray, Sequence[LeftOut]]:
@@ -148,7 +154,7 @@ def shift_rows(simulation: Simulation) -> list[Row]:
     There are no rows if the run has neither feature shift nor label noise.
     """
     shift = build(simulation.config, "shift")
-    if not (isinstance(shift, Shift) and (shift.changes_images or shift.changes_labels)):
+    if not (isinstance(shift, Shift) and (shift.changes_images or shift.changes_labels)) or not simulation.holds_client_data:
         return []
     views = shift.views(simulation.config.num_clients, simulation.task.shape[0], simulation.seed / "shift")
     rows: list[Row] = []

@@ -52,12 +52,16 @@ from simulations.setup.compatibility import check_generator
 from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics
 from simulations.setup.simulation import Simulation, build_simulation
 
+DEPLOYMENT_ENGINE = "simulations.deployment.deployment_grid.DeploymentGrid"
+"""The engine that only ``flwr run`` can start, as its nodes are those of a SuperLink."""
+
 
 def run_federation(
     config: DictConfig,
     make_grid: Callable[[int, str], ClientGrid] | None = None,
     make_progress: MakeProgress = round_progress,
     observers: Sequence[RunObserver] = (),
+    make_simulation: Callable[[DictConfig], Simulation] | None = None,
 ) -> Path:
     """Run the federation that ``config`` describes, or the rounds of it that are missing.
 
@@ -66,6 +70,7 @@ def run_federation(
         make_grid: ``(num_clients, config as YAML) -> grid``. None takes the configured engine.
         make_progress: ``(config, first round) -> progress``, which is called with the row of ``metrics.csv`` of each finished round.
         observers: called at the beginning, after each round, and at the end. ``StopRun`` of an observer ends the run after a checkpoint.
+        make_simulation: ``config -> simulation`` of a server that does not hold the clients' data. None builds it from the data.
 
     Returns:
         The run folder.
@@ -79,7 +84,7 @@ def run_federation(
     silence_flower()
     configure_logging()
     configure_process()
-    simulation, choice = prepare_run(config)
+    simulation, choice = prepare_run(config, make_simulation)
     text = OmegaConf.to_yaml(config, resolve=True)
     folder, stopped = open_folder(simulation), False
     try:
@@ -98,7 +103,7 @@ def run_federation(
                     check_training(simulation)
                     check_final_step(simulation)
                     if isinstance(simulation.flower_strategy, Strategy):
-                        grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid)
+                        grid.clients_per_vmap = choose_vmap_size(simulation, folder, grid) if simulation.holds_client_data else 1
                         run_strategy(simulation, folder, grid, make_progress, watching)
                     else:
                         start_flower_strategy(simulation, folder, grid, make_progress, watching)
@@ -118,11 +123,14 @@ def run_federation(
     return folder.path
 
 
-def prepare_run(config: DictConfig) -> tuple[Simulation, dict[str, object] | None]:
+def prepare_run(
+    config: DictConfig, make_simulation: Callable[[DictConfig], Simulation] | None = None
+) -> tuple[Simulation, dict[str, object] | None]:
     """Check a configuration and build all parts of its run. Nothing is trained or written.
 
     Args:
         config: the composed configuration. Tuned values are set, and paths become absolute.
+        make_simulation: see :func:`run_federation`. Paths of data then stay as they are, as they are paths of the nodes.
 
     Returns:
         The simulation, and the contents of ``tuned.json``, see :func:`simulations.config.apply_tuned_params`.
@@ -133,8 +141,13 @@ def prepare_run(config: DictConfig) -> tuple[Simulation, dict[str, object] | Non
     check_run(config)
     check_tensorboard(config.tensorboard)
     choice = apply_tuned_params(config, "strategy")
-    make_paths_absolute(config)
-    simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+    if make_simulation is None:
+        rule = "must be local or ray for this command (flwr run starts a deployment)"
+        require(config.engine._target_ != DEPLOYMENT_ENGINE, "engine", rule, config.choices.get("engine", DEPLOYMENT_ENGINE))
+        make_paths_absolute(config)
+        simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+    else:
+        simulation = make_simulation(config)
     generator = getattr(simulation.flower_strategy, "generator", None)
     check_generator("strategy.generator", generator, simulation.task, simulation.model.embedding_size)
     check_final_distillation(simulation)
@@ -270,15 +283,18 @@ def start_global_evaluation(simulation: Simulation, grid: ClientGrid, server_rou
     server = replace(strategy.federation.server, client_states=DecodedStates(grid.client_states, device))
     state = serialization.from_record(arrays, device)
     global_model = strategy.global_model(server, state)
-    pending = None if global_model is None else grid.start_global_test(global_model)
-    pending_extra = {name: grid.start_global_test(model) for name, model in strategy.extra_models(server, state).items()}
+    can_test = simulation.can_test_globally
+    pending = None if global_model is None or not can_test else grid.start_global_test(global_model)
+    extra = strategy.extra_models(server, state) if can_test else {}
+    pending_extra = {name: grid.start_global_test(model) for name, model in extra.items()}
 
     def wait() -> MetricRecord:
         record = MetricRecord()
         if pending is not None:
             record.update(global_test_metrics(simulation, pending()))
         record.update({name: score().accuracy for name, score in pending_extra.items()})
-        if (ensemble := strategy.client_ensemble(server, state)) is not None:
+        ensemble = strategy.client_ensemble(server, state) if simulation.holds_client_data else None
+        if ensemble is not None:
             record.update(ensemble_local_metrics(simulation, ensemble, server_round))
         return record
 

@@ -33,7 +33,7 @@ def write_data_record(
         left_out: files of the data set that are not used.
         scale: the stored pixel that stands for 1.0.
     """
-    write_atomically(folder / "task.json", (json.dumps({**asdict(task), "scale": scale}, indent=1) + "\n").encode())
+    write_task(folder, task, scale)
     rows = [
         {"class": label, "name": name, "num_train_examples": total, "num_test_examples": test, "num_clients": clients}
         for label, (name, total, test, clients) in enumerate(zip(task.names, counts.sum(0), test_counts, (counts > 0).sum(0)))
@@ -42,6 +42,17 @@ def write_data_record(
     if left_out:
         items = [item._asdict() for item in left_out]
         write_atomically(folder / "left_out.csv", table(LeftOut._fields, items, titled=True).encode())
+
+
+def write_task(folder: Path, task: Task, scale: float) -> None:
+    """Write ``task.json``.
+
+    Args:
+        folder: the run folder.
+        task: the classification task.
+        scale: the stored pixel that stands for 1.0.
+    """
+    write_atomically(folder / "task.json", (json.dumps({**asdict(task), "scale": scale}, indent=1) + "\n").encode())
 
 
 def read_task(folder: Path) -> tuple[Task, float] | None:

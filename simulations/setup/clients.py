@@ -81,7 +81,9 @@ def checked(task: Task, examples: Examples, part: str) -> Examples:
     return examples if examples.digest else replace(examples, digest=content_digest({"x": x.numpy(), "y": y.numpy()}))
 
 
-def make_client_data(config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed) -> ClientData:
+def make_client_data(
+    config: DictConfig, task: Task, train: Examples, test: Examples, seed: Seed, only_client: int | None = None
+) -> ClientData:
     """Divide training and test examples among the clients.
 
     Args:
@@ -90,14 +92,19 @@ def make_client_data(config: DictConfig, task: Task, train: Examples, test: Exam
         train: the training set.
         test: the test set.
         seed: seed of the run.
+        only_client: the client whose data set this is. None: the partition of the configuration divides it among all clients.
 
     Raises:
         ConfigError: the data cannot be divided in this way.
     """
-    rule = f"must be at most the number of training examples ({len(train)})"
-    require(config.num_clients <= len(train), "num_clients", rule, config.num_clients)
-    labels, rng, public_source = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy(), build(config, "public_data")
-    partition = call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
+    public_source = build(config, "public_data")
+    if only_client is None:
+        rule = f"must be at most the number of training examples ({len(train)})"
+        require(config.num_clients <= len(train), "num_clients", rule, config.num_clients)
+        labels, rng = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy()
+        partition = call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
+    else:
+        partition = all_of_one_client(config.num_clients, only_client, len(train), len(test))
     train, test = train.to(config.device), test.to(config.device)
     train_indices, validation_indices = split_validation(partition.train, config.validation_fraction, seed / "validation")
     train_indices, public_indices = split_validation(train_indices, public_source.held_out_fraction, seed / "public")
@@ -127,6 +134,12 @@ def make_client_data(config: DictConfig, task: Task, train: Examples, test: Exam
         public_data=None if public_data is None else public_data.without_labels(),
         validation=validation,
     )
+
+
+def all_of_one_client(num_clients: int, client: int, num_train: int, num_test: int) -> Partition:
+    """The partition of a data set that belongs to one client. The others have nothing."""
+    train, test = ([np.arange(size if number == client else 0) for number in range(num_clients)] for size in (num_train, num_test))
+    return Partition(train, test)
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,16 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
         needed = getattr(strategy, "min_available_nodes", 0)
         require(needed <= num_trainable, "strategy.min_available_nodes", rule, needed)
     require(config.clients_per_round <= num_trainable, "clients_per_round", rule, config.clients_per_round)
-    batch_sizes = [min(config.batch_size, number) for number in num_examples]
-    drop_last = drops_last(config)
-    passes = [number // max(size, 1) if drop_last else -(-number // max(size, 1)) for number, size in zip(num_examples, batch_sizes)]
-    workloads = [(size, config.local_steps or config.local_epochs * steps) for size, steps in zip(batch_sizes, passes)]
+    workloads, drop_last = client_workloads(config, num_examples), drops_last(config)
     arguments = (systems, seed, workloads, num_examples, config.clients_per_round, config.rounds, drop_last)
     return call_part("systems", make_devices, *arguments)
+
+
+def client_workloads(config: DictConfig, num_examples: Sequence[int]) -> list[tuple[int, int]]:
+    """Batch size, and number of local steps in a round without stragglers, of each client [K]."""
+    batch_sizes, drop_last = [min(config.batch_size, number) for number in num_examples], drops_last(config)
+    passes = [number // max(size, 1) if drop_last else -(-number // max(size, 1)) for number, size in zip(num_examples, batch_sizes)]
+    return [(size, config.local_steps or config.local_epochs * steps) for size, steps in zip(batch_sizes, passes)]
 
 
 def drops_last(config: DictConfig) -> bool:

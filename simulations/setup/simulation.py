@@ -5,9 +5,8 @@ Driver and workers each build the same simulation from the same configuration, s
 
 import hashlib
 import json
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from types import SimpleNamespace
 
@@ -34,9 +33,9 @@ from fedkd.training.optimizers import OptimizerFactory
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
-from simulations.overrides import extend_sys_path
+from simulations.overrides import extend_sys_path, run_config_words
 from simulations.setup.clients import ClientData, Network, make_client_data, make_networks, read_data
-from simulations.setup.compatibility import check_compatibility, make_run_devices
+from simulations.setup.compatibility import check_compatibility, client_workloads, drops_last, make_run_devices
 from simulations.setup.expected_updates import expected_model, expected_update
 
 
@@ -54,6 +53,7 @@ class Simulation:
         flower_strategy: the strategy, of fedkd or of Flower.
         optimizer: ``(parameters, lr=...) -> optimizer`` of the clients.
         devices: the devices of all clients.
+        client_digests: hashes of the clients' data, by name, on a server that does not hold these data. None where they are here.
     """
 
     config: DictConfig
@@ -65,6 +65,23 @@ class Simulation:
     flower_strategy: FlowerStrategy
     optimizer: OptimizerFactory
     devices: Devices
+    client_digests: dict[str, str] | None = None
+
+    @property
+    def holds_client_data(self) -> bool:
+        """Whether the clients' examples are in this process. The server of a deployment has placeholders of the same number."""
+        return self.client_digests is None
+
+    @cached_property
+    def can_test_globally(self) -> bool:
+        """Whether this process can evaluate the global model: it has test data, and all parts of the model.
+
+        A simulator reads BatchNorm statistics that stay with the clients. The server of a deployment cannot.
+        """
+        if self.holds_client_data:
+            return True
+        strategy = self.flower_strategy
+        return len(self.global_test) > 0 and not (isinstance(strategy, Strategy) and strategy.local_parameter_names(self.model))
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -125,10 +142,11 @@ class Simulation:
     @cached_property
     def digests(self) -> dict[str, str]:
         """Hashes of the content of data, names of classes, partition, and trace."""
-        indices = hashlib.sha256()
-        for index in (*self.partition.train, *self.partition.test):
-            indices.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
-        digests = {"train": self.train.digest, "test": self.global_test.digest, "partition": indices.hexdigest(), **self.task.names_digest}
+        if self.client_digests is None:
+            own = {"train": self.train.digest, "test": self.global_test.digest}
+            digests = {**own, "partition": index_digest(*self.partition.train, *self.partition.test), **self.task.names_digest}
+        else:
+            digests = {**self.client_digests, **self.task.names_digest}
         if self.client_data.public_data is not None:
             digests["public_data"] = self.client_data.public_data.digest
         if self.devices.trace:
@@ -260,17 +278,27 @@ class Simulation:
         )
 
 
+def index_digest(*indices: np.ndarray) -> str:
+    """Hash of vectors of indices."""
+    digest = hashlib.sha256()
+    for index in indices:
+        digest.update(len(index).to_bytes(8, "big") + index.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
 def dtype_of(config: DictConfig) -> torch.dtype:
     """The type of weights and images for ``config.precision``. With ``bfloat16`` the weights stay in float32."""
     return torch.float64 if config.precision == "float64" else torch.float32
 
 
 @lru_cache(maxsize=2)
-def build_simulation(text: str) -> Simulation:
+def build_simulation(text: str, only_client: int | None = None, absent: tuple[int, ...] = ()) -> Simulation:
     """The simulation of a configuration. It is built by the first call in a process and kept for the next ones.
 
     Args:
         text: the resolved configuration as YAML.
+        only_client: the client to which the data set belongs, on a node with data of its own. None: the partition divides it.
+        absent: classes without training examples at any client, where ``only_client`` is set.
 
     Raises:
         ConfigError: a key has a wrong value, or parts do not fit together.
@@ -287,11 +315,18 @@ def build_simulation(text: str) -> Simulation:
     strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
     is_strategy = isinstance(strategy, FlowerStrategy)
     require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
-    client_data = make_client_data(config, task, train, test, seed)
-    task = task.with_absent_classes(train.y[np.concatenate(client_data.partition.train)])
+    client_data = make_client_data(config, task, train, test, seed, only_client)
+    num_examples = [len(indices) for indices in client_data.partition.train]
+    if only_client is None:
+        task = task.with_absent_classes(train.y[np.concatenate(client_data.partition.train)])
+    else:
+        task = replace(task, absent=absent)
     networks, server_network = make_networks(config, task, dtype_of(config), seed)
     check_compatibility(config, strategy, optimizer, networks, client_data)
-    devices = make_run_devices(config, strategy, systems, [len(indices) for indices in client_data.partition.train], seed)
+    if only_client is None:
+        devices = make_run_devices(config, strategy, systems, num_examples, seed)
+    else:  # the sizes of the other clients are not known here, and the server has checked them
+        devices = Devices(systems, seed, client_workloads(config, num_examples), num_examples, drop_last=drops_last(config))
     return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices)
 
 
@@ -317,10 +352,10 @@ def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Sim
     return Simulation(config, task, black, client_data, networks, server_network, strategy, optimizer, devices)
 
 
-def simulation_from_overrides(overrides: str) -> Simulation:
-    """The simulation of ``overrides``, the words of a command line. A Flower node that is one client builds its simulation in this way.
+def simulation_from_run_config(run_config: Mapping[str, object]) -> Simulation:
+    """The simulation of a run configuration of Flower. A node that is one client of a ServerApp of others builds it in this way.
 
     Raises:
         ConfigError: a key has a wrong value, or parts do not fit together.
     """
-    return build_simulation(OmegaConf.to_yaml(compose(shlex.split(overrides)), resolve=True))
+    return build_simulation(OmegaConf.to_yaml(compose(run_config_words(run_config)), resolve=True))

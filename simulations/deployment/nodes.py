@@ -1,0 +1,144 @@
+"""The nodes of a deployment: which of them hosts which client, and the messages to them.
+
+Each node is asked once for its report, as soon as it is connected. A SuperNode that was killed and started again has a new node id. It is
+recognized by its clients, and asked again for what its predecessor has not answered.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.errors import ConfigError, EngineError, require
+from simulations.deployment.node_report import ClientReport, NodeReport, installed_versions
+from simulations.deployment.node_work import DEPLOYMENT, report_request
+from simulations.engine.flower_compat import set_task_identity
+from simulations.engine.message_tracker import PULL_SECONDS, MessageTracker
+
+LOOK_SECONDS = 1.0
+"""Seconds between two looks for nodes that have joined or left."""
+
+
+@dataclass(frozen=True)
+class ReportOf:
+    """The key of the report of a node."""
+
+    node: int
+
+
+class Nodes:
+    """The nodes of a deployment.
+
+    Args:
+        inner: the grid with the nodes.
+        config: the resolved configuration as YAML.
+        num_clients: number of clients N.
+
+    Attributes:
+        hosts: the node of each client.
+        clients: the report of each client.
+        connected: the nodes that are connected, as far as is known.
+        tracker: the messages to the nodes.
+    """
+
+    def __init__(self, inner: Grid, config: str, num_clients: int) -> None:
+        set_task_identity()
+        self._inner, self._config, self._num_clients = inner, config, num_clients
+        self.hosts: dict[int, int] = {}
+        self.clients: dict[int, ClientReport] = {}
+        self.connected: set[int] = set()
+        self.tracker = MessageTracker[object](inner)
+        self._replies: dict[object, Message] = {}
+        self._asked: set[int] = set()
+        self._first: tuple[int, NodeReport] | None = None
+        self._versions = installed_versions()
+        self._is_running = False
+        self._next_look = 0.0
+
+    @property
+    def first_report(self) -> NodeReport:
+        """The report of the first node, whose task is that of all nodes."""
+        assert self._first is not None, "a node has reported"
+        return self._first[1]
+
+    def wait_for_all(self, patience: float) -> None:
+        """Wait until each client has a node.
+
+        Args:
+            patience: seconds to wait.
+
+        Raises:
+            ConfigError: a client has no node in this time or two, or a node has other versions, another task, or data that cannot be read.
+            EngineError: the app does not run on a node.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            self.update()
+            missing = sorted(set(range(self._num_clients)) - self.hosts.keys())
+            if not missing:
+                break
+            if time.monotonic() >= deadline:
+                listed = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+                rule = f"must be the number of clients that SuperNodes host, {len(self.hosts)} after {patience:g} seconds (engine.patience)"
+                raise ConfigError(f"num_clients {rule}, got {self._num_clients}; no node hosts client {listed} (partition-id, clients)")
+            time.sleep(PULL_SECONDS)
+        self._is_running = True
+
+    def update(self) -> None:
+        """Look for replies, and from time to time for nodes that have joined or left. A node that has joined is asked for its report."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self.connected = set(self._inner.get_node_ids())
+            new = self.connected - self._asked
+            content = RecordDict({DEPLOYMENT: report_request(self._config)})
+            asked: dict[object, Message] = {
+                ReportOf(node): Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in sorted(new)
+            }
+            refused = {key.node for key in self.tracker.send(asked) if isinstance(key, ReportOf)}
+            self._asked |= new - refused
+        for key, reply in self.tracker.receive().items():
+            if not isinstance(key, ReportOf):
+                self._replies[key] = reply
+                continue
+            try:
+                self._register(key.node, reply)
+            except (ConfigError, EngineError) as error:
+                if not self._is_running:
+                    raise
+                print(f"warning: node {key.node} cannot take part: {error}", file=sys.stderr, flush=True)
+
+    def take_reply(self, key: object) -> Message | None:
+        """The reply to the message ``key``, once. None as long as there is none."""
+        return self._replies.pop(key, None)
+
+    def _register(self, node: int, reply: Message) -> None:
+        """Note which clients a node hosts.
+
+        Raises:
+            ConfigError: the node does not fit the run.
+            EngineError: the app does not run on the node.
+        """
+        if reply.has_error():
+            raise EngineError(f"node {node} must run the app, got error {reply.error.code}: {reply.error.reason}")
+        record = reply.content.config_records[DEPLOYMENT]
+        if "error" in record:
+            raise ConfigError(f"node {node}: {str(record['error'])}")
+        report = NodeReport.from_record(record)
+        report.check(node, self._versions)
+        if self._first is None:
+            self._first = node, report
+        report.check_task(node, self._first[1], self._first[0])
+        for client, one in report.clients.items():
+            other = self.hosts.get(client)
+            is_twice = not self._is_running and other is not None and other in self.connected
+            rule = f"must be the number of another client than {client}, which node {other} hosts"
+            require(not is_twice, f"partition-id of node {node}", rule, client)
+            known = self.clients.setdefault(client, one)
+            rule = "must read the data that the client had at the beginning of the run"
+            require(known == one, f"node {node} with client {client}", rule, "other data")
+        if moved := [client for client in report.clients if self._is_running and client in self.hosts]:
+            before = ", ".join(str(self.hosts[client]) for client in moved)
+            print(f"node {node} has taken the place of node {before} for client {', '.join(map(str, moved))}", file=sys.stderr, flush=True)
+        self.hosts |= dict.fromkeys(report.clients, node)
