@@ -29,6 +29,8 @@ RUN_CONFIG_KEYS = {
 """The keys of a run configuration of Flower beside ``overrides``, and the keys of a run that they set."""
 OPTIONAL_GROUPS = ("experiment", "recipe")
 """Groups that a configuration may go without. Hydra ignores an option of them that does not exist."""
+PLUGINS = {"hydra/launcher": "launchers", "hydra/sweeper": "optuna"}
+"""Groups of Hydra whose options come with other packages, and the extra of fedkd that installs some."""
 
 
 def search_path(words: Sequence[str]) -> list[Path]:
@@ -176,6 +178,8 @@ def unknown_option(group: str, name: str, known: Iterable[str]) -> str:
     """The message for an option that a group does not have, with the nearest one or all."""
     known = list(known)
     hint = nearest(name, known) or f"; choose one of {', '.join(known)}"
+    if group in PLUGINS:
+        return f"{group} must be an option of an installed plugin, got {name!r}{hint}, or pip install 'fedkd[{PLUGINS[group]}]'"
     return f"{group} must be an option of conf/{group}, got {name!r}{hint} (for options of your own: searchpath=FOLDER)"
 
 

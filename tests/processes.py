@@ -226,7 +226,7 @@ def run(where: Path, *arguments: str, **environment: str) -> Ended:
 @lru_cache(maxsize=1)
 def server() -> subprocess.Popen:
     """The process of :data:`SERVER`, which ends with this process."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
         [sys.executable, "-c", SERVER], env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=accept_interrupts,

@@ -57,6 +57,9 @@ class Run:
         checkpoint_every: rounds between two checkpoints, >= 1; the last round always writes one.
         output: folder of the run folders.
         progress: show a progress bar.
+        objective: number that the run returns to a sweeper, such as Optuna's: a column of ``metrics.csv`` with ``_final`` (last value) or
+            ``_last10`` (mean of the last ten values) behind it; null: none. A run that diverges returns 0 for an accuracy, infinity for
+            another column.
         force: run again from the beginning. The files of an earlier run of the same configuration move to
             ``<output>/<name>/.replaced``.
         accept_code: keep a run that other code has made, and go on from its checkpoint; false: changed code is an error.
@@ -116,6 +119,7 @@ class Run:
     searchpath: list[str]
     allow_targets: list[str]
     evaluation: Evaluation
+    objective: str | None = "local_test_accuracy_last10"
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
@@ -175,6 +179,9 @@ class Distillation:
         device: ``cpu``, ``cuda``, or ``cuda:<number>``.
         output: folder of the run folders.
         progress: show a progress bar.
+        objective: number that the run returns to a sweeper, such as Optuna's: a column of ``metrics.csv`` with ``_final`` (last value) or
+            ``_last10`` (mean of the last ten values) behind it; null: none. A run that diverges returns 0 for an accuracy, infinity for
+            another column.
         force: run again from the beginning. The files of an earlier run of the same configuration move to
             ``<output>/<name>/.replaced``.
         accept_code: keep a run that other code has made, and go on from its checkpoint; false: changed code is an error.
@@ -224,6 +231,7 @@ class Distillation:
     tuned_params: str | None
     searchpath: list[str]
     allow_targets: list[str]
+    objective: str | None = "test_accuracy_final"
     data: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None

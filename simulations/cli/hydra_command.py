@@ -1,12 +1,22 @@
 """``run`` and ``distill``: Hydra reads the words, calls once or for every combination of ``-m``, and errors become one line."""
 
+import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from simulations.cli.exit_codes import FAILED, FULL_ERROR, WRONG, exit_code, one_line_errors
-from simulations.overrides import CONF, nearest, with_search_path
+from simulations.cli.exit_codes import FAILED, FULL_ERROR, exit_code, is_plain, one_line_errors
+from simulations.overrides import CONF, extend_sys_path, nearest, with_search_path
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from simulations.cli.sweep_jobs import JobResult
 
 FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--shell-completion", "--config-path",
@@ -31,70 +41,108 @@ def run_hydra(root: str, words: Sequence[str], program: str) -> None:
     Raises:
         SystemExit: with an exit code of :mod:`simulations.cli.exit_codes`, unless all is done.
     """
+    import hydra
+
+    import simulations.config  # noqa: F401 (it registers the schemas)
+
     with one_line_errors():
         check_flags(words)
         sys.argv = [program, *overrides_first(with_search_path(words))]
-        attempts = Attempts(words)
-        task = _federated(attempts) if root == "config" else _distillation(attempts)
+        if root == "distill":
+            from simulations.distillation.runner import expand_words
+
+            sys.argv[1:] = expand_words(sys.argv[1:])
+        command = hydra.main(config_path=str(CONF), config_name=root, version_base="1.3")(HydraTask(root))
         before = os.environ.get("HYDRA_FULL_ERROR")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise instead of printing and exiting
         try:
-            task()
+            command()
         finally:
             os.environ.pop("HYDRA_FULL_ERROR")
             if before is not None:
                 os.environ["HYDRA_FULL_ERROR"] = before
-    attempts.conclude()
 
 
-class Attempts:
-    """The runs of one command. A sweep (``-m``) goes on past a run that fails.
+@dataclass
+class HydraTask:
+    """What Hydra calls for each run. A launcher sends it to other processes, on other machines perhaps.
 
     Args:
-        words: the words of the command. A run is named by those with several values.
+        root: ``config`` for federated runs, ``distill`` for distillations.
+        full_error: the user asked for tracebacks. (Launched processes inherit the variable of the environment that the command sets.)
+        paths: folders of the user's modules.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._swept = {word.partition("=")[0] for word in words if "," in word or "(" in word}
-        self._number, self._failed = 0, dict[str, tuple[int, str]]()
+    root: str
+    full_error: bool = FULL_ERROR
+    paths: list[str] = field(default_factory=lambda: list(sys.path))
 
-    def make(self, run: Callable[[], object], overrides: Sequence[str], is_sweep: bool) -> None:
-        """Make one run. Outside a sweep an error ends the command; in a sweep it is printed and noted.
+    def __call__(self, config: "DictConfig") -> "JobResult | None":
+        """Make a run.
 
-        Args:
-            run: makes the run.
-            overrides: the words of the run.
-            is_sweep: the run is one of several.
+        Returns:
+            In a multirun how it ended; :class:`simulations.cli.sweep_jobs.SweepJobs` gives its objective to the sweeper.
 
         Raises:
-            SystemExit: outside a sweep, with an exit code of :mod:`simulations.cli.exit_codes`.
+            SystemExit: the run failed, and is not one of a multirun. The code is one of :mod:`simulations.cli.exit_codes`.
         """
-        self._number += 1
-        if not is_sweep:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from fedkd.errors import require
+        from simulations.cli.sweep_jobs import has_reader, is_launched
+
+        hydra_config = HydraConfig.get()
+        launched = is_launched(hydra_config)
+        if hydra_config.mode != RunMode.MULTIRUN:
             with one_line_errors():
-                run()
-            return
+                alone = not launched and not has_reader(hydra_config)
+                require(alone, "hydra/launcher and hydra/sweeper", "must be given with -m, also for one run", "no -m")
+                self._run(config)
+            return None
+        if launched:  # lines of several processes would mix, and the command prints the folders in order at its end
+            extend_sys_path(self.paths)
+            config.progress = False
+        with redirect_stdout(sys.stderr) if launched else nullcontext():
+            return self._job(config, launched)
+
+    def _run(self, config: "DictConfig") -> Path:
+        """The folder of a run."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from simulations.config import task_words, with_choices
+        from simulations.distillation.runner import run_distillation, with_distillation_choices
+        from simulations.federation.runner import run_federation
+
+        hydra_config = HydraConfig.get()
+        choices, words = dict(hydra_config.runtime.choices), task_words(hydra_config)
+        if self.root == "config":
+            return run_federation(with_choices(config, choices, words))
+        return run_distillation(with_distillation_choices(config, choices, words))
+
+    def _job(self, config: "DictConfig", launched: bool) -> "JobResult":
+        """How a run of a multirun ends. A failure is printed, and does not end the others."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from fedkd.errors import require
+        from simulations.cli.sweep_jobs import JobResult, has_reader
+        from simulations.run_folder.objective import read_objective, worst_objective
+
+        name, needed = config.objective, has_reader(HydraConfig.get())
         try:
-            run()
+            require(not needed or name is not None, "objective", "must be a metric where the sweeper reads it", name)
+            folder = self._run(config)
+            value = None if name is None else read_objective(folder, name)
+            measured = not needed or (value is not None and not math.isnan(value))
+            require(measured, "objective", "must be a metric that the run measures", name)
+            return JobResult(value, folder=str(folder))
         except Exception as error:
             code, text = exit_code(error) or (FAILED, f"error: {type(error).__name__}: {error}")
-            if exit_code(error) is None or FULL_ERROR:
+            if exit_code(error) is None or self.full_error or (launched and not is_plain(error)):
                 traceback.print_exc()
             print(text, file=sys.stderr, flush=True)
-            label = " ".join(word for word in overrides if word.partition("=")[0] in self._swept) or " ".join(overrides)
-            self._failed[label] = code, text.splitlines()[0].removeprefix("error: ")
-
-    def conclude(self) -> None:
-        """List the runs of a sweep that failed, and why.
-
-        Raises:
-            SystemExit: some failed. The code is that of a wrong request only if every failure was one.
-        """
-        if self._failed:
-            print(f"{len(self._failed)} of {self._number} runs failed:", file=sys.stderr)
-            for label, (_, text) in self._failed.items():
-                print(f"failed: {label}: {text}", file=sys.stderr, flush=True)
-            sys.exit(WRONG if all(code == WRONG for code, _ in self._failed.values()) else FAILED)
+            diverged = isinstance(error, FloatingPointError) and name is not None
+            return JobResult(worst_objective(name) if diverged else None, code, text.splitlines()[0].removeprefix("error: "))
 
 
 def overrides_first(words: Sequence[str]) -> list[str]:
@@ -123,43 +171,3 @@ def check_flags(words: Sequence[str]) -> None:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in FLAGS:
             raise ConfigError(f"an option must be one of Hydra's ({', '.join(FLAGS)}), got {name!r}{nearest(name, FLAGS)}")
-
-
-def _federated(attempts: Attempts):
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
-
-    from simulations.config import task_words, with_choices
-    from simulations.federation.runner import run_federation
-
-    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-    def task(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        choices, overrides = dict(hydra_config.runtime.choices), task_words(hydra_config)
-        is_sweep = hydra_config.mode == RunMode.MULTIRUN
-        attempts.make(lambda: run_federation(with_choices(config, choices, overrides)), overrides, is_sweep)
-
-    return task
-
-
-def _distillation(attempts: Attempts):
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
-
-    from simulations.config import task_words
-    from simulations.distillation.runner import expand_words, run_distillation, with_distillation_choices
-
-    sys.argv[1:] = expand_words(sys.argv[1:])
-
-    @hydra.main(config_path=str(CONF), config_name="distill", version_base="1.3")
-    def task(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        choices, overrides = dict(hydra_config.runtime.choices), task_words(hydra_config)
-        is_sweep = hydra_config.mode == RunMode.MULTIRUN
-        attempts.make(lambda: run_distillation(with_distillation_choices(config, choices, overrides)), overrides, is_sweep)
-
-    return task

@@ -36,6 +36,8 @@ from simulations.process import configure_process
 from simulations.progress import ProgressBar, configure_logging
 from simulations.run_folder.data_record import data_warnings, write_data_record
 from simulations.run_folder.divergence import recorded_divergence, refuse_to_repeat
+from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
+from simulations.run_folder.objective import check_objective
 from simulations.run_folder.observers import Observers, RunObserver
 
 
@@ -107,6 +109,7 @@ def prepare_distillation(config: DictConfig) -> Setup:
         ConfigError: the configuration is wrong.
     """
     check_distillation(config)
+    check_objective(config.objective, DISTILLATION_COLUMNS[1:])
     if getattr(get_object(config.distiller["_target_"]), "tuned_weight", None) is not None:  # the method has a weight that can be tuned
         apply_tuned_params(config, "distiller")
     make_absolute(config.data)

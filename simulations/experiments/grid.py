@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from fedkd.errors import ConfigError, require
 from simulations.config import compose, make_absolute
+from simulations.experiments.launch import check_jobs, launch, launcher_words
 from simulations.experiments.plan import PlannedRun, States, each_seed, refresh, unfinished
 from simulations.experiments.sweep import ready, sweep
 from simulations.overrides import explain, with_quoted_path
@@ -99,6 +100,8 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
         ConfigError: a configuration is wrong; nothing was begun.
     """
     require(jobs is None or jobs >= 1, "jobs", "must be >= 1", jobs)
+    launcher = launcher_words(words)
+    check_jobs(jobs, launcher)
     runs: list[PlannedRun] = list(plan_grid(words))
     left = unfinished(runs)
     failed: dict[str, str] = {}
@@ -106,7 +109,11 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
     for run in runs:
         if run not in left:
             print(f"{run.label}: already finished, skipped", file=sys.stderr)
-    if left:
+    if left and launcher:
+        configure_logging()
+        read_data_once([run.config for run in left])
+        failed = launch(left, launcher)
+    elif left:
         ready()
         configure_logging()
         read_data_once([run.config for run in left])
@@ -115,6 +122,7 @@ def run_grid(words: Sequence[str], *, jobs: int | None = None, quiet: bool = Fal
         configured = [replace(run, config=with_engine_for(run.config, at_once)) for run in left]
         failed = sweep(configured, at_once, logs, ProgressTable(quiet=quiet))
         failed = {label: f"{why} (log: {logs})" for label, why in failed.items()}
+    if left:
         runs = list(refresh(runs))
         took = timedelta(seconds=round(time.monotonic() - began))
         print(f"{len(left) - len(failed)} of {len(left)} runs finished in {took}", file=sys.stderr)

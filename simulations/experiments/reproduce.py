@@ -22,6 +22,7 @@ from simulations.config import apply_tuned_params, compose
 from simulations.experiments import published_table, tuning
 from simulations.experiments.definition import Experiment
 from simulations.experiments.grid import read_data_once, with_engine_for
+from simulations.experiments.launch import PREFIXES, check_jobs, launch, launcher_words
 from simulations.experiments.plan import PlannedRun, count_states, has_diverged, plan, read_experiment, refresh, runs_folder, unfinished
 from simulations.experiments.sweep import ready, sweep
 from simulations.overrides import nearest
@@ -41,7 +42,7 @@ from simulations.run_folder.reader import FederatedRun, read_run
 
 KEYS = ("experiment", "seeds", "settings", "strategies", "jobs", "quiet", "only")
 
-PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=")
+PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=", *PREFIXES)
 """Overrides that do not change a result."""
 
 
@@ -110,6 +111,10 @@ def plan_reproduction(
         experiment = replace(experiment, baseline=None, figures=[one for one in experiment.figures if one != "differences"])
     require(only in (None, "plan", "table"), "only", "must be plan or table", only)
     require(jobs is None or jobs >= 1, "jobs", "must be >= 1", jobs)
+    launcher = launcher_words(overrides)
+    check_jobs(jobs, launcher)
+    rule = "must not be given for an experiment that compares times, whose runs are made one after the other here"
+    require(not launcher or not experiment.serial, "hydra/launcher", rule, " ".join(launcher))
     odd = [word for word in overrides if not word.startswith(PLACES)]
     notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
     notes.append(f"{baseline}, from which differences are, is not among the strategies." if lacks else "")
@@ -177,7 +182,8 @@ def reproduce(asked: Reproduction) -> int:
     """
     failed: dict[str, str] = {}
     if asked.only is None:
-        ready()
+        if not launcher_words(asked.overrides):
+            ready()
         with alone(asked.home):
             failed = tuning.tune_experiment(asked.name, asked.experiment, asked.overrides, lambda runs: run_all(asked, runs))
             runs, notes = asked.plan()
@@ -208,6 +214,8 @@ def run_all(asked: Reproduction, runs: Sequence[PlannedRun]) -> dict[str, str]:
         return {}
     configure_logging()
     read_data_once([run.config for run in left])
+    if launcher := launcher_words(asked.overrides):
+        return launch(left, launcher)
     began = time.monotonic()
     failed = sweep(
         [replace(run, config=with_engine_for(run.config, asked.jobs)) for run in left],

@@ -16,14 +16,15 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_run
-from fedkd.errors import DivergedError, require
+from fedkd.errors import ClientFailure, DivergedError, require
 from simulations.config import compose, tuned_rows
-from simulations.distillation.folder import read_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.definition import Experiment, Tuning
+from simulations.experiments.launch import launch, launcher_words
 from simulations.experiments.plan import PlannedRun, States, each_seed, has_choice, has_diverged, refresh
 from simulations.federation.runner import run_federation
 from simulations.run_folder.csv_rows import append, header_of, widen
+from simulations.run_folder.objective import read_objective
 
 GRID, FACTORS = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
 """The values that are tried for a strategy's key, and the multiples of a distillation method's shipped weight."""
@@ -72,6 +73,9 @@ def tune(
     names = named[-1].partition("=")[2].split(",") if named else [composing(others).choices[part]]
     configs = [composing([*others, f"{part}={name}"]) for name in names]  # every name is known before the first run
     path = Path(configs[0].output) / configs[0].name / "tuned.csv" if table is None else table
+    if launcher := launcher_words(others):
+        trials_of = partial(distiller_trials, values) if distiller else partial(strategy_trials, key, values)
+        launch_trials([trial for name in names for trial in trials_of(validation_fraction, [*others, f"{part}={name}"])], launcher)
     for name in names:
         words = [*others, f"{part}={name}"]
         if distiller:
@@ -92,8 +96,7 @@ def tune_strategy(key: str, grid: Sequence[float], fraction: float, overrides: S
         ConfigError: the configuration is wrong, or training diverges with every value.
     """
     rows = []
-    for value in grid:
-        config = trial_config(compose(list(overrides)), key, value, fraction)
+    for value, config in zip(grid, strategy_trials(key, grid, fraction, overrides)):
         try:
             folder = run_federation(config)
             accuracy = validation_accuracy(folder)
@@ -103,6 +106,24 @@ def tune_strategy(key: str, grid: Sequence[float], fraction: float, overrides: S
             folder, accuracy = Path(error.folder), 0.0
         rows.append(trial_row(config, key, value, accuracy, folder))
     return select(rows, table, "local validation accuracy")
+
+
+def strategy_trials(key: str, grid: Sequence[float], fraction: float, overrides: Sequence[str]) -> list[DictConfig]:
+    """The configurations of the trials of :func:`tune_strategy`."""
+    return [trial_config(compose(list(overrides)), key, value, fraction) for value in grid]
+
+
+def launch_trials(trials: Sequence[DictConfig], words: Sequence[str]) -> None:
+    """Make trials with a launcher. The searches then find them finished or diverged.
+
+    Raises:
+        ClientFailure: a trial failed for another reason than divergence. The others are done.
+    """
+    named = [PlannedRun("tuning", f"trial {number}", trial.seed, trial, "") for number, trial in enumerate(trials, start=1)]
+    failed = launch(named, words, divergence_is_result=True)
+    why = "; ".join(f"{label}: {reason}" for label, reason in failed.items())
+    if failed:
+        raise ClientFailure(f"{len(failed)} of {len(trials)} trials failed: {why}")
 
 
 def trial_config(config: DictConfig, key: str, value: float, fraction: float) -> DictConfig:
@@ -140,9 +161,7 @@ def cost(folder: Path) -> dict[str, float]:
 
 def validation_accuracy(folder: Path) -> float:
     """The mean local accuracy of the last ten evaluated rounds of a trial."""
-    with open(folder / "metrics.csv", newline="") as file:
-        values = [float(row["local_test_accuracy"]) for row in csv.DictReader(file) if row["local_test_accuracy"]][-10:]
-    return sum(values) / len(values)
+    return read_objective(folder, "local_test_accuracy_last10")
 
 
 def tune_distiller(factors: Sequence[float], fraction: float, overrides: Sequence[str], table: Path) -> float:
@@ -153,22 +172,43 @@ def tune_distiller(factors: Sequence[float], fraction: float, overrides: Sequenc
     Raises:
         ConfigError: the configuration is wrong, the method has no weight, or training diverges with every value.
     """
-    shipped = compose_distillation([*overrides])
-    name, weight = shipped.choices.distiller, get_object(shipped.distiller["_target_"]).tuned_weight
-    require(weight is not None, "distiller", "must be a method with a weight that can be tuned", name)
     rows: list[Row] = []
-    for factor in factors:
-        value = float(f"{factor * shipped.distiller[weight]:.6g}")
-        config = compose_distillation([*overrides, f"distiller.{weight}={value}", f"validation_fraction={fraction}"])
+    for config in distiller_trials(factors, fraction, overrides):
+        name, weight = config.choices.distiller, tuned_weight(config)
+        value = config.distiller[weight]
         row: Row = {"option": name, "key": f"distiller.{weight}", "value": value, "rounds": config.epochs, "seed": config.seed}
         try:
             folder = run_distillation(config)
-            row["validation_accuracy"] = float(read_rows(folder)[-1]["test_accuracy"])
+            row["validation_accuracy"] = read_objective(folder, "test_accuracy_final")
             row["run"] = str(folder.relative_to(Path(config.output).absolute()))
         except FloatingPointError:
             row["validation_accuracy"] = 0.0
         rows.append(row)
     return select(rows, table, "validation accuracy")
+
+
+def distiller_trials(factors: Sequence[float], fraction: float, overrides: Sequence[str]) -> list[DictConfig]:
+    """The configurations of the trials of :func:`tune_distiller`.
+
+    Raises:
+        ConfigError: the configuration is wrong, or the method has no weight.
+    """
+    shipped = compose_distillation([*overrides])
+    weight = tuned_weight(shipped)
+    values = [float(f"{factor * shipped.distiller[weight]:.6g}") for factor in factors]
+    words = [[f"distiller.{weight}={value}", f"validation_fraction={fraction}"] for value in values]
+    return [compose_distillation([*overrides, *some]) for some in words]
+
+
+def tuned_weight(config: DictConfig) -> str:
+    """The weight that a distillation method is tuned in.
+
+    Raises:
+        ConfigError: the method has none.
+    """
+    weight = get_object(config.distiller["_target_"]).tuned_weight
+    require(weight is not None, "distiller", "must be a method with a weight that can be tuned", config.choices.distiller)
+    return weight
 
 
 def select(rows: Sequence[Row], table: Path, metric: str) -> float:

@@ -46,6 +46,8 @@ from simulations.process import configure_process
 from simulations.progress import MakeProgress, configure_logging, round_progress, summary_line
 from simulations.run_folder.divergence import recorded_divergence, refuse_to_repeat
 from simulations.run_folder.folder import RunFolder
+from simulations.run_folder.metric_names import COLUMNS
+from simulations.run_folder.objective import check_objective
 from simulations.run_folder.observers import Observers, RunObserver
 from simulations.run_folder.tensorboard import EventWriter, check_tensorboard
 from simulations.setup.compatibility import check_generator
@@ -139,6 +141,7 @@ def prepare_run(
         ConfigError: the configuration is wrong.
     """
     check_run(config)
+    check_objective(config.objective, COLUMNS[1:])
     check_tensorboard(config.tensorboard)
     choice = apply_tuned_params(config, "strategy")
     if make_simulation is None:
