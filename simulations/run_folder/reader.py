@@ -127,6 +127,11 @@ class FederatedRun(FinishedRun):
         return (self.config.get("evaluation") or {}).get("split") == "validation"
 
     @property
+    def knows_labels(self) -> bool:
+        """The run has recorded the labels of its clients. The server of a deployment does not know them."""
+        return option(self.config, "engine") != "deployment"
+
+    @property
     def strategy(self) -> str:
         """The name of the option that was chosen for ``strategy``."""
         return option(self.config, "strategy") or "strategy"

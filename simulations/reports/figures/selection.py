@@ -87,7 +87,8 @@ def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style
             mine = [one for one in part if one in same]
             for kind, function in ROW_FIGURES.items() if mine else ():
                 add(f"{kind}{name}{suffix}", function, mine, here, output / f"{kind}{name}{suffix}", options, look)
-        add(f"label_distribution{name}", labels, same, here, output / f"label_distribution{name}", style)
+        if any(run.knows_labels for one in same for run in one.runs):
+            add(f"label_distribution{name}", labels, same, here, output / f"label_distribution{name}", style)
     return found
 
 

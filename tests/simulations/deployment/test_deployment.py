@@ -13,6 +13,7 @@ from fedkd.federation.messaging import WORKER_LOST
 from simulations.config import compose
 from simulations.deployment import nodes as nodes_module
 from simulations.federation.runner import run_federation
+from simulations.reports.builder import report_folders
 from tests.processes import metrics
 from tests.simulations.deployment.federations import NODES, deploy, run_locally, same_run, strategy_options, three_nodes
 
@@ -33,7 +34,7 @@ def local(tmp_path_factory):
     return run_locally(tmp_path_factory.mktemp("local"), *FEDGEN)
 
 
-@pytest.mark.parametrize("name", ["fedgen", "scaffold", "feddistill", "fedmd"])
+@pytest.mark.parametrize("name", ["fedgen", "scaffold", "fedmd"])
 def test_a_strategy_of_messages_gives_the_bits_of_the_local_engine(local, tmp_path, name):
     options = [*strategy_options(name), *(["public_data=noise"] if name == "fedmd" else [])]
     whole = local if name == "fedgen" else run_locally(tmp_path / "local", *options)
@@ -49,6 +50,12 @@ def test_the_server_records_no_example_and_no_state_of_a_client(local, tmp_path,
     columns = metrics(folder).replace("", np.nan).dropna(axis=1, how="all").columns
     assert "local_test_accuracy" in columns and not [name for name in columns if name.startswith("global_test")]
     assert "not available with engine=deployment: the global test, as the server has no test data" in capsys.readouterr().err
+
+
+def test_a_report_of_a_deployment_has_all_that_its_server_knows(tmp_path):
+    report = report_folders([deploy(three_nodes(), tmp_path / "runs", *FEDGEN)], output=tmp_path / "report", quiet=True)
+    names = {path.stem for path in report.rglob("*")} | {path.stem for path in (tmp_path / "report").rglob("*")}
+    assert any(name.startswith("convergence") for name in names) and not [name for name in names if name.startswith("label_distribution")]
 
 
 def killed_in_round_2(nodes, keeps_disk=lambda: None):
