@@ -1,4 +1,5 @@
 # make run: from nothing to figures and a table. make test: from nothing to a tested checkout. Both make .venv first.
+# make test-flower: the tests of Flower with the newest flwr that pyproject.toml allows.
 # make lint: style, types and docstrings. make mnist DATA=<folder>: FedGen's MNIST experiment. DATA holds MNIST/raw and the
 # partitions partition_fedgen_alpha*.npz.
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 MNIST = experiment=fedgen_mnist data.root=$(DATA) partition=from_file
 PARTITIONS = $(DATA)/partition_fedgen_alpha0.1.npz,$(DATA)/partition_fedgen_alpha1.0.npz
 
-.PHONY: run test lint mnist clean
+.PHONY: run test test-flower lint mnist clean
 
 run: .venv/ready
 	$(BIN)/fedkd sweep rounds=40 clients_per_vmap=5 strategy=fedavg,fedgen seed=0,1,2
@@ -16,6 +17,9 @@ run: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --timeout 300 --timeout-method thread
+
+test-flower: .venv/ready
+	$(BIN)/python -m tests.newest_flower
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -72,7 +72,8 @@ run_simulation(server_app, client_app, 2, backend_config={"client_resources": {"
 def simulated(tmp_path_factory) -> dict[str, Path]:
     """Folders of the same runs on two nodes of Flower's simulation runtime."""
     where = tmp_path_factory.mktemp("simulated")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    env = {**os.environ, "PYTHONPATH": path, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", SIMULATION, json.dumps([FEDGEN, [*ALL_CLIENTS, *FEDADAM]])]
     ended = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=240, check=False)
     folders = [Path(line.removeprefix("run: ")) for line in ended.stdout.splitlines() if line.startswith("run: ")]
