@@ -88,7 +88,7 @@ def with_choices(config: DictConfig, choices: Mapping[str, str | None], override
         ConfigError: ``overrides`` choose an experiment or a recipe that does not exist, or an interpolation cannot be resolved.
     """
     check_optional(choices, overrides)
-    named = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and name is not None}
+    named = {key: name for key, name in sorted(choices.items()) if "hydra" not in key and isinstance(name, str)}
     for key, _, value in (word.lstrip("+").partition("=") for word in overrides):
         if key.endswith("._target_") and (part := key.removesuffix("._target_")) in (*named, "data"):
             named[part] = value.strip("'\"").rpartition(".")[2].lower()

@@ -46,14 +46,17 @@ ALLOWED = {
     "simulations.process": {"fedkd"},
     "simulations.progress": {"fedkd"},
     "simulations.run_folder": {"fedkd", "simulations.config", "simulations.overrides"},
+    "simulations.trackers": {"fedkd", "simulations.run_folder"},
     "simulations.setup": {"fedkd", "simulations.config", "simulations.overrides", "simulations.user_modules"},
     "simulations.engine": {"fedkd", "simulations.setup", "simulations.process", "strategies"},
     "simulations.distillation": {
-        "fedkd", "simulations.setup", "simulations.run_folder", "simulations.process", "simulations.progress", "simulations.config",
+        "fedkd", "simulations.setup", "simulations.run_folder", "simulations.trackers", "simulations.process", "simulations.progress",
+        "simulations.config",
         "simulations.overrides", "simulations.user_modules",
     },
     "simulations.federation": {
-        "fedkd", "simulations.engine", "simulations.setup", "simulations.run_folder", "simulations.distillation", "simulations.process",
+        "fedkd", "simulations.engine", "simulations.setup", "simulations.run_folder", "simulations.trackers", "simulations.distillation",
+        "simulations.process",
         "simulations.progress", "simulations.config", "simulations.overrides", "simulations.user_modules",
     },
     "simulations.reports": {
@@ -70,7 +73,7 @@ ALLOWED = {
         "simulations.overrides",
     },
     "simulations": {"fedkd", "strategies", "simulations"},
-    "fedkd": {"simulations.api", "simulations.cli"},
+    "fedkd": {"simulations.api", "simulations.cli", "simulations.trackers"},
 }  # fmt: skip
 """By folder or module: what it may import beside itself. The longest name that fits holds."""
 

@@ -22,8 +22,8 @@ PLACES = {
 }  # fmt: skip
 """By group: where its options stand in a composed configuration."""
 
-WITHOUT_TARGET = {"protocol", "evaluation", "experiment", "recipe", "report"}
-"""Groups whose options are values, and not objects."""
+WITHOUT_TARGET = {"protocol", "evaluation", "experiment", "recipe", "report", "tracker"}
+"""Groups whose options are values, or several objects by name."""
 
 YAMLS = [(group, path) for group in PLACES for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 OPTIONAL = {"flwr_datasets"}

@@ -17,14 +17,14 @@ from fedkd.errors import ConfigError, FedkdError, one_line
 
 RUN_KEYS_WITHOUT_EFFECT = (
     "name", "output", "progress", "engine", "on_client_failure", "retries", "timeout", "checkpoint_every", "tuned_params", "searchpath",
-    "allow_targets", "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tensorboard", "force",
+    "allow_targets", "choices", "distill", "distill_every", "distill_overrides", "generator_diagnostics_every", "tracker", "force",
     "accept_code", "objective",
 )  # fmt: skip
 """Keys of a federated run that cannot change its result."""
 
 DISTILLATION_KEYS_WITHOUT_EFFECT = (
     "name", "checkpoint_every", "teacher_run", "paths", "round", "student_init", "output", "progress", "export", "retrieval",
-    "tuned_params", "searchpath", "allow_targets", "choices", "force", "accept_code", "objective",
+    "tuned_params", "searchpath", "allow_targets", "choices", "force", "accept_code", "objective", "tracker",
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 

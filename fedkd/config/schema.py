@@ -68,7 +68,7 @@ class Run:
         distill_overrides: overrides of the distillation's configuration: student, image_source, epochs, ...
         generator_diagnostics_every: rounds between two diagnostics of the server's generator (``generator.csv``, ``latents.csv``), >= 1;
             null: no diagnostics.
-        tensorboard: also write the metrics of every round as TensorBoard events, into the folder ``tensorboard`` of the run folder.
+        tracker: trackers of experiments that follow the run, by name, each with a ``_target_``.
         tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the strategy is taken; null: no file.
         searchpath: absolute paths of the user's folders. Each contains ``conf/<group>/<option>.yaml`` and modules. They are appended to
             ``sys.path``.
@@ -114,12 +114,12 @@ class Run:
     distill_every: int | None
     distill_overrides: dict[str, Any]
     generator_diagnostics_every: int | None
-    tensorboard: bool
     tuned_params: str | None
     searchpath: list[str]
     allow_targets: list[str]
     evaluation: Evaluation
     objective: str | None = "local_test_accuracy_last10"
+    tracker: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
@@ -187,6 +187,7 @@ class Distillation:
         accept_code: keep a run that other code has made, and go on from its checkpoint; false: changed code is an error.
         tuned_params: CSV file written by ``fedkd tune``, from which the value selected for the distiller is taken; null: no file.
         searchpath: absolute paths of the user's folders, see :class:`Run`.
+        tracker: trackers of experiments that follow the training, see :class:`Run`.
         allow_targets: modules outside fedkd that ``_target_`` may name, see :class:`Run`.
         data: the data set.
         augmentation: random crops and flips of training images.
@@ -232,6 +233,7 @@ class Distillation:
     searchpath: list[str]
     allow_targets: list[str]
     objective: str | None = "test_accuracy_final"
+    tracker: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None

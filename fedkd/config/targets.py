@@ -15,6 +15,7 @@ from fedkd.errors import ConfigError, one_line, require
 
 SHIPPED = (
     "fedkd.data", "fedkd.partition", "fedkd.models", "fedkd.distillation", "fedkd.federation", "strategies", "simulations.engine",
+    "simulations.trackers",
     "simulations.deployment",
     "simulations.benchmarks.workloads", "torch.optim", "flwr.serverapp.strategy", "flwr_datasets.partitioner",
 )  # fmt: skip

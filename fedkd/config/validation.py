@@ -31,7 +31,7 @@ POSITIVE_RUN_KEYS = (
 
 POSITIVE_DISTILLATION_KEYS = ("epochs", "batch_size", "evaluate_every", "evaluation_batch_size", "checkpoint_every")
 
-OPTIONAL_KEYS = ("searchpath", "allow_targets", "choices", "force", "accept_code", "objective", *RUN_PARTS, *DISTILLATION_PARTS)
+OPTIONAL_KEYS = ("searchpath", "allow_targets", "choices", "force", "accept_code", "objective", "tracker", *RUN_PARTS, *DISTILLATION_PARTS)
 """Keys whose absence has its own check, or no effect."""
 
 OWN_KEYS = ("_target_", "_partial_")

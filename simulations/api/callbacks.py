@@ -11,7 +11,6 @@ from fedkd.errors import ConfigError, RunFolderError, StopRun, nearest, one_line
 from fedkd.files import write_atomically
 from simulations.api.run import CHECKPOINTS, Run
 from simulations.run_folder.observers import RunObserver, SaveCheckpoint
-from simulations.run_folder.tensorboard import EventWriter
 
 BEST = CHECKPOINTS["best"]
 
@@ -228,26 +227,3 @@ class BestCheckpoint(Callback):
         path = run.path / f"{BEST}.json"
         header = json.loads(path.read_text(encoding="utf-8")) | {"metric": self.metric, "mode": self.mode, "value": value}
         write_atomically(path, (json.dumps(header, indent=1) + "\n").encode())
-
-
-class TensorBoard(Callback):
-    """Write every round's metrics as TensorBoard events into the run folder's ``tensorboard``. The key ``tensorboard=true`` does the same.
-
-    Raises:
-        ConfigError: the package ``tensorboard`` is not installed.
-    """
-
-    def __init__(self) -> None:
-        self._writer = EventWriter()
-
-    def on_run_begin(self, run: Run) -> None:
-        """Open the events; those of rounds that are computed again are hidden."""
-        self._writer.begin(run.path, run.round + 1)
-
-    def on_round(self, run: Run, round: int, metrics: Mapping[str, float], clients: Sequence[Mapping[str, Any]]) -> None:
-        """Write the metrics, and the diagnostics of the generator where the round has them."""
-        self._writer.round(round, metrics, clients)
-
-    def on_run_end(self, run: Run, error: Exception | None) -> None:
-        """Close the events."""
-        self._writer.end(error)

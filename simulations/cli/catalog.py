@@ -35,6 +35,7 @@ GROUPS = {
     "shift": "feature shift and label noise of clients",
     "strategy": "the federated algorithm",
     "systems": "client sampling and system heterogeneity",
+    "tracker": "trackers of experiments that follow a run, several as 'tracker=[mlflow,tensorboard]'",
 }
 """What each group chooses."""
 

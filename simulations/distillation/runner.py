@@ -39,6 +39,7 @@ from simulations.run_folder.divergence import recorded_divergence, refuse_to_rep
 from simulations.run_folder.metric_names import DISTILLATION_COLUMNS
 from simulations.run_folder.objective import check_objective
 from simulations.run_folder.observers import Observers, RunObserver
+from simulations.trackers.observer import make_trackers
 
 
 def run_distillation(
@@ -87,8 +88,9 @@ def run_distillation(
         else:
             refuse_to_repeat(folder.path)
             check()
+            watched = [*observers, *([] if prior else make_trackers(config))]
             try:
-                with recorded_divergence(folder.path), named_divergence(label(config)), Observers(observers) as watching:
+                with recorded_divergence(folder.path), named_divergence(label(config)), Observers(watched) as watching:
                     train(setup, training, folder, tensors, watching)
             except StopRun as reason:
                 print(f"stopped: {reason}", file=sys.stderr)
@@ -110,6 +112,7 @@ def prepare_distillation(config: DictConfig) -> Setup:
     """
     check_distillation(config)
     check_objective(config.objective, DISTILLATION_COLUMNS[1:])
+    make_trackers(config)
     if getattr(get_object(config.distiller["_target_"]), "tuned_weight", None) is not None:  # the method has a weight that can be tuned
         apply_tuned_params(config, "distiller")
     make_absolute(config.data)

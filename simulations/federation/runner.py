@@ -49,10 +49,10 @@ from simulations.run_folder.folder import RunFolder
 from simulations.run_folder.metric_names import COLUMNS
 from simulations.run_folder.objective import check_objective
 from simulations.run_folder.observers import Observers, RunObserver
-from simulations.run_folder.tensorboard import EventWriter, check_tensorboard
 from simulations.setup.compatibility import check_generator
 from simulations.setup.evaluation import ensemble_local_metrics, global_test_metrics
 from simulations.setup.simulation import Simulation, build_simulation
+from simulations.trackers.observer import make_trackers
 
 DEPLOYMENT_ENGINE = "simulations.deployment.deployment_grid.DeploymentGrid"
 """The engine that only ``flwr run`` can start, as its nodes are those of a SuperLink."""
@@ -100,7 +100,7 @@ def run_federation(
                 print(line, file=sys.stderr)
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
             try:
-                watched = [*observers, *([EventWriter()] if config.tensorboard else [])]
+                watched = [*observers, *make_trackers(config)]
                 with recorded_divergence(folder.path), Observers(watched) as watching:
                     check_training(simulation)
                     check_final_step(simulation)
@@ -142,7 +142,7 @@ def prepare_run(
     """
     check_run(config)
     check_objective(config.objective, COLUMNS[1:])
-    check_tensorboard(config.tensorboard)
+    make_trackers(config)
     choice = apply_tuned_params(config, "strategy")
     if make_simulation is None:
         rule = "must be local or ray for this command (flwr run starts a deployment)"

@@ -56,7 +56,7 @@ def packages_of(config: DictConfig) -> Packages:
 
     A module whose source cannot be read, as a class that was typed into an interpreter, has the digest :data:`UNKNOWN`.
     """
-    parts = {key: node for key, node in to_dict(config).items() if key != "engine"}
+    parts = {key: node for key, node in to_dict(config).items() if key not in ("engine", "tracker")}
     named = sorted({path for _, path in targets(parts) if isinstance(path, str)})
     roots = DISTILLATION_ROOTS if "distiller" in config else FEDERATED_ROOTS
     packages: Packages = {}

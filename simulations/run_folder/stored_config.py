@@ -19,6 +19,9 @@ from fedkd.config.targets import SHIPPED, resolve_target
 from fedkd.errors import RunFolderError
 from simulations.overrides import CONF
 
+REMOVED = ("tensorboard",)
+"""Keys of earlier versions that changed no result."""
+
 GROUPS = {"teacher": "model", "student": "model"}
 """The folder in conf/ of a part that has another name."""
 
@@ -33,7 +36,9 @@ def load_stored(path: Path) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(values, dict) or not {"strategy", "distiller"} & set(values):
         raise ValueError("it must hold strategy or distiller")
-    values = with_neutral_defaults({"name": path.parents[1].name, **{str(key): value for key, value in values.items()}})
+    values = with_neutral_defaults(
+        {"name": path.parents[1].name, **{str(key): value for key, value in values.items() if key not in REMOVED}}
+    )
     schema = Distillation if "distiller" in values else Run
     needed = [field.name for field in fields(schema) if field.default is MISSING and field.default_factory is MISSING]
     if missing := sorted(set(needed) - set(values)):

@@ -42,7 +42,7 @@ CASES = {
     "no clients": (["num_clients=0"], ["num_clients must be >= 1, got 0"]),
     "no rounds": (["rounds=0"], ["rounds", ">= 1", "0"]),
     "no rounds between diagnostics": (["generator_diagnostics_every=0"], ["generator_diagnostics_every", ">= 1", "0"]),
-    "a word for tensorboard": (["tensorboard=perhaps"], ["tensorboard", "perhaps"]),
+    "a word for a truth value": (["drop_last=perhaps"], ["drop_last", "perhaps"]),
     "more clients tested than there are": (["evaluation.clients=7"], ["evaluation.clients", "1..num_clients (6)", "null", "7"]),
     "no client tested": (["evaluation.clients=0"], ["evaluation.clients", "1..num_clients (6)", "0"]),
     "no evaluation": (["evaluation.every=0"], ["evaluation.every", ">= 1", "0"]),

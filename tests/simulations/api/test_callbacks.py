@@ -246,20 +246,3 @@ def test_a_resumed_run_keeps_the_best_round_of_all(tmp_path):
         fedkd.run(callbacks=[fedkd.BestCheckpoint(), Stop(number)], output=str(tmp_path / "parts"), **keys)
     (parts,) = fedkd.run(callbacks=[fedkd.BestCheckpoint()], output=str(tmp_path / "parts"), **keys)
     assert list(differing(parts.path, whole.path)) == ["config.yaml"]
-
-
-# ---------------------------------------------------------------------------------------------------------- TensorBoard
-def test_tensorboard_as_a_callback_writes_the_metrics(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    (run,) = fedkd.run(strategy="fedavg", callbacks=[fedkd.TensorBoard()], output=str(tmp_path), **SMALL)
-    found = accumulator.EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    assert [one.step for one in found.Scalars("global_test_accuracy")] == [1, 2, 3]
-    assert [one.value for one in found.Scalars("train_loss")] == pytest.approx(run.metrics["train_loss"].tolist(), rel=1e-6)
-
-
-def test_tensorboard_is_refused_without_its_package(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(fedkd.ConfigError, match=r"tensorboard must be false without the package .*fedkd\[tensorboard\]"):
-        fedkd.TensorBoard()

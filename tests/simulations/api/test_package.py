@@ -40,7 +40,7 @@ def test_every_public_name_is_there_and_documented():
 
 def test_the_names_of_the_design_are_public():
     functions = {"run", "distill", "tune", "reproduce", "compose", "load", "list_runs", "describe", "report"}
-    classes = {"Run", "Runs", "Callback", "Strategy", "Seed", "TensorBoard", "EarlyStopping", "BestCheckpoint"}
+    classes = {"Run", "Runs", "Callback", "Strategy", "Seed", "Tracker", "EarlyStopping", "BestCheckpoint"}
     known = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.FedkdError)}
     assert set(fedkd.__all__) == functions | classes | known
 

@@ -80,7 +80,7 @@ def test_bash_completes_commands_options_values_keys_and_folders(where):
         "fedkd distill teacher_run=outputs/digits/a": "outputs/digits/aaaaaaaaaaaa",
         "fedkd report outputs/digits/b": "outputs/digits/bbbbbbbbbbbb",
         "fedkd export out": "outputs/",
-        "fedkd sweep --jobs 2 seed=0,1 tens": "tensorboard=",
+        "fedkd sweep --jobs 2 seed=0,1 tracker=tens": "tensorboard",
         "fedkd bench eng": "engine",
         "fedkd reproduce fedgen_table1_m": "fedgen_table1_mnist",
         "fedkd completion ": "bash zsh fish",

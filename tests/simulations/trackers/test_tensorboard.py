@@ -47,7 +47,7 @@ def expected_events(folder: Path) -> Scalars:
 def test_events_equal_the_tables(tmp_path, every):
     """Also in a resumed run, which has run a round twice."""
     pytest.importorskip("tensorboard")
-    options = ("tensorboard=true", "generator_diagnostics_every=1", f"checkpoint_every={every}", "evaluation.every=2")
+    options = ("tracker=tensorboard", "generator_diagnostics_every=1", f"checkpoint_every={every}", "evaluation.every=2")
     uninterrupted = run_strategy(tmp_path / "uninterrupted", "fedgen", *options)
     assert read_events(uninterrupted) == expected_events(uninterrupted) and len(expected_events(uninterrupted)) > 60
     with pytest.raises(KeyboardInterrupt):
@@ -62,7 +62,7 @@ def test_events_equal_the_tables(tmp_path, every):
 
 def test_tensorboard_changes_no_other_file(tmp_path):
     pytest.importorskip("tensorboard")
-    without, with_events = (run_strategy(tmp_path / value, "fedavg", "rounds=2", f"tensorboard={value}") for value in ("false", "true"))
+    without, with_events = (run_strategy(tmp_path / value, "fedavg", "rounds=2", f"tracker={value}") for value in ("none", "tensorboard"))
     assert without.name == with_events.name and not (without / "tensorboard").exists()
     for path in (with_events / "tensorboard").iterdir():
         path.unlink()
@@ -73,12 +73,12 @@ def test_tensorboard_changes_no_other_file(tmp_path):
 def test_events_of_a_flower_strategy(tmp_path):
     pytest.importorskip("tensorboard")
     strategy = ("~strategy", "+strategy._target_=flwr.serverapp.strategy.FedAdam", "+strategy.fraction_evaluate=0.0")
-    folder = run_federation(compose([*FOUR_ROUNDS, *strategy, "tensorboard=true", "rounds=2", f"output={tmp_path}"]))
+    folder = run_federation(compose([*FOUR_ROUNDS, *strategy, "tracker=tensorboard", "rounds=2", f"output={tmp_path}"]))
     assert [step for step, _ in read_events(folder)["global_test_accuracy"]] == [1, 2]
 
 
 def test_a_missing_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ValueError, match=r"tensorboard must be false .*fedkd\[tensorboard\].*, got True"):
-        run_strategy(tmp_path, "fedgen", "tensorboard=true")
+    with pytest.raises(ValueError, match=r"tracker.tensorboard.package must be installed .*fedkd\[tensorboard\]"):
+        run_strategy(tmp_path, "fedgen", "tracker=tensorboard")
     assert not list(tmp_path.rglob("metrics.csv"))
