@@ -64,11 +64,14 @@ class OneToOneGrid(BlockingGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The replies, sorted by client. Clients that did not reply in time are missing."""
-        by_node = {self.nodes[message.metadata.dst_node_id]: message for message in messages}
-        sent = [Message(m.content, dst_node_id=node, message_type=m.metadata.message_type) for node, m in by_node.items()]
+        sent = [
+            (Message(m.content, dst_node_id=self.nodes[m.metadata.dst_node_id], message_type=m.metadata.message_type), m) for m in messages
+        ]
+        received = self.inner.send_and_receive([message for message, _ in sent], timeout=timeout)
+        asked = {message.metadata.message_id: m for message, m in sent}  # Flower numbers messages when it sends them
         replies = [
-            Message(reply.error if reply.has_error() else reply.content, reply_to=by_node[reply.metadata.src_node_id])
-            for reply in self.inner.send_and_receive(sent, timeout=timeout)
+            Message(reply.error if reply.has_error() else reply.content, reply_to=asked[reply.metadata.reply_to_message_id])
+            for reply in received
         ]
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
