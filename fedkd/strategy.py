@@ -198,7 +198,8 @@ class Strategy(ServerLoop):
     def aggregation_weights(self, updates: Sequence[Update]) -> list[float]:
         """The weight of each update in the mean. The weights sum to one."""
         sizes = [u.num_examples if self.aggregation == "examples" else 1 for u in updates]
-        return [size / sum(sizes) for size in sizes]
+        total = sum(sizes)
+        return [size / total for size in sizes]
 
     # ------------------------------------------------------------------------------------------- the client's round
     def _new_client_state(self, client: Client) -> State:

@@ -44,7 +44,8 @@ def mean_batchnorm_statistics(client_states: Iterable[State]) -> Tensors:
         if int(state["client"]["last_round"]) > 0:
             kept.append(state["local"])
             sizes.append(int(state["client"]["num_examples"]))
-    return average(kept, [size / sum(sizes) for size in sizes]) if kept else {}
+    total = sum(sizes)
+    return average(kept, [size / total for size in sizes]) if kept else {}
 
 
 def assemble_model(module: nn.Module, initial: Tensors, tensors: Tensors) -> nn.Module:

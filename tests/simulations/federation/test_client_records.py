@@ -15,7 +15,7 @@ from fedkd.federation import serialization
 from simulations.api.run import Run
 from simulations.config import compose
 from simulations.federation import client_records
-from simulations.federation.client_records import ClientRecords
+from simulations.federation.client_records import ClientRecords, DecodedStates
 from simulations.federation.runner import run_federation
 from simulations.federation.trained_model import load_model
 from simulations.run_folder import csv_rows
@@ -130,6 +130,23 @@ def test_a_run_with_a_compressed_table_of_clients_is_resumed_and_read_as_one_wit
     (folder / "clients.csv.gz").write_bytes(content[: len(content) // 2])
     with pytest.raises(RunFolderError):
         read_run(folder)
+
+
+def test_decoded_states_are_those_of_the_records_and_read_small_parts_once(files, tmp_path, monkeypatch):
+    large, small = np.arange(1000.0), np.array([1.5, 2.5])
+    records = ClientRecords(tmp_path, {})
+    for client in (7, 3):
+        records[client] = serialization.to_array_record(
+            {"control:w": large * client, "local:m": small + client, "client:n": np.array(client)}
+        )
+    records.snapshot().write(tmp_path)
+    decoded = DecodedStates(records)
+    assert list(decoded) == [3, 7] and 4 not in decoded and decoded.get(4, {}) == {}
+    assert same_tensors(dict(decoded), {client: serialization.from_record(records[client]) for client in (3, 7)})
+    monkeypatch.setattr(client_states, "read_file", lambda *arguments: pytest.fail("the file is read again"))
+    assert decoded[7]["local"]["m"].tolist() == [8.5, 9.5] and "control" in decoded[7] and int(decoded[3]["client"]["n"]) == 3
+    records[7] = serialization.to_array_record({"control:w": large, "local:m": small, "client:n": np.array(8)})
+    assert decoded[7]["local"]["m"].tolist() == [1.5, 2.5] and same_tensors(decoded[7], serialization.from_record(records[7]))
 
 
 def test_memory_holds_the_states_of_no_more_clients_than_have_changed(files, tmp_path, monkeypatch):
