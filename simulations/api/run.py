@@ -21,7 +21,8 @@ from simulations.reports.distillation_groups import read_distillation
 from simulations.reports.summary import configures_clock, summarize, without_clock
 from simulations.run_folder.csv_rows import clients_file, unescaped
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, DISTILLATION_COLUMNS
-from simulations.run_folder.reader import configuration, read_run
+from simulations.run_folder.reader import read_run
+from simulations.run_folder.stored_config import configuration
 
 if TYPE_CHECKING:
     from torch import nn

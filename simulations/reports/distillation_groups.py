@@ -24,12 +24,12 @@ from simulations.run_folder.reader import (
     FinishedRun,
     check_checksum,
     check_not_diverged,
-    configuration,
     configuration_of_diverged,
     flatten_config,
     natural_order,
     printed_name,
 )
+from simulations.run_folder.stored_config import configuration
 
 SEEDLESS = re.compile(
     r"(seed|name|output|choices|teacher_run|round|progress|export|retrieval|layer_information_images|tuned_params|searchpath"

@@ -14,8 +14,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -24,34 +22,10 @@ from fedkd.files import CLIENT_STATES, SCHEMA_VERSION, verify
 from simulations.run_folder.csv_rows import clients_file, unescaped
 from simulations.run_folder.divergence import read_divergence
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
-from simulations.run_folder.stored_config import with_neutral_defaults
+from simulations.run_folder.stored_config import configuration
 
 Values = dict[str, Hashable]
 """A flat configuration: ``{"partition.alpha": 0.1}``."""
-
-
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster parser, where it is installed
-    """A YAML loader with OmegaConf's rules: ``1e-3`` is a number, and no text is a date."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-    for first, found in Loader.yaml_implicit_resolvers.items()
-}
-
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, with interpolations resolved."""
-    text = path.read_text(encoding="utf-8-sig")  # an editor may have put a byte order mark first
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=True) if "${" in text else yaml.load(text, Loader)
-
-
-def configuration(path: Path) -> dict[str, Any]:
-    """The configuration of a run folder, with the neutral keys that came later."""
-    values = read_yaml(path)
-    return with_neutral_defaults(values) if isinstance(values, dict) else values
 
 
 MEASURED = re.compile(

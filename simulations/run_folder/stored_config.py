@@ -5,6 +5,7 @@ version, which is refused.
 """
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -24,6 +25,30 @@ REMOVED = ("tensorboard",)
 
 GROUPS = {"teacher": "model", "student": "model"}
 """The folder in conf/ of a part that has another name."""
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster parser, where it is installed
+    """A YAML loader with OmegaConf's rules: ``1e-3`` is a number, and no text is a date."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in Loader.yaml_implicit_resolvers.items()
+}
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, with interpolations resolved."""
+    text = path.read_text(encoding="utf-8-sig")  # an editor may have put a byte order mark first
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=True) if "${" in text else yaml.load(text, Loader)
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The configuration of a run folder, with the neutral keys that came later."""
+    values = read_yaml(path)
+    return with_neutral_defaults(values) if isinstance(values, dict) else values
 
 
 def load_stored(path: Path) -> dict[str, Any]:
@@ -49,9 +74,13 @@ def load_stored(path: Path) -> dict[str, Any]:
 
 
 def with_neutral_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the keys of today that it lacks, where their default is neutral. Keys of parts are left as they are."""
+    """A stored configuration with the keys of today that it lacks, where their default is neutral, and without those of :data:`REMOVED`.
+
+    Keys of parts are left as they are.
+    """
     defaults = neutral_values(CONF / ("distill.yaml" if "distiller" in values else "config.yaml"))
-    return {**{key: value for key, value in defaults.items() if key != "defaults"}, **values}
+    kept = {key: value for key, value in values.items() if key not in REMOVED}
+    return {**{key: value for key, value in defaults.items() if key != "defaults"}, **kept}
 
 
 def missing_parameters(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -1,7 +1,7 @@
-"""Weights & Biases, offline by default: files in the run folder, which ``wandb sync`` uploads."""
+"""Weights & Biases, offline by default: files in ``.wandb`` of the run folder, which ``wandb sync`` uploads."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from simulations.trackers.base import TrackedRun, Tracker, require_package
 
@@ -18,7 +18,7 @@ class WandbTracker(Tracker):
         ConfigError: the package ``wandb`` is not installed.
     """
 
-    def __init__(self, *, project: str, entity: str | None, mode: str) -> None:
+    def __init__(self, *, project: str, entity: str | None, mode: Literal["offline", "online"]) -> None:
         require_package("wandb", "wandb")
         self.project, self.entity, self.mode = project, entity, mode
         self._run: Any = None
@@ -27,6 +27,7 @@ class WandbTracker(Tracker):
         """Create a run, or continue the one of this run folder."""
         import wandb
 
+        (run.folder / ".wandb").mkdir(exist_ok=True)  # the name that wandb then takes; run folders are not searched in hidden folders
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,

@@ -13,7 +13,8 @@ from simulations.report import main
 from simulations.reports.builder import collect
 from simulations.reports.groups import file_slugs, group
 from simulations.run_folder.metric_names import DISTILLER_NAMES, STRATEGY_NAMES
-from simulations.run_folder.reader import find_run_folders, read_run, read_yaml
+from simulations.run_folder.reader import find_run_folders, read_run
+from simulations.run_folder.stored_config import read_yaml
 from tests.processes import ROOT
 from tests.simulations.reports.folders import half_width, write_run, write_whole_run
 

@@ -12,8 +12,8 @@ from simulations.distillation.runner import compose_distillation
 from simulations.distillation.teachers import read_finished_config
 from simulations.federation.trained_model import load_model
 from simulations.overrides import CONF
-from simulations.run_folder.reader import configuration, read_run
-from simulations.run_folder.stored_config import load_stored, neutral_values
+from simulations.run_folder.reader import read_run
+from simulations.run_folder.stored_config import configuration, load_stored, neutral_values, with_neutral_defaults
 from tests.simulations.distillation.small_distillations import small_federation
 from tests.small_runs import same_tensors
 
@@ -74,3 +74,7 @@ def test_configurations_of_today_lack_nothing(config, tmp_path):
 
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
     assert load_stored(tmp_path / "config.yaml") == OmegaConf.to_container(config, resolve=True)
+
+
+def test_a_key_that_was_removed_is_left_out():
+    assert "tensorboard" not in with_neutral_defaults({"strategy": {}, "tensorboard": True})

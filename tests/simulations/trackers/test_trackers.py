@@ -193,8 +193,9 @@ def test_several_trackers_are_chosen_at_once_and_one_of_your_own_by_its_class(mo
         (["+tracker.mine=3"], "tracker.mine must be a part with a _target_"),
         (["+tracker.mine._target_=fedkd.data.digits.Digits"], r"tracker.mine._target_ must be a subclass of fedkd.Tracker"),
         (["tracker=wandb", "+tracker.wandb.projet=x"], "tracker.wandb.projet must be a parameter of WandbTracker.*'project'"),
+        (["tracker=wandb", "tracker.wandb.mode=off"], "tracker.wandb.mode must be 'offline' or 'online', got 'off'"),
     ],
-    ids=["mlflow", "wandb", "tensorboard", "no part", "no tracker", "no parameter"],
+    ids=["mlflow", "wandb", "tensorboard", "no part", "no tracker", "no parameter", "no mode"],
 )
 def test_a_wrong_tracker_is_one_line_before_any_work(monkeypatch, words, message):
     for package in ("mlflow", "wandb", "tensorboard"):
