@@ -25,21 +25,16 @@ class Superlink:
 
     Args:
         folder: for the files of Flower and the logs.
-        packages: folder with another flwr, which takes the place of the installed one; None: the installed one.
     """
 
-    def __init__(self, folder: Path, packages: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.home, self.port = folder, folder / "flower_home", free_port()
         self.home.mkdir(parents=True)
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
-        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
-        if packages is not None:
-            path.insert(0, str(packages / "bin"))
-        self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.home), "PATH": os.pathsep.join(path)}
-        if packages is not None:
-            self.environment["PYTHONPATH"] = str(packages)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.home), "PATH": path}
         self.start("superlink", "flower-superlink", "--insecure", "--port", str(self.port))
         self.until(lambda: accepts(self.port), 60, "the SuperLink")
 
@@ -90,9 +85,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def superlink(folder: Path, packages: Path | None = None) -> Iterator[Superlink]:
+def superlink(folder: Path) -> Iterator[Superlink]:
     """A SuperLink, whose processes and those of its nodes are ended after the block."""
-    link = Superlink(folder, packages)
+    link = Superlink(folder)
     try:
         yield link
     finally:

@@ -34,27 +34,37 @@ def local(tmp_path_factory):
     return run_locally(tmp_path_factory.mktemp("local"), *FEDGEN)
 
 
-@pytest.mark.parametrize("name", ["fedgen", "scaffold", "fedmd"])
-def test_a_strategy_of_messages_gives_the_bits_of_the_local_engine(local, tmp_path, name):
-    options = [*strategy_options(name), *(["public_data=noise"] if name == "fedmd" else [])]
-    whole = local if name == "fedgen" else run_locally(tmp_path / "local", *options)
-    assert same_run(deploy(three_nodes(), tmp_path / "runs", *options), whole)
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    """The folder of the same run on three SuperNodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLWR_HOME", str(tmp_path_factory.mktemp("home")))
+        return deploy(three_nodes(), tmp_path_factory.mktemp("deployed"), *FEDGEN)
 
 
-def test_the_server_records_no_example_and_no_state_of_a_client(local, tmp_path, capsys):
-    folder = deploy(three_nodes(), tmp_path / "runs", *FEDGEN)
+def test_fedgen_gives_the_bits_of_the_local_engine(deployed, local):
+    assert same_run(deployed, local)
+
+
+@pytest.mark.parametrize(("name", "options"), [("scaffold", []), ("fedmd", ["public_data=noise"])])
+def test_a_strategy_of_messages_gives_the_bits_of_the_local_engine(tmp_path, name, options):
+    words = [*strategy_options(name), *options]
+    assert same_run(deploy(three_nodes(), tmp_path / "runs", *words), run_locally(tmp_path / "local", *words))
+
+
+def test_the_server_records_no_example_and_no_state_of_a_client(local, deployed):
+    folder = deployed
     assert not (folder / "partition.npz").exists() and (folder / "task.json").read_text() == (local / "task.json").read_text()
     assert all(state.keys() == {"client"} for state in read_checkpoint(folder).client_states.values())
     assert pd.read_csv(folder / "clients.csv").equals(pd.read_csv(local / "clients.csv"))
     assert folder.name != local.name, "a run whose memory is elsewhere is not resumed here"
     columns = metrics(folder).replace("", np.nan).dropna(axis=1, how="all").columns
     assert "local_test_accuracy" in columns and not [name for name in columns if name.startswith("global_test")]
-    assert "not available with engine=deployment: the global test, as the server has no test data" in capsys.readouterr().err
 
 
-def test_a_report_of_a_deployment_has_all_that_its_server_knows(tmp_path):
-    report = report_folders([deploy(three_nodes(), tmp_path / "runs", *FEDGEN)], output=tmp_path / "report", quiet=True)
-    names = {path.stem for path in report.rglob("*")} | {path.stem for path in (tmp_path / "report").rglob("*")}
+def test_a_report_of_a_deployment_has_all_that_its_server_knows(deployed, tmp_path):
+    report_folders([deployed], output=tmp_path / "report", quiet=True)
+    names = {path.stem for path in (tmp_path / "report").rglob("*")}
     assert any(name.startswith("convergence") for name in names) and not [name for name in names if name.startswith("label_distribution")]
 
 
@@ -187,6 +197,7 @@ def test_test_data_of_the_server_give_the_columns_of_the_global_test(tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
+        (["strategy=fedgen"], "the global test, as the server has no test data"),
         (["strategy=fedensemble"], "the local test, as the server of fedensemble"),
         (["validation_fraction=0.2"], "early stopping"),
         (["engine.server_data=true"], "the global test, as BatchNorm statistics or layers of fedavg stay with the clients"),
