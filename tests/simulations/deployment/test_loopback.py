@@ -20,7 +20,7 @@ def finished(runs: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_a_supernode_that_is_killed_in_round_2_and_starts_again_changes_nothing(tmp_path):
-    """Each message starts a process that imports torch, so this takes about a minute on two cores."""
+    """Each of 18 messages starts a process that imports torch. This took 3 to 4 minutes on two cores with a load of 7 to 10."""
     from tests.simulations.deployment.federations import OPTIONS as SMALL
 
     with superlink(tmp_path) as link:
