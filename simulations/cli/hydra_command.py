@@ -126,16 +126,21 @@ class HydraTask:
 
         from fedkd.errors import require
         from simulations.cli.sweep_jobs import JobResult, has_reader
+        from simulations.process import EndedBySignal, handlers_end_the_run
         from simulations.run_folder.objective import read_objective, worst_objective
 
         name, needed = config.objective, has_reader(HydraConfig.get())
         try:
             require(not needed or name is not None, "objective", "must be a metric where the sweeper reads it", name)
-            folder = self._run(config)
+            with handlers_end_the_run():
+                folder = self._run(config)
             value = None if name is None else read_objective(folder, name)
             measured = not needed or (value is not None and not math.isnan(value))
             require(measured, "objective", "must be a metric that the run measures", name)
             return JobResult(value, folder=str(folder))
+        except EndedBySignal as end:
+            print(f"error: {end}", file=sys.stderr, flush=True)
+            return JobResult(code=FAILED, text=str(end))
         except Exception as error:
             code, text = exit_code(error) or (FAILED, f"error: {type(error).__name__}: {error}")
             if exit_code(error) is None or self.full_error or (launched and not is_plain(error)):

@@ -25,6 +25,7 @@ from simulations.experiments.plan import PlannedRun, refresh
 from simulations.experiments.sweep import one_line
 from simulations.federation.runner import run_federation
 from simulations.overrides import CONF, explain, extend_sys_path, quoted
+from simulations.process import EndedBySignal, handlers_end_the_run
 
 PREFIXES = ("hydra/launcher=", "hydra.launcher.")
 """How the words begin that choose a launcher and set its keys."""
@@ -55,8 +56,10 @@ class LaunchedRuns:
         config = self.configs[HydraConfig.get().job.num]
         config.progress = False  # lines of several processes would mix
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), handlers_end_the_run():
                 (run_distillation if "distiller" in config else run_federation)(config)
+        except EndedBySignal as end:
+            return str(end)
         except Exception as error:
             if not isinstance(error, FedkdError):
                 traceback.print_exc()

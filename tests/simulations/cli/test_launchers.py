@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from omegaconf import OmegaConf
 from fedkd.errors import ConfigError
 from simulations.cli.exit_codes import FAILED, WRONG
 from simulations.cli.sweep_jobs import JobResult, SweepJobs
+from simulations.process import EndedBySignal, handlers_end_the_run
 from simulations.run_folder.objective import read_objective
 from tests.processes import Command, Ended
-from tests.simulations.cli.test_sweep_failures import SMALL
+from tests.simulations.cli.test_sweep_failures import SMALL, failing
 
 SLURM = f"""#!{sys.executable}
 import os, re, subprocess, sys
@@ -87,6 +89,29 @@ def test_a_sweeper_that_reads_objectives_is_given_a_failure_as_an_exception(tmp_
     with pytest.raises(ConfigError, match="^x must be 1$"):
         _ = failed.return_value
     assert end_job(jobs, config, JobResult(0.0, FAILED, "diverged")).return_value == 0.0
+
+
+def test_the_end_of_a_job_s_time_is_no_failure_of_the_code_that_runs_then(monkeypatch):
+    """submitit's handler raises in the midst of training, where an exception would be that of a client."""
+
+    def limit(number, frame):
+        raise RuntimeError("timed-out too many times")
+
+    def train():
+        try:
+            signal.raise_signal(signal.SIGUSR2)
+        except Exception:
+            pytest.fail("the client is blamed")
+
+    before = signal.signal(signal.SIGUSR2, limit)
+    try:
+        with pytest.raises(EndedBySignal, match="^timed-out too many times; the same command continues from the last checkpoint$"):
+            with handlers_end_the_run():
+                train()
+        assert signal.getsignal(signal.SIGUSR2) is limit
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert failing(monkeypatch, EndedBySignal("x")) == JobResult(None, FAILED, "x")
 
 
 # ----------------------------------------------------------------------------------------------------------------- plugins
