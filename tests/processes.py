@@ -264,9 +264,10 @@ def rows(output: Path) -> int:
 
 
 def metrics(folder: Path) -> pd.DataFrame:
-    """metrics.csv without its timing columns, with all cells as text."""
+    """metrics.csv without its timing columns and the number of workers, with all cells as text."""
     table = pd.read_csv(folder / "metrics.csv", dtype=str, keep_default_na=False)
-    return table[[name for name in table if not (name.endswith("_seconds") and name != "simulated_seconds")]]
+    costs = [name for name in table if name.endswith("_seconds") and name != "simulated_seconds"]
+    return table.drop(columns=[*costs, *({"num_workers"} & set(table))])
 
 
 def differing(left: Path, right: Path) -> Iterator[str]:

@@ -48,7 +48,9 @@ ALLOWED = {
     "simulations.run_folder": {"fedkd", "simulations.config", "simulations.overrides"},
     "simulations.trackers": {"fedkd", "simulations.run_folder"},
     "simulations.setup": {"fedkd", "simulations.config", "simulations.overrides", "simulations.user_modules"},
-    "simulations.engine": {"fedkd", "simulations.setup", "simulations.process", "strategies"},
+    "simulations.engine": {
+        "fedkd", "simulations.setup", "simulations.process", "simulations.run_folder.source_code", "simulations.overrides", "strategies",
+    },
     "simulations.distillation": {
         "fedkd", "simulations.setup", "simulations.run_folder", "simulations.trackers", "simulations.process", "simulations.progress",
         "simulations.config",

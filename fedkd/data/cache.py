@@ -1,13 +1,19 @@
-"""The cache of decoded images. A data set is decoded once per machine; all processes memory-map the result and check its digests."""
+"""The cache of decoded images. A data set is decoded once per machine; all processes memory-map the result and check its digests.
+
+Several machines can share the folder. Each decodes into a folder of its own, the first one that ends gives the entry, and none removes what
+another one builds, also where the file system's locks hold on one machine alone.
+"""
 
 import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,9 +216,10 @@ def _verify(entry: Path, meta: Mapping[str, Any]) -> None:
 def _build(entry: Path, decode: Decode) -> None:
     """Decode into a temporary folder beside ``entry``, then rename it. The caller holds the entry's lock."""
     log.info("decoding images into %s", entry)
-    for orphan in entry.parent.glob(f".{entry.name}.*"):  # left by killed processes: the lock proves that none is running
+    own = f".{entry.name}.{platform.node()}."
+    for orphan in entry.parent.glob(f"{escape(own)}*"):  # left by killed processes: the lock proves that none runs on this machine
         shutil.rmtree(orphan, ignore_errors=True)
-    temporary = entry.parent / f".{entry.name}.{os.getpid()}"
+    temporary = entry.parent / f"{own}{os.getpid()}"
     try:
         with write_errors(entry.parent):
             temporary.mkdir()
@@ -225,10 +232,23 @@ def _build(entry: Path, decode: Decode) -> None:
         decoded = decode(allocate)
         with write_errors(entry.parent):
             _finish(temporary, arrays, decoded)
-            shutil.rmtree(entry, ignore_errors=True)  # a damaged entry; a process that has it open keeps its pages
-            temporary.rename(entry)
+            _publish(temporary, entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(built: Path, entry: Path) -> None:
+    """Make a folder the entry, unless another machine has built a sound one meanwhile."""
+    if _read_if_intact(entry) is not None:
+        return
+    with suppress(FileNotFoundError):  # a damaged entry; a process that has it open keeps its pages
+        entry.rename(built / "damaged")
+    try:
+        built.rename(entry)
+    except OSError:
+        if _read_if_intact(entry) is None:
+            raise
+    shutil.rmtree(entry / "damaged", ignore_errors=True)
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:

@@ -1,6 +1,7 @@
 """ClientApps for the nodes of Flower's simulation runtime, one client per node.
 
-The apps stand in a module of their own, because Flower pickles everything of ``__main__`` with every task.
+The apps stand in a module of their own, because Flower pickles everything of ``__main__`` with every task. Their processes have the same
+settings as fedkd's own workers.
 """
 
 import os
@@ -10,6 +11,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from simulations.engine.client_work import WorkFunction, evaluate_chunk, reply_of_node, train_chunk
+from simulations.process import configure_process
 from simulations.setup.simulation import build_simulation
 
 CONFIG = "FEDKD_BENCHMARK_CONFIG"
@@ -29,6 +31,7 @@ def client_of(context: Context) -> int:
 
 def work_reply(message: Message, context: Context, work: WorkFunction) -> Message:
     """The reply of a node that hosts one client. The configuration is composed once, not for every message."""
+    configure_process()
     simulation = build_simulation(os.environ[CONFIG])
     return Message(reply_of_node(simulation, message.content, context, work, client_of(context)), reply_to=message)
 
@@ -36,6 +39,7 @@ def work_reply(message: Message, context: Context, work: WorkFunction) -> Messag
 @echo_app.train()
 def echo(message: Message, context: Context) -> Message:
     """The received arrays, and 1 as the number of examples."""
+    configure_process()
     arrays = next(iter(message.content.array_records.values()))
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 

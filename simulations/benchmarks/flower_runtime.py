@@ -26,6 +26,7 @@ from simulations.config import compose
 from simulations.engine.base import BlockingGrid
 from simulations.engine.flower_compat import run_flower_simulation, silence_flower
 from simulations.federation.runner import make_paths_absolute
+from simulations.process import configure_process
 from simulations.setup.evaluation import global_test_metrics, score_global_test
 from simulations.setup.simulation import build_simulation
 
@@ -131,6 +132,7 @@ def run_echo_rounds(grid: Grid, rounds: int) -> None:
 def run_on_flower(num_nodes: int, client_app: ClientApp, work: Callable[[Grid], None]) -> None:
     """Run ``work`` as a ServerApp on Flower's runtime, then end the process. Flower does not end it after an error."""
     silence_flower()
+    configure_process()  # as in the process of fedkd's driver
     server_app = ServerApp()
 
     @server_app.main()

@@ -25,6 +25,7 @@ from fedkd.types import Output
 from simulations.engine.client_work import Assignment, Work
 from simulations.engine.flower_compat import set_task_identity
 from simulations.engine.worker import ClientResults, assign_chunks, clients_of
+from simulations.engine.worker_environment import Environment
 from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import build_simulation
 
@@ -164,6 +165,14 @@ class ClientGrid(BlockingGrid):
     def new_client_state(self, client: int) -> ArrayRecord | None:
         """The client's new state, which has not taken effect yet. None if there is none."""
         return self._uncommitted.get(client)
+
+    def metrics(self) -> dict[str, int]:
+        """Numbers of the engine for the row of a round. None where they cannot change."""
+        return {}
+
+    def environments(self) -> dict[str, Environment]:
+        """The environment of each node that has had a worker, where workers are other processes."""
+        return {}
 
     def get_node_ids(self) -> list[int]:
         """The clients 0..N-1."""

@@ -8,17 +8,21 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedkd.errors import ConfigError, EngineError, one_line, require
 from simulations.engine.ray_session import RaySession, check_open_files
 from simulations.engine.worker import Worker
+from simulations.engine.worker_environment import code_digest, shipped_folder
 
-PLACEMENT_TIMEOUT = 20.0
-"""Seconds that a cluster has to find free resources for actors."""
+CONNECTION_TIMEOUT = 20.0
+"""Seconds in which the port of a cluster must answer."""
 
 MAX_DIRECT_BYTES = 2 << 20
 """Up to this size in bytes an object is sent inside a message. Larger ones go through Ray's object store, which takes two milliseconds."""
@@ -46,6 +50,9 @@ _idle: dict[float, list[Any]] = {}
 
 _in_use: list[Any] = []
 """Actors of runs that have not ended."""
+
+_shipped: list[str] = []
+"""The digest of the code that was sent to the cluster to which this process is connected."""
 
 
 def total_resources(ray: Any) -> Mapping[str, float]:
@@ -97,18 +104,21 @@ def end_of(server: str) -> str:
 
 
 @bounded()
-def acquire_actors(ray: Any, num_gpus: float, number: int) -> list[Any]:
+def acquire_actors(ray: Any, num_gpus: float, number: int, spread: bool = False) -> list[Any]:
     """Actors for a run: idle ones of earlier runs of this process first, then new ones.
 
-    Idle actors with another number of GPUs are ended, as they hold resources of the cluster.
+    Idle actors with another number of GPUs are ended, as they hold resources of the cluster. A cluster may have no room for a new actor.
+    It then starts as soon as there is room.
 
     Args:
         ray: the initialized module.
         num_gpus: GPUs of each actor.
         number: number of actors.
+        spread: let Ray spread the actors over the nodes of a cluster.
 
     Raises:
-        ConfigError: the cluster has no free resources for them.
+        ConfigError: Ray on this machine has no room for them.
+        EngineError: Ray has ended.
     """
     for other in [gpus for gpus in _idle if gpus != num_gpus]:
         for actor in _idle.pop(other):
@@ -116,8 +126,8 @@ def acquire_actors(ray: Any, num_gpus: float, number: int) -> list[Any]:
     idle = _idle.setdefault(num_gpus, [])
     actors = [idle.pop() for _ in range(min(number, len(idle)))]
     if len(actors) < number:
-        check_capacity(ray, num_gpus, number - len(actors))
-        new_actor = actor_class(ray).options(num_gpus=num_gpus)
+        check_capacity(ray, number - len(actors))
+        new_actor = actor_class(ray).options(num_gpus=num_gpus, **({"scheduling_strategy": "SPREAD"} if spread else {}))
         actors += [new_actor.remote() for _ in range(number - len(actors))]
     _in_use.extend(actors)
     return actors
@@ -129,54 +139,44 @@ def actor_class(ray: Any) -> Any:
     return ray.remote(num_cpus=1)(Worker)
 
 
-def replace_actor(ray: Any, num_gpus: float, actor: Any) -> Any:
-    """End an actor, and return another one.
-
-    Raises:
-        ConfigError: the cluster has no free resources for it.
-        EngineError: Ray has ended.
-    """
+@bounded()
+def remove_actor(ray: Any, actor: Any) -> None:
+    """End an actor."""
     if actor in _in_use:  # otherwise Ray has ended
         _in_use.remove(actor)
     ray.kill(actor)
-    return acquire_actors(ray, num_gpus, 1)[0]
 
 
-def check_capacity(ray: Any, num_gpus: float, number: int) -> None:
-    """Check that the cluster has free resources for new actors. A cluster of several users has :data:`PLACEMENT_TIMEOUT` seconds for it.
-
-    Without this check Ray would let actors wait forever.
-
-    Args:
-        ray: the initialized module.
-        num_gpus: GPUs of each actor.
-        number: number of actors.
+def check_capacity(ray: Any, number: int) -> None:
+    """Check that Ray on this machine has room for new actors, and that a node of a cluster is alive. Ray itself would wait forever.
 
     Raises:
-        ConfigError: the resources are not free in time, or the cluster does not have them at all.
+        ConfigError: there is no room.
         EngineError: Ray has ended.
     """
-    from ray.util.placement_group import placement_group, remove_placement_group
-
     check_servers(ray)
-    total = total_resources(ray)
     if _sessions:
-        free = total["CPU"] - len(_in_use)
-        rule = f"must fit into Ray on this machine, which has {free:g} of {total['CPU']:g} CPU free, at 1 CPU each"
+        total = total_resources(ray)["CPU"]
+        free = total - len(_in_use)
+        rule = f"must fit into Ray on this machine, which has {free:g} of {total:g} CPU free, at 1 CPU each"
         require(number <= free, "workers", rule, number)
-        return
-    if not any(node["Alive"] for node in ray.nodes()):
+    elif not any(node["Alive"] for node in ray.nodes()):
         raise EngineError("no node of the Ray cluster is alive: its raylets have ended. Start the cluster, then run the same command again")
+
+
+def actors_that_fit(ray: Any, num_gpus: float) -> int:
+    """The number of actors for which the cluster has resources, whether they are free or not."""
+    total = total_resources(ray)
+    by_gpus = [int(total.get("GPU", 0.0) / num_gpus)] if num_gpus else []
+    return min([int(total.get("CPU", 0.0)), *by_gpus])
+
+
+def describe_resources(ray: Any, num_gpus: float) -> str:
+    """Free and all resources of the cluster, and what one actor needs: ``0 of 2 CPU free, at 1 CPU each``."""
     per_actor = {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
-    possible = all(total.get(name, 0.0) >= number * amount for name, amount in per_actor.items())
-    reservation = placement_group([per_actor] * number) if possible else None
-    placed = reservation is not None and reservation.wait(PLACEMENT_TIMEOUT)
-    free = ray.available_resources()
-    if reservation is not None:
-        remove_placement_group(reservation)
+    free, total = ray.available_resources(), total_resources(ray)
     resources = ", ".join(f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} free" for name in per_actor)
-    needed = " and ".join(f"{amount:g} {name}" for name, amount in per_actor.items())
-    require(placed, "workers", f"must fit into the cluster, which has {resources}, at {needed} each", number)
+    return f"{resources}, at {' and '.join(f'{amount:g} {name}' for name, amount in per_actor.items())} each"
 
 
 @bounded()
@@ -203,12 +203,18 @@ def is_alive(ray: Any, ping: Any) -> bool:
     return True
 
 
-def start_ray(num_workers: int, address: str | None) -> Any:
+def cluster_address(address: str | None) -> str | None:
+    """The address of an existing cluster: ``address``, or ``RAY_ADDRESS`` if it is not empty. None: Ray starts on this machine."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def start_ray(num_workers: int, address: str | None, code: Mapping[str, Path] = MappingProxyType({})) -> Any:
     """The module ``ray``, initialized. Ray runs on this machine with at least ``num_workers`` CPUs, or on an existing cluster.
 
     Args:
         num_workers: number of actors that must fit on this machine.
-        address: address of an existing cluster. None takes ``RAY_ADDRESS`` if it is not empty, or starts Ray on this machine.
+        address: address of an existing cluster, see :func:`cluster_address`.
+        code: packages and modules that are sent to the nodes of a cluster, by name.
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -220,11 +226,14 @@ def start_ray(num_workers: int, address: str | None) -> Any:
     os.environ.setdefault("RAY_max_direct_call_object_size", str(MAX_DIRECT_BYTES))
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = cluster_address(address)
     if any(session.ended_server() for session in _sessions):  # it has ended since the last run
         end_ray(ray)
     if ray.is_initialized() and address is None and total_resources(ray).get("CPU", 0) < num_workers:
         end_ray(ray)
+    shipped = code_digest(code) if address is not None else ""
+    if ray.is_initialized() and address is not None and _shipped and _shipped[0] != shipped:
+        end_ray(ray)  # the code belongs to the connection
     if not ray.is_initialized():
         _idle.clear()
         _in_use.clear()
@@ -232,7 +241,8 @@ def start_ray(num_workers: int, address: str | None) -> Any:
             if address is None:
                 start_on_this_machine(ray, num_workers)
             else:
-                connect_to_cluster(ray, address)
+                connect_to_cluster(ray, address, code)
+                _shipped[:] = [shipped]
     return ray
 
 
@@ -325,8 +335,15 @@ def wait_for_any(ray: Any, references: Sequence[Any], timeout: float | None) -> 
             return None
 
 
-def connect_to_cluster(ray: Any, address: str) -> None:
+def connect_to_cluster(ray: Any, address: str, code: Mapping[str, Path]) -> None:
     """Connect to an existing cluster. A closed port is an error at once, while Ray itself would try for minutes.
+
+    Each process has a namespace of its own, so that several people can share a cluster.
+
+    Args:
+        ray: the module.
+        address: the address of the cluster.
+        code: packages and modules that Ray sends to the nodes, by name. They come before what is installed there.
 
     Raises:
         ConfigError: no cluster answers.
@@ -334,8 +351,10 @@ def connect_to_cluster(ray: Any, address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         if port.isdigit():
-            socket.create_connection((host.strip("[]"), int(port)), timeout=PLACEMENT_TIMEOUT).close()
-        ray.init(address=address, **RAY_OPTIONS)
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTION_TIMEOUT).close()
+        with shipped_folder(code) as folder:
+            environment = {"runtime_env": {"working_dir": folder}} if code else {}
+            ray.init(address=address, namespace=f"fedkd-{uuid.uuid4().hex}", **environment, **RAY_OPTIONS)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
         raise ConfigError(f"{rule}, got {address!r}: {one_line(error)}") from error

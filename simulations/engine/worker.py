@@ -22,6 +22,7 @@ from fedkd.metrics.accuracy import Score
 from simulations.engine import record_tables
 from simulations.engine.client_work import WORK, Assignment, Work, WorkFunction, evaluate_chunk, run_chunks, train_chunk
 from simulations.engine.flower_compat import set_task_identity
+from simulations.engine.worker_environment import Environment, Modules, describe_environment
 from simulations.process import configure_process
 from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import build_simulation
@@ -44,6 +45,12 @@ class Worker:
         configure_process()
         if threading.current_thread() is threading.main_thread():  # Ray's handler would first disconnect from a cluster that ends too
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def environment(self, config: str, modules: Modules) -> Environment:
+        """The environment of this process for a configuration, see :func:`simulations.engine.worker_environment.describe_environment`."""
+        import ray
+
+        return describe_environment(config, modules, f"Ray node {ray.get_runtime_context().get_node_id()[:8]}")
 
     def ping(self) -> None:
         """Return, which shows that the actor is alive and idle."""

@@ -13,6 +13,7 @@ from fedkd.federation import serialization
 from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.messaging import FailedReply, Federation, collect_replies, round_timing
 from simulations.engine.base import ClientGrid
+from simulations.engine.worker_environment import recorded
 from simulations.federation.round_records import check_finite_loss, failure_notes, shift_rows, write_data_files
 from simulations.progress import MakeProgress
 from simulations.run_folder.folder import RunFolder
@@ -128,8 +129,10 @@ def start_flower_strategy(
                     "num_dropouts": 0,
                     "num_missed_deadline": 0,
                     "simulated_seconds": counting.simulated_seconds,
+                    **grid.metrics(),
                 }
                 check_finite_loss(row)
+                folder.workers(recorded(grid.environments()))
                 notes = failure_notes({"training": counting.failures})
                 folder.client_rows([{"round": server_round, "client_id": k, "trained": 0, "failure": notes[k]} for k in sorted(notes)])
                 folder.row(row)

@@ -24,6 +24,7 @@ from simulations.config import apply_tuned_params, make_absolute
 from simulations.engine.base import ClientGrid
 from simulations.engine.flower_compat import silence_flower
 from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
+from simulations.engine.worker_environment import recorded
 from simulations.federation.client_records import ClientRecords, DecodedStates
 from simulations.federation.dry_step import check_training
 from simulations.federation.final_distillation import (
@@ -212,8 +213,9 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
     with make_progress(config, first) as progress, keep_last_round(unsaved):
 
         def on_round(done: Round) -> None:
-            clients, row = client_rows(simulation, done), metrics_row(done)
+            clients, row = client_rows(simulation, done), metrics_row(done) | grid.metrics()
             check_finite_loss(row)
+            folder.workers(recorded(grid.environments()))
             folder.client_rows(clients)
             folder.row(row)
 

@@ -51,6 +51,13 @@ def environment(config: DictConfig, earlier: Sequence[Packages] = ()) -> dict[st
     return content | ({"earlier_packages": list(earlier)} if earlier else {})
 
 
+def record_workers(folder: Path, workers: Sequence[Mapping[str, object]]) -> None:
+    """Write the environments of the run's workers, one of each node, into ``environment.json``."""
+    path = folder / "environment.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"workers": list(workers)}
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
 def write_tuned_params(folder: Path, choice: Mapping[str, object]) -> None:
     """Write ``tuned.json`` into a run folder: the values that :func:`simulations.config.apply_tuned_params` has set."""
     write_atomically(folder / "tuned.json", (json.dumps(choice, indent=1) + "\n").encode())

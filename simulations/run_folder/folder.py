@@ -19,7 +19,7 @@ from fedkd.files import CLIENT_STATES, sync_folder, write_atomically
 from fedkd.types import State
 from simulations.run_folder.completeness import check_federated_rows, check_row_counts, write_row_counts
 from simulations.run_folder.csv_rows import append, clients_file, cut, header_of, widen
-from simulations.run_folder.environment import current_commit, environment, read_commit, write_tuned_params
+from simulations.run_folder.environment import current_commit, environment, read_commit, record_workers, write_tuned_params
 from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
 from simulations.run_folder.series import begin_from_series
 from simulations.run_folder.source_code import check_code, earlier_packages, listed
@@ -183,6 +183,7 @@ class RunFolder(LockedFolder):
     def __init__(self, config: DictConfig, key: str, num_classes: int, series: str = "") -> None:
         super().__init__(config, key)
         self.num_classes, self.series = num_classes, series
+        self._workers: list[Mapping[str, object]] = []
         if self.header is None and series and not config.force:
             taken = begin_from_series(self.path, key, series, config)
             if taken is not None:
@@ -228,6 +229,12 @@ class RunFolder(LockedFolder):
     def write_tuned_params(self, choice: Mapping[str, object]) -> None:
         """Write ``tuned.json``: the tuned values of this run, and the file that they come from."""
         write_tuned_params(self.path, choice)
+
+    def workers(self, environments: list[Mapping[str, object]]) -> None:
+        """Record the environments of the run's workers in ``environment.json``, if they have changed."""
+        if environments != self._workers:
+            record_workers(self.path, environments)
+            self._workers = environments
 
     def row(self, values: Mapping[str, float]) -> None:
         """Append one row to ``metrics.csv`` and flush. New columns are added to the file."""

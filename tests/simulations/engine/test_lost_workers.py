@@ -20,6 +20,7 @@ from simulations.engine import ray_cluster, ray_watcher
 from simulations.engine.local_engine import LocalGrid
 from simulations.engine.ray_engine import RayGrid
 from simulations.engine.ray_session import LONGEST_SOCKET
+from simulations.engine.ray_workers import Workers
 from simulations.federation.runner import run_federation
 from simulations.setup.simulation import build_simulation
 from tests.failing_clients import plan_failure, sleeping_process
@@ -116,7 +117,7 @@ def test_actor_killed_during_a_round(repeat, chunk):
 
 def test_actor_killed_between_rounds(repeat):
     ray = repeat.grid._ray
-    ray.kill(repeat.grid._actors[0])
+    ray.kill(repeat.grid._workers.ready[0])
     assert repeat.all_equal(repeat())
 
 
@@ -137,7 +138,8 @@ def idle_actors(repeat) -> Iterator[None]:
     """The actors of the repeated round are idle, so that a run takes them."""
     repeat.grid.close()
     yield
-    repeat.grid._actors = ray_cluster.acquire_actors(repeat.grid._ray, 0.0, 2)
+    grid = repeat.grid
+    grid._workers = Workers(grid._ray, grid.config, 2, 0.0, 6, joined=False, patience=0.0)
 
 
 def run_in_both(folder: Path, *overrides: str) -> Iterator[Path]:
@@ -217,7 +219,8 @@ def test_end_of_a_server_of_ray(repeat, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ray_cluster, "check_servers", lambda _: end_of_the_gcs())
-        actor = ray_cluster.replace_actor(ray, 0.0, actor)
+        ray_cluster.remove_actor(ray, actor)
+        (actor,) = ray_cluster.acquire_actors(ray, 0.0, 1)
     with pytest.raises(EngineError, match=r"^Ray's GCS \(process \d+\) has ended"):
         ray_cluster.wait_for_any(ray, [actor.ping.remote()], None)
     assert not ray.is_initialized()

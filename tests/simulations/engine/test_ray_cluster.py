@@ -76,11 +76,6 @@ def assert_refused(command: Command, message: str) -> None:
     until(lambda: not command.alive(), 10, "the end of all processes")
 
 
-def with_placement_timeout(seconds: float) -> str:
-    """Python code that sets the seconds in which a cluster must find free resources."""
-    return f"import simulations.engine.ray_cluster\nsimulations.engine.ray_cluster.PLACEMENT_TIMEOUT = {seconds}"
-
-
 def test_more_gpus_than_the_machine_has(tmp_path):
     command = Command((*OVERRIDES, "engine.workers=2", "engine.num_gpus=64"), tmp_path, forked=True)
     end = command.end(timeout=60)
@@ -90,19 +85,15 @@ def test_more_gpus_than_the_machine_has(tmp_path):
 
 
 def test_cluster_that_is_too_small(cluster, tmp_path):
-    """The error comes before the timeout. The address is taken from the environment."""
-    command = Command(
-        (*OVERRIDES, "engine.workers=3"), tmp_path, {"RAY_ADDRESS": cluster.address}, with_placement_timeout(1000), forked=True
-    )
+    """The address is taken from the environment."""
+    command = Command((*OVERRIDES, "engine.workers=3", "engine.patience=1"), tmp_path, {"RAY_ADDRESS": cluster.address}, forked=True)
     assert_refused(command, "engine.workers must fit into the cluster, which has 2 of 2 CPU free, at 1 CPU each, got 3")
 
 
 def test_cluster_without_gpus(cluster, tmp_path):
     command = Command(
-        (*OVERRIDES, "engine.workers=2", "engine.num_gpus=0.5", f"engine.address={cluster.address}"),
+        (*OVERRIDES, "engine.workers=2", "engine.num_gpus=0.5", "engine.patience=1", f"engine.address={cluster.address}"),
         tmp_path,
-        {},
-        with_placement_timeout(1000),
         forked=True,
     )
     rule = "must fit into the cluster, which has 2 of 2 CPU free, 0 of 0 GPU free, at 1 CPU and 0.5 GPU each"
@@ -112,7 +103,7 @@ def test_cluster_without_gpus(cluster, tmp_path):
 def test_cluster_in_use(cluster, tmp_path):
     assert cluster.tell("hold") == 0
     command = Command(
-        (*OVERRIDES, "engine.workers=2", f"engine.address={cluster.address}"), tmp_path, {}, with_placement_timeout(1), forked=True
+        (*OVERRIDES, "engine.workers=2", "engine.patience=1", f"engine.address={cluster.address}"), tmp_path, forked=True
     )
     assert_refused(command, "engine.workers must fit into the cluster, which has 0 of 2 CPU free, at 1 CPU each, got 2")
     assert cluster.tell("free") <= 2
@@ -152,7 +143,7 @@ def test_run_without_address_ignores_local_clusters(cluster, tmp_path):
     """Ray itself would connect to the cluster that was started last."""
     assert cluster.tell("hold") == 0
     command = Command(
-        (*OVERRIDES, "engine.workers=2", "rounds=1"), tmp_path, {"RAY_TMPDIR": str(cluster.folder)}, with_placement_timeout(1000)
+        (*OVERRIDES, "engine.workers=2", "rounds=1"), tmp_path, {"RAY_TMPDIR": str(cluster.folder)}
     )
     assert command.end(timeout=60).code == 0
     cluster.tell("free")
