@@ -12,6 +12,7 @@ Strategies send one message per client and know nothing of workers. A ClientGrid
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, MutableMapping
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
@@ -169,6 +170,9 @@ class ClientGrid(BlockingGrid):
     def metrics(self) -> dict[str, int]:
         """Numbers of the engine for the row of a round. None where they cannot change."""
         return {}
+
+    def keep_messages(self, folder: Path) -> None:
+        """Write messages of the engine's own library to a file in the run folder, where there are any."""
 
     def environments(self) -> dict[str, Environment]:
         """The environment of each node that has had a worker, where workers are other processes."""

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +50,9 @@ _idle: dict[float, list[Any]] = {}
 
 _in_use: list[Any] = []
 """Actors of runs that have not ended."""
+
+_message_file: list[Path] = []
+"""The file of the run that takes Ray's messages about the nodes of a cluster."""
 
 _shipped: list[str] = []
 """The digest of the code that was sent to the cluster to which this process is connected."""
@@ -123,8 +126,7 @@ def acquire_actors(ray: Any, num_gpus: float, number: int, spread: bool = False)
     for other in [gpus for gpus in _idle if gpus != num_gpus]:
         for actor in _idle.pop(other):
             ray.kill(actor)
-    idle = _idle.setdefault(num_gpus, [])
-    actors = [idle.pop() for _ in range(min(number, len(idle)))]
+    actors = [idle.pop() for idle in [_idle.setdefault(num_gpus, [])] for _ in range(min(number, len(idle)))]
     if len(actors) < number:
         check_capacity(ray, number - len(actors))
         new_actor = actor_class(ray).options(num_gpus=num_gpus, **({"scheduling_strategy": "SPREAD"} if spread else {}))
@@ -135,7 +137,7 @@ def acquire_actors(ray: Any, num_gpus: float, number: int, spread: bool = False)
 
 @lru_cache(maxsize=1)
 def actor_class(ray: Any) -> Any:
-    """The class of actors. Its first actor sends it to Ray's GCS, so it is made once: a later actor does not wait for the GCS."""
+    """The class of actors. Its first actor sends it to Ray's GCS, so it is made once: later actors do not wait for the GCS."""
     return ray.remote(num_cpus=1)(Worker)
 
 
@@ -354,10 +356,23 @@ def connect_to_cluster(ray: Any, address: str, code: Mapping[str, Path]) -> None
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTION_TIMEOUT).close()
         with shipped_folder(code) as folder:
             environment = {"runtime_env": {"working_dir": folder}} if code else {}
+            ray._private.worker.print_to_stdstream = keep_message
             ray.init(address=address, namespace=f"fedkd-{uuid.uuid4().hex}", **environment, **RAY_OPTIONS)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"
         raise ConfigError(f"{rule}, got {address!r}: {one_line(error)}") from error
+
+
+def keep_messages(folder: Path) -> None:
+    """Let Ray's messages about the nodes of a cluster go to ``ray.log`` in a folder. Ray would print them."""
+    _message_file[:] = [folder / "ray.log"]
+
+
+def keep_message(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    """Write a message of Ray to the file of the run. Ray gives ``ignore_prefix``, which is not needed."""
+    for path in _message_file:
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in data.get("lines", ()))
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """RayGrid: clients run in Ray actors, each of them a :class:`simulations.engine.worker.Worker`.
 
 ``start_work`` queues the requests to each actor and sends the first request of each queue. Whenever a result arrives, the next request of
-the same queue is sent. Requests of an actor that has ended go to the others. The broadcast is stored once in Ray's object store if it is large. Client states and results travel as tables
-(:mod:`simulations.engine.record_tables`).
+the same queue is sent. Requests of an actor that has ended go to the others. The broadcast is stored once in Ray's object store if it is
+large. Client states and results travel as tables (:mod:`simulations.engine.record_tables`).
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
@@ -22,7 +23,15 @@ from fedkd.types import Output
 from simulations.engine import record_tables
 from simulations.engine.base import ClientGrid, PendingResults
 from simulations.engine.client_work import Assignment
-from simulations.engine.ray_cluster import MAX_DIRECT_BYTES, check_servers, cluster_address, start_ray, total_resources, wait_for_any
+from simulations.engine.ray_cluster import (
+    MAX_DIRECT_BYTES,
+    check_servers,
+    cluster_address,
+    keep_messages,
+    start_ray,
+    total_resources,
+    wait_for_any,
+)
 from simulations.engine.ray_workers import Workers
 from simulations.engine.worker import ClientResults, clients_of, parse_errors, pickle_model, split_into_requests
 from simulations.engine.worker_environment import Environment, code_of
@@ -102,6 +111,10 @@ class RayGrid(ClientGrid):
     def metrics(self) -> dict[str, int]:
         """The number of actors, where it can change."""
         return {"num_workers": self.num_workers} if self._joined else {}
+
+    def keep_messages(self, folder: Path) -> None:
+        """See :meth:`simulations.engine.base.ClientGrid.keep_messages`."""
+        keep_messages(folder)
 
     def environments(self) -> dict[str, Environment]:
         """See :meth:`simulations.engine.base.ClientGrid.environments`."""

@@ -21,9 +21,9 @@ STRAGGLING = 20.0
 """Seconds in which the other workers of a cluster may start after the first one. Later ones are used from the next round on."""
 
 MAX_FAILURES = 10
-"""Actors that may end before their first work."""
+"""Actors of this machine that may end before their first work."""
 
-REPORT_AFTER = 2.0
+REPORT_AFTER = 15.0
 """Seconds of waiting for room after which a line says so."""
 
 
@@ -55,6 +55,7 @@ class Workers:
         self._starting: dict[Any, Any] = {}  # the actor of each pending environment
         self._begun = False
         self._refused = self._failures = 0
+        self._failure = ""
         self._lost: list[str] = []
         self._nodes: dict[Any, str] = {}
         self.ready: list[Any] = []
@@ -72,12 +73,15 @@ class Workers:
         return len(self.ready) or len(self._starting) or 1
 
     def update(self) -> None:
-        """Take in actors that have started. On a cluster, start more where there is room. Waits for one where none is ready."""
+        """Take in actors that have started. On a cluster, start more where there is room.
+
+        On this machine all are waited for, on a cluster one if none is ready.
+        """
         if self._joined:
             self._start(self._wanted() - len(self.ready) - len(self._starting))
             self._report_losses()
         self._take_in(list(self._starting), timeout=0.0)
-        if not self.ready:
+        if not self.ready or not self._joined:
             self.wait()
         self._begun = True
 
@@ -135,26 +139,25 @@ class Workers:
             ConfigError: there is no room in time for the number that was given, or for a single one.
         """
         begin, told, first = time.monotonic(), False, math.inf
-        while self._starting or not self.ready:
+        while not self.ready or len(self.ready) < self._wanted():
+            self._start(self._wanted() - len(self.ready) - len(self._starting))
             now = time.monotonic()
             end = begin + self._patience if self._number is not None or not self.ready else min(begin + self._patience, first + STRAGGLING)
-            done = wait_for_any(self._ray, list(self._starting), min(1.0, max(0.0, end - now))) if self._starting else None
-            if done is not None:
-                self._take_in([done])
-                first = min(first, time.monotonic())
-                continue
-            if time.monotonic() >= end:
+            if now >= end:
                 break
             if not self._starting:  # a cluster without any room, which may grow
                 time.sleep(0.2)
-                self._start(self._wanted())
-            if not told and time.monotonic() - begin > REPORT_AFTER:
+            elif (done := wait_for_any(self._ray, list(self._starting), min(1.0, end - now))) is not None:
+                self._take_in([done])
+                first = min(first, now)
+            if not told and now - begin > REPORT_AFTER:
                 print(f"waiting up to {self._patience:g} seconds for workers; the cluster has {room}", file=sys.stderr, flush=True)
                 told = True
-        if not self.ready or (self._number is not None and self._starting):
+        if not self.ready or (self._number is not None and len(self.ready) < self._wanted()):
             self.close()
             given = "null" if self._number is None else self._number
-            raise ConfigError(f"workers must fit into the cluster, which has {room}, got {given}")
+            failure = f"; a worker ended while it started: {self._failure}" if self._failure else ""
+            raise ConfigError(f"workers must fit into the cluster, which has {room}, got {given}{failure}")
 
     # ----------------------------------------------------------------------------------------------------- environment
     def _take_in(self, references: list[Any], timeout: float | None = None) -> None:
@@ -200,10 +203,12 @@ class Workers:
         """
         check_servers(self._ray)
         self._failures += 1
+        self._failure = one_line(error)
+        if self._joined:
+            return
         if self._failures > MAX_FAILURES:
-            raise EngineError(f"workers end while they start: {one_line(error)}")
-        if not self._joined:
-            self._start(1)
+            raise EngineError(f"workers end while they start: {self._failure}")
+        self._start(1)
 
     def _report_losses(self) -> None:
         """Say how many workers were lost since the last round."""

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import fedkd
 from fedkd.errors import EngineError, one_line
-from simulations.run_folder.source_code import LIBRARIES, combined, installed_version, module_path, modules_of, packages_of, read_module
 from simulations.overrides import CONF
+from simulations.run_folder.source_code import LIBRARIES, combined, installed_version, module_path, modules_of, packages_of, read_module
 from simulations.setup.simulation import build_simulation
 
 Environment = dict[str, Any]

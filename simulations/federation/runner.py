@@ -100,6 +100,7 @@ def run_federation(
             for line in warnings_of(simulation):
                 print(line, file=sys.stderr)
             grid = call_part("engine", make_grid or build(config, "engine"), config.num_clients, text)
+            grid.keep_messages(folder.path)
             try:
                 watched = [*observers, *make_trackers(config)]
                 with recorded_divergence(folder.path), Observers(watched) as watching:

@@ -183,7 +183,7 @@ class RunFolder(LockedFolder):
     def __init__(self, config: DictConfig, key: str, num_classes: int, series: str = "") -> None:
         super().__init__(config, key)
         self.num_classes, self.series = num_classes, series
-        self._workers: list[Mapping[str, object]] = []
+        self._workers: Sequence[Mapping[str, object]] = []
         if self.header is None and series and not config.force:
             taken = begin_from_series(self.path, key, series, config)
             if taken is not None:
@@ -230,7 +230,7 @@ class RunFolder(LockedFolder):
         """Write ``tuned.json``: the tuned values of this run, and the file that they come from."""
         write_tuned_params(self.path, choice)
 
-    def workers(self, environments: list[Mapping[str, object]]) -> None:
+    def workers(self, environments: Sequence[Mapping[str, object]]) -> None:
         """Record the environments of the run's workers in ``environment.json``, if they have changed."""
         if environments != self._workers:
             record_workers(self.path, environments)

@@ -14,14 +14,14 @@ from tests.processes import ROOT
 CLUSTER_PROCESS = """
 import json, sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=int(sys.argv[2]), include_dashboard=False, temp_dir=sys.argv[1]))
+given = dict(include_dashboard=False, temp_dir=sys.argv[1] + "/ray")
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=int(sys.argv[2]), **given))
 nodes = []
 print(cluster.address, flush=True)
 for line in sys.stdin:
     word, *rest = line.split(maxsplit=1)
     if word == "add":
-        given = json.loads(rest[0])
-        nodes.append(cluster.add_node(wait=True, **given))
+        nodes.append(cluster.add_node(wait=True, **json.loads(rest[0])))
     if word == "kill":
         cluster.remove_node(nodes[int(rest[0])], allow_graceful=False)
     print("done", flush=True)
@@ -37,6 +37,7 @@ class Cluster:
     """
 
     def __init__(self, folder: str, head_cpus: int) -> None:
+        Path(folder, "ray").mkdir()  # Ray writes a file there before it makes it
         quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": folder, "RAY_DEDUP_LOGS": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER_PROCESS, folder, str(head_cpus)], env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},

@@ -102,9 +102,7 @@ def test_cluster_without_gpus(cluster, tmp_path):
 
 def test_cluster_in_use(cluster, tmp_path):
     assert cluster.tell("hold") == 0
-    command = Command(
-        (*OVERRIDES, "engine.workers=2", "engine.patience=1", f"engine.address={cluster.address}"), tmp_path, forked=True
-    )
+    command = Command((*OVERRIDES, "engine.workers=2", "engine.patience=1", f"engine.address={cluster.address}"), tmp_path, forked=True)
     assert_refused(command, "engine.workers must fit into the cluster, which has 0 of 2 CPU free, at 1 CPU each, got 2")
     assert cluster.tell("free") <= 2
     until(lambda: cluster.tell("") == 2, 10, "free resources in the cluster")
@@ -142,9 +140,7 @@ def test_run_releases_the_cluster(cluster, tmp_path):
 def test_run_without_address_ignores_local_clusters(cluster, tmp_path):
     """Ray itself would connect to the cluster that was started last."""
     assert cluster.tell("hold") == 0
-    command = Command(
-        (*OVERRIDES, "engine.workers=2", "rounds=1"), tmp_path, {"RAY_TMPDIR": str(cluster.folder)}
-    )
+    command = Command((*OVERRIDES, "engine.workers=2", "rounds=1"), tmp_path, {"RAY_TMPDIR": str(cluster.folder)})
     assert command.end(timeout=60).code == 0
     cluster.tell("free")
     until(lambda: cluster.tell("") == 2, 10, "free resources in the cluster")
