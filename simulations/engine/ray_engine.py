@@ -70,10 +70,10 @@ class RayGrid(ClientGrid):
         config: str,
         *,
         workers: int | None,
-        num_gpus: float | None = None,
-        address: str | None = None,
-        patience: float = 180.0,
-        ship_code: bool = True,
+        num_gpus: float | None,
+        address: str | None,
+        patience: float,
+        ship_code: bool,
     ) -> None:
         super().__init__(num_clients, config)
         require(workers is None or workers > 0, "workers", "must be > 0, or null for as many as there is room for", workers)

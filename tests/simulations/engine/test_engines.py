@@ -16,7 +16,7 @@ from simulations.setup.simulation import build_simulation
 from tests.processes import TINY, metrics
 from tests.small_runs import same_tensors, small_simulation, strategy_overrides
 
-ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None) for n in (1, 2, 3)}}
+ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None, patience=0.0, ship_code=False) for n in (1, 2, 3)}}
 
 
 RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen clients_per_vmap=2")]

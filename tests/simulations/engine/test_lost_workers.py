@@ -36,7 +36,7 @@ class RepeatedRound:
         self.folder, text = folder, OmegaConf.to_yaml(compose(failing_run(folder)), resolve=True)
         simulation = build_simulation(text)
         simulation.strategy.federation = simulation.federation()
-        self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None), LocalGrid(6, text)
+        self.grid, self.local = RayGrid(6, text, workers=2, num_gpus=0.0, address=None, patience=0.0, ship_code=False), LocalGrid(6, text)
         arrays = serialization.to_record(simulation.strategy.init_server(simulation.federation().server))
         self.messages = list(simulation.strategy.configure_train(2, arrays, ConfigRecord(), self.local))
         self.set_clients_per_vmap(1)
