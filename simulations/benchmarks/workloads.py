@@ -148,7 +148,9 @@ class RayFederation:
         self.simulation = build_simulation(config)
         self.strategy = self.simulation.strategy
         self.strategy.federation = self.simulation.federation()
-        self.grid = RayGrid(self.simulation.config.num_clients, config, workers=num_workers, num_gpus=0.0, address=None, patience=0.0, ship_code=False)
+        self.grid = RayGrid(
+            self.simulation.config.num_clients, config, workers=num_workers, num_gpus=0.0, address=None, patience=0.0, ship_code=False
+        )
         self.arrays: ArrayRecord | None = None
         self.rounds_done = 0
 

@@ -16,7 +16,11 @@ from simulations.setup.simulation import build_simulation
 from tests.processes import TINY, metrics
 from tests.small_runs import same_tensors, small_simulation, strategy_overrides
 
-ENGINES = {"local": LocalGrid, **{f"ray{n}": partial(RayGrid, workers=n, num_gpus=0.0, address=None, patience=0.0, ship_code=False) for n in (1, 2, 3)}}
+ALONE = {"num_gpus": 0.0, "address": None, "patience": 0.0, "ship_code": False}
+ENGINES = {
+    "local": LocalGrid,
+    **{f"ray{n}": partial(RayGrid, workers=n, **ALONE) for n in (1, 2, 3)},
+}
 
 
 RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen clients_per_vmap=2")]
@@ -88,9 +92,8 @@ def test_hash_ignores_keys_without_effect():
 
 
 def test_more_workers_than_clients(tmp_path):
-    grid = RayGrid(
-        2, OmegaConf.to_yaml(compose([*TINY, "num_clients=2", "clients_per_round=2"]), resolve=True), workers=64, num_gpus=0.0, address=None
-    )
+    config = OmegaConf.to_yaml(compose([*TINY, "num_clients=2", "clients_per_round=2"]), resolve=True)
+    grid = RayGrid(2, config, workers=64, **ALONE)
     assert grid.num_workers == 2
     grid.close()
 

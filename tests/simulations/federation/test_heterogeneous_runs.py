@@ -37,7 +37,8 @@ def test_every_kind_of_heterogeneity_occurs(complete):
 
 
 def test_engines_agree(complete, tmp_path):
-    ray = run_federation(compose([*ALL, f"output={tmp_path}"]), partial(RayGrid, workers=2, num_gpus=0.0, address=None, patience=0.0, ship_code=False))
+    alone = {"num_gpus": 0.0, "address": None, "patience": 0.0, "ship_code": False}
+    ray = run_federation(compose([*ALL, f"output={tmp_path}"]), partial(RayGrid, workers=2, **alone))
     assert set(differing(ray, complete)) <= {"config.yaml"}, "config.yaml names the engine"
 
 
