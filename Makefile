@@ -4,6 +4,7 @@
 # partitions partition_fedgen_alpha*.npz.
 PYTHON ?= python3
 BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE =  # many processes import the same modules, which need to be compiled once
 
 MNIST = experiment=fedgen_mnist data.root=$(DATA) partition=from_file
 PARTITIONS = $(DATA)/partition_fedgen_alpha0.1.npz,$(DATA)/partition_fedgen_alpha1.0.npz
