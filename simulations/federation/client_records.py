@@ -66,7 +66,10 @@ class ClientRecords(MutableMapping[int, ArrayRecord]):
             for name, values in self._states.arrays(client).items():
                 parts.setdefault(name.partition(":")[0], {})[name] = values
             small = {part: sum(values.nbytes for values in arrays.values()) <= SMALL_PART_BYTES for part, arrays in parts.items()}
-            self._parts[client] = {part: arrays if small[part] else None for part, arrays in parts.items()}
+            copies = {
+                part: {name: values.copy() for name, values in parts[part].items()} for part in parts if small[part]
+            }  # views hold more
+            self._parts[client] = {part: copies.get(part) for part in parts}
         return self._parts[client]
 
     def snapshot(self) -> ClientStates:

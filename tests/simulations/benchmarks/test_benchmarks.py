@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from fedkd.checkpoint import read_checkpoint
 from fedkd.errors import ConfigError
-from simulations.benchmarks import cifar100, distillation, engine, gpu, measurement, report, round_phases, workloads
+from simulations.benchmarks import cifar100, client_memory, distillation, engine, gpu, measurement, report, round_phases, workloads
 from simulations.benchmarks.reference_loop import RANDOM_TASK, random_examples
 from simulations.benchmarks.reference_process import WORKLOADS, ReferenceProcess, ReferenceWorkloads
 from simulations.distillation.runner import compose_distillation
 from simulations.engine.local_engine import LocalGrid
+from simulations.run_folder.folder import RunFolder
 from tests.small_runs import ROOT, SMALL, small_simulation
 
 FEDGEN = (*SMALL, "strategy=fedgen", "strategy.generator_steps=10")
@@ -175,3 +177,19 @@ def test_cifar100_times_the_epochs_of_a_training_and_of_its_teacher():
     config = compose_distillation(plan)
     assert config.choices.distiller == "hsakd" and config.device == "cpu"
     assert cifar100.seconds_per_epoch(config) > 0
+
+
+# ------------------------------------------------------------------------------------------- states of many clients
+def test_the_memory_of_clients_is_measured_over_the_rounds_after_all_have_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(RunFolder, "row", RunFolder.row)  # the stopwatch replaces it
+    small = ("data=digits", "num_clients=30", "clients_per_round=3", "rounds=3", "strategy=scaffold", "optimizer.momentum=0.0")
+    words = [*client_memory.SETTING, *small, f"output={tmp_path}"]
+    client_memory.prepare(words)
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert len(read_checkpoint(folder).client_states) == 30
+    capsys.readouterr()
+    client_memory.measure("scaffold", words)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+    name, *numbers = (cell.strip() for cell in row.strip("|").split("|"))
+    assert name == "scaffold" and len(numbers) == len(client_memory.TITLES) - 1
+    assert float(numbers[3]) == pytest.approx((folder / "checkpoint.safetensors").stat().st_size / 1e6, rel=0.2), "one checkpoint a round"
