@@ -162,3 +162,34 @@ def test_meta_json_lists_the_shapes(tmp_path):
     folder_source(tmp_path)()
     files = json.loads((entry_of(tmp_path) / "meta.json").read_text())["content"]["files"]
     assert files["train_x"]["shape"] == [6, 3, 10, 12] and set(files) == {"train_x", "train_y", "test_x", "test_y"}
+
+
+@pytest.mark.parametrize("first", ["sound", "damaged", "none"])
+def test_machines_that_share_the_folder_do_not_remove_what_another_one_builds(tmp_path, monkeypatch, first):
+    """Another machine decodes at the same time, with a lock that does not hold here, and may end first."""
+    write_folder(tmp_path / "data")
+    expected = folder_source(tmp_path)()[1]
+    x = expected.x.clone()  # the file of a damaged entry is emptied below
+    entry = entry_of(tmp_path)
+    finished, theirs = tmp_path / "finished", entry.parent / f".{entry.name}.other-machine.{4711}"
+    entry.rename(finished)
+    theirs.mkdir()
+    (theirs / "train_x.npy").write_bytes(b"half of it")
+    ours = entry.parent / f".{entry.name}.{cache.platform.node()}.{4711}"
+    ours.mkdir()
+    publish = cache._publish
+
+    def publish_late(built: Path, target: Path) -> None:
+        if first != "none":
+            finished.rename(target)
+        if first == "damaged":
+            (target / "train_x.npy").write_bytes(b"")
+        publish(built, target)
+
+    monkeypatch.setattr(cache, "_publish", publish_late)
+    found = folder_source(tmp_path)()[1]
+    assert found.digest == expected.digest and torch.equal(found.x, x)
+    assert (theirs / "train_x.npy").read_bytes() == b"half of it"
+    left = {path.name for path in entry.parent.iterdir() if path.is_dir()}
+    assert left == {entry.name, theirs.name}, "what a killed process of this machine has left is removed"
+    assert {path.name for path in entry.iterdir()} == {"meta.json", "train_x.npy", "train_y.npy", "test_x.npy", "test_y.npy"}
