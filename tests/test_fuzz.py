@@ -41,7 +41,7 @@ def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(tmp_path):
 
 def test_valid_ones_of_the_draws_train(tmp_path):
     """A sample, one tiny round each."""
-    found = (words for root, words in configurations(5, 60) if root == "config" and "strategy=fedavg" in words)
+    found = (words for root, words in configurations(13, 60) if root == "config" and "strategy=fedavg" in words)
     valid = [words for words in found if outcome(root="config", words=words, output=tmp_path) == "valid"]
     small = ["rounds=1", "local_steps=1", "local_epochs=null", "progress=false", f"output={tmp_path}"]
     chosen = [words for words in valid if not any(word.startswith(("++local", "++output")) for word in words)][:3]

@@ -34,29 +34,6 @@ def test_eight_lines_give_a_figure_and_a_table(tmp_path):
     assert list(tmp_path.rglob("metrics.csv"))
 
 
-def test_the_logger_of_the_page_logs_every_round(tmp_path, monkeypatch):
-    """The package wandb is replaced by one that notes what it is given."""
-    import sys
-    from types import SimpleNamespace
-
-    import fedkd
-    from tests.simulations.api.conftest import SMALL
-
-    (code,) = [block for block in blocks() if "import wandb" in block]
-    logged: list = []
-    session = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda exit_code: logged.append(exit_code))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: logged.append(given) or session))
-    monkeypatch.setattr(fedkd, "run", lambda *words, **keys: None)
-    names: dict = {}
-    exec(code, names)
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: logged.append(given) or session))
-    (run,) = fedkd.run(strategy="fedavg", callbacks=[names["WandbLogger"]()], output=str(tmp_path), **SMALL)
-    begin, *rounds, end = logged
-    assert begin["config"]["strategy"]["_target_"] == "strategies.fedavg.FedAvg" and end == 0
-    assert [(step, values["global_test_accuracy"]) for step, values in rounds] == list(zip([1, 2, 3], run.metrics["global_test_accuracy"]))
-
-
 @pytest.mark.parametrize("number", range(len(blocks()) if (ROOT / "simulations" / "README.md").is_file() else 0))
 def test_code_of_the_page_compiles(number):
     compile(blocks()[number], f"block {number}", "exec")

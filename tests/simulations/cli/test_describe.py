@@ -125,5 +125,5 @@ def test_signatures_are_read_without_an_import(tmp_path):
 
 
 def test_benchmarks_are_listed():
-    assert set(catalog.benchmarks()) == {"cifar100", "distillation", "engine", "gpu", "report", "round_phases"}
+    assert set(catalog.benchmarks()) == {"cifar100", "client_memory", "distillation", "engine", "gpu", "report", "round_phases"}
     assert all((ROOT / "simulations" / "benchmarks" / f"{name}.py").is_file() for name in catalog.benchmarks())
