@@ -101,7 +101,10 @@ def measure(strategy: str, words: Sequence[str]) -> None:
     watch, before = Stopwatch(), list[tuple[float, float]]()
 
     class Begin(RunObserver):
+        """An observer of the beginning of the rounds."""
+
         def begin(self, folder: Path, first: int) -> None:
+            """Keep the memory at the beginning of the rounds."""
             before.append((peak_mib(), time.process_time()))
 
     folder = run_federation(compose(words), make_progress=lambda config, first: watch, observers=[Begin()])
