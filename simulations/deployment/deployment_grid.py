@@ -19,7 +19,7 @@ from simulations.deployment.nodes import Nodes
 from simulations.engine.base import ClientGrid, PendingResults
 from simulations.engine.client_work import Assignment
 from simulations.engine.flower_compat import LOST_REPLY_CODES
-from simulations.engine.message_tracker import PULL_SECONDS
+from simulations.engine.flower_engine import PULL_SECONDS
 from simulations.engine.worker import ClientResults, clients_of, group_by_client, parse_errors
 from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import Simulation

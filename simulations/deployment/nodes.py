@@ -15,7 +15,7 @@ from fedkd.errors import ConfigError, EngineError, require
 from simulations.deployment.node_report import ClientReport, NodeReport, installed_versions
 from simulations.deployment.node_work import DEPLOYMENT, report_request
 from simulations.engine.flower_compat import set_task_identity
-from simulations.engine.message_tracker import PULL_SECONDS, MessageTracker
+from simulations.engine.flower_engine import PULL_SECONDS, MessageTracker
 
 LOOK_SECONDS = 1.0
 """Seconds between two looks for nodes that have joined or left."""

@@ -126,7 +126,8 @@ def acquire_actors(ray: Any, num_gpus: float, number: int, spread: bool = False)
     for other in [gpus for gpus in _idle if gpus != num_gpus]:
         for actor in _idle.pop(other):
             ray.kill(actor)
-    actors = [idle.pop() for idle in [_idle.setdefault(num_gpus, [])] for _ in range(min(number, len(idle)))]
+    idle = _idle.setdefault(num_gpus, [])
+    actors = [idle.pop() for _ in range(min(number, len(idle)))]
     if len(actors) < number:
         check_capacity(ray, number - len(actors))
         new_actor = actor_class(ray).options(num_gpus=num_gpus, **({"scheduling_strategy": "SPREAD"} if spread else {}))
@@ -340,8 +341,6 @@ def wait_for_any(ray: Any, references: Sequence[Any], timeout: float | None) -> 
 def connect_to_cluster(ray: Any, address: str, code: Mapping[str, Path]) -> None:
     """Connect to an existing cluster. A closed port is an error at once, while Ray itself would try for minutes.
 
-    Each process has a namespace of its own, so that several people can share a cluster.
-
     Args:
         ray: the module.
         address: the address of the cluster.
@@ -357,6 +356,7 @@ def connect_to_cluster(ray: Any, address: str, code: Mapping[str, Path]) -> None
         with shipped_folder(code) as folder:
             environment = {"runtime_env": {"working_dir": folder}} if code else {}
             ray._private.worker.print_to_stdstream = keep_message
+            # each process has a namespace of its own, so that several people can share a cluster
             ray.init(address=address, namespace=f"fedkd-{uuid.uuid4().hex}", **environment, **RAY_OPTIONS)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "address (or RAY_ADDRESS) must be that of a Ray cluster that answers"

@@ -7,8 +7,7 @@ from fedkd.federation import serialization
 from fedkd.federation.messaging import WORKER_LOST
 from simulations.config import compose
 from simulations.engine.client_work import Work
-from simulations.engine.flower_engine import FlowerGrid
-from simulations.engine.message_tracker import MessageTracker
+from simulations.engine.flower_engine import FlowerGrid, MessageTracker
 from simulations.engine.worker import app_request
 from simulations.federation.runner import run_federation
 from simulations.flower_app import client_app
