@@ -151,13 +151,14 @@ class Workers:
                 self._take_in([done])
                 first = min(first, now)
             if not told and now - begin > REPORT_AFTER:
-                print(f"waiting up to {self._patience:g} seconds for workers; the cluster has {room}", file=sys.stderr, flush=True)
+                print(f"waiting up to {self._patience:g} seconds for workers; the cluster had {room}", file=sys.stderr, flush=True)
                 told = True
         if not self.ready or (self._number is not None and len(self.ready) < self._wanted()):
+            started, given = len(self.ready), "null" if self._number is None else self._number
             self.close()
-            given = "null" if self._number is None else self._number
             failure = f"; a worker ended while it started: {self._failure}" if self._failure else ""
-            raise ConfigError(f"workers must fit into the cluster, which has {room}, got {given}{failure}")
+            rule = f"workers must start on the cluster within engine.patience={self._patience:g} seconds, got {given}, of which {started} started"
+            raise ConfigError(f"{rule}. The cluster had {room}{failure}")
 
     # ----------------------------------------------------------------------------------------------------- environment
     def _take_in(self, references: list[Any], timeout: float | None = None) -> None:

@@ -14,7 +14,8 @@ from tests.processes import ROOT
 CLUSTER_PROCESS = """
 import json, sys
 from ray.cluster_utils import Cluster
-given = dict(include_dashboard=False, temp_dir=sys.argv[1] + "/ray")
+quick = dict(health_check_initial_delay_ms=1000, health_check_period_ms=500)  # a lost node is noticed within seconds
+given = dict(include_dashboard=False, temp_dir=sys.argv[1] + "/ray", _system_config=quick)
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=int(sys.argv[2]), **given))
 nodes = []
 print(cluster.address, flush=True)
@@ -24,6 +25,7 @@ for line in sys.stdin:
         nodes.append(cluster.add_node(wait=True, **json.loads(rest[0])))
     if word == "kill":
         cluster.remove_node(nodes[int(rest[0])], allow_graceful=False)
+        cluster.wait_for_nodes()  # otherwise the next run would start actors on it
     print("done", flush=True)
 """
 
@@ -60,7 +62,7 @@ class Cluster:
         return self.num_nodes - 1
 
     def kill(self, number: int) -> None:
-        """Kill a raylet and what it has started."""
+        """Kill a raylet and what it has started, and wait until the cluster has noticed."""
         self._tell("kill", str(number))
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.processes import TINY, Command, Ended, differing, quick, rows, until
 from tests.simulations.engine.clusters import Cluster, cluster, other_code
 
-OVERRIDES = (*TINY, "engine=ray", "output=runs", "engine.patience=60")
+OVERRIDES = (*TINY, "engine=ray", "output=runs", "engine.patience=150")
 
 DATA = '''
 import os
@@ -42,7 +42,7 @@ def small() -> Iterator[Cluster]:
 def run(found: Cluster, where: Path, *words: str, **environment: str) -> Ended:
     """A run on the cluster with two actors."""
     given = (*OVERRIDES, "engine.workers=2", f"engine.address={found.address}", "rounds=2", *words)
-    return Command(given, where, environment, forked=True).end(timeout=120)
+    return Command(given, where, environment, forked=True).end(timeout=200)
 
 
 def on_node(found: Cluster, where: Path, *words: str, node: dict[str, str], **environment: str) -> Ended:
@@ -103,13 +103,13 @@ def test_a_lost_node_is_survived_and_a_new_one_is_used(tmp_path):
     words = (*TINY, "rounds=60", "output=runs")
     with cluster(head_cpus=1) as found:
         first = found.add()
-        given = (*words, "engine=ray", f"engine.address={found.address}", "engine.patience=60")
+        given = (*words, "engine=ray", f"engine.address={found.address}", "engine.patience=150")
         command = Command(given, tmp_path, forked=True)
         until(lambda: rows(tmp_path) >= 20, what="row 20")
         found.kill(first)
         until(lambda: rows(tmp_path) >= 40, what="row 40")
         found.add()
-        ended = command.end(timeout=120)
+        ended = command.end(timeout=200)
     assert ended.code == 0, ended.err
     assert "warning: 1 workers were lost on " in ended.err
     with open(ended.folder / "metrics.csv", newline="") as file:

@@ -68,10 +68,12 @@ def cluster() -> Iterator[Cluster]:
         process.wait(timeout=30)
 
 
-def assert_refused(command: Command, message: str) -> None:
-    """Check that a command ends with one line and exit code 2, and that no process is left."""
+def assert_refused(command: Command, number: int, room: str) -> None:
+    """Check that a command has no room for a number of actors: it ends with one line and exit code 2, and no process is left."""
     end = command.end(timeout=60)
-    assert (end.code, end.out, end.err) == (2, "", f"error: {message}\n")
+    assert (end.code, end.out) == (2, ""), end.err
+    begin = f"error: engine.workers must start on the cluster within engine.patience=1 seconds, got {number}, of which "
+    assert end.err.startswith(begin) and end.err.endswith(f" started. The cluster had {room} each\n"), end.err
     assert not list(command.where.rglob("metrics.csv"))
     until(lambda: not command.alive(), 10, "the end of all processes")
 
@@ -87,7 +89,7 @@ def test_more_gpus_than_the_machine_has(tmp_path):
 def test_cluster_that_is_too_small(cluster, tmp_path):
     """The address is taken from the environment."""
     command = Command((*OVERRIDES, "engine.workers=3", "engine.patience=1"), tmp_path, {"RAY_ADDRESS": cluster.address}, forked=True)
-    assert_refused(command, "engine.workers must fit into the cluster, which has 2 of 2 CPU free, at 1 CPU each, got 3")
+    assert_refused(command, 3, "2 of 2 CPU free, at 1 CPU")
 
 
 def test_cluster_without_gpus(cluster, tmp_path):
@@ -96,14 +98,13 @@ def test_cluster_without_gpus(cluster, tmp_path):
         tmp_path,
         forked=True,
     )
-    rule = "must fit into the cluster, which has 2 of 2 CPU free, 0 of 0 GPU free, at 1 CPU and 0.5 GPU each"
-    assert_refused(command, f"engine.workers {rule}, got 2")
+    assert_refused(command, 2, "2 of 2 CPU free, 0 of 0 GPU free, at 1 CPU and 0.5 GPU")
 
 
 def test_cluster_in_use(cluster, tmp_path):
     assert cluster.tell("hold") == 0
     command = Command((*OVERRIDES, "engine.workers=2", "engine.patience=1", f"engine.address={cluster.address}"), tmp_path, forked=True)
-    assert_refused(command, "engine.workers must fit into the cluster, which has 0 of 2 CPU free, at 1 CPU each, got 2")
+    assert_refused(command, 2, "0 of 2 CPU free, at 1 CPU")
     assert cluster.tell("free") <= 2
     until(lambda: cluster.tell("") == 2, 10, "free resources in the cluster")
 

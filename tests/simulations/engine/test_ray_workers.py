@@ -66,7 +66,8 @@ def test_null_takes_the_size_of_the_cluster_up_to_the_number_of_clients(monkeypa
 @pytest.mark.parametrize(("room", "number", "given"), [(2, 3, "3"), (0, 1, "1"), (0, None, "null")])
 def test_a_cluster_without_room_is_an_error_after_the_patience(monkeypatch, room, number, given):
     fake = FakeCluster(monkeypatch, room)
-    with pytest.raises(ConfigError, match=rf"^workers must fit into the cluster, which has {room} CPU, got {given}$"):
+    rule = rf"^workers must start on the cluster within engine\.patience=0\.05 seconds, got {given}, of which {room} started"
+    with pytest.raises(ConfigError, match=rf"{rule}\. The cluster had {room} CPU$"):
         workers(fake, number)
     assert not fake.actors, "what has started is released"
 
