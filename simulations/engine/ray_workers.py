@@ -157,8 +157,8 @@ class Workers:
             started, given = len(self.ready), "null" if self._number is None else self._number
             self.close()
             failure = f"; a worker ended while it started: {self._failure}" if self._failure else ""
-            rule = f"workers must start on the cluster within engine.patience={self._patience:g} seconds, got {given}, of which {started} started"
-            raise ConfigError(f"{rule}. The cluster had {room}{failure}")
+            rule = f"workers must start on the cluster within engine.patience={self._patience:g} seconds"
+            raise ConfigError(f"{rule}, got {given}, of which {started} started. The cluster had {room}{failure}")
 
     # ----------------------------------------------------------------------------------------------------- environment
     def _take_in(self, references: list[Any], timeout: float | None = None) -> None:
