@@ -19,6 +19,7 @@ from simulations.deployment.server_simulation import check_deployment, server_si
 from simulations.engine.base import ClientGrid
 from simulations.engine.client_work import WorkFunction, evaluate_chunk, handle_message, train_chunk
 from simulations.engine.flower_engine import FlowerGrid
+from simulations.engine.worker_environment import report_environment
 from simulations.federation.runner import DEPLOYMENT_ENGINE, run_federation
 from simulations.overrides import run_config_words
 from simulations.setup.simulation import Simulation
@@ -30,8 +31,10 @@ server_app = ServerApp()
 
 @client_app.query()
 def report(message: Message, context: Context) -> Message:
-    """Say which clients this node of a deployment hosts, and how much data they have."""
-    return report_node(message, context)
+    """Say what this node's environment is, and in a deployment which clients it hosts and how much data they have."""
+    if DEPLOYMENT in message.content:
+        return report_node(message, context)
+    return report_environment(message, context)
 
 
 @client_app.train()
@@ -76,7 +79,7 @@ def run_deployment(config: DictConfig, grid: Grid) -> None:
 
     def make_simulation(config: DictConfig) -> Simulation:
         check_deployment(config)
-        nodes = Nodes(grid, OmegaConf.to_yaml(config, resolve=True), config.num_clients)
+        nodes = Nodes(grid, OmegaConf.to_yaml(config, resolve=True), config.num_clients, config.engine.verify_device)
         nodes.wait_for_all(config.engine.patience)
         simulation = server_simulation(config, nodes.clients, nodes.first_report.task, nodes.first_report.scale)
         found.append((nodes, simulation))

@@ -21,6 +21,7 @@ from simulations.engine.client_work import Assignment
 from simulations.engine.flower_compat import LOST_REPLY_CODES
 from simulations.engine.flower_engine import PULL_SECONDS
 from simulations.engine.worker import ClientResults, clients_of, group_by_client, parse_errors
+from simulations.engine.worker_environment import Environment
 from simulations.setup.evaluation import score_global_test
 from simulations.setup.simulation import Simulation
 
@@ -59,6 +60,7 @@ class DeploymentGrid(ClientGrid):
         nodes: the nodes, and ``simulation``, that of the server. None outside ``flwr run``.
         patience: seconds to wait for all nodes before the first round, and for a node that is gone to come back.
         server_data: the server has test data of its own. See :mod:`simulations.deployment.server_simulation`.
+        verify_device: nodes must compute on devices of the server's kind. See :class:`simulations.deployment.nodes.Nodes`, which checks it.
 
     Raises:
         ConfigError: there are no nodes, as the run was not started by ``flwr run``.
@@ -72,6 +74,7 @@ class DeploymentGrid(ClientGrid):
         *,
         patience: float,
         server_data: bool,
+        verify_device: bool,
     ) -> None:
         super().__init__(num_clients, config)
         if nodes is None:
@@ -83,6 +86,10 @@ class DeploymentGrid(ClientGrid):
     def num_workers(self) -> int:  # type: ignore[override]  # nodes come and go
         """The number of nodes that host a client."""
         return len(set(self._nodes.hosts.values()))
+
+    def environments(self) -> dict[str, Environment]:
+        """See :meth:`simulations.engine.base.ClientGrid.environments`."""
+        return self._nodes.environments
 
     def assign_clients(self, kind: str, messages: list[Message]) -> list[Assignment]:
         """The clients of each node, each as a chunk of its own."""

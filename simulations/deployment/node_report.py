@@ -1,4 +1,4 @@
-"""What a node of a deployment tells the server before the first round: its clients, the sizes of their data, the task, and its versions.
+"""What a node of a deployment tells the server before the first round: its clients, the sizes of their data, the task, and its environment.
 
 No example, label count or path leaves the node.
 """
@@ -6,16 +6,13 @@ No example, label count or path leaves the node.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flwr.app import ConfigRecord
 
 from fedkd.errors import require
 from fedkd.types import Task
-
-VERIFIED_PACKAGES = ("fedkd", "flwr", "torch", "numpy")
-"""Packages whose versions must be those of the server, as others round differently or send other messages."""
+from simulations.engine.worker_environment import Environment
 
 
 @dataclass(frozen=True)
@@ -43,18 +40,18 @@ class NodeReport:
         clients: the clients that the node hosts.
         task: the task of its data.
         scale: the stored pixel that stands for 1.0.
-        versions: the versions of :data:`VERIFIED_PACKAGES`.
+        environment: its versions, code, device, and the digest of each client's data.
     """
 
     clients: Mapping[int, ClientReport]
     task: Task
     scale: float
-    versions: Mapping[str, str]
+    environment: Environment
 
     def to_record(self) -> ConfigRecord:
         """This report as a record of a message."""
         content = {"clients": {str(client): asdict(one) for client, one in self.clients.items()}}
-        rest = {"task": asdict(self.task), "scale": self.scale, "versions": dict(self.versions)}
+        rest = {"task": asdict(self.task), "scale": self.scale, "environment": self.environment}
         return ConfigRecord({"report": json.dumps({**content, **rest})})
 
     @classmethod
@@ -62,21 +59,7 @@ class NodeReport:
         """The report of a record that :meth:`to_record` made."""
         content = json.loads(str(record["report"]))
         clients = {int(client): ClientReport(**_with_tuples(values)) for client, values in content["clients"].items()}
-        return cls(clients, Task(**_with_tuples(content["task"])), float(content["scale"]), content["versions"])
-
-    def check(self, node: int, server: Mapping[str, str]) -> None:
-        """Check that the node computes with the versions of the server.
-
-        Args:
-            node: the node, for the message.
-            server: the versions of the server.
-
-        Raises:
-            ConfigError: a version differs.
-        """
-        for name, ours in server.items():
-            theirs = self.versions.get(name, "none")
-            require(theirs == ours, f"{name} of node {node}", f"must have the version of the server, {ours}", theirs)
+        return cls(clients, Task(**_with_tuples(content["task"])), float(content["scale"]), content["environment"])
 
     def check_task(self, node: int, other: "NodeReport", other_node: int) -> None:
         """Check that two nodes hold data of one task.
@@ -94,14 +77,3 @@ class NodeReport:
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with tuples for lists, which JSON has in their place."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of :data:`VERIFIED_PACKAGES` in this process, ``none`` where a package is not installed as one."""
-    found = {}
-    for name in VERIFIED_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found

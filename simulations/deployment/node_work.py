@@ -20,25 +20,18 @@ from fedkd.errors import FedkdError, require
 from fedkd.federation import serialization
 from fedkd.federation.messaging import CLIENT_RAISED
 from simulations.deployment.client_memory import ClientMemory
-from simulations.deployment.node_report import ClientReport, NodeReport, installed_versions
+from simulations.deployment.node_report import ClientReport, NodeReport
 from simulations.engine.client_work import WorkFunction, error_reply, process_chunks
+from simulations.engine.worker_environment import Modules, describe_code, describe_process, modules_of_request
 from simulations.process import configure_process
 from simulations.setup.simulation import Simulation, build_simulation, index_digest
 
 DEPLOYMENT = "deployment"
-"""Name of the record with the request to a node: ``config``; and of work ``clients``, ``last_rounds``, ``run`` and ``absent``."""
+"""Name of the record with the request to a node: ``config``; of a report ``modules``; of work ``clients``, ``last_rounds``, ``run`` and
+``absent``."""
 
 NodeConfig = Mapping[str, object]
 """The node configuration of a SuperNode."""
-
-
-def report_request(config: str) -> ConfigRecord:
-    """The record that asks a node for its report.
-
-    Args:
-        config: the resolved configuration as YAML.
-    """
-    return ConfigRecord({"config": config})
 
 
 def work_request(config: str, run: str, absent: tuple[int, ...], last_rounds: Mapping[int, int]) -> ConfigRecord:
@@ -90,22 +83,25 @@ def client_simulation(config: str, node_config: NodeConfig, client: int, absent:
 
 
 def report_node(message: Message, context: Context) -> Message:
-    """The reply to :func:`report_request`: the node's report, or an error in one line."""
+    """The reply to a request with the run and the server's modules: the node's report, or an error in one line."""
     configure_process()
-    config = str(message.content.config_records[DEPLOYMENT]["config"])
+    request = message.content.config_records[DEPLOYMENT]
     try:
-        record = node_report(config, context.node_config).to_record()
+        modules = modules_of_request(request)
+        record = node_report(str(request["config"]), modules, context.node_config, context.node_id).to_record()
     except FedkdError as error:
         record = ConfigRecord({"error": str(error)})
     return Message(RecordDict({DEPLOYMENT: record}), reply_to=message)
 
 
-def node_report(config: str, node_config: NodeConfig) -> NodeReport:
+def node_report(config: str, modules: Modules, node_config: NodeConfig, node: int) -> NodeReport:
     """The report of a node.
 
     Args:
         config: the resolved configuration as YAML.
+        modules: the modules of the server.
         node_config: the node configuration.
+        node: the node.
 
     Raises:
         ConfigError: the node's configuration is wrong, or its data cannot be read or do not fit the run.
@@ -114,11 +110,16 @@ def node_report(config: str, node_config: NodeConfig) -> NodeReport:
     reports = {}
     for client in clients:
         simulation = client_simulation(config, node_config, client)
-        data, (train, test) = simulation.client_data, (simulation.partition.train[client], simulation.partition.test[client])
+        pool, (train, test) = (
+            simulation.client_data.local_test_pool,
+            (simulation.partition.train[client], simulation.partition.test[client]),
+        )
         classes = tuple(simulation.train.y[train].unique().tolist())
-        digest = f"{simulation.train.digest} {data.local_test_pool.digest} {index_digest(train, test)}"
+        digest = f"{simulation.train.digest} {pool.digest} {index_digest(train, test)}"
         reports[client] = ClientReport(len(train), len(test), classes, digest)
-    return NodeReport(reports, simulation.task, simulation.train.scale, installed_versions())
+    data = {f"client_{client}": one.digest for client, one in reports.items()}
+    environment = {**describe_process(config, f"node {node}"), **describe_code(modules), "data": data}
+    return NodeReport(reports, simulation.task, simulation.train.scale, environment)
 
 
 def handle_work(message: Message, context: Context, work_function: WorkFunction) -> Message:

@@ -12,13 +12,26 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.errors import ConfigError, EngineError, require
-from simulations.deployment.node_report import ClientReport, NodeReport, installed_versions
-from simulations.deployment.node_work import DEPLOYMENT, report_request
+from simulations.deployment.node_report import ClientReport, NodeReport
+from simulations.deployment.node_work import DEPLOYMENT
 from simulations.engine.flower_compat import set_task_identity
 from simulations.engine.flower_engine import PULL_SECONDS, MessageTracker
+from simulations.engine.worker_environment import (
+    FLOWER_REMEDIES,
+    Environment,
+    check_environment,
+    describe_code,
+    describe_process,
+    driver_modules,
+    environment_request,
+)
 
 LOOK_SECONDS = 1.0
 """Seconds between two looks for nodes that have joined or left."""
+
+
+REMEDIES = {**FLOWER_REMEDIES, "device": f"{FLOWER_REMEDIES['device']}. engine.verify_device=false allows it"}
+"""What to do about each kind of difference between a node and the server."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +48,19 @@ class Nodes:
         inner: the grid with the nodes.
         config: the resolved configuration as YAML.
         num_clients: number of clients N.
+        verify_device: a node must compute on a device of the server's kind.
 
     Attributes:
         hosts: the node of each client.
         clients: the report of each client.
+        environments: the environment of each node that has hosted a client, by the node's name.
         connected: the nodes that are connected, as far as is known.
         tracker: the messages to the nodes.
     """
 
-    def __init__(self, inner: Grid, config: str, num_clients: int) -> None:
+    def __init__(self, inner: Grid, config: str, num_clients: int, verify_device: bool) -> None:
         set_task_identity()
-        self._inner, self._config, self._num_clients = inner, config, num_clients
+        self._inner, self._num_clients = inner, num_clients
         self.hosts: dict[int, int] = {}
         self.clients: dict[int, ClientReport] = {}
         self.connected: set[int] = set()
@@ -53,7 +68,11 @@ class Nodes:
         self._replies: dict[object, Message] = {}
         self._asked: set[int] = set()
         self._first: tuple[int, NodeReport] | None = None
-        self._versions = installed_versions()
+        modules = driver_modules(config)
+        self._request = environment_request(config, modules)
+        ours = {**describe_process(config), **describe_code(modules)}  # the server has no data
+        self._ours = {name: value for name, value in ours.items() if verify_device or name != "device"}
+        self.environments: dict[str, Environment] = {}
         self._is_running = False
         self._next_look = 0.0
 
@@ -70,8 +89,8 @@ class Nodes:
             patience: seconds to wait.
 
         Raises:
-            ConfigError: a client has no node in this time or two, or a node has other versions, another task, or data that cannot be read.
-            EngineError: the app does not run on a node.
+            ConfigError: a client has no node in this time or two, or a node has another task, or data that cannot be read.
+            EngineError: the app does not run on a node, or a node has another environment than the server.
         """
         deadline = time.monotonic() + patience
         while True:
@@ -92,7 +111,7 @@ class Nodes:
             self._next_look = time.monotonic() + LOOK_SECONDS
             self.connected = set(self._inner.get_node_ids())
             new = self.connected - self._asked
-            content = RecordDict({DEPLOYMENT: report_request(self._config)})
+            content = RecordDict({DEPLOYMENT: self._request})
             asked: dict[object, Message] = {
                 ReportOf(node): Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in sorted(new)
             }
@@ -118,7 +137,7 @@ class Nodes:
 
         Raises:
             ConfigError: the node does not fit the run.
-            EngineError: the app does not run on the node.
+            EngineError: the app does not run on the node, or the node has another environment than the server.
         """
         if reply.has_error():
             raise EngineError(f"node {node} must run the app, got error {reply.error.code}: {reply.error.reason}")
@@ -126,7 +145,7 @@ class Nodes:
         if "error" in record:
             raise ConfigError(f"node {node}: {str(record['error'])}")
         report = NodeReport.from_record(record)
-        report.check(node, self._versions)
+        check_environment(self._ours, report.environment, "server", REMEDIES)
         if self._first is None:
             self._first = node, report
         report.check_task(node, self._first[1], self._first[0])
@@ -142,3 +161,4 @@ class Nodes:
             before = ", ".join(str(self.hosts[client]) for client in moved)
             print(f"node {node} has taken the place of node {before} for client {', '.join(map(str, moved))}", file=sys.stderr, flush=True)
         self.hosts |= dict.fromkeys(report.clients, node)
+        self.environments[report.environment["node"]] = report.environment

@@ -3,18 +3,29 @@
 Replies of nodes are matched by the message that they answer, see :class:`MessageTracker`.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Generic, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.errors import EngineError, one_line
 from simulations.engine.base import ClientGrid, PendingResults
 from simulations.engine.client_work import Assignment
 from simulations.engine.worker import ClientResults, app_request, clients_of, group_by_client, parse_errors
+from simulations.engine.worker_environment import (
+    ENVIRONMENT,
+    FLOWER_REMEDIES,
+    Environment,
+    check_environment,
+    describe_environment,
+    driver_modules,
+    environment_request,
+)
 
 Key = TypeVar("Key")
 
@@ -108,11 +119,13 @@ class MessageTracker(Generic[Key]):
 class FlowerGrid(ClientGrid):
     """Clients run on the nodes of another grid. Each node receives one message per phase, which holds all of its clients.
 
+    A node proves before its first work that it has the environment of this process. A node that joins later and does not is not used.
+
     Args:
         num_clients: number of clients N.
         config: the resolved configuration as YAML.
         inner: the grid with the nodes.
-        patience: seconds to wait for the first node.
+        patience: seconds to wait for the first node, and for the environments of nodes.
 
     Raises:
         TimeoutError: no node has connected in this time.
@@ -121,6 +134,11 @@ class FlowerGrid(ClientGrid):
     def __init__(self, num_clients: int, config: str, inner: Grid, patience: float = 120.0) -> None:
         super().__init__(num_clients, config)
         self._inner, self._tracker, self._phases = inner, MessageTracker[tuple[int, int]](inner), count()
+        self._patience = patience
+        self._environments: dict[int, Environment] = {}
+        self._refused: set[int] = set()
+        self._ours: Environment | None = None
+        self._modules = driver_modules(config)
         deadline = time.monotonic() + patience
         while not list(inner.get_node_ids()):
             if time.monotonic() > deadline:
@@ -130,12 +148,17 @@ class FlowerGrid(ClientGrid):
     @property
     def num_workers(self) -> int:  # type: ignore[override]  # nodes can connect at any time
         """The number of nodes that are connected now."""
-        return max(1, len(list(self._inner.get_node_ids())))
+        return max(1, len(self._nodes()))
+
+    def environments(self) -> dict[str, Environment]:
+        """See :meth:`simulations.engine.base.ClientGrid.environments`."""
+        return {environment["node"]: environment for environment in self._environments.values()}
 
     def start_work(self, kind: str, content: RecordDict, assignments: list[Assignment], timeout: float | None) -> PendingResults:
         """See :meth:`simulations.engine.base.ClientGrid.start_work`. The messages are sent when their results are waited for."""
+        self._verify()
         by_node: dict[int, Assignment] = {}
-        nodes = sorted(self._inner.get_node_ids())
+        nodes = [node for node in self._nodes() if node in self._environments]
         for place, assignment in enumerate(assignments if nodes else []):  # a node that has gone leaves its clients to the others
             by_node.setdefault(nodes[place % len(nodes)], []).extend(assignment)
 
@@ -147,9 +170,7 @@ class FlowerGrid(ClientGrid):
                 for node, assignment in by_node.items()
             }
             results: ClientResults = {}
-            phase = next(self._phases)
-            lost = self._tracker.send({(phase, node): message for node, message in messages.items()})
-            for (_, node), reply in self._tracker.wait({(phase, node) for node in by_node}.difference(lost), timeout):
+            for node, reply in self._exchange(messages, timeout):
                 if reply.has_error():
                     results |= dict.fromkeys(clients_of(by_node[node]), reply.error)
                 else:
@@ -162,3 +183,47 @@ class FlowerGrid(ClientGrid):
         """Say which replies were not used."""
         if line := self._tracker.unused():
             print(line, file=sys.stderr)
+
+    def _nodes(self) -> list[int]:
+        """The nodes that are connected now, without those of another environment."""
+        return sorted(set(self._inner.get_node_ids()) - self._refused)
+
+    def _exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
+        """Send a message to each node, and yield the replies as they arrive, until all have come or the timeout passes."""
+        phase = next(self._phases)
+        lost = self._tracker.send({(phase, node): message for node, message in messages.items()})
+        for (_, node), reply in self._tracker.wait({(phase, node) for node in messages}.difference(lost), timeout):
+            yield node, reply
+
+    def _verify(self) -> None:
+        """Ask nodes that have joined for their environments. A node that does not answer gets no work.
+
+        Raises:
+            EngineError: no node has had work yet, and one has another environment than this process, or none answers.
+        """
+        new, is_begin = set(self._nodes()) - self._environments.keys(), not self._environments
+        if not new:
+            return
+        content = RecordDict({ENVIRONMENT: environment_request(self.config, self._modules)})
+        messages = {node: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in sorted(new)}
+        self._ours = self._ours or describe_environment(self.config, self._modules)
+        reasons = dict.fromkeys(messages, f"no answer within {self._patience:g} seconds")
+        for node, reply in self._exchange(messages, self._patience):
+            if reply.has_error():
+                reasons[node] = one_line(reply.error.reason)
+                continue
+            theirs = json.loads(str(reply.content.config_records[ENVIRONMENT][ENVIRONMENT]))
+            try:
+                check_environment(self._ours, theirs, remedies=FLOWER_REMEDIES)
+            except EngineError as error:
+                if is_begin:
+                    raise
+                reasons[node] = one_line(error)
+                continue
+            self._environments[node] = theirs
+            del reasons[node]
+        self._refused |= reasons.keys()
+        for node, reason in reasons.items():
+            print(f"warning: node {node} gets no work: {reason}", file=sys.stderr, flush=True)
+        if not self._environments:
+            raise EngineError("no node answers, so no client can train (see the warnings above)")

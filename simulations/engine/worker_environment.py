@@ -1,9 +1,10 @@
 """The environment of a worker: versions, code, device and data. A worker proves that they are the driver's before its first work.
 
-The driver can send its code to workers, so that the code is the same.
+A worker is a Ray actor or a node of Flower. The driver of a Ray cluster can send its code to workers, so that the code is the same.
 """
 
 import hashlib
+import json
 import platform
 import shutil
 import socket
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy
 import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from omegaconf import DictConfig, OmegaConf
 
 import fedkd
 from fedkd.errors import EngineError, one_line
 from simulations.overrides import CONF
+from simulations.process import configure_process
 from simulations.run_folder.source_code import LIBRARIES, combined, installed_version, module_path, modules_of, packages_of, read_module
 from simulations.setup.simulation import build_simulation
 
@@ -33,6 +36,19 @@ NOT_SHIPPED = ("__pycache__", "*.pyc", "results", ".*")
 SHOWN = 3
 """Differences of one kind that a message names."""
 
+ENVIRONMENT = "environment"
+"""Name of the record with which a node of Flower is asked for its environment, and of the record with its answer."""
+
+REMEDIES = {
+    "versions": "install the same version there",
+    "device": "results depend on it: use nodes of one kind, or set ATEN_CPU_CAPABILITY to the same value on all",
+    "code": "engine.ship_code=true sends the driver's code; with false, install the same there",
+    "data": "give that node the same files, and remove its cache",
+}
+"""What to do about each kind of difference on a Ray cluster."""
+
+FLOWER_REMEDIES = {**REMEDIES, "code": "Flower sends the app's own code; install the same version of other modules there"}
+"""What to do about each kind of difference on nodes of Flower."""
 
 Modules = dict[str, tuple[str, str]]
 """By the name of a module: the hash of its file, and the digest of its code, in which comments do not count."""
@@ -53,10 +69,25 @@ def describe_environment(config: str, modules: Modules, node: str = "") -> Envir
 
     Args:
         config: the resolved configuration as YAML.
-        modules: the modules of the driver. The digest of a file that is the same needs not be computed again.
+        modules: the modules of the driver.
         node: the name of the node beside that of its host, such as Ray's.
     """
-    found: Environment = {
+    found = describe_process(config, node)
+    try:
+        data = dict(build_simulation(config).digests)  # first, as it makes the user's modules importable
+    except Exception as error:
+        return {**found, "error": one_line(error) or type(error).__name__}
+    return {**found, **describe_code(modules), "data": data}
+
+
+def describe_process(config: str, node: str = "") -> Environment:
+    """The host, versions and device of this process.
+
+    Args:
+        config: the resolved configuration as YAML.
+        node: the name of the node beside that of its host.
+    """
+    return {
         "node": f"{socket.gethostname()} ({node})" if node else socket.gethostname(),
         "python": platform.python_version(),
         "versions": {
@@ -67,17 +98,21 @@ def describe_environment(config: str, modules: Modules, node: str = "") -> Envir
         },
         "device": device_class(str(to_config(config).device)),
     }
-    try:
-        data = dict(build_simulation(config).digests)  # first, as it makes the user's modules importable
-    except Exception as error:
-        return {**found, "error": one_line(error) or type(error).__name__}
+
+
+def describe_code(modules: Modules) -> Environment:
+    """The digests of the driver's modules as they are in this process.
+
+    Args:
+        modules: the modules of the driver. The digest of a file that is the same needs not be computed again.
+    """
     paths = {name: module_path(name) for name in modules}
     here = {
         name: digest if file_hash(path) == content else read_module(path)[0]
         for name, (content, digest) in modules.items()
         if (path := paths[name]) is not None
     }
-    return {**found, "code": combined(here.items()), "modules": here, "data": data}
+    return {"code": combined(here.items()), "modules": here}
 
 
 def to_config(text: str) -> DictConfig:
@@ -99,34 +134,35 @@ def device_class(device: str) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
-def check_environment(ours: Environment, theirs: Environment) -> None:
+def check_environment(ours: Environment, theirs: Environment, owner: str = "driver", remedies: Mapping[str, str] = REMEDIES) -> None:
     """Check that a worker has the driver's environment.
 
     Args:
-        ours: the environment of the driver.
+        ours: the environment of the driver. A part that it lacks is not compared.
         theirs: that of the worker.
+        owner: what the message calls the driver.
+        remedies: what to do about each kind of difference.
 
     Raises:
         EngineError: it has not. The message names the node, what differs, and both values.
     """
     if "error" in theirs:
         raise EngineError(f"the worker on node {theirs['node']} cannot build the run: {theirs['error']}")
-    for rule, remedy in differences(ours, theirs):
-        raise EngineError(f"the worker on node {theirs['node']} must have the driver's {rule}; {remedy}")
+    for kind, rule in differences(ours, theirs):
+        raise EngineError(f"the worker on node {theirs['node']} must have the {owner}'s {rule}; {remedies[kind]}")
 
 
 def differences(ours: Environment, theirs: Environment) -> Iterator[tuple[str, str]]:
-    """What a worker must change: a rule with both values, and a remedy."""
+    """What differs: the kind of each difference, which is a key of :data:`REMEDIES`, and a rule with both values."""
     for name, version in ours["versions"].items():
         if theirs["versions"].get(name) != version:
-            yield f"{name}, got {theirs['versions'].get(name)} there and {version} here", "install the same version there"
-    if theirs["device"] != ours["device"]:
-        both = f"got {theirs['device']} there and {ours['device']} here"
-        yield f"device, {both}", "results depend on it: use nodes of one kind, or set ATEN_CPU_CAPABILITY to the same value on all"
+            yield "versions", f"{name}, got {theirs['versions'].get(name)} there and {version} here"
+    if "device" in ours and theirs["device"] != ours["device"]:
+        yield "device", f"device, got {theirs['device']} there and {ours['device']} here"
     if changed := unlike(ours["modules"], theirs["modules"]):
-        yield f"code, got {changed}", "engine.ship_code=true sends the driver's code; with false, install the same there"
-    if changed := unlike(ours["data"], theirs["data"]):
-        yield f"data, got {changed}", "give that node the same files, and remove its cache"
+        yield "code", f"code, got {changed}"
+    if "data" in ours and (changed := unlike(ours["data"], theirs["data"])):
+        yield "data", f"data, got {changed}"
 
 
 def unlike(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
@@ -139,6 +175,25 @@ def unlike(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
 def recorded(environments: Mapping[str, Environment]) -> list[Environment]:
     """The environments as ``environment.json`` keeps them: one of each node, without the digests of single modules."""
     return [{key: value for key, value in environments[node].items() if key != "modules"} for node in sorted(environments)]
+
+
+# ---------------------------------------------------------------------------------------------------- nodes of Flower
+def environment_request(config: str, modules: Modules) -> ConfigRecord:
+    """The record that asks a node of Flower for its environment. See :func:`report_environment`."""
+    return ConfigRecord({"config": config, "modules": json.dumps(modules)})
+
+
+def modules_of_request(request: ConfigRecord) -> Modules:
+    """The modules of the driver in :func:`environment_request`."""
+    return {name: (content, digest) for name, (content, digest) in json.loads(str(request["modules"])).items()}
+
+
+def report_environment(message: Message, context: Context) -> Message:
+    """The reply of a node of Flower to :func:`environment_request`: its environment as JSON."""
+    configure_process()
+    request = message.content.config_records[ENVIRONMENT]
+    found = describe_environment(str(request["config"]), modules_of_request(request), f"node {context.node_id}")
+    return Message(RecordDict({ENVIRONMENT: ConfigRecord({ENVIRONMENT: json.dumps(found)})}), reply_to=message)
 
 
 # ---------------------------------------------------------------------------------------------------------------- code

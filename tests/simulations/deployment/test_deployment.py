@@ -1,5 +1,6 @@
 """engine=deployment: the bits of engine=local where data are split alike, whatever becomes of SuperNodes, and what is not available."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from fedkd.data.client_files import write_client_files
 from fedkd.errors import ClientFailure, ConfigError, EngineError
 from fedkd.federation.messaging import WORKER_LOST
 from simulations.config import compose
+from simulations.deployment import node_work
 from simulations.deployment import nodes as nodes_module
 from simulations.federation.runner import run_federation
 from simulations.reports.builder import report_folders
@@ -242,13 +244,36 @@ def test_a_node_that_does_not_fit_is_named(tmp_path, config, line):
         deploy(three_nodes(configs={7: {"partition-id": 0}, 8: config}), tmp_path / "runs", "num_clients=2", "clients_per_round=2")
 
 
-def test_a_node_with_another_version_or_path_is_named(tmp_path, monkeypatch):
+def test_a_node_with_another_path_is_named(tmp_path):
     mnist = ["data=mnist", "num_clients=1", "clients_per_round=1"]
     with pytest.raises(ConfigError, match="node 7: data.* /nowhere"):
         deploy(three_nodes(configs={7: {"partition-id": 0, "data-root": "/nowhere"}}), tmp_path / "runs", *mnist)
-    monkeypatch.setattr(nodes_module, "installed_versions", lambda: {"torch": "0.4"})
-    with pytest.raises(ConfigError, match="torch of node 7 must have the version of the server, 0.4, got"):
-        deploy(three_nodes(configs={7: {"partition-id": 0}}), tmp_path / "runs", "num_clients=1", "clients_per_round=1")
+
+
+OTHER_ENVIRONMENTS = [
+    ("describe_process", {"versions": {"torch": "0.4"}}, r"torch, got 0\.4 there and .* here; install the same version there"),
+    ("describe_process", {"device": "cpu Z80"}, r"device, got cpu Z80 there and .*verify_device=false allows it"),
+    ("describe_code", {"modules": {}}, r"code, got fedkd.* \(missing there and .*Flower sends the app's own code"),
+]
+"""What a node says in place of the truth, and the error."""
+
+
+@pytest.mark.parametrize(("function", "change", "line"), OTHER_ENVIRONMENTS, ids=["version", "device", "code"])
+def test_a_node_with_another_environment_is_refused(tmp_path, monkeypatch, function, change, line):
+    theirs = getattr(node_work, function)
+    one = ["num_clients=1", "clients_per_round=1", "rounds=1"]
+
+    def changed(*given):
+        found = theirs(*given)
+        return {**found, **{name: {**found[name], **new} if name == "versions" else new for name, new in change.items()}}
+
+    monkeypatch.setattr(node_work, function, changed)
+    with pytest.raises(EngineError, match=rf"^the worker on node .* \(node 7\) must have the server's {line}"):
+        deploy(three_nodes(configs={7: {"partition-id": 0}}), tmp_path / "runs", *one)
+    if "device" in change:
+        folder = deploy(three_nodes(configs={7: {"partition-id": 0}}), tmp_path / "runs", *one, "engine.verify_device=false")
+        (node,) = json.loads((folder / "environment.json").read_text())["workers"]
+        assert node["device"] == "cpu Z80" and node["node"].endswith("(node 7)") and list(node["data"]) == ["client_0"]
 
 
 def test_an_error_of_a_node_that_cannot_run_the_app_ends_the_run(tmp_path):

@@ -1,11 +1,16 @@
 """FlowerGrid: replies are matched by the message that they answer, whoever sends them, and whatever happens to nodes."""
 
+import json
+
+import pytest
 from flwr.app import ConfigRecord, Message
 
 from fedkd.checkpoint import read_checkpoint
+from fedkd.errors import EngineError
 from fedkd.federation import serialization
 from fedkd.federation.messaging import WORKER_LOST
 from simulations.config import compose
+from simulations.engine import worker_environment
 from simulations.engine.client_work import Work
 from simulations.engine.flower_engine import FlowerGrid, MessageTracker
 from simulations.engine.worker import app_request
@@ -44,7 +49,7 @@ def test_a_node_that_has_gone_leaves_its_clients_to_the_others(tmp_path):
     nodes = FakeNodes(client_app, {7: {}, 8: {}})
 
     def fate(message):
-        if 8 in nodes.contexts and message.content["config"]["server-round"] == 2:
+        if 8 in nodes.contexts and message.metadata.message_type != "query" and message.content["config"]["server-round"] == 2:
             nodes.disconnect(8)
         return "answered"
 
@@ -96,3 +101,50 @@ def test_a_message_that_is_not_accepted_is_reported():
     nodes = FakeNodes(client_app, {})
     tracker = MessageTracker[str](nodes)
     assert tracker.send({"x": a_message(text)}) == ["x"] and list(tracker.wait([], 10)) == []
+
+
+# ------------------------------------------------------------------------------------------------------------------ environments
+@pytest.fixture
+def other_torch(monkeypatch) -> set[str]:
+    """Nodes in this set have another torch version."""
+    found, theirs = set[str](), worker_environment.describe_environment
+
+    def describe(config, modules, node):
+        environment = theirs(config, modules, node)
+        return {**environment, "versions": {**environment["versions"], "torch": "0.4"}} if node in found else environment
+
+    monkeypatch.setattr(worker_environment, "describe_environment", describe)
+    return found
+
+
+def test_a_node_with_another_environment_ends_a_run_at_its_beginning(tmp_path, other_torch):
+    other_torch.add("node 8")
+    with pytest.raises(EngineError, match=r"^the worker on node .* \(node 8\) must have the driver's torch, got 0\.4 there and "):
+        run_on(FakeNodes(client_app, {7: {}, 8: {}}), tmp_path)
+
+
+def test_a_node_that_joins_with_another_environment_gets_no_work(tmp_path, other_torch, capsys):
+    other_torch.add("node 9")
+    nodes, trained = FakeNodes(client_app, {7: {}}), []
+
+    def fate(message):
+        if message.metadata.message_type == "train":
+            trained.append(message.metadata.dst_node_id)
+            for node in (8, 9):
+                nodes.connect(node, {})
+        return "answered"
+
+    nodes.fate = fate
+    folder = run_on(nodes, tmp_path)
+    assert set(trained) == {7, 8} and same_tensors(read_checkpoint(folder).state, small_run(*FEDAVG).state)
+    assert capsys.readouterr().err.count("warning: node 9 gets no work: the worker on node ") == 1
+    recorded = json.loads((folder / "environment.json").read_text())["workers"]
+    assert [node["node"].partition(" ")[2] for node in recorded] == ["(node 7)", "(node 8)"]
+
+
+def test_nodes_that_do_not_answer(tmp_path, capsys):
+    with pytest.raises(EngineError, match="no node answers"):
+        run_on(FakeNodes(client_app, {7: {}}, once("query", 7, "error")), tmp_path / "one")
+    folder = run_on(FakeNodes(client_app, {7: {}, 8: {}}, once("query", 8, "error")), tmp_path / "two")
+    assert same_tensors(read_checkpoint(folder).state, small_run(*FEDAVG).state)
+    assert "warning: node 8 gets no work: the node is unavailable" in capsys.readouterr().err
