@@ -145,7 +145,7 @@ def find_failure(grid: Grid, message: Message, replies: Mapping[int, Message], c
 
 
 def failure_of_round(failed: Sequence[FailedReply], num_messages: int, server_round: int, policy: str) -> DivergedError | ClientFailure:
-    """The error that ends a run.
+    """The error that ends a run. The traceback of a client that raised an exception is its note.
 
     Args:
         failed: the failures of the last attempt.
@@ -157,11 +157,14 @@ def failure_of_round(failed: Sequence[FailedReply], num_messages: int, server_ro
     if first.code == DIVERGED:
         text = f"{len(failed)} of {num_messages} clients failed in round {server_round}; client {first.client} diverged: {first.line}"
         return DivergedError(text, round=server_round, client=first.client, loss=first.loss)
-    return ClientFailure(
+    error = ClientFailure(
         f"{len(failed)} of {num_messages} clients failed in round {server_round} (on_client_failure={policy}); "
-        f"error of client {first.client}:\n{first.reason}",
+        f"error of client {first.client}: {first.line}",
         is_transient=first.code in (WORKER_LOST, TIMED_OUT),
     )
+    if first.reason.strip() != first.line:  # a traceback
+        error.add_note(first.reason)
+    return error
 
 
 def round_timing(

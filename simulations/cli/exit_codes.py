@@ -100,6 +100,15 @@ def write_log(error: BaseException) -> str | None:
         return None
 
 
+def with_log(error: BaseException, text: str) -> str:
+    """The text of :func:`exit_code`, whose first line names a log file with the traceback unless it says all there is to know."""
+    log = None if is_plain(error) else write_log(error)
+    if log is None:
+        return text
+    first, newline, rest = text.partition("\n")
+    return f"{first} (traceback: {log}){newline}{rest}"
+
+
 def is_plain(error: BaseException) -> bool:
     """Whether the line says all there is to know: a rule of fedkd's own that the request breaks, a divergence, or a signal."""
     cause = error.__cause__
@@ -127,11 +136,7 @@ def one_line_errors() -> Iterator[None]:
         if found is None or (FULL_ERROR and not isinstance(error, KeyboardInterrupt)):
             raise
         code, text = found
-        log = None if is_plain(error) else write_log(error)
-        if log is not None:
-            first, newline, rest = text.partition("\n")
-            text = f"{first} (traceback: {log}){newline}{rest}"
-        print(text, file=sys.stderr, flush=True)
+        print(with_log(error, text), file=sys.stderr, flush=True)
         sys.exit(code)
 
 

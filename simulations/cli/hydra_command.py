@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulations.cli.exit_codes import FAILED, FULL_ERROR, exit_code, is_plain, one_line_errors
+from simulations.cli.exit_codes import FAILED, FULL_ERROR, exit_code, is_plain, one_line_errors, with_log
 from simulations.overrides import CONF, extend_sys_path, nearest, with_search_path
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ class HydraTask:
         except Exception as error:
             code, text = exit_code(error) or (FAILED, f"error: {type(error).__name__}: {error}")
             if exit_code(error) is None or self.full_error or (launched and not is_plain(error)):
-                traceback.print_exc()
+                traceback.print_exc()  # the launcher has a log for each job
+            else:
+                text = with_log(error, text)
             print(text, file=sys.stderr, flush=True)
             diverged = isinstance(error, FloatingPointError) and name is not None
             return JobResult(worst_objective(name) if diverged else None, code, text.splitlines()[0].removeprefix("error: "))

@@ -1,6 +1,6 @@
 """What a node of a deployment tells the server before the first round: its clients, the sizes of their data, the task, and its environment.
 
-No example, label count or path leaves the node.
+No example, label count or path leaves the node. Its host name does.
 """
 
 import json

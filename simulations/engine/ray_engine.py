@@ -153,12 +153,13 @@ class RayGrid(ClientGrid):
         def wait() -> ClientResults:
             deadline = None if timeout is None else time.monotonic() + timeout
             while running or unassigned:
+                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not running:  # all actors have ended
-                    workers.wait()
+                    workers.wait(remaining)
                     for actor in workers.ready:
                         send_next(actor)
-                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-                done = wait_for_any(ray, list(running), remaining)
+                    remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                done = wait_for_any(ray, list(running), remaining) if running else None
                 if done is None:
                     for actor, _ in running.values():
                         workers.lose(actor)

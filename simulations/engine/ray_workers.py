@@ -85,22 +85,28 @@ class Workers:
             self.wait()
         self._begun = True
 
-    def wait(self) -> None:
+    def wait(self, timeout: float | None = None) -> None:
         """Wait until a worker is ready, on a cluster at most ``patience`` seconds. On this machine, for all that were started.
 
+        Args:
+            timeout: seconds after which this returns without a worker. None: see above.
+
         Raises:
-            EngineError: none is.
+            EngineError: none is, and there was no timeout before.
         """
-        end = time.monotonic() + (self._patience if self._joined else math.inf)
+        begin = time.monotonic()
+        limit, patience = math.inf if timeout is None else timeout, self._patience if self._joined else math.inf
+        end = begin + min(limit, patience)
         while self._starting and not (self.ready and self._joined):
             pending = list(self._starting)
             done = wait_for_any(self._ray, pending, None if math.isinf(end) else max(0.0, end - time.monotonic()))
             if done is None:
                 break
             self._take_in([done])
-        if not self.ready:
+        if not self.ready and (limit > patience or not self._starting):
             there = describe_resources(self._ray, self._num_gpus)
-            raise EngineError(f"no worker is left, and the cluster has no room for another within {self._patience:g} seconds: {there}")
+            where = f"the cluster has no room for another within {self._patience:g} seconds" if self._joined else "no other one starts"
+            raise EngineError(f"no worker is left, and {where}: {there}")
 
     def lose(self, actor: Any) -> None:
         """Give up an actor that is dead or late, and start another one, unless that has been done already."""

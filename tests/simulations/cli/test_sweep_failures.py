@@ -1,6 +1,7 @@
 """A sweep (-m) goes on past runs that fail or diverge, and ends with a list of what failed and why."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from fedkd.errors import DivergedError
+from fedkd.errors import ConfigError, DivergedError
 from simulations.cli.exit_codes import FAILED, OK, WRONG
 from simulations.cli.hydra_command import HydraTask
 from simulations.cli.sweep_jobs import JobResult, conclude
@@ -58,7 +59,7 @@ def test_every_failure_is_listed_and_gives_the_exit_code(codes, code, capsys):
 @pytest.mark.parametrize(
     ("error", "objective", "result"),
     [
-        (ValueError("x must be 1"), "local_test_accuracy_last10", JobResult(None, WRONG, "x must be 1")),
+        (ConfigError("x must be 1"), "local_test_accuracy_last10", JobResult(None, WRONG, "x must be 1")),
         (KeyError("y"), "local_test_accuracy_last10", JobResult(None, FAILED, "the run ended by KeyError: 'y'")),
         (DivergedError("z"), "local_test_accuracy_last10", JobResult(0.0, FAILED, "z")),
         (DivergedError("z"), "train_loss_final", JobResult(float("inf"), FAILED, "z")),
@@ -67,7 +68,10 @@ def test_every_failure_is_listed_and_gives_the_exit_code(codes, code, capsys):
     ids=["wrong", "failed", "diverged", "diverged loss", "no objective"],
 )
 def test_a_failed_run_of_a_sweep_is_a_result_and_a_diverged_one_has_the_worst_objective(monkeypatch, error, objective, result):
-    assert failing(monkeypatch, error, objective=objective) == result
+    found = failing(monkeypatch, error, objective=objective)
+    text, traceback, log = found.text.partition(" (traceback: ")
+    assert replace(found, text=text) == result and bool(traceback) == isinstance(error, KeyError)
+    assert not log or "KeyError" in Path(log.rstrip(")")).read_text()
 
 
 def test_outside_a_sweep_an_error_ends_the_command(monkeypatch):

@@ -91,6 +91,7 @@ def test_no_worker_left_is_an_error(monkeypatch):
     found = workers(fake, None)
     fake.room = 0
     found.lose(found.ready[0])
+    found.wait(timeout=0.0)  # the timeout of a phase ends before the patience, and its clients have failed
     with pytest.raises(EngineError, match=r"^no worker is left, and the cluster has no room for another within 0\.05 seconds: 0 CPU"):
         found.update()
 
