@@ -34,19 +34,19 @@ class NodeDigits(Digits):
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Cluster]:
-    """A cluster whose head has one CPU."""
-    with cluster(head_cpus=1) as found:
+    """A cluster whose head has no room for actors."""
+    with cluster(head_cpus=0) as found:
         yield found
 
 
 def run(found: Cluster, where: Path, *words: str, **environment: str) -> Ended:
-    """A run on the cluster with two actors."""
-    given = (*OVERRIDES, "engine.workers=2", f"engine.address={found.address}", "rounds=2", *words)
+    """A run on the cluster with one actor."""
+    given = (*OVERRIDES, "engine.workers=1", f"engine.address={found.address}", "rounds=2", *words)
     return Command(given, where, environment, forked=True).end(timeout=200)
 
 
 def on_node(found: Cluster, where: Path, *words: str, node: dict[str, str], **environment: str) -> Ended:
-    """A run on the head and one other node, which is killed afterwards."""
+    """A run on one node, which is killed afterwards."""
     number = found.add(**node)
     try:
         return run(found, where, *words, **environment)

@@ -72,7 +72,8 @@ def test_tuned_columns_are_tuned_first_and_their_runs_say_with_what(whole):
         reproduce.reproduce(reproduce.parse_arguments([*asked, "rounds=7"]))
 
 
-@pytest.mark.parametrize("kills", [("group",), pytest.param(("group", "command") * 3, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [("group",), ("group", "command") * 3], ids=len)
 def test_a_tuned_sweep_killed_at_random_moments_makes_the_same_choice_and_the_same_runs(whole, tmp_path, kills):
     """Its trials are resumed too; what was tried, chosen and noted is that of a sweep never killed, its seconds aside."""
     whole, again = whole[0], tmp_path
