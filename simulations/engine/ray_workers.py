@@ -1,6 +1,7 @@
 """The workers of a run in Ray: they are verified before their first work, replaced when they end, and follow the size of a cluster."""
 
 import math
+import re
 import sys
 import time
 from typing import Any
@@ -22,6 +23,9 @@ STRAGGLING = 20.0
 
 MAX_FAILURES = 10
 """Actors of this machine that may end before their first work."""
+
+IMPORT_ERROR = re.compile(r"(?:ModuleNotFoundError|ImportError): (.+)")
+"""The line of an error of Ray that says what an actor cannot import."""
 
 REPORT_AFTER = 15.0
 """Seconds of waiting for room after which a line says so."""
@@ -206,12 +210,16 @@ class Workers:
         """Start another actor in place of one that ended before its first work. On a cluster that happens at the next update.
 
         Raises:
-            EngineError: Ray has ended, or too many actors have ended in this way.
+            EngineError: Ray has ended, too many actors have ended in this way, or one lacks a module at the beginning of a run.
         """
         check_servers(self._ray)
         self._failures += 1
         self._failure = one_line(error)
         if self._joined:
+            if not self._begun and (missing := IMPORT_ERROR.search(str(error))) is not None:
+                self.close()
+                remedy = "engine.ship_code=true sends fedkd and your modules; install the packages that they need on all nodes"
+                raise EngineError(f"a worker cannot import the code of the run: {missing[1]}; {remedy}")
             return
         if self._failures > MAX_FAILURES:
             raise EngineError(f"workers end while they start: {self._failure}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import TINY, Command, Ended, differing, quick, rows, until
+from tests.processes import ROOT, TINY, Command, Ended, differing, quick, rows, until
 from tests.simulations.engine.clusters import Cluster, cluster, other_code
 
 OVERRIDES = (*TINY, "engine=ray", "output=runs", "engine.patience=150")
@@ -62,19 +62,28 @@ def error_line(ended: Ended) -> str:
     return line
 
 
-def test_a_node_with_other_code_is_refused_unless_the_code_is_sent(small, tmp_path):
-    """With other code in its path, the node gives the bits of a local run if the driver sends its code."""
+def test_nodes_with_other_code_and_without_code_are_refused_unless_the_code_is_sent(small, tmp_path):
+    """Then they give the bits of a local run together."""
     there = other_code(tmp_path / "other", "strategies/fedgen.py", "self.coefficient_decay ** (server_round - 1)", "1.5")
-    node = {"PYTHONPATH": str(there)}
-    ended = on_node(small, tmp_path, "engine.ship_code=false", node=node)
-    line = error_line(ended)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "sitecustomize.py").write_text(f"import sys\nsys.path = [path for path in sys.path if path != {str(ROOT)!r}]\n")
+    with_other, without = {"PYTHONPATH": str(there)}, {"PYTHONPATH": str(tmp_path / "without")}
+    line = error_line(on_node(small, tmp_path, "engine.ship_code=false", node=with_other))
     assert "must have the driver's code, got strategies.fedgen (" in line
     assert "engine.ship_code=true sends the driver's code" in line
-    sent = on_node(small, tmp_path, node=node)
+    number = small.add(**without)
+    ended = run(small, tmp_path, "engine.ship_code=false")
+    assert ended.code == 1 and len([line for line in ended.err.splitlines() if line.startswith("error: ")]) == 1, ended.err
+    assert "a worker cannot import the code of the run: No module named 'simulations'" in ended.err, ended.err
+    try:
+        sent = on_node(small, tmp_path, "engine.workers=2", node=with_other)
+    finally:
+        small.kill(number)
     assert sent.code == 0, sent.err
     (tmp_path / "local").mkdir()
     local = quick(tmp_path / "local", *TINY, "rounds=2", "output=runs", "engine=local")
     assert set(differing(sent.folder, local.folder)) == {"config.yaml"}
+    assert len(json.loads((sent.folder / "environment.json").read_text())["workers"]) == 2
 
 
 def test_a_node_with_another_torch_is_refused(small, tmp_path):
