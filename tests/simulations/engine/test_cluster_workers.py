@@ -12,6 +12,13 @@ from tests.simulations.engine.clusters import Cluster, cluster, other_code
 
 OVERRIDES = (*TINY, "engine=ray", "output=runs", "engine.patience=150")
 
+WITHOUT_FEDKD = """
+import os, sys
+given = os.environ["PYTHONPATH"].split(os.pathsep)
+sys.path = [path for path in sys.path if path in given or not os.path.isdir(os.path.join(path, "simulations"))]
+"""
+"""A module that Python reads at its start. It takes an installed fedkd away, and leaves code that Ray has brought."""
+
 DATA = '''
 import os
 from dataclasses import dataclass
@@ -66,9 +73,7 @@ def test_nodes_with_other_code_and_without_code_are_refused_unless_the_code_is_s
     """Then they give the bits of a local run together."""
     there = other_code(tmp_path / "other", "strategies/fedgen.py", "self.coefficient_decay ** (server_round - 1)", "1.5")
     (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "sitecustomize.py").write_text(
-        "import os, sys\nsys.path = [path for path in sys.path if not os.path.isdir(os.path.join(path, 'simulations'))]\n"
-    )
+    (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT_FEDKD)
     with_other, without = {"PYTHONPATH": str(there)}, {"PYTHONPATH": str(tmp_path / "without")}
     line = error_line(on_node(small, tmp_path, "engine.ship_code=false", node=with_other))
     assert "must have the driver's code, got strategies.fedgen (" in line
