@@ -12,18 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble_model, average, mean_batchnorm_statistics
+from fedkd.federation.aggregation import assemble_model, average, change_of, changed_by, mean_batchnorm_statistics
+from fedkd.federation.aggregators import Mean
 from fedkd.federation.client import Client, batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.federation.server_loop import ServerLoop
+from fedkd.federation.server_optimizers import NoServerOptimizer
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, keep_frozen, load
+from fedkd.training.functional_model import FunctionalModel, keep_frozen, load, trained_names
 from fedkd.training.loop import FitResult, LossFunction, fit
 from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
+
+AGGREGATION_PARTS = ("aggregator", "server_optimizer")
+"""Parts of the server's state in which an aggregator and a server optimizer keep tensors from round to round. They are not broadcast."""
 
 Phase = tuple[Batches, LossFunction]
 """One local training: its batches and its loss."""
@@ -141,8 +146,7 @@ class Strategy(ServerLoop):
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """The state after a round, and metrics to log. Updates are in the order of clients."""
-        mean = average([u.state["model"] for u in updates], self.aggregation_weights(updates))
-        return {**state, "model": keep_frozen(server.model, server.initial, mean)}, {}
+        return {**state, **self.aggregate_models(server, state, updates, server_round)}, {}
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """The server's own training after ``aggregate``, and metrics to log.
@@ -194,6 +198,35 @@ class Strategy(ServerLoop):
         """``tensors`` without those that stay with the client."""
         local = self.local_parameter_names(model)
         return {key: value for key, value in tensors.items() if key not in local}
+
+    def aggregate_models(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> State:
+        """The model after a round by the run's aggregator and server optimizer, with what these keep for the next round.
+
+        By default it is the mean with the weights of :meth:`aggregation_weights`.
+
+        Args:
+            server: the server.
+            state: the state before the round, with the model that was broadcast.
+            updates: the clients' updates, each with a model.
+            server_round: 1, 2, ...
+
+        Returns:
+            The part ``model``, and where they are used the parts of :data:`AGGREGATION_PARTS`.
+        """
+        models, weights = [u.state["model"] for u in updates], self.aggregation_weights(updates)
+        after, kept = average(models, weights), dict[str, Tensors]()
+        if isinstance(self.aggregator, Mean) and isinstance(self.server_optimizer, NoServerOptimizer):
+            return {"model": keep_frozen(server.model, server.initial, after)}
+        before = state["model"]
+        names = [name for name in trained_names(server.model) if name in before]
+        if not isinstance(self.aggregator, Mean):
+            changes, last = change_of(before, models, names), state.get("aggregator", {}).get("change")
+            change = self.aggregator(changes, torch.tensor(weights, dtype=changes.dtype, device=changes.device), last)
+            after, kept["aggregator"] = {**after, **changed_by(before, change, names)}, {"change": change}
+        left, right = ({name: tensors[name] for name in names} for tensors in (before, after))
+        stepped, kept["server_optimizer"] = self.server_optimizer(left, right, state.get("server_optimizer", {}), server_round)
+        model = keep_frozen(server.model, server.initial, {**after, **stepped})
+        return {"model": model, **{part: tensors for part, tensors in kept.items() if tensors}}
 
     def aggregation_weights(self, updates: Sequence[Update]) -> list[float]:
         """The weight of each update in the mean. The weights sum to one."""

@@ -237,3 +237,8 @@ def unflatten(tensors: Mapping[str, Tensor]) -> State:
         part, _, key = name.partition(":")
         state.setdefault(part, {})[key] = value
     return state
+
+
+def parts_of(state: State, *names: str) -> State:
+    """Those parts of a state that have these names. A part that is missing is left out."""
+    return {name: state[name] for name in names if name in state}

@@ -16,11 +16,12 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import Ensemble
 from fedkd.seed import Seed
 from fedkd.server_distillation import ServerDistillation
+from fedkd.strategy import AGGREGATION_PARTS
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
-from fedkd.types import Examples, Generated, Metrics, State, Tensors, Update
+from fedkd.types import Examples, Generated, Metrics, State, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -102,11 +103,11 @@ class Dense(ServerDistillation):
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, then distill their ensemble into the student. The round's models are kept for evaluation."""
-        after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
+        after, metrics = super().aggregate(server, parts_of(state, "model", *AGGREGATION_PARTS), updates, server_round)
         begin = after["model"] if self.student == "average" else server.initial
         student, made, more = self.distill(server, begin, [u.state["model"] for u in updates])
         members = {f"member-{u.client}": u.state["model"] for u in updates}
-        return {"model": student, "average": after["model"], **made, **members}, {**metrics, **more}
+        return {**after, "model": student, "average": after["model"], **made, **members}, {**metrics, **more}
 
     def distill(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
         """All epochs of one round.

@@ -7,8 +7,8 @@ from typing import ClassVar
 from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble
-from fedkd.strategy import Strategy
-from fedkd.types import Metrics, State, Update
+from fedkd.strategy import AGGREGATION_PARTS, Strategy
+from fedkd.types import Metrics, State, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class FedEnsemble(Strategy):
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, and keep those of the round's clients as members."""
-        after, metrics = super().aggregate(server, {"model": state["model"]}, updates, server_round)
+        after, metrics = super().aggregate(server, parts_of(state, "model", *AGGREGATION_PARTS), updates, server_round)
         members = {f"member-{u.client}": u.state["model"] for u in updates}
         return {**after, "broadcast": state["model"], **members}, metrics
 

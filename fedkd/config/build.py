@@ -28,6 +28,9 @@ DISTILLATION_KEYS_WITHOUT_EFFECT = (
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 
+NEUTRAL_PARTS = {"aggregator": "Mean", "server_optimizer": "NoServerOptimizer"}
+"""Parts of a federated run with the class that leaves everything as it is."""
+
 PATH_KEYS = ("root", "path", "cache", "download", "trace", "skip_unreadable")
 """Keys of a part that tell where files are, and which are read. The files' content is hashed instead."""
 
@@ -104,6 +107,9 @@ def config_hash(config: DictConfig, digests: Mapping[str, str], without: Sequenc
         kept.pop("max_update_norm")
     if config.evaluation.clients is None:
         kept["evaluation"] = {key: value for key, value in kept["evaluation"].items() if key != "clients"}
+    for part, target in NEUTRAL_PARTS.items():
+        if class_name(str(kept.get(part, {}).get("_target_"))) == target:
+            kept.pop(part)
     kept |= {part: without_paths(kept[part]) for part in ("data", "partition", "systems", "public_data")}
     kept = with_class_names(kept)
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]

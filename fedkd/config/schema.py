@@ -83,6 +83,8 @@ class Run:
         model: the network, or one network per client.
         optimizer: the clients' optimizer.
         strategy: the federated algorithm.
+        aggregator: how the clients' models become one.
+        server_optimizer: the server's step along the change of the model in a round.
         engine: how clients are run.
         choices: name of the chosen option of each group. The command sets it.
     """
@@ -128,6 +130,8 @@ class Run:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
+    aggregator: dict[str, Any] = field(default_factory=dict)
+    server_optimizer: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
 

@@ -19,7 +19,9 @@ from fedkd.config.schema import Distillation, Run
 from fedkd.config.targets import check_targets, resolve_target
 from fedkd.errors import ConfigError, is_plain_name, nearest, require
 
-RUN_PARTS = ("data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "engine")
+RUN_PARTS = (
+    "data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "aggregator", "server_optimizer", "engine",
+)  # fmt: skip
 """Keys of a federated run whose value is an object with a ``_target_``."""
 
 DISTILLATION_PARTS = ("data", "augmentation", "teacher", "student", "distiller", "image_source", "optimizer")

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd.training.functional_model import load
 from fedkd.types import State, Tensors
@@ -27,6 +27,17 @@ def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         else:
             mean[key] = values.amax(0)
     return mean
+
+
+def change_of(before: Tensors, models: Sequence[Tensors], names: Sequence[str]) -> Tensor:
+    """The changes of some tensors of models [K], as one vector each [K, P]."""
+    return torch.stack([torch.cat([(model[name] - before[name]).flatten() for name in names]) for model in models])
+
+
+def changed_by(before: Tensors, change: Tensor, names: Sequence[str]) -> Tensors:
+    """Tensors after a change [P] of :func:`change_of`."""
+    sizes = [before[name].numel() for name in names]
+    return {name: before[name] + part.view_as(before[name]) for name, part in zip(names, change.split(sizes))}
 
 
 def mean_batchnorm_statistics(client_states: Iterable[State]) -> Tensors:

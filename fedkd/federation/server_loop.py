@@ -18,8 +18,10 @@ from torch import Tensor
 
 from fedkd.errors import DivergedError
 from fedkd.federation import serialization
+from fedkd.federation.aggregators import Aggregator, Mean
 from fedkd.federation.messaging import FailedReply, Federation, PendingReplies, collect_replies, round_timing, start_sending
 from fedkd.federation.server import Server
+from fedkd.federation.server_optimizers import NoServerOptimizer, ServerOptimizer
 from fedkd.federation.update_check import unsound_names
 from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics
 from fedkd.training.functional_model import keep_frozen
@@ -110,6 +112,12 @@ class ServerLoop(FlowerStrategy):
     clients_evaluate: ClassVar[bool] = True
     """Whether clients evaluate the model from which they would start to train. If not, ``client_ensemble`` is evaluated on their local test
     sets."""
+
+    aggregator: Aggregator = Mean()
+    """How the clients' models become one. The run sets it."""
+
+    server_optimizer: ServerOptimizer = NoServerOptimizer()
+    """The server's step along the change of the model in a round. The run sets it."""
 
     _federation: Federation | None = None
 

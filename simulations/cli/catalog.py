@@ -17,6 +17,7 @@ from simulations.cli.signatures import Signature, arguments, defines_main, first
 from simulations.overrides import CONF, groups, nearest, options, search_path, unknown_option
 
 GROUPS = {
+    "aggregator": "how the clients' models become one: the mean, or a rule that bounds the influence of single clients",
     "augmentation": "random changes of the training images of a distillation",
     "data": "the data set",
     "distiller": "the distillation method",
@@ -32,6 +33,7 @@ GROUPS = {
     "public_data": "public (proxy) data, shared by the server and the clients",
     "recipe": "the settings of a published distillation",
     "report": "options of a report: fedkd report FOLDER report=OPTION",
+    "server_optimizer": "the server's step along the change of the model in a round",
     "shift": "feature shift and label noise of clients",
     "strategy": "the federated algorithm",
     "systems": "client sampling and system heterogeneity",

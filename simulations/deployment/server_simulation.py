@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig
 
 from fedkd.config.build import build, call_part
@@ -16,7 +15,7 @@ from fedkd.types import Examples, Partition, Task
 from simulations.deployment.node_report import ClientReport
 from simulations.overrides import extend_sys_path
 from simulations.setup.clients import ClientData, make_networks, read_data
-from simulations.setup.compatibility import check_compatibility, make_run_devices
+from simulations.setup.compatibility import build_strategy, check_compatibility, make_run_devices
 from simulations.setup.simulation import Simulation, dtype_of
 
 
@@ -60,9 +59,7 @@ def server_simulation(config: DictConfig, clients: Mapping[int, ClientReport], t
     device, seed, reports = config.device, Seed(config.seed), [clients[client] for client in range(config.num_clients)]
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be available on this machine (it has no GPU)", device)
     torch.set_num_threads(1)  # the number of threads changes rounding
-    strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
-    is_strategy = isinstance(strategy, FlowerStrategy)
-    require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
+    strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
     present = {label for report in reports for label in report.classes}
     task = task.with_absent_classes(torch.tensor(sorted(present), dtype=torch.int64))
     images = placeholders(task, scale).to(device)

@@ -8,8 +8,10 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig
 from torch import nn
 
-from fedkd.config.build import call_part
+from fedkd.config.build import build, call_part
 from fedkd.errors import ConfigError, require
+from fedkd.federation.aggregators import Mean
+from fedkd.federation.server_optimizers import NoServerOptimizer
 from fedkd.federation.system_heterogeneity import HOMOGENEOUS, Devices, Systems, make_devices
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
@@ -18,6 +20,31 @@ from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Task
 from simulations.setup.clients import ClientData, Network
 from simulations.setup.strategy_table import strategies_with_model_heterogeneity
+
+
+def build_strategy(config: DictConfig) -> FlowerStrategy:
+    """The strategy of a run, with its aggregator and server optimizer.
+
+    Raises:
+        ConfigError: a part is wrong, or the aggregator or the server optimizer does not fit the strategy.
+    """
+    strategy = build(config, "strategy")
+    is_strategy = isinstance(strategy, FlowerStrategy)
+    require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
+    name = config.choices.get("strategy", config.strategy["_target_"])
+    for part, neutral in (("aggregator", Mean), ("server_optimizer", NoServerOptimizer)):
+        found = build(config, part) if config.get(part) else neutral()
+        option = config.choices.get(part, type(found).__name__)
+        if isinstance(strategy, Strategy):
+            fits = isinstance(found, neutral) or "model" in strategy.broadcast_parts
+            require(fits, part, f"must be the default with strategy {name}, whose server has no model", option)
+            setattr(strategy, part, found)
+        else:
+            rule = f"must be the default with {type(strategy).__name__}, which aggregates itself"
+            require(isinstance(found, neutral), part, rule, option)
+    if isinstance(strategy, Strategy):
+        call_part("aggregator", strategy.aggregator.check_cohort, config.clients_per_round)
+    return strategy
 
 
 def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Systems, num_examples: Sequence[int], seed: Seed) -> Devices:

@@ -35,7 +35,7 @@ from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
 from simulations.overrides import extend_sys_path, run_config_words
 from simulations.setup.clients import ClientData, Network, make_client_data, make_networks, read_data
-from simulations.setup.compatibility import check_compatibility, client_workloads, drops_last, make_run_devices
+from simulations.setup.compatibility import build_strategy, check_compatibility, client_workloads, drops_last, make_run_devices
 from simulations.setup.expected_updates import expected_model, expected_update
 
 
@@ -312,9 +312,7 @@ def build_simulation(text: str, only_client: int | None = None, absent: tuple[in
     torch.set_num_threads(1)  # the number of threads changes rounding
     task, train, test = read_data(config)
     seed = Seed(config.seed)
-    strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
-    is_strategy = isinstance(strategy, FlowerStrategy)
-    require(is_strategy, "strategy._target_", "must be a strategy of fedkd or Flower", config.strategy["_target_"])
+    strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
     client_data = make_client_data(config, task, train, test, seed, only_client)
     num_examples = [len(indices) for indices in client_data.partition.train]
     if only_client is None:
@@ -343,7 +341,7 @@ def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Sim
     """
     extend_sys_path(config.searchpath)
     seed, number = Seed(config.seed), config.num_clients
-    strategy, optimizer, systems = (build(config, part) for part in ("strategy", "optimizer", "systems"))
+    strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
     black = Examples(torch.zeros(1, *task.shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), scale, task.mean, task.std)
     none = Partition([np.zeros(0, np.int64)] * number, [np.zeros(0, np.int64)] * number)
     client_data = ClientData(none, [black] * number, [black] * number, black, black, None, None)
