@@ -6,6 +6,7 @@ Parameters that every algorithm has are fields of the base class.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
@@ -19,19 +20,52 @@ from fedkd.federation.server import Server
 from fedkd.federation.server_loop import ServerLoop
 from fedkd.federation.server_optimizers import NoServerOptimizer
 from fedkd.losses.cross_entropy import cross_entropy
-from fedkd.metrics.accuracy import Score, evaluate
+from fedkd.metrics.accuracy import Score, evaluate_predictions
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, keep_frozen, load, trained_names
 from fedkd.training.loop import FitResult, LossFunction, fit
+from fedkd.training.optimizers import OptimizerFactory
 from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 AGGREGATION_PARTS = ("aggregator", "server_optimizer")
 """Parts of the server's state in which an aggregator and a server optimizer keep tensors from round to round. They are not broadcast."""
 
-Phase = tuple[Batches, LossFunction]
-"""One local training: its batches and its loss."""
+
+@dataclass(frozen=True)
+class Phase:
+    """One local training of a client.
+
+    Args:
+        batches: its steps.
+        loss: as :meth:`Strategy.loss`.
+        trained: which parameters are trained, by name. The others are constants, without weight decay or momentum. None: all.
+        optimizer: ``(parameters, lr=...) -> optimizer``; None: that of the client.
+        lr_factor: factor of the client's learning rate, > 0.
+    """
+
+    batches: Batches
+    loss: LossFunction
+    trained: Callable[[str], bool] | None = None
+    optimizer: OptimizerFactory | None = None
+    lr_factor: float = 1.0
+
+    def names(self, module: nn.Module) -> list[str]:
+        """The names of the parameters that are trained.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        names = [name for name in trained_names(module) if self.trained is None or self.trained(name)]
+        require(bool(names), "model", "must have parameters that the strategy trains in each local phase", type(module).__name__)
+        return names
+
+    def make_optimizer(self, client: Client) -> OptimizerFactory:
+        """``parameters -> optimizer``, with the learning rate of the client in this phase."""
+        if self.optimizer is None and self.lr_factor == 1:
+            return client.make_optimizer
+        return partial(self.optimizer or client.optimizer, lr=client.lr * self.lr_factor)
 
 
 @dataclass(kw_only=True)
@@ -106,7 +140,7 @@ class Strategy(ServerLoop):
     def local_phases(self, client: Client, broadcast: State, client_state: State, server_round: int) -> list[Phase]:
         """The local trainings of a round, in order. Each has its own optimizer. All clients have the same number of them."""
         batches = client.batches()
-        return [(batches.with_drawn(self.prepare_batches(client, batches, broadcast, client_state, server_round)), self.loss)]
+        return [Phase(batches.with_drawn(self.prepare_batches(client, batches, broadcast, client_state, server_round)), self.loss)]
 
     def prepare_batches(
         self, client: Client, batches: Batches, broadcast: State, client_state: State, server_round: int
@@ -138,6 +172,32 @@ class Strategy(ServerLoop):
             client_state: the client state of the round before.
         """
         return {"model": self.shared_parameters(client.model, trained)}, client_state
+
+    # ------------------------------------------------------------------------------------------- client hooks of the local test
+    def test_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        """The weights with which a client is tested: those from which it would start to train, unless a strategy tests others."""
+        return self.initial_weights(client, broadcast, client_state)
+
+    def personalization(self, client: Client, broadcast: State, client_state: State) -> list[Phase]:
+        """Local trainings before a client is tested. Their result is tested and then dropped. By default there are none.
+
+        ``client.data`` are the client's training examples.
+        """
+        return []
+
+    def predict_client(self, model: FunctionalModel, x: Tensor, broadcast: State, client_state: State) -> dict[str, Tensor]:
+        """Class scores [B, C] of images x by name. The largest score of a row is the prediction.
+
+        The prediction ``""`` is the client's: its accuracy is ``local_test_accuracy``, its cross-entropy the loss. The accuracy of another
+        prediction is the column ``local_test_accuracy_<name>``. The function is pure, as :meth:`loss` is.
+
+        Args:
+            model: the client's network with the weights that are tested, in eval mode and without gradients.
+            x: normalized images [B, channels, height, width].
+            broadcast: the parts that the server sent.
+            client_state: the client's state.
+        """
+        return {"": model(x).logits}
 
     # ------------------------------------------------------------------------------------------- server hooks
     def init_server(self, server: Server) -> State:
@@ -250,13 +310,18 @@ class Strategy(ServerLoop):
     def train(self, client: Client, broadcast: State, client_state: State | None, server_round: int) -> tuple[Update, State]:
         """Train one client for a round. Returns its update and its new client state."""
         client, phases, tensors, client_state = self._prepare(client, broadcast, client_state, server_round)
-        for batches, loss in phases:
+        fitted = self._fit(client, phases, tensors, broadcast, client_state)
+        return self._conclude(client, len(phases[-1].batches), fitted, broadcast, client_state, server_round)
+
+    def _fit(self, client: Client, phases: Sequence[Phase], tensors: Tensors, broadcast: State, client_state: State) -> FitResult:
+        """The result of the last of a client's local trainings, each of which begins with the result of the one before."""
+        for phase in phases:
             fitted = fit(
-                client.model, tensors, batches, loss, client.make_optimizer, broadcast=broadcast, client_state=client_state,
-                execution=client.execution,
+                client.model, tensors, phase.batches, phase.loss, phase.make_optimizer(client), broadcast=broadcast,
+                client_state=client_state, execution=client.execution, trained=phase.names(client.model),
             )  # fmt: skip
             tensors = fitted.tensors
-        return self._conclude(client, len(batches), fitted, broadcast, client_state, server_round)
+        return fitted
 
     def train_clients(
         self, clients: Sequence[Client], broadcast: State, client_states: Sequence[State | None], server_round: int
@@ -268,11 +333,11 @@ class Strategy(ServerLoop):
         prepared = [self._prepare(client, broadcast, client_state, server_round) for client, client_state in zip(clients, client_states)]
         members, plans, tensors, states = (list(column) for column in zip(*prepared))
         first = members[0]
-        for phase in zip(*plans, strict=True):
-            batches, (loss, *_) = zip(*phase)
+        for phases in zip(*plans, strict=True):
+            phase, batches = phases[0], [one.batches for one in phases]
             fitted = fit_clients(
-                first.model, tensors, batches, loss, first.make_optimizer, broadcast=broadcast, client_states=states,
-                lr_factors=[member.lr / first.lr for member in members], execution=first.execution,
+                first.model, tensors, batches, phase.loss, phase.make_optimizer(first), broadcast=broadcast, client_states=states,
+                lr_factors=[member.lr / first.lr for member in members], execution=first.execution, trained=phase.names(first.model),
             )  # fmt: skip
             tensors = [one.tensors for one in fitted]
         results = zip(members, batches, fitted, states)
@@ -287,7 +352,7 @@ class Strategy(ServerLoop):
         phases = self.local_phases(client, broadcast, client_state, server_round)
         return (
             client,
-            [(replace(batches, per_example=self.per_example_draws), loss) for batches, loss in phases],
+            [replace(phase, batches=replace(phase.batches, per_example=self.per_example_draws)) for phase in phases],
             self.initial_weights(client, broadcast, client_state),
             client_state,
         )
@@ -303,8 +368,18 @@ class Strategy(ServerLoop):
         metrics = {name: value.item() / num_steps for name, value in fitted.metric_sums.items() if value.dim() == 0}
         return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
 
-    def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
-        """The score of the client's initial weights on ``client.data``."""
+    def evaluate(
+        self, client: Client, broadcast: State, client_state: State | None, server_round: int, batch_size: int
+    ) -> dict[str, Score]:
+        """The scores of a client's predictions on ``client.data``, by the names of :meth:`predict_client`."""
         state = self._new_client_state(client) if client_state is None else client_state
-        load(client.model, self.initial_weights(client, broadcast, state))
-        return evaluate(client.model.eval(), client.data, batch_size, client.task.num_classes, client.dtype)
+        tensors = self.test_weights(client, broadcast, state)
+        if client.train_data is not None and len(client.train_data) > 0:
+            learner = replace(client, data=client.train_data, lr=client.lr * self.lr_factor(state, server_round))
+            if phases := self.personalization(learner, broadcast, state):
+                tensors = self._fit(learner, phases, tensors, broadcast, state).tensors
+        load(client.model, tensors)
+        model = FunctionalModel(client.model.eval())
+        return evaluate_predictions(
+            lambda x: self.predict_client(model, x, broadcast, state), client.data, batch_size, client.task.num_classes, client.dtype
+        )

@@ -82,7 +82,7 @@ class FedMD(Strategy):
         steps = torch.cat([order[: len(index) // size * size].view(-1, size) for order in orders]).to(client.device)  # [S, B]
         labels, drawn = client.public_data.y[index[steps]], {"consensus": consensus[steps]}
         digest = Batches(labels, index[steps], client.public_data, client.dtype, drawn)
-        return [(digest, self.digest), *revisit]
+        return [Phase(digest, self.digest), *revisit]
 
     def digest(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Mean absolute distance of the client's logits to the consensus."""

@@ -26,6 +26,7 @@ class Client:
         initial: all parameters and buffers of the network before the first round.
         architecture: name of the network. Clients with equal names have equal keys and shapes.
         data: the client's training examples, or its test examples in an evaluation.
+        train_data: its training examples in an evaluation, for strategies that personalize a model before it is tested.
         num_steps: number of local optimizer steps.
         batch_size: the configured batch size. A client with fewer examples puts all of them into each batch.
         optimizer: ``(parameters, lr=...) -> optimizer``.
@@ -52,6 +53,7 @@ class Client:
     dtype: torch.dtype
     execution: Execution = field(default_factory=Execution)
     public_data: Examples | None = None
+    train_data: Examples | None = None
     drop_last: bool = True
 
     @property

@@ -23,7 +23,7 @@ from fedkd.federation.messaging import FailedReply, Federation, PendingReplies, 
 from fedkd.federation.server import Server
 from fedkd.federation.server_optimizers import NoServerOptimizer, ServerOptimizer
 from fedkd.federation.update_check import unsound_names
-from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics
+from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics, other_predictions
 from fedkd.training.functional_model import keep_frozen
 from fedkd.types import Metrics, State, Update
 
@@ -216,7 +216,10 @@ class ServerLoop(FlowerStrategy):
         metrics = {reply.metadata.src_node_id: serialization.metrics_of(reply.content) for reply in replies if not reply.has_error()}
         counts = {client: (int(numbers["num-examples"]), int(numbers["num-correct"])) for client, numbers in metrics.items()}
         scores = local_test_metrics(list(counts.values()))
-        return None if scores is None else MetricRecord({**scores, **new_client_metrics(counts, self.federation.devices.new_clients)})
+        if scores is None:
+            return None
+        more = other_predictions(list(metrics.values()))
+        return MetricRecord({**scores, **more, **new_client_metrics(counts, self.federation.devices.new_clients)})
 
     def start(
         self,

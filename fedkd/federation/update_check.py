@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 
 from fedkd.federation import serialization
+from fedkd.metrics.accuracy import NUM_CORRECT
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by the names of a record: ``part:key``."""
@@ -110,12 +111,13 @@ class ReplyCheck:
     def _check_evaluation(self, reply: Message) -> Refusal | None:
         """The counts of an evaluation must be possible with the local test set. The loss may be infinite."""
         numbers = serialization.metrics_of(reply.content) if reply.content.metric_records else {}
-        total, correct = numbers.get("num-examples"), numbers.get("num-correct")
+        total = numbers.get("num-examples")
         held = self.num_test_examples[reply.metadata.src_node_id]
         if not (is_count(total) and 0 <= total <= held):
             return Refusal(f"num-examples of its evaluation must be in 0..{held}, the number of its test examples, got {total!r}")
-        if not (is_count(correct) and 0 <= correct <= total):
-            return Refusal(f"num-correct of its evaluation must be in 0..{total}, got {correct!r}")
+        for name in ("num-correct", *(name for name in numbers if name.startswith(NUM_CORRECT))):
+            if not (is_count(correct := numbers.get(name)) and 0 <= correct <= total):
+                return Refusal(f"{name} of its evaluation must be in 0..{total}, got {correct!r}")
         return None
 
     def _check_numbers(self, numbers: Mapping[str, object], client: int) -> Refusal | None:

@@ -57,17 +57,44 @@ def evaluate(
         num_classes: number of classes, C.
         dtype: type of the images.
     """
+    predict = lambda x: {"": model(x).logits}
+    return evaluate_predictions(predict, examples, batch_size, num_classes, dtype)[""]
+
+
+@torch.no_grad()
+def evaluate_predictions(
+    predict: Callable[[Tensor], Mapping[str, Tensor]],
+    examples: Examples,
+    batch_size: int,
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Score]:
+    """Evaluate several predictions on all examples.
+
+    Args:
+        predict: from images to class scores [B, C] by name, with ``""`` among the names.
+        examples: labeled images.
+        batch_size: examples per batch, >= 1.
+        num_classes: number of classes, C.
+        dtype: type of the images.
+
+    Returns:
+        The score of each prediction. Without examples, that of ``""``.
+    """
     device = examples.y.device
     total = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    correct, losses = total.clone(), []
+    correct: dict[str, Tensor] = {"": total.clone()}
+    losses: dict[str, list[Tensor]] = {"": []}
     for start in range(0, len(examples), batch_size):
         batch = slice(start, start + batch_size)
         y, stored = examples.y[batch], examples.x[batch] if examples.rows is None else examples.gather(examples.rows[batch])
-        logits = model(channels_last(examples.normalize(stored, dtype))).logits
         total += torch.bincount(y, minlength=num_classes)
-        correct += torch.bincount(y[logits.argmax(-1) == y], minlength=num_classes)
-        losses.append(cross_entropy(logits, y).sum())
-    return Score(total.cpu(), correct.cpu(), tuple(torch.stack(losses).tolist()) if losses else ())
+        for name, scores in predict(channels_last(examples.normalize(stored, dtype))).items():
+            hits = torch.bincount(y[scores.argmax(-1) == y], minlength=num_classes)
+            correct[name] = correct[name] + hits if name in correct else hits
+            losses.setdefault(name, []).append(cross_entropy(scores, y).sum())
+    numbers = {name: tuple(torch.stack(values).tolist()) if values else () for name, values in losses.items()}
+    return {name: Score(total.cpu(), hits.cpu(), numbers[name]) for name, hits in correct.items()}
 
 
 def local_test_metrics(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
@@ -90,6 +117,29 @@ def local_test_metrics(counts: Sequence[tuple[int, int]]) -> dict[str, float] | 
         "local_test_accuracy_bottom10": accuracies[: max(1, len(accuracies) // 10)].mean().item(),
         "local_test_accuracy_std": accuracies.std(correction=0).item(),
     }
+
+
+NUM_CORRECT = "num-correct-"
+"""What the name of a client's number of correct predictions begins with, for predictions with a name."""
+
+
+def other_predictions(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The accuracy of predictions with a name.
+
+    Args:
+        metrics: the metrics of each client's evaluation.
+
+    Returns:
+        ``local_test_accuracy_<name>``: correct examples of all clients that make the prediction over their examples.
+    """
+    names = dict.fromkeys(name.removeprefix(NUM_CORRECT) for one in metrics for name in one if name.startswith(NUM_CORRECT))
+    found = {}
+    for name in names:
+        having = [one for one in metrics if f"{NUM_CORRECT}{name}" in one]
+        total = sum(int(one["num-examples"]) for one in having)
+        if total:
+            found[f"local_test_accuracy_{name}"] = sum(int(one[f"{NUM_CORRECT}{name}"]) for one in having) / total
+    return found
 
 
 def new_client_metrics(counts: Mapping[int, tuple[int, int]], new_clients: Iterable[int]) -> dict[str, float]:

@@ -76,6 +76,7 @@ def fit(
     optimizer_state: Tensors | None = None,
     schedule: Sequence[float] | None = None,
     execution: Execution | None = None,
+    trained: Sequence[str] | None = None,
 ) -> FitResult:
     """Train ``module`` from ``start`` with one optimizer step per batch. Images and kernels have the layout channels last.
 
@@ -92,6 +93,8 @@ def fit(
         optimizer_state: ``FitResult.optimizer`` of an earlier call; None or empty: a new optimizer.
         schedule: factor of the learning rate in each step; None: 1.
         execution: how steps are computed; None: the defaults.
+        trained: names of the parameters that are trained. The others are constants, without weight decay or momentum. None: all that are
+            not frozen.
 
     Raises:
         DivergedError: the sum of losses is not finite.
@@ -100,10 +103,10 @@ def fit(
     if missing := sorted(module.state_dict().keys() - start.keys()):
         raise RuntimeError(f"training must start from every parameter and buffer, missing are {missing}")
     execution = execution or Execution()
-    names = trained_names(module)
+    names = trained_names(module) if trained is None else list(trained)
     tensors = {key: channels_last(value.detach().clone()) for key, value in start.items()}
     key_parts = (module, tuple(names), loss, batches.data, batches.dtype, execution)
-    program = cached_program(key_parts, lambda: single_client_program(module, loss, batches, execution))
+    program = cached_program(key_parts, lambda: single_client_program(module, loss, batches, execution, names))
     inputs = StepInputs.of([batches])
     fixed = {"tensors": tensors, "broadcast": broadcast or {}, "client_state": client_state or {}}
     fixed = program.placed(fixed, inputs.parts()[0])
@@ -117,8 +120,8 @@ def fit(
 
 
 # ------------------------------------------------------------------------------------------------------------------- steps
-def single_client_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
-    """The program of one step of one network."""
+def single_client_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution, names: Sequence[str]) -> Program:
+    """The program of one step of one network, of which the parameters ``names`` are trained."""
     train_module, frozen = copy.deepcopy(module).train(), eval_copy(module)
 
     def loss_values(
@@ -127,21 +130,22 @@ def single_client_program(module: nn.Module, loss: LossFunction, batches: Batche
         x = None if x is None else channels_last(x)
         return loss(FunctionalModel(train_module, tensors, frozen), Batch(x, y, drawn), broadcast, client_state)
 
-    return Program(with_gradients(loss_values, module, batches, execution), compile=execution.compile)
+    return Program(with_gradients(loss_values, module, batches, execution, names), compile=execution.compile)
 
 
 def with_gradients(
-    loss_values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution
+    loss_values: Callable[..., tuple[Tensor, Metrics]], module: nn.Module, batches: Batches, execution: Execution, names: Sequence[str]
 ) -> Callable[[Tree, Tree], Tree]:
     """The function of a step program: ``(fixed, changing) -> {"losses", "metrics", "gradients"}``.
 
     Args:
         loss_values: ``(tensors, x, y, drawn, client_state, broadcast) -> (losses, metrics)``. The gradient is that of the sum of losses.
-        module: the network, for the names of its trained parameters.
+        module: the network, for tensors that it uses in several places.
         batches: a training with the same normalization and type of images.
         execution: how steps are computed.
+        names: the trained parameters, in the order of the gradients.
     """
-    names, dtype = trained_names(module), batches.dtype
+    dtype = batches.dtype
     data = None if batches.data is None else batches.data.without_images()  # the program is kept longer than its data
 
     def step(fixed: Tree, changing: Tree) -> Tree:

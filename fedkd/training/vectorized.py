@@ -38,6 +38,7 @@ def fit_clients(
     client_states: Sequence[State],
     lr_factors: Sequence[float],
     execution: Execution | None = None,
+    trained: Sequence[str] | None = None,
 ) -> list[FitResult]:
     """Train K clients together. The result of each client equals that of :func:`fedkd.training.loop.fit`, except for rounding.
 
@@ -54,6 +55,7 @@ def fit_clients(
         client_states: each client's own state.
         lr_factors: for each client its learning rate over that of ``make_optimizer``, > 0.
         execution: how steps are computed; None: the defaults.
+        trained: names of the parameters that are trained; None: all that are not frozen.
 
     Returns:
         The result of each client, in the order of ``starts``, without the state of the optimizer.
@@ -62,9 +64,9 @@ def fit_clients(
         DivergedError: the sum of losses of a client is not finite.
     """
     execution = execution or Execution()
-    names, first = trained_names(module), batches[0]
+    names, first = trained_names(module) if trained is None else list(trained), batches[0]
     key_parts = (module, tuple(names), loss, first.data, first.dtype, execution, "together")
-    program = cached_program(key_parts, lambda: vectorized_program(module, loss, first, execution))
+    program = cached_program(key_parts, lambda: vectorized_program(module, loss, first, execution, names))
     active = sorted(range(len(starts)), key=lambda k: -len(batches[k]))  # clients with the fewest steps are last
     tensors, states = stack_trees([starts[k] for k in active]), stack_trees([client_states[k] for k in active])
     sums: Metrics = {}
@@ -96,8 +98,8 @@ def fit_clients(
     return [results[k] for k in range(len(starts))]
 
 
-def vectorized_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution) -> Program:
-    """The program of one step of several networks."""
+def vectorized_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution, names: Sequence[str]) -> Program:
+    """The program of one step of several networks, of which the parameters ``names`` are trained."""
     vectorized, frozen = vectorized_copy(module), eval_copy(module)
 
     def loss_values(
@@ -109,7 +111,7 @@ def vectorized_program(module: nn.Module, loss: LossFunction, batches: Batches, 
         losses, metrics = torch.vmap(client_loss)(tensors, x, y, drawn, client_state)
         return losses, metrics
 
-    return Program(with_gradients(loss_values, module, batches, execution), compile=execution.compile)
+    return Program(with_gradients(loss_values, module, batches, execution, names), compile=execution.compile)
 
 
 def lr_scales(parameters: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor] | None:

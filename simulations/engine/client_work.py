@@ -21,7 +21,7 @@ from fedkd.errors import ConfigError, DivergedError
 from fedkd.federation import serialization
 from fedkd.federation.client import Client
 from fedkd.federation.messaging import CLIENT_RAISED, DIVERGED
-from fedkd.metrics.accuracy import Score
+from fedkd.metrics.accuracy import NUM_CORRECT, Score
 from fedkd.strategy import Strategy
 from fedkd.types import State, Tensors, Update
 from simulations.process import configure_process
@@ -232,8 +232,8 @@ def evaluate_chunk(
     replies = []
     for record, number in zip(client_states, clients):
         client = simulation.client(number, server_round, testing=True)
-        score = strategy.evaluate(client, broadcast, decode_client_state(record, client.device), batch_size)
-        replies.append(RecordDict({serialization.METRICS: score_metrics(score)}))
+        scores = strategy.evaluate(client, broadcast, decode_client_state(record, client.device), server_round, batch_size)
+        replies.append(RecordDict({serialization.METRICS: score_metrics(scores)}))
     return replies
 
 
@@ -242,14 +242,16 @@ def decode_client_state(record: ArrayRecord | None, device: torch.device) -> Sta
     return None if record is None else serialization.from_record(record, device)
 
 
-def score_metrics(score: Score) -> MetricRecord:
-    """A score with the names that Flower's strategies expect. ``loss`` is the mean over ``num-examples``."""
+def score_metrics(scores: Mapping[str, Score]) -> MetricRecord:
+    """The scores of a client's predictions. The one of ``""`` has the names that Flower's strategies expect, ``loss`` as a mean."""
+    score = scores[""]
     num_examples = int(score.total.sum())
     return MetricRecord({
         "num-examples": num_examples,
         "num-correct": int(score.correct.sum()),
         "loss": score.loss / max(num_examples, 1),
         "accuracy": score.accuracy if num_examples else 0.0,
+        **{f"{NUM_CORRECT}{name}": int(other.correct.sum()) for name, other in scores.items() if name},
     })  # fmt: skip
 
 

@@ -171,6 +171,7 @@ class Simulation:
             initial=network.initial,
             architecture=network.name,
             data=(self.client_data.local_test if testing else self.client_data.train)[number],
+            train_data=self.client_data.train[number] if testing else None,
             num_steps=self.devices.local_steps(number, server_round),
             batch_size=settings.batch_size,
             optimizer=self.optimizer,

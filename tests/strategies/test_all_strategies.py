@@ -104,7 +104,7 @@ def test_strategy_does_not_change_its_arguments(name):
     before = clone({"state": ran.state, "client_state": client_state})
     update, kept = strategy.train(ran.simulation.client(min(ran.client_states), 4), broadcast, client_state, 4)
     strategy.aggregate(server, ran.state, [update], 4)
-    strategy.evaluate(ran.simulation.client(min(ran.client_states), 4, testing=True), broadcast, client_state, 100)
+    strategy.evaluate(ran.simulation.client(min(ran.client_states), 4, testing=True), broadcast, client_state, 4, 100)
     assert same_tensors({"state": ran.state, "client_state": client_state}, before) and not same_tensors(kept, client_state)
 
 
@@ -128,7 +128,7 @@ def test_strategy_learns(name):
     ran = small_run(f"strategy={name}", *strategy_overrides(name), "local_steps=25", "rounds=2", "clients_per_round=6", "optimizer.lr=0.1")
     broadcast = {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts}
     scores = [
-        ran.simulation.strategy.evaluate(ran.simulation.client(k, 2, testing=True), broadcast, ran.client_states[k], 100) for k in range(6)
+        ran.simulation.strategy.evaluate(ran.simulation.client(k, 2, testing=True), broadcast, ran.client_states[k], 2, 100)[""] for k in range(6)
     ]
     assert sum(int(s.correct.sum()) for s in scores) / sum(int(s.total.sum()) for s in scores) > 0.3
     if (

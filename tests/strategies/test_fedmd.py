@@ -199,7 +199,7 @@ def test_public_data_smaller_than_a_batch(size):
     simulation, _, _ = small_fedmd(f"strategy.public_size={size}")
     state = simulation.strategy.init_server(simulation.federation().server)
     broadcast = {**state, "consensus": {"index": state["asked"]["index"], "logits": torch.zeros(size, 10), "known": torch.tensor(1)}}
-    (digest, _), _ = simulation.strategy.local_phases(simulation.client(0, 2), broadcast, {}, 2)
+    digest = simulation.strategy.local_phases(simulation.client(0, 2), broadcast, {}, 2)[0].batches
     assert digest.index.shape == (1, size)
     update, _ = simulation.strategy.train(simulation.client(0, 2), broadcast, None, 2)
     assert update.state["logits"]["public"].shape == (size, 10)

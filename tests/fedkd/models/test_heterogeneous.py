@@ -126,6 +126,6 @@ def test_every_client_s_model_can_be_tested_on_all_examples(tmp_path):
     shared = {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts}
     for client, accuracy in zip(rows["client_id"], rows["local_test_accuracy"]):
         site = replace(ran.simulation.client(client, 2), data=ran.simulation.global_test)
-        assert ran.simulation.strategy.evaluate(site, shared, ran.client_states.get(client), 100).accuracy == pytest.approx(
+        assert ran.simulation.strategy.evaluate(site, shared, ran.client_states.get(client), 1, 100)[""].accuracy == pytest.approx(
             accuracy, abs=1e-12
         )
