@@ -6,6 +6,7 @@ Parameters that every algorithm has are fields of the base class.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fedkd.errors import require
 from fedkd.federation.aggregation import assemble_model, average, change_of, changed_by, mean_batchnorm_statistics
 from fedkd.federation.aggregators import Mean
-from fedkd.federation.client import Client, batchnorm_statistic_names
+from fedkd.federation.client import Client, batchnorm_names, batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.federation.server_loop import ServerLoop
 from fedkd.federation.server_optimizers import NoServerOptimizer
@@ -74,13 +75,14 @@ class Strategy(ServerLoop):
 
     Args:
         batchnorm: ``local``: BatchNorm statistics stay with each client and are never sent, as in FedGen's public code.
-            ``averaged``: they are sent and averaged like parameters.
+            ``averaged``: they are sent and averaged like parameters. ``private``: the layers' scales and shifts stay too, as in FedBN.
         aggregation: the weights of clients in the mean: their number of training ``examples``, or ``uniform``.
         lr_schedule: ``constant``. ``round``: ``lr * lr_decay**(r - 1)`` in round r. ``last_participation``: the same with r the round in
             which the client trained last, and ``lr`` the first time, as in FedGen's public code.
         lr_decay: in (0, 1].
-        shared_layers: ``all`` layers of the model are shared, or its ``head`` only. The other layers then stay with each client, and there
-            is no global model.
+        shared_layers: ``all`` layers of the model are shared, its ``head`` only, or its ``body``, which is all but the head. Otherwise
+            patterns of names with ``|`` between them, such as ``stages.0.*|head.*``. Layers that are not shared stay with each client, and
+            there is no global model.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -101,14 +103,17 @@ class Strategy(ServerLoop):
     secure_aggregation: ClassVar[bool] = True
     """Weighted sums of the updates are enough for ``aggregate`` and ``server_training``, as under secure aggregation."""
 
+    any_shared_layers: ClassVar[bool] = True
+    """Any layers can be shared, not only all of them or the head."""
+
     per_example_draws: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors of ``prepare_batches`` with one entry per example [S, B, ...]. They are cut where a batch is smaller than B."""
 
-    batchnorm: Literal["local", "averaged"]
+    batchnorm: Literal["local", "averaged", "private"]
     aggregation: Literal["examples", "uniform"]
     lr_schedule: Literal["constant", "round", "last_participation"]
     lr_decay: float
-    shared_layers: Literal["all", "head"]
+    shared_layers: str
 
     @property
     def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
@@ -119,6 +124,12 @@ class Strategy(ServerLoop):
         for name, hint in get_type_hints(type(self)).items():
             if choices := [c for c in get_args(hint) if isinstance(c, str)]:
                 require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}", getattr(self, name))
+        if self.any_shared_layers:
+            rule = "must be all, head, body, or patterns of names such as 'stages.0.*|head.*'"
+            sound = self.shared_layers in ("all", "head", "body") or "." in self.shared_layers or "*" in self.shared_layers
+        else:
+            rule, sound = "must be all or head with this strategy", self.shared_layers in ("all", "head")
+        require(sound, "shared_layers", rule, self.shared_layers)
         require(0 < self.lr_decay <= 1, "lr_decay", "must be in (0, 1] (1 keeps the learning rate)", self.lr_decay)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -127,6 +138,19 @@ class Strategy(ServerLoop):
         Raises:
             ConfigError: it does not fit.
         """
+
+    def check_network(self, model: nn.Module) -> None:
+        """Check before training that a network of a client fits the algorithm: that it has the layers that are to be shared.
+
+        Raises:
+            ConfigError: it does not fit.
+        """
+        if self.shared_layers != "all":
+            patterns = {"head": ["head.*"], "body": ["head.*"]}.get(self.shared_layers, self.shared_layers.split("|"))
+            for pattern in patterns:
+                found = any(fnmatchcase(key, pattern) for key in model.state_dict())
+                layers = sorted({key.rpartition(".")[0] for key in model.state_dict()})
+                require(found, "shared_layers", f"must name layers of the network, which has {', '.join(layers)}", pattern)
 
     # ------------------------------------------------------------------------------------------- client hooks
     def init_client(self, client: Client) -> State:
@@ -219,10 +243,10 @@ class Strategy(ServerLoop):
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """The model of the global test, in eval mode; None if there is no global model.
 
-        If BatchNorm statistics stay with the clients, the global model has none of its own. It then takes the mean of the clients that have
-        trained, weighted by examples. Only a simulator can read these statistics.
+        What stays with the clients of BatchNorm layers, the global model does not have. It then takes the mean of the clients that have
+        trained, weighted by examples. Only a simulator can read these tensors.
         """
-        if self.shared_layers == "head":
+        if self.shared_layers != "all":
             return None
         statistics = mean_batchnorm_statistics(server.client_states.values())
         return assemble_model(server.model, server.initial, {**state["model"], **statistics})
@@ -250,9 +274,16 @@ class Strategy(ServerLoop):
 
     # ------------------------------------------------------------------------------------------- helpers for the hooks
     def local_parameter_names(self, model: nn.Module) -> frozenset[str]:
-        """Names of parameters and buffers that stay with the client: local BatchNorm statistics, and layers that are not shared."""
-        kept = batchnorm_statistic_names(model) if self.batchnorm == "local" else frozenset()
-        return kept if self.shared_layers == "all" else kept | {key for key in model.state_dict() if not key.startswith("head.")}
+        """Names of parameters and buffers that stay with the client: those of BatchNorm layers, and of layers that are not shared.
+
+        A strategy can override this. What stays is a part of the client state, and neither sent nor averaged.
+        """
+        kept = {"local": batchnorm_statistic_names, "private": batchnorm_names}.get(self.batchnorm, lambda _: frozenset[str]())(model)
+        if self.shared_layers == "all":
+            return kept
+        patterns = {"head": ["head.*"], "body": ["head.*"]}.get(self.shared_layers, self.shared_layers.split("|"))
+        matches = {key for key in model.state_dict() if any(fnmatchcase(key, pattern) for pattern in patterns)}
+        return kept | (matches if self.shared_layers == "body" else model.state_dict().keys() - matches)
 
     def shared_parameters(self, model: nn.Module, tensors: Tensors) -> Tensors:
         """``tensors`` without those that stay with the client."""
@@ -366,7 +397,7 @@ class Strategy(ServerLoop):
             kept = {**kept, "local": {key: fitted.tensors[key] for key in client_state["local"]}}
         kept = {**kept, "client": {"last_round": torch.tensor(server_round), "num_examples": torch.tensor(len(client.data))}}
         metrics = {name: value.item() / num_steps for name, value in fitted.metric_sums.items() if value.dim() == 0}
-        return Update(client.id, len(client.data), client.architecture, sent, metrics), kept
+        return Update(client.id, len(client.data), client.architecture, sent, metrics, num_steps), kept
 
     def evaluate(
         self, client: Client, broadcast: State, client_state: State | None, server_round: int, batch_size: int

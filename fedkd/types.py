@@ -216,6 +216,7 @@ class Update:
         architecture: name of its network.
         state: the tensors that it sends.
         metrics: means over its local steps, by name.
+        num_steps: number of its optimizer steps in the last local training of the round.
     """
 
     client: int
@@ -223,6 +224,7 @@ class Update:
     architecture: str
     state: State
     metrics: dict[str, float] = field(default_factory=dict)
+    num_steps: int = 0
 
 
 def flatten(state: State) -> Tensors:

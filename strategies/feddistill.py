@@ -54,6 +54,7 @@ class FedDistill(Strategy):
           a client has never seen a class, its logits for this class count as 0 in the mean.
     """
 
+    any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "divergence from the label's mean logits"
     server_summary: ClassVar[str] = "mean of logits by label, and of models where shared"
 

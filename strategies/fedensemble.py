@@ -32,6 +32,7 @@ class FedEnsemble(Strategy):
         - None known. The server keeps the members' models for evaluation. This costs no further traffic.
     """
 
+    any_shared_layers: ClassVar[bool] = False
     server_summary: ClassVar[str] = "mean of models, prediction by all of them"
     secure_aggregation: ClassVar[bool] = False
     clients_evaluate: ClassVar[bool] = False

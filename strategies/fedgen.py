@@ -81,6 +81,7 @@ class FedGen(Strategy):
           the option has no effect.
     """
 
+    any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "generated embeddings, latent divergence"
     server_summary: ClassVar[str] = "mean of models, then training of a generator of embeddings on the heads"
     broadcast_parts: ClassVar[tuple[str, ...]] = ("model", "generator", "labels")

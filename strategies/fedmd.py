@@ -45,6 +45,7 @@ class FedMD(Strategy):
         - The digest and the revisit both use the run's optimizer, each with a new state.
     """
 
+    any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "distance to the mean logits on public images"
     server_summary: ClassVar[str] = "mean of logits of public images"
     broadcast_parts: ClassVar[tuple[str, ...]] = ("asked", "consensus")

@@ -43,6 +43,7 @@ class FedProto(Strategy):
         - Predictions come from the client's own head. The public code also reports the nearest prototype.
     """
 
+    any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "distance to the label's mean embedding"
     server_summary: ClassVar[str] = "mean of embeddings by label"
     secure_aggregation: ClassVar[bool] = False

@@ -34,6 +34,8 @@ class Client:
         momentum: momentum of the optimizer, 0 if it has none.
         dtype: type of images, draws and weights.
         execution: how local steps are computed.
+        num_clients: number of clients N of the federation.
+        num_total_examples: number of training examples of all clients.
         public_data: public examples without labels, the same for all clients and the server. None if the run has none.
         drop_last: leave out the last batch of each pass over the data if it is incomplete.
     """
@@ -52,6 +54,8 @@ class Client:
     momentum: float
     dtype: torch.dtype
     execution: Execution = field(default_factory=Execution)
+    num_clients: int = 1
+    num_total_examples: int = 0
     public_data: Examples | None = None
     train_data: Examples | None = None
     drop_last: bool = True
@@ -82,6 +86,12 @@ class Client:
         index = torch.cat(epochs)[: self.num_steps].to(self.device)
         sizes = ([size] * (steps_per_epoch - 1) + [rest]) * num_epochs
         return Batches(self.data.y[index], index, self.data, self.dtype, sizes=tuple(sizes[: self.num_steps]) if rest else None)
+
+
+def batchnorm_names(module: nn.Module) -> frozenset[str]:
+    """The names of all parameters and buffers of the BatchNorm layers of ``module``."""
+    norms = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._NormBase)]
+    return frozenset(f"{name}.{key}" if name else key for name, child in norms for key in child.state_dict())
 
 
 def batchnorm_statistic_names(module: nn.Module) -> frozenset[str]:

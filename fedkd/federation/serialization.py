@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from io import BytesIO
+from typing import cast
 
 import flwr.app
 import numpy as np
@@ -129,4 +130,5 @@ def to_update(reply: Message) -> Update:
         architecture=str(info["architecture"]),
         state=from_record(array_record(reply.content, UPDATE)),
         metrics={name: float(value) for name, value in numbers.items()},
+        num_steps=int(cast(int, info.get("num-steps", 0))),
     )

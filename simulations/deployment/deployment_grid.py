@@ -103,7 +103,7 @@ class DeploymentGrid(ClientGrid):
         def send(clients: Iterable[int], number: int = 1) -> None:
             for node, group in self._by_node(clients):
                 request = Request(group, node, number)
-                asked = work_request(self.config, self._simulation.series, self._simulation.task.absent, {k: last_rounds[k] for k in group})
+                asked = work_request(self.config, self._simulation, {k: last_rounds[k] for k in group})
                 message = Message(RecordDict({**content, DEPLOYMENT: asked}), dst_node_id=node, message_type=kind)
                 if self._nodes.tracker.send({request: message}):
                     request.lost = "the node is not connected"

@@ -27,24 +27,25 @@ from simulations.process import configure_process
 from simulations.setup.simulation import Simulation, build_simulation, index_digest
 
 DEPLOYMENT = "deployment"
-"""Name of the record with the request to a node: ``config``; of a report ``modules``; of work ``clients``, ``last_rounds``, ``run`` and
-``absent``."""
+"""Name of the record with the request to a node: ``config``; of a report ``modules``; of work ``clients``, ``last_rounds``, ``run``,
+``absent`` and ``num_total_examples``."""
 
 NodeConfig = Mapping[str, object]
 """The node configuration of a SuperNode."""
 
 
-def work_request(config: str, run: str, absent: tuple[int, ...], last_rounds: Mapping[int, int]) -> ConfigRecord:
+def work_request(config: str, simulation: Simulation, last_rounds: Mapping[int, int]) -> ConfigRecord:
     """The record that asks a node to train or evaluate clients.
 
     Args:
         config: the resolved configuration as YAML.
-        run: identifies the run, for the clients' memory.
-        absent: classes without training examples at any client.
+        simulation: that of the server. Nodes receive what their own data do not tell: the hash of the run, for the clients' memory, the
+            classes without training examples at any client, and the number of training examples of all clients.
         last_rounds: for each client the round of its last update that was aggregated, 0 if there is none.
     """
     clients = {"clients": list(last_rounds), "last_rounds": list(last_rounds.values())}
-    return ConfigRecord({"config": config, "run": run, "absent": list(absent), **clients})
+    known = {"run": simulation.series, "absent": list(simulation.task.absent), "num_total_examples": simulation.num_total_examples}
+    return ConfigRecord({"config": config, **known, **clients})
 
 
 def clients_of_node(node_config: NodeConfig) -> list[int]:
@@ -60,7 +61,7 @@ def clients_of_node(node_config: NodeConfig) -> list[int]:
     return sorted({int(number) for number in numbers})
 
 
-def client_simulation(config: str, node_config: NodeConfig, client: int, absent: tuple[int, ...] = ()) -> Simulation:
+def client_simulation(config: str, node_config: NodeConfig, client: int, absent: tuple[int, ...] = (), total: int = 0) -> Simulation:
     """The simulation of a run with the data of one client of this node.
 
     Args:
@@ -68,6 +69,7 @@ def client_simulation(config: str, node_config: NodeConfig, client: int, absent:
         node_config: the node configuration.
         client: the client.
         absent: classes without training examples at any client.
+        total: number of training examples of all clients.
 
     Raises:
         ConfigError: the node's data cannot be read, or do not fit the run.
@@ -79,7 +81,7 @@ def client_simulation(config: str, node_config: NodeConfig, client: int, absent:
     if root is not None:
         require("root" in run.data, "data-root", f"must not be set, as data={run.choices.get('data', 'data')} reads no folder", root)
         run.data.root = str(Path(str(root).replace("{client}", str(client))).expanduser().absolute())
-    return build_simulation(OmegaConf.to_yaml(run), client if is_own else None, absent if is_own else ())
+    return build_simulation(OmegaConf.to_yaml(run), *((client, absent, total) if is_own else ()))
 
 
 def report_node(message: Message, context: Context) -> Message:
@@ -162,7 +164,8 @@ def client_reply(content: RecordDict, context: Context, work_function: WorkFunct
     hosted, run = clients_of_node(node_config), str(request["run"])
     require(run.isalnum(), "run", "must be the hash of a run, as it names a folder of this node", run)
     require(client in hosted, "partition-id", f"must be {client}, which the server asks for", hosted)
-    simulation = client_simulation(str(request["config"]), node_config, client, tuple(cast(list[int], request["absent"])))
+    absent, total = tuple(cast(list[int], request["absent"])), int(cast(int, request["num_total_examples"]))
+    simulation = client_simulation(str(request["config"]), node_config, client, absent, total)
     states: dict[int, ArrayRecord] = {}
     num_kept = int(simulation.config.checkpoint_every) + 2  # those after the last checkpoint, that one, and the one before it
     memory = ClientMemory(context.state, memory_folder(node_config), run, client, num_kept)

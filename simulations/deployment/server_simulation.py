@@ -69,7 +69,7 @@ def server_simulation(config: DictConfig, clients: Mapping[int, ClientReport], t
     check_compatibility(config, strategy, optimizer, networks, client_data)
     devices = make_run_devices(config, strategy, systems, train, seed)
     digests = {f"client_{client}": report.digest for client, report in enumerate(reports)}
-    return Simulation(config, task, images, client_data, networks, server_network, strategy, optimizer, devices, digests)
+    return Simulation(config, task, images, client_data, networks, server_network, strategy, optimizer, devices, sum(train), digests)
 
 
 def placeholders(task: Task, scale: float) -> Examples:

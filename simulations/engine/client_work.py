@@ -210,7 +210,9 @@ def training_reply(update: Update, client_state: State, seconds: float) -> Recor
     return RecordDict({
         serialization.UPDATE: serialization.to_record(update.state),
         serialization.METRICS: MetricRecord({"num-examples": update.num_examples, **update.metrics}),
-        serialization.CLIENT_INFO: ConfigRecord({"architecture": update.architecture, "seconds": seconds, "worker": os.getpid()}),
+        serialization.CLIENT_INFO: ConfigRecord({
+            "architecture": update.architecture, "num-steps": update.num_steps, "seconds": seconds, "worker": os.getpid(),
+        }),
         serialization.CLIENT_STATE: serialization.to_record(client_state),
     })  # fmt: skip
 

@@ -106,6 +106,8 @@ def check_compatibility(
         raise ConfigError(f"public_data {rule}, got none")
     if isinstance(strategy, Strategy):
         strategy.check_optimizer(optimizer([torch.zeros(1, requires_grad=True)]))
+        for network in {network.name: network for network in networks}.values():
+            call_part("strategy", strategy.check_network, network.model)
     heterogeneity = strategy.model_heterogeneity if isinstance(strategy, Strategy) else "none"
     check_model_heterogeneity(name, heterogeneity, {network.name: network.model.embedding_size for network in networks})
 

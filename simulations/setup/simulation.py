@@ -53,6 +53,7 @@ class Simulation:
         flower_strategy: the strategy, of fedkd or of Flower.
         optimizer: ``(parameters, lr=...) -> optimizer`` of the clients.
         devices: the devices of all clients.
+        num_total_examples: number of training examples of all clients.
         client_digests: hashes of the clients' data, by name, on a server that does not hold these data. None where they are here.
     """
 
@@ -65,6 +66,7 @@ class Simulation:
     flower_strategy: FlowerStrategy
     optimizer: OptimizerFactory
     devices: Devices
+    num_total_examples: int
     client_digests: dict[str, str] | None = None
 
     @property
@@ -179,6 +181,8 @@ class Simulation:
             momentum=options.get("momentum", 0.0),
             dtype=self.dtype,
             execution=self.execution,
+            num_clients=self.config.num_clients,
+            num_total_examples=self.num_total_examples,
             public_data=self.client_data.public_data,
             drop_last=self.devices.drop_last,
         )
@@ -293,13 +297,16 @@ def dtype_of(config: DictConfig) -> torch.dtype:
 
 
 @lru_cache(maxsize=2)
-def build_simulation(text: str, only_client: int | None = None, absent: tuple[int, ...] = ()) -> Simulation:
+def build_simulation(
+    text: str, only_client: int | None = None, absent: tuple[int, ...] = (), num_total_examples: int | None = None
+) -> Simulation:
     """The simulation of a configuration. It is built by the first call in a process and kept for the next ones.
 
     Args:
         text: the resolved configuration as YAML.
         only_client: the client to which the data set belongs, on a node with data of its own. None: the partition divides it.
         absent: classes without training examples at any client, where ``only_client`` is set.
+        num_total_examples: number of training examples of all clients, where ``only_client`` is set.
 
     Raises:
         ConfigError: a key has a wrong value, or parts do not fit together.
@@ -326,7 +333,8 @@ def build_simulation(text: str, only_client: int | None = None, absent: tuple[in
         devices = make_run_devices(config, strategy, systems, num_examples, seed)
     else:  # the sizes of the other clients are not known here, and the server has checked them
         devices = Devices(systems, seed, client_workloads(config, num_examples), num_examples, drop_last=drops_last(config))
-    return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices)
+    total = sum(num_examples) if num_total_examples is None else num_total_examples
+    return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices, total)
 
 
 def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Simulation:
@@ -348,7 +356,7 @@ def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Sim
     client_data = ClientData(none, [black] * number, [black] * number, black, black, None, None)
     networks, server_network = make_networks(config, task, dtype_of(config), seed)
     devices = Devices(systems, seed, [(1, 1)] * number, [1] * number)
-    return Simulation(config, task, black, client_data, networks, server_network, strategy, optimizer, devices)
+    return Simulation(config, task, black, client_data, networks, server_network, strategy, optimizer, devices, number)
 
 
 def simulation_from_run_config(run_config: Mapping[str, object]) -> Simulation:

@@ -128,7 +128,8 @@ def test_strategy_learns(name):
     ran = small_run(f"strategy={name}", *strategy_overrides(name), "local_steps=25", "rounds=2", "clients_per_round=6", "optimizer.lr=0.1")
     broadcast = {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts}
     scores = [
-        ran.simulation.strategy.evaluate(ran.simulation.client(k, 2, testing=True), broadcast, ran.client_states[k], 2, 100)[""] for k in range(6)
+        ran.simulation.strategy.evaluate(ran.simulation.client(k, 2, testing=True), broadcast, ran.client_states[k], 2, 100)[""]
+        for k in range(6)
     ]
     assert sum(int(s.correct.sum()) for s in scores) / sum(int(s.total.sum()) for s in scores) > 0.3
     if (

@@ -95,6 +95,10 @@ CASES = {
     ),
     "DENSE with local BatchNorm statistics": (["strategy=dense", "strategy.batchnorm=local"], ["strategy.batchnorm", "averaged", "local"]),
     "no such shared layers": (["strategy.shared_layers=body"], ["strategy.shared_layers", "head", "body"]),
+    "no layers of a name": (
+        ["strategy=fedavg", "strategy.shared_layers=trunk.*"],
+        ["strategy.shared_layers", "layers of the network", "head", "trunk.*"],
+    ),
     "missing file of tuned parameters": (["tuned_params=/nonexistent.csv"], ["tuned_params", "/nonexistent.csv"]),
     "no such client sampling": (["systems.client_sampling=perhaps"], ["systems.client_sampling", "proportional", "perhaps"]),
     "no trace": (["systems.client_sampling=trace"], ["systems.trace", "columns round and client"]),
