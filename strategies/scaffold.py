@@ -59,16 +59,7 @@ class Scaffold(Strategy):
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse optimizers whose steps do not add up to ``K lr`` times a mean gradient."""
-        group = optimizer.param_groups[0]
-        reasons = {
-            type(optimizer).__name__: type(optimizer) is not torch.optim.SGD,
-            "nesterov=true": bool(group.get("nesterov")),
-            f"dampening={group.get('dampening', 0)}": group.get("dampening", 0) != 0,
-            "maximize=true": bool(group.get("maximize")),
-        }
-        found = ", ".join(reason for reason, holds in reasons.items() if holds)
-        rule = "must be SGD without nesterov, dampening and maximize, as SCAFFOLD reads the mean gradient from (x - y) / (K lr)"
-        require(not found, "optimizer", rule, found)
+        require_sgd(optimizer, "SCAFFOLD reads the mean gradient from (x - y) / (K lr)")
 
     def init_server(self, server: Server) -> State:
         """The model and a server control variate of zeros."""
@@ -110,6 +101,27 @@ class Scaffold(Strategy):
         """A control variate of zeros for every shared parameter that is trained."""
         parameters = {name: torch.zeros_like(participant.initial[name]) for name in trained_names(participant.model)}
         return self.shared_parameters(participant.model, parameters)
+
+
+def require_sgd(optimizer: torch.optim.Optimizer, reason: str) -> None:
+    """Refuse optimizers whose steps are not those of SGD with or without momentum.
+
+    Args:
+        optimizer: the clients' optimizer.
+        reason: why, for the message.
+
+    Raises:
+        ConfigError: the optimizer is another one, or has an option that changes its steps.
+    """
+    group = optimizer.param_groups[0]
+    reasons = {
+        type(optimizer).__name__: type(optimizer) is not torch.optim.SGD,
+        "nesterov=true": bool(group.get("nesterov")),
+        f"dampening={group.get('dampening', 0)}": group.get("dampening", 0) != 0,
+        "maximize=true": bool(group.get("maximize")),
+    }
+    found = ", ".join(name for name, holds in reasons.items() if holds)
+    require(not found, "optimizer", f"must be SGD without nesterov, dampening and maximize, as {reason}", found)
 
 
 def effective_steps(steps: int, momentum: float) -> float:
