@@ -90,9 +90,8 @@ class FedDyn(Strategy):
         """Average the models, and add the mean change of all clients."""
         after, metrics = super().aggregate(server, state, updates, server_round)
         w, mean = state["model"], after["model"]
-        changes = {
-            name: h + sum(u.state["model"][name] - w[name] for u in updates) / server.num_clients for name, h in state["changes"].items()
-        }
+        moves = {name: sum(u.state["model"][name] - w[name] for u in updates) for name in state["changes"]}
+        changes = {name: h + moves[name] / server.num_clients for name, h in state["changes"].items()}
         if self.correction == 0:
             return {**after, "changes": changes}, metrics
         moved = {name: mean[name] + self.correction * h for name, h in changes.items()}

@@ -23,6 +23,12 @@ NEUTRAL = {
     "fedntd": ("strategy=fedntd", "strategy.beta=0"),
     "moon": ("strategy=moon", "strategy.mu=0"),
     "scaffold": ("strategy=scaffold", "strategy.correction=0"),
+    "fedbn": ("strategy=fedbn", "model=mlp"),
+    "fedper": ("strategy=fedper", "strategy.shared_layers=all"),
+    "fedlc": ("strategy=fedlc", "strategy.tau=0"),
+    "fednova": ("strategy=fednova",),
+    "feddyn": ("strategy=feddyn", "strategy.alpha=0", "strategy.correction=0"),
+    "server momentum": ("strategy=fedavg", "server_optimizer=momentum", "server_optimizer.momentum=0"),
     "feddf": ("strategy=feddf", *strategy_overrides("feddf"), "strategy.steps=0"),
     "dense": ("strategy=dense", *strategy_overrides("dense"), "strategy.epochs=0"),
     "fedftg": ("strategy=fedftg", *strategy_overrides("fedftg"), "strategy.iterations=0"),
@@ -30,6 +36,8 @@ NEUTRAL = {
 
 
 FEDAVG_OVERRIDES = {
+    "fedbn": ("model=mlp",),
+    "feddyn": ("strategy.aggregation=uniform",),
     "feddf": ("strategy.batchnorm=averaged", "public_data=held_out"),
     **dict.fromkeys(("dense", "fedftg"), ("strategy.batchnorm=averaged",)),
 }
@@ -48,6 +56,12 @@ AWAY = {
     "moon mu": (*NEUTRAL["moon"], "strategy.mu=1", "clients_per_round=6"),
     "scaffold correction": (*NEUTRAL["scaffold"], "strategy.correction=1"),
     "scaffold server_lr": (*NEUTRAL["scaffold"], "strategy.server_lr=0.5"),
+    "fedlc tau": (*NEUTRAL["fedlc"], "strategy.tau=1"),
+    "fednova unequal steps": (*NEUTRAL["fednova"], "systems.straggler_rate=0.6", "systems.straggler_min_fraction=0.2"),
+    "feddyn alpha": (*NEUTRAL["feddyn"], "strategy.alpha=1"),
+    "feddyn correction": (*NEUTRAL["feddyn"], "strategy.correction=1"),
+    "server momentum": (*NEUTRAL["server momentum"], "server_optimizer.momentum=0.9"),
+    "server learning rate": (*NEUTRAL["server momentum"], "server_optimizer.lr=0.5"),
     "feddf steps": (*NEUTRAL["feddf"], "strategy.steps=2"),
     "dense epochs": (*NEUTRAL["dense"], "strategy.epochs=1"),
     "fedftg iterations": (*NEUTRAL["fedftg"], "strategy.iterations=1"),
@@ -65,7 +79,7 @@ def test_neutral_parameters_give_fedavg_bit_for_bit(name, protocol):
 
 @pytest.mark.parametrize("name", AWAY)
 def test_other_parameters_change_the_model(name, protocol):
-    common = [option for option in AWAY[name] if not option.startswith(("strategy", "+strategy", "public_data"))]
+    common = [option for option in AWAY[name] if not option.startswith(("strategy", "+strategy", "public_data", "server_optimizer"))]
     common += FEDAVG_OVERRIDES.get(name.split()[0], ())
     actual, fedavg = small_run(*AWAY[name], protocol).state["model"], small_run("strategy=fedavg", protocol, *common).state["model"]
     assert actual.keys() == fedavg.keys()
