@@ -28,19 +28,27 @@ class FedProto(Strategy):
     v is the embedding, with entries v_d. P[c] is the global prototype of class c, P_k[c] client k's mean embedding of its n_kc examples of
     class c in the round. Only prototypes are shared, so there is no global model. weight = 0 trains every client on its own.
 
+    A client is tested with the class whose prototype has the least ``mean_d (v_d - P[c]_d)^2``, or with its head.
+
     Source:
         Tan, Long, Liu, Zhou, Lu, Jiang, Zhang: FedProto: Federated prototype learning across heterogeneous clients, AAAI 2022.
         Public code: yuetan031/FedProto @ 97e42e2.
 
     Args:
         weight: Weight of the distance to the prototypes, >= 0. 0 switches it off.
+        prediction: What ``local_test_accuracy`` measures: the nearest of the ``prototypes``, or the client's own ``head``. The other one is
+            the column ``local_test_accuracy_head`` or ``local_test_accuracy_prototypes``.
+        candidates: Classes among which the nearest prototype is chosen: ``all``, or the client's ``own`` training classes.
 
     Deviations:
         - Prototypes are means over all local steps of a round, during training. The public code uses those of the last local epoch.
         - The mean over clients weights every example of a class equally (``aggregation=examples``), or every client that has the class
           (``uniform``). The public code does the latter.
         - A class that no client has reported has no prototype and no distance term.
-        - Predictions come from the client's own head. The public code also reports the nearest prototype.
+        - The public code reports both predictions, and chooses the nearest prototype among the client's own classes. HtFLlib chooses it
+          among all classes.
+        - From the public code: its printed accuracies are running totals over clients. Here each client counts once.
+        - Before a client has trained, and before the first round, classes without a prototype are chosen last.
     """
 
     any_shared_layers: ClassVar[bool] = False
@@ -50,6 +58,8 @@ class FedProto(Strategy):
     broadcast_parts: ClassVar[tuple[str, ...]] = ("prototypes",)
 
     weight: float
+    prediction: Literal["prototypes", "head"]
+    candidates: Literal["all", "own"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,8 +76,9 @@ class FedProto(Strategy):
         return {"prototypes": {"mean": zeros(classes, server.model.embedding_size), "known": zeros(classes)}}
 
     def init_client(self, client: Client) -> State:
-        """The client's own model."""
-        return {"model": self.shared_parameters(client.model, client.initial)}
+        """The client's own model, and the classes of its training examples, none before it has trained."""
+        own = torch.zeros(client.task.num_classes, dtype=client.dtype, device=client.device)
+        return {"model": self.shared_parameters(client.model, client.initial), "classes": {"own": own}}
 
     def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
         """The client's own model."""
@@ -87,7 +98,15 @@ class FedProto(Strategy):
         """Send the mean embedding of each class with its count. Keep the model."""
         model, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
         mean = metric_sums["embeddings"] / metric_sums["labels"].clamp(min=1)[:, None]
-        return {"prototypes": {"mean": mean, "count": metric_sums["labels"]}}, {**kept, **model}
+        own = torch.maximum(client_state["classes"]["own"], (metric_sums["labels"] > 0).to(mean.dtype))
+        return {"prototypes": {"mean": mean, "count": metric_sums["labels"]}}, {**kept, **model, "classes": {"own": own}}
+
+    def predict_client(self, model: FunctionalModel, x: Tensor, broadcast: State, client_state: State) -> dict[str, Tensor]:
+        """Minus the distances to the prototypes, and the logits of the client's head."""
+        output, prototypes, own = model(x), broadcast["prototypes"], client_state["classes"]["own"]
+        known = prototypes["known"] * (own if self.candidates == "own" else torch.ones_like(own))
+        scores = {"prototypes": prototype_scores(output.embedding, prototypes["mean"], known), "head": output.logits}
+        return {"": scores.pop(self.prediction), **scores}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the prototypes class by class. A class without a report keeps its last prototype."""
@@ -103,3 +122,9 @@ class FedProto(Strategy):
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """None: clients keep their models."""
         return None
+
+
+def prototype_scores(embedding: Tensor, prototypes: Tensor, known: Tensor) -> Tensor:
+    """Minus the mean squared distance of embeddings [B, D] to prototypes [C, D]. A class that is not ``known`` [C] is below all others."""
+    distances = (embedding[:, None] - prototypes).square().mean(-1)
+    return torch.where(known > 0, -distances, -distances.amax(1, keepdim=True) - 1)

@@ -1,11 +1,48 @@
-"""FedBN, FedPer, FedRep and FedBABU: what stays with clients, what is trained in each phase, and what is tested."""
+"""FedBN, FedPer, FedRep, FedBABU and FedProto: what stays with clients, what is trained in each phase, and what is tested."""
 
 import pytest
 import torch
 
 from fedkd.federation.client import batchnorm_names
+from fedkd.training.functional_model import FunctionalModel, load
+from simulations.config import compose
+from simulations.federation.runner import run_federation
+from strategies.fedproto import prototype_scores
 from strategies.fedrep import is_body, is_head
-from tests.small_runs import same_tensors, small_run, small_simulation, strategy_overrides
+from tests.processes import metrics
+from tests.public_code import public_code
+from tests.small_runs import SMALL, same_tensors, small_run, small_simulation, strategy_overrides
+
+
+def test_the_nearest_prototypes_of_public_code():
+    arrays = public_code("fedproto")
+    scores = prototype_scores(arrays["embeddings"], arrays["prototypes"], torch.ones(4))
+    assert torch.equal(scores.argmax(1), arrays["nearest"])
+
+
+def test_a_class_without_a_prototype_is_chosen_last():
+    scores = prototype_scores(torch.randn(5, 3), torch.randn(4, 3), torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    assert (scores[:, [1, 3]] < scores[:, [0, 2]].min(1, keepdim=True).values).all() and torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(("prediction", "other"), [("prototypes", "head"), ("head", "prototypes")])
+def test_fedproto_is_tested_by_prototypes_or_by_heads(tmp_path, prediction, other):
+    words = [*SMALL, "strategy=fedproto", f"strategy.prediction={prediction}", "evaluation.every=1", "progress=false", f"output={tmp_path}"]
+    table = metrics(run_federation(compose([*words, "local_steps=20", "optimizer.lr=0.1"])))
+    found = table[[f"local_test_accuracy_{other}", "local_test_accuracy"]].astype(float)
+    assert found.iloc[-1].between(0.0, 1.0).all() and found.iloc[-1].nunique() == 2
+
+
+def test_own_classes_bound_the_prediction_of_fedproto():
+    ran = small_run("strategy=fedproto", "strategy.candidates=own", "clients_per_round=6", "partition.alpha=0.1")
+    for client, state in ran.client_states.items():
+        tested = ran.simulation.client(client, 3, testing=True)
+        present = torch.bincount(tested.train_data.y, minlength=10) > 0
+        assert not (state["classes"]["own"][~present]).any()
+        model = FunctionalModel(tested.model.eval())
+        load(tested.model, ran.simulation.strategy.test_weights(tested, ran.state, state))
+        scores = ran.simulation.strategy.predict_client(model, tested.data.images(torch.arange(len(tested.data))), ran.state, state)
+        assert state["classes"]["own"][scores[""].argmax(1)].all()
 
 
 def part(tensors, chosen):
