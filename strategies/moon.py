@@ -35,8 +35,8 @@ class Moon(Strategy):
         tau: Temperature, > 0. The paper's value is 0.5.
 
     Deviations:
-        - From the paper: v is the network's own embedding. The paper puts a projection of two layers with 256 outputs before the
-          classifier.
+        - v is the network's own embedding. The paper's networks have a projection of two layers with 256 outputs before the classifier;
+          ``model=moon_cnn`` is one of them.
         - From the public code: a client without an earlier round has no contrastive term. From the second round on, the public code
           contrasts it with its random initial network.
         - From the public code: one previous model is kept, as in the paper's experiments. The public code can keep more.

@@ -1,4 +1,4 @@
-"""Small convolutional networks: those of FedGen (Zhu et al., ICML 2021) and of information flow (Passalis et al., CVPR 2020)."""
+"""Small convolutional networks: those of FedGen (ICML 2021), of information flow (CVPR 2020), and of MOON (CVPR 2021)."""
 
 from collections.abc import Sequence
 
@@ -76,3 +76,38 @@ class PlainCNN(Classifier):
         num_features = int(widths[-1] * size.prod())
         embed = nn.Sequential(nn.Flatten(), nn.Linear(num_features, embedding_size), nn.ReLU())
         super().__init__(task, stages, embed, nn.Linear(embedding_size, task.num_classes), embedding_size)
+
+
+class MoonCNN(Classifier):
+    """Two 5x5 convolutions with ReLU and 2x2 max pooling, two linear layers with ReLU, a projection of two layers, and the head.
+
+    The embedding is the output of the projection, which the head reads without an activation between them. MOON contrasts embeddings, so
+    this is its network for CIFAR-10, with 92,626 parameters for 32x32 pixels and 10 classes. Initialization: PyTorch's default.
+
+    Source:
+        Li, He, Song: Model-contrastive federated learning, CVPR 2021.
+        Public code: QinbinLi/MOON @ 8fcba3c.
+
+    Args:
+        task: images of at least 16x16 pixels.
+        projection: outputs of the projection, 256 in the paper; null: no projection, and the embedding is the input of the projection.
+
+    Raises:
+        ConfigError: the size is not positive, or the images are too small.
+    """
+
+    def __init__(self, task: Task, *, projection: int | None) -> None:
+        require(projection is None or projection > 0, "projection", "must be > 0, or null for none", projection)
+        stages, size, channels = [], torch.tensor(task.shape[1:]), task.shape[0]
+        for width in (6, 16):
+            size = (size - 4) // 2
+            require(
+                bool((size > 0).all()), "model", f"must be another network for images {task.shape}, which need 16x16 pixels", "moon_cnn"
+            )
+            stages.append(nn.Sequential(nn.Conv2d(channels, width, 5), nn.ReLU(), nn.MaxPool2d(2)))
+            channels = width
+        embed = [nn.Flatten(), nn.Linear(16 * int(size.prod()), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+        if projection is not None:
+            embed += [nn.Linear(84, 84), nn.ReLU(), nn.Linear(84, projection)]
+        embedding_size = projection or 84
+        super().__init__(task, stages, nn.Sequential(*embed), nn.Linear(embedding_size, task.num_classes), embedding_size)

@@ -1,6 +1,7 @@
 """Label skew: each class is divided among the clients by proportions ~ Dirichlet(alpha)."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +58,66 @@ class Dirichlet:
         """
         check_arguments(train_labels, test_labels, num_clients, self.min_size)
         by_class = indices_by_class(train_labels)
-
-        def draw() -> np.ndarray:  # [C, K]
-            proportions = rng.dirichlet([self.alpha] * num_clients, len(by_class))
-            return np.stack([allocate(p, len(indices), rng.random()) for p, indices in zip(proportions, by_class)])
-
-        sizes, num_draws = draw_until_valid(draw, self.min_size, self.max_draws)
+        numbers = [len(indices) for indices in by_class]
+        sizes, num_draws = draw_until_valid(lambda: self.draw_sizes(numbers, num_clients, rng), self.min_size, self.max_draws)
         if num_draws > 1:
             log.info("partition: the split of draw %d is the first with at least %d examples for every client", num_draws, self.min_size)
         train = assign_examples(by_class, sizes, rng)
         return Partition(train, local_test_shards(train, train_labels, test_labels), num_draws)
+
+    def draw_sizes(self, numbers: Sequence[int], num_clients: int, rng: np.random.Generator) -> np.ndarray | None:
+        """One draw of the number of examples of each class for each client [C, K]; None if it failed.
+
+        Args:
+            numbers: number of examples of each class [C].
+            num_clients: number of clients, K.
+            rng: draws the proportions.
+        """
+        proportions = rng.dirichlet([self.alpha] * num_clients, len(numbers))
+        return np.stack([allocate(p, number, rng.random()) for p, number in zip(proportions, numbers)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedDirichlet(Dirichlet):
+    """NIID-Bench's split: as :class:`Dirichlet`, but a client that holds N / K examples gets no more.
+
+    Class by class in order, the proportions of such clients are set to zero and the others are divided by their sum. MOON, DENSE, DFRD and
+    the benchmarks PFLlib and HtFLlib use this split. The cumulative sums of the proportions are rounded down, as in the public code.
+
+    Source:
+        Li, Diao, Chen, He: Federated learning on non-IID data silos: An experimental study, ICDE 2022.
+        Public code: Xtra-Computing/NIID-Bench @ 61b901a.
+
+    Args:
+        alpha: > 0; a smaller value gives each client fewer classes.
+        min_size: minimum number of training examples of a client, >= 1. 10 in the public code.
+        max_draws: maximum number of draws, >= 1.
+
+    Raises:
+        ConfigError: a value is out of range; on calling if ``min_size`` is not reached.
+    """
+
+    def draw_sizes(self, numbers: Sequence[int], num_clients: int, rng: np.random.Generator) -> np.ndarray | None:
+        """See :meth:`Dirichlet.draw_sizes`."""
+        return balanced_sizes(rng.dirichlet([self.alpha] * num_clients, len(numbers)), numbers)
+
+
+def balanced_sizes(proportions: np.ndarray, numbers: Sequence[int]) -> np.ndarray | None:
+    """The number of examples of each class for each client [C, K].
+
+    Args:
+        proportions: of each class over clients [C, K].
+        numbers: number of examples of each class [C].
+
+    Returns:
+        The sizes; None if all clients that hold fewer than N / K examples have proportion 0.
+    """
+    sizes = np.zeros(proportions.shape, np.int64)
+    full = sum(numbers) / proportions.shape[1]
+    for label, number in enumerate(numbers):
+        left = proportions[label] * (sizes.sum(axis=0) < full)
+        if not left.sum() > 0:
+            return None
+        cuts = (np.cumsum(left / left.sum()) * number).astype(np.int64)[:-1]
+        sizes[label] = np.diff(cuts, prepend=0, append=number)
+    return sizes

@@ -4,7 +4,8 @@ import numpy as np
 
 from fedkd.data.digits import Digits
 from fedkd.partition.classes_per_client import ClassesPerClient
-from fedkd.partition.dirichlet import Dirichlet
+from fedkd.partition.client_dirichlet import ClientDirichlet
+from fedkd.partition.dirichlet import BalancedDirichlet, Dirichlet
 from fedkd.partition.fedgen import FedGen
 from fedkd.partition.iid import IID
 from fedkd.partition.quantity_skew import QuantitySkew
@@ -40,5 +41,6 @@ def subsample(base, **changes) -> Subsample:
 SPLITS = [
     IID(), dirichlet(), dirichlet(alpha=100.0), fedgen(min_size=2), fedgen(ratio=1.0), fedgen(alpha=10.0, ratio=0.3, min_size=2),
     ClassesPerClient(per_client=1), ClassesPerClient(per_client=3), Shards(per_client=1), Shards(per_client=2), quantity_skew(),
+    BalancedDirichlet(alpha=0.1, min_size=2, max_draws=1000), ClientDirichlet(alpha=0.1), ClientDirichlet(alpha=1e-6),
     quantity_skew(distribution="lognormal"), subsample(dirichlet()), subsample(ClassesPerClient(per_client=3), distribution="dirichlet"),
 ]  # fmt: skip

@@ -7,9 +7,12 @@ import pytest
 
 from fedkd.partition import common
 from fedkd.partition.classes_per_client import ClassesPerClient
+from fedkd.partition.client_dirichlet import ClientDirichlet
+from fedkd.partition.dirichlet import BalancedDirichlet, balanced_sizes
 from fedkd.partition.iid import IID
 from fedkd.partition.shards import Shards
 from tests.fedkd.partition.small_partitions import DIGITS, LIKE_MNIST, MNIST_SIZES, dirichlet, fedgen, quantity_skew, split
+from tests.public_code import public_code
 
 # ------------------------------------------------------------------------------------------------------------------------- iid
 
@@ -51,6 +54,34 @@ def test_rounding_favours_no_client():
 def test_many_clients_with_equal_proportions_all_get_examples():
     partition = split(dirichlet(alpha=1e6), num_clients=200)  # fewer than one example of a class for each: 144 / 200
     assert partition.num_draws < 10
+
+
+def test_balanced_sizes_are_those_of_public_code():
+    arrays = public_code("partition")
+    numbers = np.bincount(arrays["niid_labels"].numpy())
+    assert (balanced_sizes(arrays["niid_proportions"][-1].numpy(), numbers) == arrays["niid_counts"].numpy().T).all()
+
+
+def test_no_client_gets_more_examples_once_it_has_its_share():
+    method = BalancedDirichlet(alpha=0.1, min_size=10, max_draws=1000)
+    sizes = [len(index) for index in split(method, LIKE_MNIST, 20).train]
+    assert max(sizes) < 60_000 / 20 + max(MNIST_SIZES[0]) and sum(sizes) == sum(MNIST_SIZES[0]) and min(sizes) >= 10
+    unbalanced = [len(index) for index in split(dirichlet(alpha=0.1), LIKE_MNIST, 20).train]
+    assert np.std(sizes) < np.std(unbalanced)
+
+
+def test_balanced_sizes_of_full_clients_are_a_failed_draw():
+    assert balanced_sizes(np.array([[1.0, 0.0], [1.0, 0.0]]), [6, 2]) is None
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
+def test_clients_with_class_proportions_have_equal_sizes(alpha):
+    train = split(ClientDirichlet(alpha=alpha), LIKE_MNIST, 100).train
+    assert {len(index) for index in train} == {600}
+    counts = common.label_counts(train, LIKE_MNIST[0], 10)
+    first = counts / 600
+    variance = 0.1 * 0.9 / (10 * alpha + 1) + 0.1 * 0.9 / 600
+    assert np.var(first) == pytest.approx(variance, rel=0.35), "late clients get what is left"
 
 
 @pytest.mark.parametrize("offset", [0, 0.5, 0.999999])
