@@ -103,6 +103,9 @@ class Strategy(ServerLoop):
     secure_aggregation: ClassVar[bool] = True
     """Weighted sums of the updates are enough for ``aggregate`` and ``server_training``, as under secure aggregation."""
 
+    averages_models: ClassVar[bool] = True
+    """Where a part ``model`` is broadcast, ``aggregate`` makes it by ``aggregate_models``."""
+
     any_shared_layers: ClassVar[bool] = True
     """Any layers can be shared, not only all of them or the head."""
 

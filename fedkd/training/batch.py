@@ -70,3 +70,21 @@ class Batches:
         for name, value in drawn.items():
             assert len(value) == len(self), f"draw {name!r} has {len(value)} steps, the training {len(self)}"
         return replace(self, drawn=drawn)
+
+
+def shuffled_epochs(y: Tensor, values: Tensor, num_epochs: int, size: int, generator: torch.Generator) -> Batches:
+    """Batches of vectors in place of images, for several passes in random order. The last batch of a pass is smaller where it must be.
+
+    Args:
+        y: labels [M].
+        values: one tensor for each label [M, ...]. A step has its part as ``batch.values``.
+        num_epochs: number of passes, >= 1.
+        size: examples per batch, >= 1.
+        generator: draws the orders.
+    """
+    number, size = len(y), min(size, len(y))
+    steps, rest = -(-number // size), number % size
+    orders = [torch.randperm(number, generator=generator) for _ in range(num_epochs)]
+    rows = torch.cat([torch.cat([order, order[: steps * size - number]]).view(steps, size) for order in orders]).to(y.device)
+    sizes = tuple(([size] * (steps - 1) + [rest or size]) * num_epochs) if rest else None
+    return Batches(y[rows], drawn={"values": values[rows]}, sizes=sizes, per_example=("values",))

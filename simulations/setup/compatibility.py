@@ -36,8 +36,8 @@ def build_strategy(config: DictConfig) -> FlowerStrategy:
         found = build(config, part) if config.get(part) else neutral()
         option = config.choices.get(part, type(found).__name__)
         if isinstance(strategy, Strategy):
-            fits = isinstance(found, neutral) or "model" in strategy.broadcast_parts
-            require(fits, part, f"must be the default with strategy {name}, whose server has no model", option)
+            fits = isinstance(found, neutral) or ("model" in strategy.broadcast_parts and strategy.averages_models)
+            require(fits, part, f"must be the default with strategy {name}, whose server averages no models", option)
             setattr(strategy, part, found)
         else:
             rule = f"must be the default with {type(strategy).__name__}, which aggregates itself"

@@ -173,6 +173,7 @@ def test_an_interrupted_run_continues_with_what_the_server_keeps(name):
         (["aggregator=trimmed_mean", "aggregator.num_trimmed=2"], r"aggregator\.num_trimmed must leave one of the 3 clients"),
         (["strategy=fedproto", "server_optimizer=adam"], "server_optimizer must be the default with strategy fedproto"),
         (["strategy=fedmd", "public_data=held_out", "aggregator=median"], "aggregator must be the default with strategy fedmd"),
+        (["strategy=fedgh", "server_optimizer=momentum"], "server_optimizer must be the default with strategy fedgh"),
         (["strategy=fednova", "optimizer=adam"], "optimizer must be SGD without nesterov"),
         (["strategy=fedbn", "strategy.batchnorm=local"], "strategy.batchnorm must be private"),
         (["strategy=fedrep", "strategy.shared_layers=all"], "strategy.shared_layers must be body"),
