@@ -85,7 +85,8 @@ def test_moon_keeps_the_previous_model():
     assert same_tensors({key: kept["previous"][key] for key in sent.state["model"]}, sent.state["model"])
     assert same_tensors({key: kept["previous"][key] for key in kept["local"]}, kept["local"])
     draws = [
-        simulation.strategy._prepare(participant, broadcast, client_state, 2)[1][0][0].drawn["mu"].tolist() for client_state in (None, kept)
+        simulation.strategy._prepare(participant, broadcast, client_state, 2)[1][0].batches.drawn["mu"].tolist()
+        for client_state in (None, kept)
     ]
     assert draws == [[0.0] * 4, [1.0] * 4]
 
@@ -139,7 +140,7 @@ def test_fedproto_loss(weight):
     model, x, y, _ = small_perceptron()
     prototypes, known = np.random.default_rng(1).standard_normal((10, 8)), np.array([1.0] * 9 + [0.0])
     broadcast = {"prototypes": {"mean": torch.from_numpy(prototypes), "known": torch.from_numpy(known)}}
-    value, sums = FedProto(**SWITCHES, weight=weight).loss(
+    value, sums = FedProto(**SWITCHES, weight=weight, prediction="head", candidates="all").loss(
         FunctionalModel(model), Batch(torch.from_numpy(x), torch.from_numpy(y)), broadcast, {}
     )
 

@@ -115,8 +115,8 @@ def test_feddistill_leave_one_out():
     for client, table in {one: sent[two], two: sent[one], out: (sent[one] + sent[two]) / 2}.items():
         participant = simulation.client(client, 2)
         client_state = client_states.get(client) or strategy._new_client_state(participant)
-        batch = next(iter(strategy._prepare(participant, state, client_state, 2)[1][0][0]))
+        batch = next(iter(strategy._prepare(participant, state, client_state, 2)[1][0].batches))
         assert_close(strategy.table(batch, state, client_state), table, rtol=1e-12, atol=1e-12)
         assert batch.gamma == 1
     alone = {"logits": {"mean": sent[one], "clients": torch.tensor(1.0, dtype=torch.float64)}}
-    assert next(iter(strategy._prepare(simulation.client(one, 2), alone, client_states[one], 2)[1][0][0])).gamma == 0
+    assert next(iter(strategy._prepare(simulation.client(one, 2), alone, client_states[one], 2)[1][0].batches)).gamma == 0

@@ -48,8 +48,9 @@ def small_strategy(name, **fields):
 
 
 def test_margins_of_fedlc_are_those_of_the_client_s_labels():
-    strategy, simulation = small_strategy("fedlc", tau=2.0)
-    client = simulation.client(1, 1)
+    simulation, _ = small_simulation("strategy=fedlc", "precision=float64", "strategy.tau=2.0", "partition.alpha=0.1")
+    strategy = simulation.strategy
+    client = next(client for client in (simulation.client(k, 1) for k in range(6)) if len(client.data.y.unique()) < 10)
     counts = torch.bincount(client.data.y, minlength=10)
     drawn = strategy.prepare_batches(client, client.batches(), {}, {}, 1)["margins"]
     assert drawn.shape == (4, 10) and torch.equal(drawn[0], 2.0 * counts.double().clamp(min=1e-8) ** -0.25)

@@ -172,7 +172,9 @@ def test_digest_lowers_the_distance_to_the_consensus():
     client_state = simulation.strategy._new_client_state(participant)
     _, phases, begun, own = simulation.strategy._prepare(participant, broadcast, client_state, 2)
     images = simulation.client_data.public_data.subset(broadcast["consensus"]["index"])
-    after = fit(simulation.model, begun, *phases[0], participant.make_optimizer, broadcast=broadcast, client_state=own).tensors
+    after = fit(
+        simulation.model, begun, phases[0].batches, phases[0].loss, participant.make_optimizer, broadcast=broadcast, client_state=own
+    ).tensors
     for tensors in (begun, after):
         far.append(
             (compute_logits(simulation.model, tensors, images, 40, torch.float32) - broadcast["consensus"]["logits"]).abs().mean().item()
