@@ -7,7 +7,6 @@ Parameters that every algorithm has are fields of the base class.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
@@ -17,6 +16,7 @@ from fedkd.errors import require
 from fedkd.federation.aggregation import assemble_model, average, change_of, changed_by, mean_batchnorm_statistics
 from fedkd.federation.aggregators import Mean
 from fedkd.federation.client import Client, batchnorm_names, batchnorm_statistic_names
+from fedkd.federation.phase import Phase
 from fedkd.federation.server import Server
 from fedkd.federation.server_loop import ServerLoop
 from fedkd.federation.server_optimizers import NoServerOptimizer
@@ -25,48 +25,12 @@ from fedkd.metrics.accuracy import Score, evaluate_predictions
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, keep_frozen, load, trained_names
-from fedkd.training.loop import FitResult, LossFunction, fit
-from fedkd.training.optimizers import OptimizerFactory
+from fedkd.training.loop import FitResult, fit
 from fedkd.training.vectorized import fit_clients
 from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 AGGREGATION_PARTS = ("aggregator", "server_optimizer")
 """Parts of the server's state in which an aggregator and a server optimizer keep tensors from round to round. They are not broadcast."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One local training of a client.
-
-    Args:
-        batches: its steps.
-        loss: as :meth:`Strategy.loss`.
-        trained: which parameters are trained, by name. The others are constants, without weight decay or momentum. None: all.
-        optimizer: ``(parameters, lr=...) -> optimizer``; None: that of the client.
-        lr_factor: factor of the client's learning rate, > 0.
-    """
-
-    batches: Batches
-    loss: LossFunction
-    trained: Callable[[str], bool] | None = None
-    optimizer: OptimizerFactory | None = None
-    lr_factor: float = 1.0
-
-    def names(self, module: nn.Module) -> list[str]:
-        """The names of the parameters that are trained.
-
-        Raises:
-            ConfigError: there are none.
-        """
-        names = [name for name in trained_names(module) if self.trained is None or self.trained(name)]
-        require(bool(names), "model", "must have parameters that the strategy trains in each local phase", type(module).__name__)
-        return names
-
-    def make_optimizer(self, client: Client) -> OptimizerFactory:
-        """``parameters -> optimizer``, with the learning rate of the client in this phase."""
-        if self.optimizer is None and self.lr_factor == 1:
-            return client.make_optimizer
-        return partial(self.optimizer or client.optimizer, lr=client.lr * self.lr_factor)
 
 
 @dataclass(kw_only=True)
@@ -102,6 +66,9 @@ class Strategy(ServerLoop):
 
     secure_aggregation: ClassVar[bool] = True
     """Weighted sums of the updates are enough for ``aggregate`` and ``server_training``, as under secure aggregation."""
+
+    trains_head: ClassVar[bool] = True
+    """Clients train the head with which they are tested. If not, a check before the first round does not warn of it."""
 
     averages_models: ClassVar[bool] = True
     """Where a part ``model`` is broadcast, ``aggregate`` makes it by ``aggregate_models``."""

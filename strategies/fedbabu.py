@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from fedkd.errors import require
 from fedkd.federation.client import Client
-from fedkd.strategy import Phase, Strategy
+from fedkd.federation.phase import Phase, is_body, is_head
+from fedkd.strategy import Strategy
 from fedkd.types import State
-from strategies.fedrep import is_body, is_head
 
 
 @dataclass(kw_only=True)
@@ -34,6 +34,7 @@ class FedBABU(Strategy):
     """
 
     client_summary: ClassVar[str] = "head fixed, fine-tuned for the test"
+    trains_head: ClassVar[bool] = False
 
     finetune_steps: int
     finetuned: Literal["whole", "head", "body"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedkd.errors import require
 from fedkd.federation.client import Client
+from fedkd.federation.prototypes import class_means
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.strategy import Strategy
@@ -17,7 +18,6 @@ from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Metrics, State, Tensors, Update
-from strategies.fedproto import class_means
 
 
 @dataclass(kw_only=True)
@@ -49,6 +49,7 @@ class FedGH(Strategy):
     server_summary: ClassVar[str] = "training of a head on the clients' mean embeddings"
     secure_aggregation: ClassVar[bool] = False
     averages_models: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = False
 
     server_epochs: int
     server_batch_size: int

@@ -10,9 +10,10 @@ from torch import Tensor
 from fedkd.distillation.logit_distillation import compute_logits
 from fedkd.errors import require
 from fedkd.federation.client import Client
+from fedkd.federation.phase import Phase
 from fedkd.federation.server import Server
 from fedkd.seed import Seed
-from fedkd.strategy import Phase, Strategy
+from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.types import Metrics, State, Tensors, Update

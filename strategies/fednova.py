@@ -10,8 +10,8 @@ from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import trained_names
+from fedkd.training.optimizers import effective_steps, require_sgd
 from fedkd.types import Metrics, State, Tensors, Update
-from strategies.scaffold import effective_steps, require_sgd
 
 
 @dataclass(kw_only=True)

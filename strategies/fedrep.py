@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from fedkd.errors import require
 from fedkd.federation.client import Client
-from fedkd.strategy import Phase, Strategy
+from fedkd.federation.phase import Phase, is_body, is_head
+from fedkd.strategy import Strategy
 from fedkd.types import State
 
 
@@ -57,13 +58,3 @@ class FedRep(Strategy):
     def head_phase(self, client: Client, num_steps: int) -> Phase:
         """A training of the head, whose batches are other than those of the local steps."""
         return Phase(replace(client, seed=client.seed / "head", num_steps=num_steps).batches(), self.loss, trained=is_head)
-
-
-def is_head(name: str) -> bool:
-    """Whether a parameter belongs to the head."""
-    return name.startswith("head.")
-
-
-def is_body(name: str) -> bool:
-    """Whether a parameter belongs to a layer before the head."""
-    return not is_head(name)

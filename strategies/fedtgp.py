@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from fedkd.errors import require
 from fedkd.federation.client import Client
+from fedkd.federation.prototypes import class_means
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.prototype_sharing import PrototypeSharing
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, shuffled_epochs
 from fedkd.training.functional_model import FunctionalModel, snapshot
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Metrics, State, Tensors, Update
-from strategies.fedproto import FedProto, class_means
 
 
 @dataclass(kw_only=True)
-class FedTGP(FedProto):
+class FedTGP(PrototypeSharing):
     """Client: ``CE(z, y) + weight mean_d (v_d - P[y]_d)^2``.
 
     Prototypes: ``CE(-(|q - P[c]|_2 + m [c = y])_c, y)`` over the clients' mean embeddings q of class y.
@@ -36,6 +37,10 @@ class FedTGP(FedProto):
         Public code: TsingZ0/FedTGP @ c77cbbb, TsingZ0/HtFLlib @ e959261.
 
     Args:
+        weight: Weight of the distance to the prototypes, >= 0. 0 switches it off.
+        prediction: What ``local_test_accuracy`` measures: the nearest of the ``prototypes``, or the client's own ``head``. The other one is
+            the column ``local_test_accuracy_head`` or ``local_test_accuracy_prototypes``.
+        candidates: Classes among which the nearest prototype is chosen: ``all``, or the client's ``own`` training classes.
         server_epochs: Passes over the clients' embeddings in a round, >= 0.
         server_batch_size: Embeddings per step, > 0.
         prototype_optimizer: ``parameters -> optimizer`` of the prototypes, made anew in each round.

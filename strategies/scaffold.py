@@ -14,6 +14,7 @@ from fedkd.federation.server import Server
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel, trained_names
+from fedkd.training.optimizers import effective_steps, require_sgd
 from fedkd.types import Metrics, State, Tensors, Update
 
 
@@ -101,29 +102,3 @@ class Scaffold(Strategy):
         """A control variate of zeros for every shared parameter that is trained."""
         parameters = {name: torch.zeros_like(participant.initial[name]) for name in trained_names(participant.model)}
         return self.shared_parameters(participant.model, parameters)
-
-
-def require_sgd(optimizer: torch.optim.Optimizer, reason: str) -> None:
-    """Refuse optimizers whose steps are not those of SGD with or without momentum.
-
-    Args:
-        optimizer: the clients' optimizer.
-        reason: why, for the message.
-
-    Raises:
-        ConfigError: the optimizer is another one, or has an option that changes its steps.
-    """
-    group = optimizer.param_groups[0]
-    reasons = {
-        type(optimizer).__name__: type(optimizer) is not torch.optim.SGD,
-        "nesterov=true": bool(group.get("nesterov")),
-        f"dampening={group.get('dampening', 0)}": group.get("dampening", 0) != 0,
-        "maximize=true": bool(group.get("maximize")),
-    }
-    found = ", ".join(name for name, holds in reasons.items() if holds)
-    require(not found, "optimizer", f"must be SGD without nesterov, dampening and maximize, as {reason}", found)
-
-
-def effective_steps(steps: int, momentum: float) -> float:
-    """Number of plain gradient steps that ``steps`` with ``momentum`` amount to for a constant gradient."""
-    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

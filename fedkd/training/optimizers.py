@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedkd.errors import require
 from fedkd.types import Tensors
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -94,3 +95,29 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
         same_shape = value.dim() > 0 and value.shape == parameters[i].shape
         state.setdefault(i, {})[field] = copy_with_layout(parameters[i], value) if same_shape else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def require_sgd(optimizer: torch.optim.Optimizer, reason: str) -> None:
+    """Refuse optimizers whose steps are not those of SGD with or without momentum.
+
+    Args:
+        optimizer: the clients' optimizer.
+        reason: why, for the message.
+
+    Raises:
+        ConfigError: the optimizer is another one, or has an option that changes its steps.
+    """
+    group = optimizer.param_groups[0]
+    reasons = {
+        type(optimizer).__name__: type(optimizer) is not torch.optim.SGD,
+        "nesterov=true": bool(group.get("nesterov")),
+        f"dampening={group.get('dampening', 0)}": group.get("dampening", 0) != 0,
+        "maximize=true": bool(group.get("maximize")),
+    }
+    found = ", ".join(name for name, holds in reasons.items() if holds)
+    require(not found, "optimizer", f"must be SGD without nesterov, dampening and maximize, as {reason}", found)
+
+
+def effective_steps(steps: int, momentum: float) -> float:
+    """Number of plain gradient steps that ``steps`` with ``momentum`` amount to for a constant gradient."""
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

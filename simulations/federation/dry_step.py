@@ -90,7 +90,7 @@ def check_step(simulation: Simulation, client: Client) -> None:
         return all(after.shape != before.shape or torch.allclose(after, before, rtol=0, atol=tolerance) for after, before in pairs)
 
     head = [name for name in client.initial if name.startswith("head.")]
-    if client.lr > 0 and head and all_equal(head):
+    if client.lr > 0 and head and strategy.trains_head and all_equal(head):
         name, of = type(simulation.flower_strategy).__name__, f"of {client.architecture}"
         found = f"do not train the head {of}, by which they are scored"
         if any(key in part for part in parts for key in learned) and all_equal(learned, 1e-12):

@@ -8,10 +8,10 @@ from fedkd.errors import ConfigError
 from fedkd.federation import serialization
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
+from fedkd.training.optimizers import effective_steps
 from fedkd.types import Output, Update
 from simulations.engine.local_engine import LocalGrid
 from strategies.fednova import scaled
-from strategies.scaffold import effective_steps
 from tests.public_code import public_code
 from tests.small_runs import same_tensors, small_run, small_simulation
 from tests.strategies.strategy_tools import SWITCHES

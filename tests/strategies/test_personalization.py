@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from fedkd.federation.client import batchnorm_names
+from fedkd.federation.phase import is_body, is_head
+from fedkd.federation.prototypes import prototype_scores
 from fedkd.training.functional_model import FunctionalModel, load
 from simulations.config import compose
 from simulations.federation.runner import run_federation
-from strategies.fedproto import prototype_scores
-from strategies.fedrep import is_body, is_head
 from tests.processes import metrics
 from tests.public_code import public_code
 from tests.small_runs import SMALL, same_tensors, small_run, small_simulation, strategy_overrides

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd.federation.prototypes import class_means
 from fedkd.training.batch import shuffled_epochs
 from fedkd.training.functional_model import FunctionalModel, load
 from fedkd.training.loop import fit
 from strategies.fedgh import head_loss
-from strategies.fedproto import class_means
 from strategies.fedtgp import Prototypes, margin_of, prototype_loss
 from tests.public_code import public_code
 from tests.small_runs import same_tensors, small_run, small_simulation, strategy_overrides

@@ -125,7 +125,7 @@ def test_nearest_names():
         (["engine=local", "engine.worker=2"], "did you mean 'engine.workers', a key of engine=ray?"),
         (
             ["partition=iid", "partition.alfa=1"],
-            "did you mean 'partition.alpha', a key of partition=dirichlet, fedgen, quantity_skew, subsample?",
+            "did you mean 'partition.alpha', a key of partition=client_dirichlet, dirichlet, fedgen, niid_bench, quantity_skew, subsample?",
         ),
         (["optimizer.learning_rate=1"], "optimizer has the keys lr, momentum, weight_decay here"),
         (["partition=iid", "partition.xyz=1"], "partition has no keys here"),

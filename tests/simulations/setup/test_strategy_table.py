@@ -104,7 +104,7 @@ def test_model_heterogeneity(name):
     if heterogeneity in ("none", "head only"):
         with pytest.raises(
             ValueError,
-            match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*feddistill_logits, fedgen_head, fedmd, fedproto",
+            match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*logits, fedgen_head, fedgh, fedmd, fedproto, fedtgp",
         ):
             small_simulation(*overrides)
     if heterogeneity != "none":
