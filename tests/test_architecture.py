@@ -36,8 +36,9 @@ ALLOWED = {
     "fedkd.federation": {"fedkd.training", "fedkd.metrics", "fedkd.models", *BASE},
     "fedkd.strategy": {"fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "fedkd.server_distillation": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
+    "fedkd.prototype_sharing": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "strategies": {
-        "fedkd.strategy", "fedkd.server_distillation", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics",
+        "fedkd.strategy", "fedkd.server_distillation", "fedkd.prototype_sharing", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics",
         "fedkd.models", "fedkd.losses", *BASE,
     },
     "simulations.config": {"fedkd", "simulations.overrides", "simulations.user_modules"},

@@ -114,8 +114,8 @@ def fit(
     optimizer = make_optimizer(parameters)
     restore_optimizer(optimizer, names, optimizer_state or {})
     sums = run_steps(program, fixed, inputs, parameters, optimizer, schedule=schedule)
-    trained = tie(module, fixed["tensors"])
-    result = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in trained.items()}
+    tied = tie(module, fixed["tensors"])
+    result = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tied.items()}
     return FitResult(result, check_finite(sums, len(batches)), flatten_optimizer(optimizer, names))
 
 

@@ -58,10 +58,10 @@ def train_eagerly(simulation: Simulation, broadcast: State, num_clients: int) ->
         model = copy.deepcopy(simulation.model).train()
         model.load_state_dict(start)
         bound = FunctionalModel(model)
-        for batches, loss in phases:
-            optimizer = client.make_optimizer(model.parameters())
-            for batch in batches:
-                value, _ = loss(bound, batch, broadcast, client_state)
+        for phase in phases:
+            optimizer = phase.make_optimizer(client)(model.parameters())
+            for batch in phase.batches:
+                value, _ = phase.loss(bound, batch, broadcast, client_state)
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()

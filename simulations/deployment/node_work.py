@@ -43,9 +43,9 @@ def work_request(config: str, simulation: Simulation, last_rounds: Mapping[int, 
             classes without training examples at any client, and the number of training examples of all clients.
         last_rounds: for each client the round of its last update that was aggregated, 0 if there is none.
     """
-    clients = {"clients": list(last_rounds), "last_rounds": list(last_rounds.values())}
-    known = {"run": simulation.series, "absent": list(simulation.task.absent), "num_total_examples": simulation.num_total_examples}
-    return ConfigRecord({"config": config, **known, **clients})
+    record = ConfigRecord({"config": config, "run": simulation.series, "num_total_examples": simulation.num_total_examples})
+    record["absent"], record["clients"], record["last_rounds"] = list(simulation.task.absent), list(last_rounds), list(last_rounds.values())
+    return record
 
 
 def clients_of_node(node_config: NodeConfig) -> list[int]:

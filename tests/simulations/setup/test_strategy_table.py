@@ -10,7 +10,10 @@ from fedkd.types import State, Update, flatten
 from simulations.setup import strategy_table
 from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
 
-SHARED_HEADS = ("fedavg", "feddistill", "fedensemble", "fedgen", "fedgen_paper", "fedgkd", "fedntd", "fedprox", "moon", "scaffold")
+SHARED_HEADS = (
+    "fedavg", "fedbn", "feddistill", "feddyn", "fedensemble", "fedgen", "fedgen_paper", "fedgkd", "fedlc", "fednova", "fedntd", "fedprox",
+    "moon", "scaffold",
+)  # fmt: skip
 """Strategies whose clients may have different architectures if they share their heads alone."""
 
 
