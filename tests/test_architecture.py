@@ -38,8 +38,8 @@ ALLOWED = {
     "fedkd.server_distillation": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "fedkd.prototype_sharing": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "strategies": {
-        "fedkd.strategy", "fedkd.server_distillation", "fedkd.prototype_sharing", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics",
-        "fedkd.models", "fedkd.losses", *BASE,
+        "fedkd.strategy", "fedkd.server_distillation", "fedkd.prototype_sharing", "fedkd.federation", "fedkd.distillation",
+        "fedkd.training", "fedkd.metrics", "fedkd.models", "fedkd.losses", *BASE,
     },
     "simulations.config": {"fedkd", "simulations.overrides", "simulations.user_modules"},
     "simulations.user_modules": {"fedkd"},
