@@ -1,5 +1,6 @@
 """The code of a run: which modules count, what changes their digests, and what a run, a sweep and a report say about changed code."""
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from simulations.run_folder.listing import find_runs
 from simulations.run_folder.reader import find_run_folders, read_run
 from simulations.run_folder.source_code import changed_modules, modules_of, packages_of
 from simulations.setup.simulation import build_simulation
-from tests.small_runs import SMALL, InterruptedGrid
+from tests.small_runs import ROOT, SMALL, InterruptedGrid
 
 MINE = '''
 """A strategy of a user."""
@@ -189,3 +190,14 @@ def test_a_run_without_a_record_of_its_code_is_not_taken_for_one_of_the_present_
     (folder / "environment.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"got changes in .*environment\.json"):
         run_federation(config(tmp_path))
+
+
+def test_all_modules_that_a_strategy_computes_with_count():
+    """A module of fedkd that a strategy imports is one of those whose digest is recorded, unless it only checks."""
+    imported = set()
+    for path in (ROOT / "strategies").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fedkd."):
+                imported.add(node.module)
+    counted = tuple(f"{name}." for name in source_code.COMPUTING)
+    assert {name for name in imported if not f"{name}.".startswith(counted)} == {"fedkd.errors"}
