@@ -1,6 +1,7 @@
 """A network with explicit tensors, as a loss receives it, and operations on the named tensors of networks."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,8 @@ class FunctionalModel:
     """A network that is called with explicit tensors instead of its own parameters and buffers.
 
     ``model(x)`` runs the network, ``model.head(z)`` its head. ``model.parameters()`` are the trained parameters, by name.
-    ``model.at(tensors)`` is the same network with other weights, in eval mode and without gradients.
+    ``model.at(tensors)`` is the same network with other weights, in eval mode and without gradients. ``model.gradient(loss)`` is the
+    gradient of a loss, and ``model.moved(changes)`` the same network in the same mode at other weights.
 
     Args:
         module: the network, in train mode if it is trained.
@@ -43,6 +45,32 @@ class FunctionalModel:
     def parameters(self) -> Tensors:
         """The trained parameters by name, with gradients. Frozen parameters and buffers are not included."""
         return {name: self._tensors[name] for name in trained_names(self._module)}
+
+    def moved(self, changes: Tensors) -> "FunctionalModel":
+        """The same network in the same mode with changed weights, through which gradients reach this model's parameters.
+
+        Args:
+            changes: what is added to parameters, by name.
+        """
+        tensors = {name: value + changes[name] if name in changes else value for name, value in self._tensors.items()}
+        return FunctionalModel(self._module, tensors, self._frozen)
+
+    def gradient(self, loss: Callable[["FunctionalModel"], Tensor]) -> Tensors:
+        """The gradient of a loss with respect to the trained parameters, by name, as constants.
+
+        The network runs in its own mode. Its buffers, such as BatchNorm statistics, do not change.
+
+        Args:
+            loss: from a model with these weights to a scalar.
+        """
+        parameters = self.parameters()
+        buffers = {name: value for name, value in self._tensors.items() if name not in parameters}
+
+        def value(parameters: Tensors) -> Tensor:
+            copies = {name: buffer.clone() for name, buffer in buffers.items()}
+            return loss(FunctionalModel(self._module, {**copies, **parameters}, self._frozen))
+
+        return {name: gradient.detach() for name, gradient in torch.func.grad(value)(parameters).items()}
 
     def at(self, tensors: Tensors) -> "FunctionalModel":
         """The same network with other weights, in eval mode and without gradients.

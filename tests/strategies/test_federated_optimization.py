@@ -138,6 +138,44 @@ def test_feddyn_scales_alpha_by_the_number_of_examples():
     assert found == pytest.approx([0.1 * sum(sizes) / 6 / size for size in sizes])
 
 
+# -------------------------------------------------------------------------------------------------------------------- FedSAM
+class Weight(nn.Module):
+    """A linear classifier without bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(6, 5, dtype=torch.float64))
+
+    def forward(self, x):
+        return Output(x @ self.weight.T, x)
+
+
+@pytest.mark.parametrize(("rho", "adaptive", "name"), [(0.1, False, "sam_rho0.1"), (0.7, True, "asam_rho0.7"), (0.0, False, "sam_rho0.0")])
+def test_fedsam_of_public_code(rho, adaptive, name):
+    """One step with learning rate 0.1."""
+    arrays = public_code("fedsam")
+    strategy, _ = small_strategy("fedsam", rho=rho, adaptive=str(adaptive).lower(), eta=0.2)
+    weight = arrays["weight"].clone().requires_grad_()
+    model, batch = FunctionalModel(Weight(), {"weight": weight}), Batch(arrays["x"], arrays["labels"])
+    gradient = model.gradient(lambda same: torch.nn.functional.cross_entropy(same(batch.x).logits, batch.y))
+    climbed = weight + strategy.move(model.parameters(), gradient)["weight"]
+    assert torch.allclose(climbed, arrays[f"{name}_climbed"], atol=1e-12)
+    (step,) = torch.autograd.grad(strategy.loss(model, batch, {}, {})[0], [weight])
+    assert torch.allclose(weight - 0.1 * step, arrays[name], atol=1e-12)
+
+
+def test_the_gradient_of_fedsam_leaves_batchnorm_statistics_alone():
+    strategy, simulation = small_strategy("fedsam", rho=0.1)
+    network, client = simulation.client(0, 1).model.train(), simulation.client(0, 1)
+    tensors = {key: value.clone() for key, value in network.state_dict().items()}
+    before = {key: value.clone() for key, value in tensors.items()}
+    batch = next(iter(client.batches()))
+    FunctionalModel(network, tensors).gradient(lambda model: model(batch.x).logits.square().mean())
+    assert same_tensors(tensors, before)
+    strategy.loss(FunctionalModel(network, tensors), batch, {}, {})
+    assert not same_tensors(tensors, before), "the second pass counts"
+
+
 # ------------------------------------------------------------------------------------ aggregators and server optimizers in runs
 RULES = {
     "adam": ("server_optimizer=adam",),

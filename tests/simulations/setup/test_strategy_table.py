@@ -12,7 +12,7 @@ from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_o
 
 SHARED_HEADS = (
     "fedavg", "fedbn", "feddistill", "feddyn", "fedensemble", "fedgen", "fedgen_paper", "fedgkd", "fedlc", "fednova", "fedntd", "fedprox",
-    "moon", "scaffold",
+    "fedsam", "moon", "scaffold",
 )  # fmt: skip
 """Strategies whose clients may have different architectures if they share their heads alone."""
 
