@@ -104,10 +104,14 @@ class BadUpdates(FedAvg):
             return replace(update, metrics={"loss": float("inf")})
         return replace(update, num_examples={"many": 10**15, "negative": -5}.get(self.kind, update.num_examples))
 
-    def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
+    def evaluate(
+        self, client: Client, broadcast: State, client_state: State | None, server_round: int, batch_size: int
+    ) -> dict[str, Score]:
         """Spoil the score of client 3."""
-        score = super().evaluate(client, broadcast, client_state, batch_size)
-        return replace(score, correct=score.total + 1) if (client.id, self.kind) == (3, "evaluation") else score
+        scores = super().evaluate(client, broadcast, client_state, server_round, batch_size)
+        if (client.id, self.kind) == (3, "evaluation"):
+            return {name: replace(score, correct=score.total + 1) for name, score in scores.items()}
+        return scores
 
 
 @dataclass(kw_only=True)
@@ -120,10 +124,12 @@ class FailingEvaluation(FedGen):
 
     folder: str
 
-    def evaluate(self, client: Client, broadcast: State, client_state: State | None, batch_size: int) -> Score:
+    def evaluate(
+        self, client: Client, broadcast: State, client_state: State | None, server_round: int, batch_size: int
+    ) -> dict[str, Score]:
         """Fail if requested."""
         fail_if_planned(Path(self.folder) / f"evaluating-{client.id}")
-        return super().evaluate(client, broadcast, client_state, batch_size)
+        return super().evaluate(client, broadcast, client_state, server_round, batch_size)
 
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Fail if requested."""

@@ -23,10 +23,13 @@ class FunctionalModel:
         module: the network, in train mode if it is trained.
         tensors: all parameters and buffers, by name; None: those of ``module``.
         frozen: the same network in eval mode; None: it is created when it is needed.
+        plain: the same network in the same mode with PyTorch's own layers, for gradients inside a loss; None: ``module``.
     """
 
-    def __init__(self, module: nn.Module, tensors: Tensors | None = None, frozen: nn.Module | None = None) -> None:
-        self._module, self._frozen = module, frozen
+    def __init__(
+        self, module: nn.Module, tensors: Tensors | None = None, frozen: nn.Module | None = None, plain: nn.Module | None = None
+    ) -> None:
+        self._module, self._frozen, self._plain = module, frozen, module if plain is None else plain
         self._tensors = dict(module.state_dict(keep_vars=True)) if tensors is None else tensors
 
     def __call__(self, *inputs: Any) -> Any:
@@ -40,7 +43,8 @@ class FunctionalModel:
     def submodule(self, name: str) -> "FunctionalModel":
         """The submodule ``name`` with its part of the tensors."""
         frozen = None if self._frozen is None else self._frozen.get_submodule(name)
-        return FunctionalModel(self._module.get_submodule(name), submodule_tensors(self._tensors, name), frozen)
+        plain = self._plain.get_submodule(name)
+        return FunctionalModel(self._module.get_submodule(name), submodule_tensors(self._tensors, name), frozen, plain)
 
     def parameters(self) -> Tensors:
         """The trained parameters by name, with gradients. Frozen parameters and buffers are not included."""
@@ -53,7 +57,7 @@ class FunctionalModel:
             changes: what is added to parameters, by name.
         """
         tensors = {name: value + changes[name] if name in changes else value for name, value in self._tensors.items()}
-        return FunctionalModel(self._module, tensors, self._frozen)
+        return FunctionalModel(self._module, tensors, self._frozen, self._plain)
 
     def gradient(self, loss: Callable[["FunctionalModel"], Tensor]) -> Tensors:
         """The gradient of a loss with respect to the trained parameters, by name, as constants.
@@ -68,7 +72,7 @@ class FunctionalModel:
 
         def value(parameters: Tensors) -> Tensor:
             copies = {name: buffer.clone() for name, buffer in buffers.items()}
-            return loss(FunctionalModel(self._module, {**copies, **parameters}, self._frozen))
+            return loss(FunctionalModel(self._plain, {**copies, **parameters}, self._frozen))
 
         return {name: gradient.detach() for name, gradient in torch.func.grad(value)(parameters).items()}
 

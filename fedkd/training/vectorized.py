@@ -1,5 +1,6 @@
 """Training of several clients with one architecture as one tensor program."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,13 +101,13 @@ def fit_clients(
 
 def vectorized_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution, names: Sequence[str]) -> Program:
     """The program of one step of several networks, of which the parameters ``names`` are trained."""
-    vectorized, frozen = vectorized_copy(module), eval_copy(module)
+    vectorized, frozen, plain = vectorized_copy(module), eval_copy(module), copy.deepcopy(module).train()
 
     def loss_values(
         tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, client_state: State, broadcast: State
     ) -> tuple[Tensor, Metrics]:
         def client_loss(tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, client_state: State) -> tuple[Tensor, Metrics]:
-            return loss(FunctionalModel(vectorized, tensors, frozen), Batch(x, y, drawn), broadcast, client_state)
+            return loss(FunctionalModel(vectorized, tensors, frozen, plain), Batch(x, y, drawn), broadcast, client_state)
 
         losses, metrics = torch.vmap(client_loss)(tensors, x, y, drawn, client_state)
         return losses, metrics

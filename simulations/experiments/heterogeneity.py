@@ -28,6 +28,8 @@ SPLITS = {
     "dirichlet 1": ["partition=dirichlet", "partition.alpha=1.0"],
     "dirichlet 0.1": ["partition=dirichlet", "partition.alpha=0.1"],
     "dirichlet 0.05": ["partition=dirichlet", "partition.alpha=0.05"],
+    "niid_bench 0.1": ["partition=niid_bench", "partition.alpha=0.1"],
+    "client_dirichlet 0.1": ["partition=client_dirichlet", "partition.alpha=0.1"],
     "fedgen 0.1": ["partition=fedgen", "partition.alpha=0.1"],
     "classes_per_client 2": ["partition=classes_per_client", "partition.per_client=2"],
     "shards 2": ["partition=shards", "partition.per_client=2"],
