@@ -179,7 +179,7 @@ def unknown_option(group: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     hint = nearest(name, known) or f"; choose one of {', '.join(known)}"
     if group in PLUGINS:
-        return f"{group} must be an option of an installed plugin, got {name!r}{hint}, or pip install 'fedkd[{PLUGINS[group]}]'"
+        return f"{group} must be an option of an installed plugin, got {name!r}{hint} (pip install 'fedkd[{PLUGINS[group]}]' brings more)"
     return f"{group} must be an option of conf/{group}, got {name!r}{hint} (for options of your own: searchpath=FOLDER)"
 
 

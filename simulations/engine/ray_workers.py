@@ -229,5 +229,5 @@ class Workers:
         """Say how many workers were lost since the last round."""
         if self._lost:
             nodes = ", ".join(sorted(set(self._lost)))
-            print(f"warning: {len(self._lost)} workers were lost on {nodes}; {len(self)} go on", file=sys.stderr, flush=True)
+            print(f"warning: workers were lost on {nodes}: {len(self._lost)}; {len(self)} go on", file=sys.stderr, flush=True)
             self._lost.clear()

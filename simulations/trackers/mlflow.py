@@ -1,5 +1,6 @@
 """MLflow: a run of an experiment on a tracking server or in a local store."""
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ class MLflowTracker(Tracker):
 
     def begin(self, run: TrackedRun) -> str:
         """Create a run, or continue the one of this run folder."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default a server that is gone stops the run for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         import mlflow
         from mlflow.entities import Param
 

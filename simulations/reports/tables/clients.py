@@ -14,8 +14,8 @@ from simulations.reports.tables.federated import last_rounds_legend, sample_lege
 from simulations.reports.tables.table import Cell, Column, NumberFormat, Table, counts, ranked, texts
 from simulations.run_folder.reader import SETTING, FederatedRun, natural_order
 
-CLIENT_LEGEND = """Local test accuracy, final round; every client with test examples counts once.
-Standard deviation: over clients (population). Bottom 10 %: mean of the lowest tenth of the clients, at least of one.
+CLIENT_LEGEND = """Local test accuracy, final round; every tested client with test examples counts once.
+Standard deviation: over clients (population). Bottom 10 %: mean of the lowest tenth of the tested clients, at least of one.
 Jain's index: 1 if all clients are equal, 1/K if one of K clients has everything. Each cell: {cell}."""
 
 CLASS_LEGEND = """In %. {last} Each cell: {cell}."""

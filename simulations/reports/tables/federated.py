@@ -26,8 +26,8 @@ from simulations.reports.tables.table import (
 from simulations.run_folder.metric_names import HEADLINES
 
 RESULTS_LEGEND = """Accuracy in %: {cell}.
-Global: the global model on the global test set. Local: on the local test sets of all clients.
-Bottom 10 %: the lowest tenth of the clients, final round. Final: the last evaluated round. {last}
+Global: the global model on the global test set. Local: on the local test sets of the tested clients.
+Bottom 10 %: the lowest tenth of the tested clients, final round. Final: the last evaluated round. {last}
 Best 5 rounds: local test accuracy, the five best rounds of each seed; FedGen's published metric, selected on the test set.
 MB: 10^6 bytes, all clients and rounds, mean over seeds."""
 

@@ -127,7 +127,7 @@ def test_a_lost_node_is_survived_and_a_new_one_is_used(tmp_path):
         found.add()
         ended = command.end(timeout=200)
     assert ended.code == 0, ended.err
-    assert "warning: 1 workers were lost on " in ended.err
+    assert "warning: workers were lost on " in ended.err
     with open(ended.folder / "metrics.csv", newline="") as file:
         numbers = [int(row["num_workers"]) for row in csv.DictReader(file)]
     assert numbers[0] == 2 and 1 in numbers[20:]

@@ -80,7 +80,7 @@ def test_lost_nodes_are_survived_and_nodes_that_join_are_used(monkeypatch, capsy
         found.lose(actor)
         found.lose(actor)  # another phase has the same news
     found.update()
-    assert len(found) == 1 and "warning: 2 workers were lost on a; 1 go on" in capsys.readouterr().err
+    assert len(found) == 1 and "warning: workers were lost on a: 2; 1 go on" in capsys.readouterr().err
     fake.room = 4
     found.update()
     assert len(found) == 4
