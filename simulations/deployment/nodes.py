@@ -101,9 +101,8 @@ class Nodes:
             if time.monotonic() >= deadline:
                 listed = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
                 rule = f"must be the number of clients that SuperNodes host, {len(self.hosts)} after {patience:g} seconds (engine.patience)"
-                raise ConfigError(
-                    f"num_clients {rule}, got {self._num_clients}; no node hosts client {listed} (partition-id, clients), or its app is not started (--isolation process)"
-                )
+                remedy = "(partition-id, clients), or its app is not started (--isolation process)"
+                raise ConfigError(f"num_clients {rule}, got {self._num_clients}; no node hosts client {listed} {remedy}")
             time.sleep(PULL_SECONDS)
         self._is_running = True
 
