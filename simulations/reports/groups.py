@@ -207,6 +207,8 @@ def _text(key: str, value: Hashable, ambiguous: bool) -> str:
     name = key if ambiguous or key.endswith(".") else _leaf(key)
     if name == "path":
         return Path(str(value)).stem
+    if key == "evaluation.clients":
+        return "all clients tested" if value is None else f"{value} clients tested"
     if name == "trace" and value is not None:
         return f"trace {Path(str(value)).stem}"
     return f"no {name.strip('.')}" if value is None else str(value) if key.endswith(".") else f"{name} {value}"
