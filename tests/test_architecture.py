@@ -12,6 +12,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from simulations.engine import flower_compat
+from tests.mutant_list import MUTANTS
 from tests.small_runs import ROOT
 
 BASE = {"fedkd.errors", "fedkd.types", "fedkd.seed", "fedkd.tensor_ops", "fedkd.files"}
@@ -346,3 +347,8 @@ def test_messages_can_be_made_in_a_process_that_flower_did_not_start(monkeypatch
     monkeypatch.setattr(flower_compat.TaskIdentity, "_run_id", 99)
     flower_compat.set_task_identity()
     assert flower_compat.TaskIdentity.run_id == 99, "an identity that Flower gave stays"
+
+
+def test_every_fault_of_the_mutants_stands_in_its_file_once():
+    """Otherwise ``python -m tests.mutants`` would plant nothing."""
+    assert not [(one.file, one.old) for one in MUTANTS if (ROOT / one.file).read_text(encoding="utf-8").count(one.old) != 1]
