@@ -115,12 +115,10 @@ class Strategy(ServerLoop):
         Raises:
             ConfigError: it does not fit.
         """
-        if self.shared_layers != "all":
-            patterns = {"head": ["head.*"], "body": ["head.*"]}.get(self.shared_layers, self.shared_layers.split("|"))
-            for pattern in patterns:
-                found = any(fnmatchcase(key, pattern) for key in model.state_dict())
-                layers = sorted({key.rpartition(".")[0] for key in model.state_dict()})
-                require(found, "shared_layers", f"must name layers of the network, which has {', '.join(layers)}", pattern)
+        layers = sorted({key.rpartition(".")[0] for key in model.state_dict()})
+        for pattern in self._layer_patterns():
+            found = any(fnmatchcase(key, pattern) for key in model.state_dict())
+            require(found, "shared_layers", f"must name layers of the network, which has {', '.join(layers)}", pattern)
 
     # ------------------------------------------------------------------------------------------- client hooks
     def init_client(self, client: Client) -> State:
@@ -251,9 +249,12 @@ class Strategy(ServerLoop):
         kept = {"local": batchnorm_statistic_names, "private": batchnorm_names}.get(self.batchnorm, lambda _: frozenset[str]())(model)
         if self.shared_layers == "all":
             return kept
-        patterns = {"head": ["head.*"], "body": ["head.*"]}.get(self.shared_layers, self.shared_layers.split("|"))
-        matches = {key for key in model.state_dict() if any(fnmatchcase(key, pattern) for pattern in patterns)}
+        matches = {key for key in model.state_dict() if any(fnmatchcase(key, pattern) for pattern in self._layer_patterns())}
         return kept | (matches if self.shared_layers == "body" else model.state_dict().keys() - matches)
+
+    def _layer_patterns(self) -> list[str]:
+        """The patterns of ``shared_layers``: of the head where all but it is shared, none where all layers are."""
+        return {"all": [], "head": ["head.*"], "body": ["head.*"]}.get(self.shared_layers, self.shared_layers.split("|"))
 
     def shared_parameters(self, model: nn.Module, tensors: Tensors) -> Tensors:
         """``tensors`` without those that stay with the client."""

@@ -14,6 +14,7 @@ from fedkd.federation.prototypes import class_means
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.prototype_sharing import PrototypeSharing
+from fedkd.seed import Seed
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, shuffled_epochs
 from fedkd.training.functional_model import FunctionalModel, snapshot
@@ -118,7 +119,8 @@ class Prototypes(nn.Module):
 @lru_cache(maxsize=8)
 def prototype_network(num_classes: int, size: int, dtype: torch.dtype) -> Prototypes:
     """A network of prototypes whose tensors are always overwritten before use."""
-    return Prototypes(num_classes, size).to(dtype)
+    with Seed(0).globally():  # the global generators are not advanced
+        return Prototypes(num_classes, size).to(dtype)
 
 
 def margin_of(means: Tensor, has: Tensor, largest: float) -> Tensor:

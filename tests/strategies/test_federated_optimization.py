@@ -1,11 +1,14 @@
 """FedLC, FedNova and FedDyn against public code and constants; server optimizers and aggregators in whole runs."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
 
 from fedkd.errors import ConfigError
 from fedkd.federation import serialization
+from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.optimizers import effective_steps
@@ -225,4 +228,4 @@ def test_what_does_not_fit_is_refused(words, rule):
 
 
 def test_switches_of_tools_are_those_of_strategies():
-    assert SWITCHES.keys() == {"batchnorm", "aggregation", "lr_schedule", "lr_decay", "shared_layers"}
+    assert SWITCHES.keys() == {field.name for field in fields(Strategy)}
