@@ -208,6 +208,10 @@ class Strategy(ServerLoop):
         """
         return state, {}
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """How many optimizer steps ``aggregate`` and ``server_training`` take, at most. Displays of progress show it. 0: not known."""
+        return 0
+
     def global_model(self, server: Server, state: State) -> Callable[[Tensor], Any] | None:
         """The model of the global test, in eval mode; None if there is no global model.
 

@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from fedkd.training.step_counter import StepCount
+
 ACCURACIES = (("global", "global_test_accuracy"), ("local", "local_test_accuracy"), ("test", "test_accuracy"))
 """Labels of the accuracies in a line of progress, and their columns."""
 
@@ -27,6 +29,12 @@ class RunProgress(Protocol):
     def advance(self, row: Mapping[str, float]) -> None:
         """Show a finished round, given as its row of ``metrics.csv``."""
 
+    def server_steps(self, server_round: int, count: StepCount) -> None:
+        """Show how far the server's own training is in a round."""
+
+
+SERVER_LINES = 10.0
+"""Seconds between two plain lines on the server's own training."""
 
 MakeProgress = Callable[[DictConfig, int], AbstractContextManager[RunProgress]]
 """``(config, first round) -> progress``."""
@@ -44,7 +52,8 @@ def configure_logging() -> None:
 class ProgressTable:
     """The progress of several runs on standard error: one moving line per run, with accuracies and the remaining time.
 
-    Without a terminal each run prints ten plain lines instead, and with ``quiet`` only the line of its result.
+    While a server trains, the line has its steps and the time that the others take. Without a terminal each run prints ten plain lines
+    instead, and one every ten seconds while its server trains. With ``quiet`` it prints only the line of its result.
 
     Args:
         enabled: whether anything is printed.
@@ -61,11 +70,13 @@ class ProgressTable:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[score]}"),
+            TextColumn("{task.fields[server]}"),
             TimeRemainingColumn(),
         )
         self._lines = RichProgress(*columns, console=console, disable=not self._live)
         self._tasks: dict[str, tuple[TaskID, int, int, float]] = {}
         self._overall: TaskID | None = None
+        self._last_server_line = 0.0
 
     def __enter__(self) -> Self:
         self._lines.start()
@@ -82,13 +93,13 @@ class ProgressTable:
             total: number of rounds or epochs.
             done: number of those that are done already.
         """
-        task = self._lines.add_task(escape(label), total=total, completed=done, score="")
+        task = self._lines.add_task(escape(label), total=total, completed=done, score="", server="")
         self._tasks[label] = task, total, done, time.monotonic()
 
     def overall(self, done: int, total: int) -> None:
         """On a terminal, show how many of all runs are finished, and the remaining time for all."""
         if self._overall is None:
-            self._overall = self._lines.add_task("all", total=total, score="")
+            self._overall = self._lines.add_task("all", total=total, score="", server="")
         self._lines.update(self._overall, completed=done, total=total)
 
     def advance(self, label: str, row: Mapping[str, float]) -> None:
@@ -101,13 +112,31 @@ class ProgressTable:
         task, total, done, begin = self._tasks[label]
         number = int(row[self._unit])
         accuracies = [f"{name} {row[column]:.3f}" for name, column in ACCURACIES if column in row]
-        self._lines.update(task, completed=number)
+        self._lines.update(task, completed=number, server="")
         if accuracies:
             self._lines.update(task, score=", ".join(accuracies))
         if not self._quiet and (number % max(1, total // 10) == 0 or number == total):
             remaining = (time.monotonic() - begin) / max(1, number - done) * (total - number)
             words = [*accuracies, f"{timedelta(seconds=round(remaining))} left"] if number < total else accuracies
             self._print(f"{label}: {self._unit} {number}/{total} {', '.join(words)}")
+
+    def server_steps(self, label: str, server_round: int, count: StepCount) -> None:
+        """Show how far the server's own training of a run is.
+
+        Args:
+            label: name of the run.
+            server_round: the round.
+            count: the steps of this round.
+        """
+        task, total, _, begin = self._tasks[label]
+        words = f"server step {count.done}" + (f"/{count.total}" if count.total else "")
+        if count.seconds_left is not None:
+            words += f", {timedelta(seconds=round(count.seconds_left))} left"
+        self._lines.update(task, server=words)
+        now = time.monotonic()
+        if not self._quiet and count.done != count.total and now - max(begin, self._last_server_line) >= SERVER_LINES:
+            self._last_server_line = now
+            self._print(f"{label}: {self._unit} {server_round}/{total}, {words} in this {self._unit}")
 
     def end(self, label: str, result: str) -> None:
         """Remove a run, and print its result."""
@@ -147,6 +176,10 @@ class ProgressBar:
     def advance(self, row: Mapping[str, float]) -> None:
         """Show a finished round, given as its row of ``metrics.csv``."""
         self._table.advance(self._label, row)
+
+    def server_steps(self, server_round: int, count: StepCount) -> None:
+        """Show how far the server's own training is in a round."""
+        self._table.server_steps(self._label, server_round, count)
 
 
 def round_progress(config: DictConfig, first_round: int) -> ProgressBar:

@@ -109,6 +109,11 @@ class Dense(ServerDistillation):
         members = {f"member-{u.client}": u.state["model"] for u in updates}
         return {**after, "model": student, "average": after["model"], **made, **members}, {**metrics, **more}
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """All steps of generators and student."""
+        passes = self.epochs * (self.epochs + 1) // 2 if self.student_steps is None else self.epochs * self.student_steps
+        return self.epochs * self.generator_steps + passes
+
     def distill(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
         """All epochs of one round.
 

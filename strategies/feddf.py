@@ -93,6 +93,10 @@ class FedDF(ServerDistillation):
         metrics = {**metrics, **more, "distillation_steps": torch.tensor(distilled.num_steps)}
         return {**after, "model": distilled.tensors, "average": after["model"]}, metrics
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """The steps of the distillation, if it does not stop early."""
+        return self.steps
+
     def teacher(self, server: Server, models: Sequence[Tensors], images: Examples) -> Tensor:  # [N, C]
         """Logits [N, C] of the ensemble on all images."""
         logits = torch.stack(

@@ -131,6 +131,10 @@ class FedFTG(ServerDistillation):
                 means[name] = means.get(name, 0) + value / self.iterations
         return after, {**metrics, **means}
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """All steps of generator and model."""
+        return self.iterations * (self.generator_steps * len(updates) + self.student_steps)
+
     def draw_inputs(self, server: Server, counts: Tensor, iteration: int, purpose: str, steps: int) -> tuple[Tensor, Tensor]:
         """Labels [S, B] in proportion to ``counts``, and noise [S, B, Z]."""
         seed = server.seed / "iteration" / iteration / purpose

@@ -215,6 +215,10 @@ class FedGen(Strategy):
         trained, metric_sums = self.train_generator(server, state, heads, counts, server_round, sizes)
         return {**state, **trained}, {name: value / self.generator_steps for name, value in metric_sums.items()}
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """The steps of the generator."""
+        return self.generator_steps
+
     def train_generator(
         self, server: Server, state: State, heads: Sequence[Tensors], counts: Tensor, server_round: int, sizes: Sequence[int] | None = None
     ) -> tuple[State, Metrics]:

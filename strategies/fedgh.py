@@ -80,6 +80,11 @@ class FedGH(Strategy):
         head = {f"head.{key}": value for key, value in fitted.tensors.items()}
         return {**state, "model": head}, {"head_loss": fitted.metric_sums["loss"] / len(batches)}
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """The steps of all passes over the clients' mean embeddings."""
+        number = sum(int((u.state["embeddings"]["count"] > 0).sum()) for u in updates)
+        return self.server_epochs * -(-number // min(self.server_batch_size, number))
+
 
 def head_loss(model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the head on embeddings."""

@@ -98,6 +98,11 @@ class FedTGP(PrototypeSharing):
         mean = FunctionalModel(module).at(tensors)().detach()
         return {"prototypes": {"mean": mean, "known": torch.ones_like(state["prototypes"]["known"])}, "network": tensors}, metrics
 
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """The steps of all passes over the clients' mean embeddings."""
+        number = sum(int((u.state["prototypes"]["count"] > 0).sum()) for u in updates)
+        return self.server_epochs * -(-number // min(self.server_batch_size, number))
+
 
 class Prototypes(nn.Module):
     """One vector for each class: two linear layers over an embedding of the class.

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -25,6 +26,7 @@ from fedkd.federation.server_optimizers import NoServerOptimizer, ServerOptimize
 from fedkd.federation.update_check import unsound_names
 from fedkd.metrics.accuracy import local_test_metrics, new_client_metrics, other_predictions
 from fedkd.training.functional_model import keep_frozen
+from fedkd.training.step_counter import StepCount, StepCounter
 from fedkd.types import Metrics, State, Update
 
 MetricValues = dict[str, int | float | list[int] | list[float]]
@@ -79,6 +81,7 @@ class AggregatedRound:
         updates: the clients' updates in the order of clients.
         server_round: 1, 2, ...
         metrics: the metrics so far by name.
+        counter: counts the steps of the server's own training.
     """
 
     server: Server
@@ -86,6 +89,7 @@ class AggregatedRound:
     updates: Sequence[Update]
     server_round: int
     metrics: dict[str, float | Tensor]
+    counter: StepCounter
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class ServerLoop(FlowerStrategy):
     """The server's step along the change of the model in a round. The run sets it."""
 
     _federation: Federation | None = None
+    _on_server_steps: Callable[[int, StepCount], None] = staticmethod(lambda server_round, count: None)
 
     # ------------------------------------------------------------------------------------------- hooks
     @abstractmethod
@@ -133,6 +138,10 @@ class ServerLoop(FlowerStrategy):
     @abstractmethod
     def server_training(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """See :meth:`fedkd.strategy.Strategy.server_training`."""
+
+    @abstractmethod
+    def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
+        """See :meth:`fedkd.strategy.Strategy.server_steps`."""
 
     @abstractmethod
     def aggregation_weights(self, updates: Sequence[Update]) -> list[float]:
@@ -184,20 +193,24 @@ class ServerLoop(FlowerStrategy):
             for u in updates
         ]
         state = serialization.from_record(self._arrays, device)
+        total = self.server_steps(server, updates, server_round) if updates else 0
+        counter = StepCounter(partial(self._on_server_steps, server_round), total)
         if not updates:
-            return AggregatedRound(server, state, updates, server_round, {})
-        state, metrics = self.aggregate(server, state, updates, server_round)
+            return AggregatedRound(server, state, updates, server_round, {}, counter)
+        with counter:
+            state, metrics = self.aggregate(server, state, updates, server_round)
         if "model" in state:  # also where a strategy averages in its own way
             state = {**state, "model": keep_frozen(server.model, server.initial, state["model"])}
         weights = self.aggregation_weights(updates)
         terms = {f"train_{name}": sum(w * u.metrics[name] for w, u in zip(weights, updates)) for name in updates[0].metrics}
-        return AggregatedRound(server, state, updates, server_round, {**terms, **metrics})
+        return AggregatedRound(server, state, updates, server_round, {**terms, **metrics}, counter)
 
     def train_server(self, aggregated: AggregatedRound) -> tuple[ArrayRecord, MetricRecord]:
         """The state and the metrics after ``server_training``. A round without updates has no server training."""
         state, metrics = aggregated.state, dict[str, Tensor]()
         if aggregated.updates:
-            state, metrics = self.server_training(aggregated.server, state, aggregated.updates, aggregated.server_round)
+            with aggregated.counter:
+                state, metrics = self.server_training(aggregated.server, state, aggregated.updates, aggregated.server_round)
         numbers: MetricValues = {name: float(value) for name, value in {**aggregated.metrics, **metrics}.items()}
         return serialization.to_record(state), MetricRecord(numbers)
 
@@ -234,6 +247,7 @@ class ServerLoop(FlowerStrategy):
         start_round: int = 1,
         simulated_seconds: float = 0.0,
         on_round: Callable[[Round], None] | None = None,
+        on_server_steps: Callable[[int, StepCount], None] | None = None,
     ) -> Result:
         """Run the server rounds ``start_round``..``num_rounds``.
 
@@ -253,12 +267,15 @@ class ServerLoop(FlowerStrategy):
             start_round: the first round, 1 unless a run is resumed.
             simulated_seconds: simulated time in seconds before ``start_round``.
             on_round: called with each round after its evaluation.
+            on_server_steps: called twice a second with the round and the steps of the server's own training, while it trains.
 
         Raises:
             ClientFailure: a client failed, and the policy does not allow the run to continue.
             DivergedError: a loss or the server's state is no longer finite. All rounds before have been passed to ``on_round``.
         """
         federation = self.federation
+        if on_server_steps is not None:
+            self._on_server_steps = on_server_steps
         arrays = serialization.to_record(self.init_server(federation.server)) if initial_arrays is None else initial_arrays
         infinite = frozenset(unsound_names(serialization.to_arrays(arrays)))
         result = Result()

@@ -22,6 +22,7 @@ from fedkd.tensor_ops import channels_last
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, eval_copy, tie, trained_names
 from fedkd.training.optimizers import OptimizerFactory, copy_with_layout, flatten_optimizer, restore_optimizer, scaled_step
+from fedkd.training.step_counter import count_step
 from fedkd.training.step_program import Program, Tree
 from fedkd.types import Examples, Metrics, State, Tensors
 
@@ -263,6 +264,7 @@ def run_steps(
         scaled_step(optimizer, parameters, lr_scales)
         for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
             sums[name] = sums[name] + metric if name in sums else metric.clone()
+        count_step()
     return sums
 
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from fedkd.checkpoint import read_checkpoint, write_checkpoint
 from fedkd.errors import StopRun
+from fedkd.training.step_counter import StepCount
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from simulations.run_folder.folder import RunFolder
@@ -74,6 +75,9 @@ class Stopwatch:
         """The checkpoint of the round is written."""
         self.seconds.append(time.perf_counter() - self._begin[0])
         self.megabytes.append((written_bytes() - self._begin[1]) / 1e6)
+
+    def server_steps(self, server_round: int, count: StepCount) -> None:
+        """Nothing is measured."""
 
 
 def written_bytes() -> int:

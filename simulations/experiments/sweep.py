@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from omegaconf import DictConfig
 
+from fedkd.training.step_counter import StepCount
 from simulations.distillation.runner import run_distillation
 from simulations.experiments.plan import PlannedRun
 from simulations.federation.runner import run_federation
@@ -48,6 +49,10 @@ class RoundSender:
     def advance(self, row: Mapping[str, float]) -> None:
         """Send the row of a round."""
         self._connection.send(("row", dict(row)))
+
+    def server_steps(self, server_round: int, count: StepCount) -> None:
+        """Send the steps of the server's own training."""
+        self._connection.send(("server", (server_round, count)))
 
 
 class EpochSender(RunObserver):
@@ -209,7 +214,7 @@ def begin(context: multiprocessing.context.BaseContext, planned: PlannedRun, log
 
 
 def hear(connection: Connection, running: dict[Connection, Process], board: ProgressTable) -> Process | None:
-    """Read one message of a run: its begin, a row, or its end. Returns the run if its process has ended."""
+    """Read one message of a run: its begin, a row, steps of its server, or its end. Returns the run if its process has ended."""
     one = running[connection]
     label = one.planned.label
     try:
@@ -223,6 +228,8 @@ def hear(connection: Connection, running: dict[Connection, Process], board: Prog
     elif kind == "row":
         board.advance(label, content)
         one.done = int(content["round"])
+    elif kind == "server":
+        board.server_steps(label, *content)
     else:
         one.error = content
     return None

@@ -258,6 +258,7 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
             start_round=first,
             simulated_seconds=0.0 if last is None else last.simulated_seconds,
             on_round=on_round,
+            on_server_steps=progress.server_steps,
         )
 
 

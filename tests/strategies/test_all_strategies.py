@@ -12,6 +12,7 @@ from fedkd.federation import serialization
 from fedkd.metrics.accuracy import evaluate
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
+from fedkd.training.step_counter import StepCount, StepCounter
 from tests import golden
 from tests.small_runs import STRATEGIES, same_tensors, small_run, strategy_overrides
 
@@ -103,7 +104,10 @@ def test_strategy_does_not_change_its_arguments(name):
     broadcast, client_state = {part: ran.state[part] for part in strategy.broadcast_parts}, ran.client_states[min(ran.client_states)]
     before = clone({"state": ran.state, "client_state": client_state})
     update, kept = strategy.train(ran.simulation.client(min(ran.client_states), 4), broadcast, client_state, 4)
-    strategy.aggregate(server, ran.state, [update], 4)
+    count, total = [StepCount(0, 0, 0.0)], strategy.server_steps(server, [update], 4)
+    with StepCounter(count.append, total):
+        strategy.server_training(server, strategy.aggregate(server, ran.state, [update], 4)[0], [update], 4)
+    assert count[-1].done == total, "server_steps is what the server's training takes"
     strategy.evaluate(ran.simulation.client(min(ran.client_states), 4, testing=True), broadcast, client_state, 4, 100)
     assert same_tensors({"state": ran.state, "client_state": client_state}, before) and not same_tensors(kept, client_state)
 

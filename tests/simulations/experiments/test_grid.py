@@ -1,11 +1,20 @@
 """``fedkd sweep``: combinations, and many runs at a time."""
 
+import re
+from multiprocessing import Pipe
+from types import SimpleNamespace
+
 import pytest
 from click.testing import CliRunner
 
 from fedkd.errors import ConfigError
+from fedkd.training import step_counter
+from simulations import progress
 from simulations.cli.main import cli
+from simulations.config import compose
 from simulations.experiments.grid import expand, plan_grid
+from simulations.experiments.sweep import Process, RoundSender, hear
+from simulations.federation.runner import run_federation
 from simulations.run_folder.listing import list_folder
 
 TINY = ("num_clients=4", "clients_per_round=2", "local_steps=2", "clients_per_vmap=1", "rounds=2")
@@ -58,3 +67,22 @@ def test_several_runs_at_a_time_of_which_one_fails(tmp_path):
     skipped = [line.partition(":")[0] for line in again.stderr.splitlines() if line.endswith(": already finished, skipped")]
     assert skipped == ["seed=0", "seed=1"] and "runs finished in" not in again.stderr
     assert again.exit_code == 0 and again.stdout.splitlines() == result.stdout.splitlines() and "done in" not in again.stderr
+
+
+def test_a_run_sends_the_steps_of_its_server(tmp_path, capsys, monkeypatch):
+    """From the training loop to the line: what is done, of how much, and the time left."""
+    monkeypatch.setattr(step_counter, "INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "SERVER_LINES", 0.0)
+    words = [*TINY, "engine=local", "strategy=fedgen", "strategy.generator_steps=3", f"output={tmp_path}"]
+    (planned,), (ours, theirs) = plan_grid(words), Pipe(duplex=False)
+    run_federation(compose(words), make_progress=lambda config, first: RoundSender(theirs, config.rounds, first - 1))
+    theirs.close()
+    running = {ours: Process(planned, SimpleNamespace(join=lambda: None))}
+    capsys.readouterr()
+    with progress.ProgressTable() as board:
+        while running:
+            hear(ours, running, board)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "server step" in line]
+    assert [re.findall(r"round (\S+), server step (\S+), 0:00:\d\d left in this round", line) for line in lines] == [
+        [(f"{number}/2", f"{step}/3")] for number in (1, 2) for step in (1, 2)
+    ]

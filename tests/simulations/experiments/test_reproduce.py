@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from fedkd.errors import ClientFailure
+from fedkd.training.step_counter import StepCount
 from simulations.experiments import reproduce
 from simulations.experiments.sweep import PATIENCE, one_line
 from simulations.progress import ProgressTable
@@ -228,3 +230,21 @@ def test_plain_lines_have_round_accuracy_and_time_left_and_a_quiet_table_prints_
         board.begin("one", 1, 0)
         board.advance("one", {"round": 1, "accuracy": 0.5})
     assert capsys.readouterr().err == ""
+
+
+def test_plain_lines_have_the_steps_of_a_server(capsys, monkeypatch):
+    """At most one line in ten seconds, and none for a server that is done."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for quiet in (False, True):
+        with ProgressTable(quiet=quiet) as board:
+            board.begin("one", 3, 0)
+            for second in range(1, 31):
+                now[0] += 1
+                board.server_steps("one", 2, StepCount(10 * second, 300 if second > 15 else 0, second))
+        lines = (
+            []
+            if quiet
+            else ["one: round 2/3, server step 100 in this round", "one: round 2/3, server step 200/300, 0:00:10 left in this round"]
+        )
+        assert capsys.readouterr().err.splitlines() == lines
