@@ -51,7 +51,7 @@ SETTING = re.compile(r"(data|partition|shift|systems)\.|(num_|evaluation\.)clien
 EVALUATION = re.compile(r"evaluation(\.|$)")
 """Keys of the evaluation. Runs that are compared must agree in them."""
 
-STRATEGY = re.compile(r"(strategy|generator|loss|distiller|public_data)(\.|$)")
+STRATEGY = re.compile(r"(strategy|server_optimizer|aggregator|generator|loss|distiller|public_data)(\.|$)")
 """Keys in which a strategy may differ from its baseline."""
 
 

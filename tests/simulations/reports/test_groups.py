@@ -123,6 +123,23 @@ def test_one_row_can_be_the_baseline_of_an_ablation(tmp_path):
         assert set(table["baseline"]) == {"FedGen, beta 1.0"}
 
 
+@pytest.mark.parametrize("part", ["server_optimizer", "aggregator"])
+def test_a_step_of_the_server_is_compared_with_the_row_that_has_none(part, tmp_path):
+    for seed in range(2):
+        write_run(
+            tmp_path / f"plain{seed}",
+            seed=seed,
+            accuracy=[0.5 + seed / 100] * 2,
+            choices={part: "plain"},
+            **{part: {"_target_": "x.Plain"}},
+        )
+        other = {"_target_": "x.Other", "lr": 0.1}
+        write_run(tmp_path / f"other{seed}", seed=seed, accuracy=[0.6 + seed / 50] * 2, choices={part: "other"}, **{part: other})
+    assert main([str(tmp_path), "--no-figures", "--baseline", "FedAvg, plain"]) == 0
+    table = pd.read_csv(tmp_path / "report" / "comparisons.csv")
+    assert table["strategy"].tolist() == ["FedAvg, other"] * 2 and set(table["baseline"]) == {"FedAvg, plain"}
+
+
 def test_one_seed_is_not_tested(tmp_path, capsys):
     for strategy, accuracy in (("fedavg", 0.5), ("fedgen", 0.7)):
         write_run(tmp_path / strategy, strategy, accuracy=[accuracy] * 2)
