@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from fedkd.errors import ConfigError
 from fedkd.types import Output, Task
 
-WITH_EXTRA_STAGE = "ResNet, WideResNet, PreActResNet, TorchvisionResNet, VGG, MobileNetV2, ShuffleNetV1, ShuffleNetV2, FedGenCNN"
+WITH_EXTRA_STAGE = (
+    "ResNet, WideResNet, PreActResNet, TorchvisionResNet, VGG, MobileNetV2, ShuffleNetV1, ShuffleNetV2, "
+    "VisionTransformer, MLPMixer, FedGenCNN"
+)
 
 
 class Classifier(nn.Module):

@@ -8,6 +8,9 @@ import numpy as np
 
 from fedkd.errors import require
 from fedkd.models.base import Classifier
+from fedkd.models.construction import make_classifier
+from fedkd.models.pooled_embedding import PooledEmbedding
+from fedkd.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class HeterogeneousModels:
             ``listed``: ``client_models`` names it.
         proportions: one number > 0 per network, in any unit; null: equal.
         client_models: one name per client where ``assignment`` is ``listed``; otherwise null.
+        embedding_size: size to which the embedding of every network is averaged, see
+            :class:`~fedkd.models.pooled_embedding.PooledEmbedding`; null: each network has its own.
 
     Raises:
         ConfigError: a value is out of range, or a name is unknown.
@@ -32,6 +37,7 @@ class HeterogeneousModels:
     assignment: Literal["in_turn", "proportions", "random", "listed"]
     proportions: Sequence[float] | None
     client_models: Sequence[str] | None
+    embedding_size: int | None
 
     def __post_init__(self) -> None:
         known = ("in_turn", "proportions", "random", "listed")
@@ -45,6 +51,17 @@ class HeterogeneousModels:
         for name in self.client_models or ():
             rule = f"must name networks ({', '.join(self.networks)})"
             require(name in self.networks, "client_models", rule, name)
+        size, rule = self.embedding_size, "must be > 0, or null for the networks' own sizes"
+        require(size is None or size > 0, "embedding_size", rule, size)
+
+    def make(self, name: str, task: Task) -> Classifier:
+        """A network by its name.
+
+        Raises:
+            ConfigError: the network does not fit the task.
+        """
+        network = make_classifier(self.networks[name], task)
+        return network if self.embedding_size is None else PooledEmbedding(network, self.embedding_size)
 
     def assign(self, num_clients: int, rng: np.random.Generator) -> list[str]:
         """The name of each client's network.

@@ -4,6 +4,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from fedkd.errors import require
+from fedkd.types import Task
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -53,3 +56,20 @@ def init_small(linear: nn.Linear) -> nn.Linear:
     nn.init.trunc_normal_(linear.weight, std=0.01)  # truncated at 2, which is 200 standard deviations
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def check_patches(task: Task, patch_size: int) -> tuple[int, int]:
+    """The number of patches from top to bottom and from left to right.
+
+    Args:
+        task: the classification task.
+        patch_size: height and width of a patch in pixels.
+
+    Raises:
+        ConfigError: the examples are no images, or the patches do not divide them.
+    """
+    sizes = task.shape[1:]
+    require(len(sizes) == 2, "model", f"must be another network for examples of shape {task.shape}, which are no images", "patches")
+    divides = patch_size > 0 and all(size % patch_size == 0 for size in sizes)
+    require(divides, "patch_size", f"must divide the height and the width of images {task.shape}", patch_size)
+    return sizes[0] // patch_size, sizes[1] // patch_size

@@ -3,7 +3,8 @@
 A pure loss is mapped over stacked clients with ``torch.vmap`` and differentiated outside the map. Plain ``vmap`` would compute the
 convolutions of many small networks with slow kernels. Convolution, BatchNorm, ReLU, and linear layers therefore have their own rules: the
 maps of K clients [K, B, C, H, W] are folded to [B, K*C, H, W] in the layout channels last, computed by one grouped kernel, and unfolded.
-BatchNorm over K*C channels keeps the exact statistics of each client. All other modules follow the general rules of ``vmap``.
+BatchNorm over K*C channels keeps the exact statistics of each client. Attention takes the kernel that has a rule. All other modules follow
+the general rules of ``vmap``.
 """
 
 import copy
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 # ------------------------------------------------------------------------------------------------------------- public names
@@ -27,6 +29,8 @@ def vectorized_copy(module: nn.Module) -> nn.Module:
             layer.__class__ = _ReLU
         elif type(layer) is nn.Linear and layer.bias is not None:
             layer.__class__ = _LinearLayer
+        elif type(layer) is nn.MultiheadAttention:
+            layer.__class__ = _MultiheadAttention
     return module.train()
 
 
@@ -167,3 +171,9 @@ class _ReLU(nn.ReLU):
 class _LinearLayer(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return _Linear.apply(x, self.weight, self.bias) if x.dim() == 2 else F.linear(x, self.weight, self.bias)
+
+
+class _MultiheadAttention(nn.MultiheadAttention):
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap, and would compute one client after the other
+            return super().forward(*args, **kwargs)

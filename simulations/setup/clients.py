@@ -1,6 +1,7 @@
 """The data and the network of each client."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -164,15 +165,15 @@ def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed
     """
     factory, num_clients = build(config, "model"), config.num_clients
     if isinstance(factory, HeterogeneousModels):
-        factories = dict(factory.networks)
+        factories = {name: partial(factory.make, name) for name in factory.networks}
         seeds = {name: seed / "model" / name for name in factories}
         assigned = call_part("model", factory.assign, num_clients, (seed / "assignment").numpy())
     else:
         only = config.choices.get("model", "model")
-        factories, seeds, assigned = {only: factory}, {only: seed / "model"}, [only] * num_clients
+        factories, seeds, assigned = {only: partial(make_classifier, factory)}, {only: seed / "model"}, [only] * num_clients
     networks = {}
     for name, make_model in factories.items():
         with seeds[name].globally():
-            model = call_part("model", make_classifier, make_model, task).to(config.device, dtype)
+            model = call_part("model", make_model, task).to(config.device, dtype)
         networks[name] = Network(name, model, snapshot(model))
     return [networks[name] for name in assigned], next(iter(networks.values()))

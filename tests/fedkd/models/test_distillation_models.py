@@ -17,7 +17,7 @@ from fedkd.models.resnet import PreActBlock, PreActResNet, ResNet, WideResNet
 from fedkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from fedkd.models.torchvision_resnet import TorchvisionResNet
 from fedkd.models.vgg import VGG
-from fedkd.training.vectorized_layers import vectorized_copy
+from fedkd.training.vectorized_layers import has_randomness, vectorized_copy
 from fedkd.types import Task
 from tests.fedkd.models.test_models import CIFAR10, CIFAR100, MNIST, NETWORKS, configured, fitting, size
 from tests.fedkd.training.test_vectorized import assert_equal_alone, six_clients
@@ -204,7 +204,7 @@ def test_convolutions_are_initialized_by_fan_out_and_heads_as_published(name, he
 def test_networks_support_functional_calls_and_channels_last(path):
     model = configured("model", path.stem, fitting(path.stem))
     for layer in model.modules():
-        assert not isinstance(layer, nn.modules.dropout._DropoutNd | nn.AdaptiveAvgPool2d) and not getattr(layer, "inplace", False)
+        assert not has_randomness(layer) and not isinstance(layer, nn.AdaptiveAvgPool2d) and not getattr(layer, "inplace", False)
     x = torch.rand(2, *model.task.shape)
     expected = model.eval()(x)
     output = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
@@ -246,6 +246,8 @@ SMALL = {
     "shuffle_2": ["model=shufflenet_v2", "model.stem=4", "model.widths=[8,12]", "model.blocks=[2,2]", "model.embedding_size=16"],
     "preact": ["model=preact_resnet18", "model.widths=[4,6]", "model.blocks=[1,2]"],
     "plain": ["model=cifar_tiny", "model.widths=[4]", "model.embedding_size=8"],
+    "vit": ["model=vit_tiny", "model.depth=2", "model.width=8", "model.num_heads=2"],
+    "mixer": ["model=mlp_mixer", "model.depth=2", "model.width=8"],
 }
 
 

@@ -8,16 +8,23 @@ import pandas as pd
 import pytest
 import torch
 
+from fedkd.models.base import Classifier
 from fedkd.models.heterogeneous import HeterogeneousModels
+from fedkd.models.pooled_embedding import PooledEmbedding
+from fedkd.seed import Seed
+from fedkd.types import Task
 from simulations.config import compose
 from simulations.federation.runner import run_federation
+from simulations.setup.clients import make_networks
 from tests.small_runs import SMALL, same_tensors, small_run, small_simulation
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
 
 
-def models(assignment: str, proportions=None, client_models=None) -> HeterogeneousModels:
-    return HeterogeneousModels(networks=NETWORKS, assignment=assignment, proportions=proportions, client_models=client_models)
+def models(assignment: str, proportions=None, client_models=None, embedding_size=None) -> HeterogeneousModels:
+    return HeterogeneousModels(
+        networks=NETWORKS, assignment=assignment, proportions=proportions, client_models=client_models, embedding_size=embedding_size
+    )
 
 
 def assigned(number: int, *arguments, seed: int = 0) -> list[str]:
@@ -56,6 +63,7 @@ def test_each_client_draws_a_network_at_random():
         (("listed",), "client_models must name a network for each client where assignment=listed"),
         (("in_turn", None, ["a"]), "client_models must name a network for each client where assignment=listed, and be null"),
         (("listed", None, ["a", "d"]), "client_models must name networks .a, b, c., got 'd'"),
+        (("in_turn", None, None, 0), "embedding_size must be > 0, or null for the networks' own sizes, got 0"),
     ],
 )
 def test_invalid_settings_are_refused(arguments, message):
@@ -89,6 +97,34 @@ def test_initial_weights_of_a_network_do_not_depend_on_the_other_networks():
     two, _ = small_simulation("model=heterogeneous", "strategy=feddistill_logits", "+model@model.networks.more=mlp")
     assert same_tensors(one.client(1, 1).initial, two.client(1, 1).initial)
     assert two.client(3, 1).architecture == "more"
+
+
+@pytest.mark.parametrize("group", ["heterogeneous4", "heterogeneous8"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_the_networks_of_a_group_have_embeddings_of_one_size(group, shape):
+    number = int(group[-1])
+    config, task = compose([f"model={group}", f"num_clients={number + 1}"]), Task("t", shape, 10)
+    networks, server = make_networks(config, task, torch.float32, Seed(0))
+    assert len({network.name for network in networks}) == number and networks[number] is networks[0] is server
+    for network in networks[:number]:
+        output = network.model.eval()(torch.rand(2, *shape))
+        assert output.embedding.shape == (2, 64) == (2, network.model.embedding_size) and output.logits.shape == (2, 10)
+        assert torch.equal(network.model.head(output.embedding), output.logits)
+
+
+@pytest.mark.parametrize(("size", "means"), [(2, [1.0, 4.0]), (4, [0.5, 1.5, 3.5, 4.5]), (6, [0, 1, 2, 3, 4, 5])])
+def test_an_embedding_is_averaged_over_its_neighbors(size, means):
+    network = Classifier(Task("t", (6,), 3), [torch.nn.Identity()], torch.nn.Identity(), torch.nn.Linear(6, 3), 6)
+    output = PooledEmbedding(network, size)(torch.arange(6.0).expand(2, 6))
+    assert output.embedding.tolist() == [means] * 2 and output.logits.shape == (2, 3)
+
+
+def test_a_group_of_networks_shares_a_head_that_learns_from_embeddings_of_all():
+    """Networks of four kinds, of which two clients each train as one program."""
+    overrides = ("model=heterogeneous4", "clients_per_vmap=5", "num_clients=8", "clients_per_round=8", "rounds=1", "local_steps=1")
+    ran = small_run("strategy=fedgh", *overrides)
+    assert (10, 64) in {tuple(value.shape) for part in ran.state.values() for value in part.values()}
+    assert len({ran.simulation.client(k, 1).architecture for k in ran.client_states}) == 4
 
 
 def test_fedgen_s_generator_learns_from_heads_of_different_networks():

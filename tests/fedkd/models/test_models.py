@@ -17,7 +17,7 @@ from tests.small_runs import ROOT
 
 MNIST, LETTERS, CELEBA = Task("mnist", (1, 28, 28), 10), Task("letters", (1, 28, 28), 26), Task("celeba", (3, 84, 84), 2)
 CIFAR10, CIFAR100 = Task("cifar10", (3, 32, 32), 10), Task("cifar100", (3, 32, 32), 100)
-NETWORKS = [path for path in sorted((ROOT / "conf" / "model").glob("*.yaml")) if path.stem != "heterogeneous"]
+NETWORKS = [path for path in sorted((ROOT / "conf" / "model").glob("*.yaml")) if not path.stem.startswith("heterogeneous")]
 
 
 def size(module: nn.Module) -> int:
