@@ -1,16 +1,18 @@
 """The base class of strategies whose server distills the clients' whole models into their mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from fedkd.errors import require
 from fedkd.federation.aggregation import assemble_model
+from fedkd.federation.client import Client
 from fedkd.federation.server import Server
-from fedkd.strategy import Strategy
-from fedkd.types import State
+from fedkd.models.ensemble import Ensemble, Member
+from fedkd.strategy import AGGREGATION_PARTS, Strategy
+from fedkd.types import Metrics, State, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -18,6 +20,10 @@ class ServerDistillation(Strategy):
     """Federated averaging, after which the server trains the mean model with the clients' models as teachers.
 
     A subclass's ``aggregate`` stores the mean model as the part ``average`` of the state.
+
+    Clients may have different networks. Each sends its whole model, and all of them are teachers. The mean and the student have the
+    server's network: the mean is that of the round's clients with this network, or the last student where a round has none of them. A
+    client with another network cannot start from the student, so it keeps its own model, trains it, and is tested with it.
 
     Raises:
         ConfigError: ``batchnorm`` is not ``averaged``, or ``shared_layers`` is not ``all``.
@@ -29,6 +35,52 @@ class ServerDistillation(Strategy):
         super().__post_init__()
         require(self.batchnorm == "averaged", "batchnorm", "must be averaged: the teachers need their statistics", self.batchnorm)
         require(self.shared_layers == "all", "shared_layers", "must be all: the teachers are whole networks", self.shared_layers)
+
+    @property
+    def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
+        """``any``: the teachers are independent of each other."""
+        return "any"
+
+    # ------------------------------------------------------------------------------------------- client side
+    def keeps_model(self, client: Client) -> bool:
+        """Whether a client trains its own model on instead of the broadcast: where it has another network."""
+        return not client.has_server_network
+
+    def init_client(self, client: Client) -> State:
+        """The client's own model, where it keeps one."""
+        return {"model": {key: value.clone() for key, value in client.initial.items()}} if self.keeps_model(client) else {}
+
+    def initial_weights(self, client: Client, broadcast: State, client_state: State) -> Tensors:
+        """The broadcast, or the client's own model."""
+        return client_state["model"] if self.keeps_model(client) else super().initial_weights(client, broadcast, client_state)
+
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        """Send the model. Keep it where the client has another network than the server."""
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
+        return sent, {**kept, "model": trained} if self.keeps_model(client) else kept
+
+    # ------------------------------------------------------------------------------------------- server side
+    def aggregate_models(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> State:
+        """The mean of the clients that have the server's network. The last model where there are none."""
+        same = [update for update in updates if server.network_of(update.client) is server.model]
+        return super().aggregate_models(server, state, same, server_round) if same else parts_of(state, "model", *AGGREGATION_PARTS)
+
+    def teachers(self, server: Server, updates: Sequence[Update]) -> list[Member]:
+        """The models of the round's clients."""
+        return [Member(server.network_of(update.client), update.state["model"]) for update in updates]
+
+    def kept_ensemble(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+        """The ensemble of the clients' models in the parts ``member-<client>`` of the state, for :meth:`extra_models`.
+
+        Its weights are in the part ``ensemble``, by the names of these parts. Without it they are equal.
+        """
+        names = sorted(name for name in state if name.startswith("member-"))
+        networks = [server.network_of(int(name.removeprefix("member-"))) for name in names]
+        members = [assemble_model(network, state[name], state[name]) for name, network in zip(names, networks)]
+        weights = [state["ensemble"][name].item() for name in names] if "ensemble" in state else None
+        return {"ensemble_test_accuracy": Ensemble(members, weights)} if members else {}
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models before the distillation; nothing before the first round."""

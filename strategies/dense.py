@@ -7,13 +7,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.image_synthesis import Synthesis, as_examples, stack_models
+from fedkd.distillation.image_synthesis import Synthesis, as_examples
 from fedkd.distillation.logit_distillation import compute_logits
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble_model
 from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
-from fedkd.models.ensemble import Ensemble
+from fedkd.models.ensemble import Member, combine_logits
 from fedkd.seed import Seed
 from fedkd.server_distillation import ServerDistillation
 from fedkd.strategy import AGGREGATION_PARTS
@@ -38,6 +37,9 @@ class Dense(ServerDistillation):
 
     ``z_E = mean_k z_k(x)`` are the logits of the ensemble on synthetic images x = G(noise), and z_w those of the student. mean_kl and
     var_kl are the running statistics of BatchNorm layer l of client k, mean and var those of its input.
+
+    Clients may have different networks (``model=heterogeneous``). All of them teach. The student has the first network, and the mean is
+    that of the clients with this network. A client with another network keeps its own model and is tested with it.
 
     Each epoch trains a new generator with its noise for one batch of images, then the student on all images so far. One shot is
     ``rounds=1`` with all clients and many local epochs. With more rounds the next round starts from the student. epochs = 0 with
@@ -68,7 +70,7 @@ class Dense(ServerDistillation):
         - From the public code: generated images are not augmented, and the last batch of a generator is kept instead of the best of all its
           steps.
         - The pool of images is emptied after each round.
-        - Groups of clients with different networks are not implemented.
+        - The public code has one network for all clients of a run.
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
@@ -105,7 +107,7 @@ class Dense(ServerDistillation):
         """Average the models, then distill their ensemble into the student. The round's models are kept for evaluation."""
         after, metrics = super().aggregate(server, parts_of(state, "model", *AGGREGATION_PARTS), updates, server_round)
         begin = after["model"] if self.student == "average" else server.initial
-        student, made, more = self.distill(server, begin, [u.state["model"] for u in updates])
+        student, made, more = self.distill(server, begin, self.teachers(server, updates))
         members = {f"member-{u.client}": u.state["model"] for u in updates}
         return {**after, "model": student, "average": after["model"], **made, **members}, {**metrics, **more}
 
@@ -114,24 +116,24 @@ class Dense(ServerDistillation):
         passes = self.epochs * (self.epochs + 1) // 2 if self.student_steps is None else self.epochs * self.student_steps
         return self.epochs * self.generator_steps + passes
 
-    def distill(self, server: Server, student: Tensors, models: Sequence[Tensors]) -> tuple[Tensors, State, Metrics]:
+    def distill(self, server: Server, student: Tensors, teachers: Sequence[Member]) -> tuple[Tensors, State, Metrics]:
         """All epochs of one round.
 
         Returns the student, the last batch of images with its labels (``made``), and the mean of every metric.
         """
-        teachers, optimizer = stack_models(models), None
+        optimizer = None
         images, teacher_logits = student[next(iter(student))].new_zeros(0), list[Tensor]()
         made: State = {}
         means: Metrics = {}
         for epoch in range(self.epochs):
             seed = server.seed / "epoch" / epoch
-            x, terms = self.synthesis(server.model, teachers, student, server.task, seed)
+            x, terms = self.synthesis(teachers, Member(server.model, student), server.task, seed)
             new_images, made = (
                 as_examples(x),
                 {"made": {"images": x.contiguous(), "y": self.synthesis.labels(server.task, seed).to(x.device)}},
             )
-            logits = [compute_logits(server.model, model, new_images, self.batch_size, server.dtype) for model in models]
-            teacher_logits.append(torch.stack(logits).mean(0))
+            logits = [compute_logits(*teacher, new_images, self.batch_size, server.dtype) for teacher in teachers]
+            teacher_logits.append(combine_logits(torch.stack(logits)))
             images = torch.cat([images, x]) if len(images) else x
             batches = self.batches_of(as_examples(images), torch.cat(teacher_logits), seed, server.dtype)
             fitted = fit(server.model, student, batches, self.distillation, self.student_optimizer, optimizer_state=optimizer)
@@ -162,7 +164,4 @@ class Dense(ServerDistillation):
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The mean of the clients' models before distillation, and their ensemble."""
-        members = [
-            assemble_model(server.model, server.initial, tensors) for name, tensors in sorted(state.items()) if name.startswith("member-")
-        ]
-        return {**super().extra_models(server, state), **({"ensemble_test_accuracy": Ensemble(members)} if members else {})}
+        return {**super().extra_models(server, state), **self.kept_ensemble(server, state)}

@@ -12,6 +12,7 @@ from fedkd.errors import require
 from fedkd.federation.server import Server
 from fedkd.losses.kl import kl_divergence
 from fedkd.metrics.accuracy import evaluate
+from fedkd.models.ensemble import Member
 from fedkd.server_distillation import ServerDistillation
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
@@ -43,7 +44,9 @@ class FedDF(ServerDistillation):
         patience: Steps without improvement after which training stops, > 0.
 
     Deviations:
-        - Groups of clients with different networks, and dropping the worst teachers, are not implemented.
+        - Where clients have different networks, all of them teach one student, which has the first network. The public code has a student
+          for each network. A client with another network keeps its own model.
+        - Dropping the worst teachers is not implemented.
         - The public code can also average losses. Its gradient equals that of ``probabilities``, so it is not an option here.
         - Gradients are not clipped, and images are drawn with replacement.
         - The mean model is evaluated too. A distillation that only lowers the accuracy is undone.
@@ -76,8 +79,7 @@ class FedDF(ServerDistillation):
         drawn = torch.randint(size, (self.steps, self.batch_size), generator=generator).to(server.device)
         used, positions = drawn.unique(return_inverse=True)  # the teachers process only the images that some step uses
         images = server.public_data.subset(used)
-        models = [update.state["model"] for update in updates]
-        teacher_logits = self.teacher(server, models, images) if self.steps else images.y.new_zeros(0)
+        teacher_logits = self.teacher(server, self.teachers(server, updates), images) if self.steps else images.y.new_zeros(0)
 
         def batches_of(steps: slice) -> Batches:
             """The batches of a slice of steps."""
@@ -97,11 +99,9 @@ class FedDF(ServerDistillation):
         """The steps of the distillation, if it does not stop early."""
         return self.steps
 
-    def teacher(self, server: Server, models: Sequence[Tensors], images: Examples) -> Tensor:  # [N, C]
+    def teacher(self, server: Server, teachers: Sequence[Member], images: Examples) -> Tensor:  # [N, C]
         """Logits [N, C] of the ensemble on all images."""
-        logits = torch.stack(
-            [compute_logits(server.model, model, images, server.batch_size, server.dtype) for model in models]
-        )  # [K, N, C]
+        logits = torch.stack([compute_logits(*teacher, images, server.batch_size, server.dtype) for teacher in teachers])  # [K, N, C]
         if self.average == "logits":
             return logits.mean(0)
         return logits.softmax(-1).mean(0).clamp_min(torch.finfo(logits.dtype).tiny).log()

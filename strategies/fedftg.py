@@ -100,6 +100,11 @@ class FedFTG(ServerDistillation):
         require(0 < self.student_lr_decay <= 1, "student_lr_decay", "must be in (0, 1] (1 is no decay)", self.student_lr_decay)
         self.require_image_generator(self.generator)
 
+    @property
+    def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
+        """``none``: a step of the generator chooses its client by number from stacked models."""
+        return "none"
+
     # ------------------------------------------------------------------------------------------- client side
     def client_update(
         self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State

@@ -36,7 +36,9 @@ ALLOWED = {
     "fedkd.distillation": {"fedkd.training", "fedkd.models", "fedkd.losses", "fedkd.data", *BASE},
     "fedkd.federation": {"fedkd.training", "fedkd.metrics", "fedkd.models", *BASE},
     "fedkd.strategy": {"fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
-    "fedkd.server_distillation": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
+    "fedkd.server_distillation": {
+        "fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", "fedkd.models", *BASE,
+    },
     "fedkd.prototype_sharing": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "strategies": {
         "fedkd.strategy", "fedkd.server_distillation", "fedkd.prototype_sharing", "fedkd.federation", "fedkd.distillation",

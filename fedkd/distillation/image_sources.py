@@ -1,7 +1,7 @@
 """Sources of the images on which a student is trained: real, public, or synthetic."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedkd.distillation.image_synthesis import Synthesis, as_examples, stack_models
+from fedkd.distillation.image_synthesis import Synthesis, as_examples
 from fedkd.distillation.public_data import DataSource, training_images
 from fedkd.errors import require
+from fedkd.models.ensemble import Member
 from fedkd.seed import Seed
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Examples, Metrics, Task, Tensors
@@ -19,21 +20,19 @@ from fedkd.types import Examples, Metrics, Task, Tensors
 
 @dataclass(frozen=True)
 class Teachers:
-    """The networks from which images are synthesized.
+    """The models from which images are synthesized.
 
     Args:
         task: the classification task.
-        network: the network of the teachers.
-        teachers: the tensors of each teacher.
-        student: the network of the student.
-        student_tensors: the student's current tensors.
+        members: the teachers.
+        student: the student with its current tensors.
+        weights: one per teacher; None: equal weights.
     """
 
     task: Task
-    network: nn.Module
-    teachers: list[Tensors]
-    student: nn.Module
-    student_tensors: Tensors
+    members: Sequence[Member]
+    student: Member
+    weights: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,8 @@ class Synthetic(ImageSource):
     ) -> ImagePool:
         """The images so far, and one more batch of them."""
         assert teachers is not None, "images are synthesized from teachers"
-        stacked = stack_models(teachers.teachers)
-        x, terms = self.synthesis(teachers.network, stacked, teachers.student_tensors, teachers.task, seed, teachers.student)
+        weights = None if teachers.weights is None else torch.tensor(teachers.weights, dtype=dtype)
+        x, terms = self.synthesis(teachers.members, teachers.student, teachers.task, seed, weights)
         images = torch.cat([state["images"], x]) if "images" in state else x
         images = images if self.capacity is None else images[-self.capacity :]
         return ImagePool(as_examples(images), {"images": images}, {f"synthesis_{name}": value for name, value in terms.items()})

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedkd.losses.batchnorm_statistics import statistics_distance
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
+from fedkd.models.ensemble import Member, combine_logits
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, call_with, eval_copy, snapshot
@@ -43,14 +44,15 @@ class Synthesis:
 
     p and p_s are the probabilities of the logits z and z_s.
 
-    z are the mean logits of the teachers, and z_s those of the student. mean_kl and var_kl are the running statistics of BatchNorm layer l
-    of teacher k, mean and var those of its input. Without BatchNorm the first term is 0.
+    z are the logits of the teachers' ensemble, and z_s those of the student. mean_kl and var_kl are the running statistics of BatchNorm
+    layer l of teacher k, mean and var those of its input. Without BatchNorm the first term is 0. Teachers may have different networks.
 
     As in DENSE's public code, each batch of images has a new generator, the noise is trained too, and labels are drawn uniformly and
-    sorted.
+    sorted. The further arguments make it Co-Boosting's synthesis.
 
     Source:
         Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022.
+        Dai, Zhang, Li, Liu, Yang, Han: Enhancing one-shot federated learning through data and ensemble co-boosting, ICLR 2024.
 
     Args:
         generator: ``task -> module(noise, y)`` that makes images.
@@ -60,6 +62,13 @@ class Synthesis:
         bn: weight of the BatchNorm statistics, >= 0.
         oh: weight of the cross-entropy with the labels, >= 0.
         adv: weight of the disagreement with the student, >= 0.
+        hardness: exponent h of the factor ``(1 - p[y])^h`` of each example's cross-entropy, without gradient, >= 0. 0 is no factor.
+        adversarial: images whose divergence counts: those of ``disagreement`` (argmax z != argmax z_s), ``all``, or those on which the
+            ensemble is right and the student wrong (``ensemble_right``).
+        adversarial_temperature: temperature of the divergence, > 0.
+        mean_statistics: divide the statistics' term by the number of teachers.
+        sorted_labels: labels ascend.
+        keep: ``last``: the images after the last step. ``best``: those of the step with the least loss.
     """
 
     generator: Callable[[Task], nn.Module]
@@ -69,43 +78,54 @@ class Synthesis:
     bn: float
     oh: float
     adv: float
+    hardness: float = 0.0
+    adversarial: Literal["disagreement", "all", "ensemble_right"] = "disagreement"
+    adversarial_temperature: float = 1.0
+    mean_statistics: bool = False
+    sorted_labels: bool = True
+    keep: Literal["last", "best"] = "last"
 
     def __call__(
-        self, network: nn.Module, teachers: Tensors, student: Tensors, task: Task, seed: Seed, student_network: nn.Module | None = None
+        self, teachers: Sequence[Member], student: Member, task: Task, seed: Seed, weights: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
         """One batch of images [B, channels, height, width], and the mean of each term over the training steps.
 
         Args:
-            network: the network of the teachers.
-            teachers: the teachers' tensors, stacked [K, ...].
-            student: the student's tensors.
+            teachers: the teachers.
+            student: the student.
             task: the classification task.
             seed: seed of generator, noise and labels.
-            student_network: the network of the student. None if it is the teachers' network.
+            weights: weights of the teachers, see :func:`fedkd.models.ensemble.combine_logits`. None: the mean.
         """
-        example = next(iter(student.values()))
+        example = next(iter(student.tensors.values()))
         module = cached_generator(self.generator, task, self.batch_size).to(example.device, example.dtype)
         with (seed / "generator").globally():
             start = {f"generator.{key}": value.to(example) for key, value in snapshot(self.generator(task)).items()}
         start = {key: value.to(module.state_dict()[key]) for key, value in start.items()}
         start["noise"] = torch.randn(module.noise.shape, generator=(seed / "noise").torch()).to(example)
         y = self.labels(task, seed).to(example.device)
+        best = BestImages()
         fitted = fit(
             module,
             start,
             Batches(y.expand(self.steps, -1), dtype=example.dtype),
-            partial(self.loss, network=network, student_network=student_network),
+            partial(self.loss, networks=tuple(one.network for one in teachers), student_network=student.network),
             self.optimizer,
-            broadcast={"teachers": teachers, "student": student},
+            broadcast={**ensemble_parts(teachers, weights), "student": student.tensors},
+            on_step=best.keep if self.keep == "best" else None,
         )
+        terms = {name: value / self.steps for name, value in fitted.metric_sums.items() if name != "images"}
+        if best.images is not None:
+            return best.images, terms
         with torch.no_grad():
             images = call_with(module.train(), fitted.tensors, y)
-        return images, {name: value / self.steps for name, value in fitted.metric_sums.items()}
+        return images, terms
 
     def labels(self, task: Task, seed: Seed) -> Tensor:  # [B]
-        """The labels of one batch of images: drawn uniformly from the classes that have training examples, in ascending order."""
+        """The labels of one batch of images, drawn uniformly from the classes that have training examples."""
         present = task.present
-        return present[torch.randint(len(present), (self.batch_size,), generator=(seed / "labels").torch())].sort().values
+        drawn = present[torch.randint(len(present), (self.batch_size,), generator=(seed / "labels").torch())]
+        return drawn.sort().values if self.sorted_labels else drawn
 
     def loss(
         self,
@@ -114,24 +134,92 @@ class Synthesis:
         broadcast: State,
         client_state: State,
         *,
-        network: nn.Module,
-        student_network: nn.Module | None = None,
+        networks: tuple[nn.Module, ...],
+        student_network: nn.Module,
     ) -> tuple[Tensor, Metrics]:
-        """The equation of this class, and its terms ``bn``, ``oh`` and ``adv`` without weights."""
-        images, teachers = model(batch.y), unstack_models(broadcast["teachers"])
-        results = [run_with_batchnorm_inputs(network, tensors, images) for tensors in teachers]
-        logits = torch.stack([output.logits for output, _ in results]).mean(0)
-        student = FunctionalModel(network if student_network is None else student_network).at(broadcast["student"])(images).logits
+        """The equation of this class, and its terms ``bn``, ``oh`` and ``adv`` without weights. Also the images where the best are kept."""
+        images, teachers = model(batch.y), ensemble_members(broadcast, networks)
+        results = [run_with_batchnorm_inputs(network, tensors, images) for network, tensors in teachers]
+        logits = combine_logits(torch.stack([output.logits for output, _ in results]), ensemble_weights(broadcast), batch.y)
+        student = FunctionalModel(student_network).at(broadcast["student"])(images).logits
         distances = [
             statistics_distance(value, tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])
-            for tensors, (_, inputs) in zip(teachers, results) for name, value in inputs.items()
+            for (_, tensors), (_, inputs) in zip(teachers, results) for name, value in inputs.items()
         ]  # fmt: skip
         statistics = torch.stack(distances).sum() if distances else logits.new_zeros(())
-        label_loss = cross_entropy(logits, batch.y).mean()
-        disagreement = (logits.argmax(-1) != student.argmax(-1)).to(logits.dtype)
-        adversarial = -(disagreement * kl_divergence(logits, student)).mean()
+        statistics = statistics / len(teachers) if self.mean_statistics else statistics
+        label_losses = cross_entropy(logits, batch.y)
+        if self.hardness:
+            label_losses = hardness_factors(logits, batch.y, self.hardness) * label_losses
+        label_loss = label_losses.mean()
+        divergences = kl_divergence(logits, student, self.adversarial_temperature)
+        adversarial = -(counted_images(self.adversarial, logits, student, batch.y).to(logits.dtype) * divergences).mean()
         value = self.bn * statistics + self.oh * label_loss + self.adv * adversarial
-        return value, {"bn": statistics, "oh": label_loss, "adv": adversarial}
+        made = {"images": images} if self.keep == "best" else {}
+        return value, {"bn": statistics, "oh": label_loss, "adv": adversarial, **made}
+
+
+class BestImages:
+    """The images of the step with the least loss so far. None before the first step."""
+
+    def __init__(self) -> None:
+        self.images: Tensor | None = None
+        self.loss = float("inf")
+
+    def keep(self, metrics: Metrics) -> None:
+        """Keep the images of a step if its loss is less than that of all steps before."""
+        if self.images is None or metrics["loss"].item() < self.loss:
+            self.images, self.loss = metrics["images"].clone(), metrics["loss"].item()
+
+
+def hardness_factors(logits: Tensor, y: Tensor, hardness: float) -> Tensor:  # [B, C], [B] -> [B]
+    """``(1 - softmax(logits)[y])^hardness`` without gradient: examples that the ensemble finds hard count more."""
+    certainty = logits.detach().softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    return (1 - certainty) ** hardness
+
+
+def counted_images(rule: str, logits: Tensor, student: Tensor, y: Tensor) -> Tensor:  # [B, C], [B, C], [B] -> [B]
+    """Which images count in an adversarial loss.
+
+    Args:
+        rule: ``all``. ``disagreement``: ensemble and student predict different classes. ``ensemble_right``: the ensemble predicts the
+            label, and the student does not. ``one_right``: exactly one of them predicts the label.
+        logits: the ensemble's logits.
+        student: the student's logits.
+        y: labels.
+    """
+    predicted, by_student = logits.argmax(-1), student.argmax(-1)
+    if rule == "disagreement":
+        return predicted != by_student
+    if rule == "ensemble_right":
+        return (predicted == y) & (by_student != y)
+    return (predicted == y) ^ (by_student == y) if rule == "one_right" else torch.ones_like(y, dtype=torch.bool)
+
+
+def ensemble_parts(teachers: Sequence[Member], weights: Tensor | None = None) -> State:
+    """An ensemble as parts of the state that a loss receives as ``broadcast``."""
+    parts = {f"teacher-{number}": teacher.tensors for number, teacher in enumerate(teachers)}
+    return parts if weights is None else {**parts, "ensemble": {"weights": weights}}
+
+
+def ensemble_members(broadcast: State, networks: Sequence[nn.Module]) -> list[Member]:
+    """The teachers in the parts of :func:`ensemble_parts`.
+
+    Args:
+        broadcast: the parts.
+        networks: the network of each teacher.
+    """
+    return [Member(network, broadcast[f"teacher-{number}"]) for number, network in enumerate(networks)]
+
+
+def ensemble_weights(broadcast: State) -> Tensor | None:  # [K] or [C, K]
+    """The weights in the parts of :func:`ensemble_parts`; None where there are none."""
+    return broadcast.get("ensemble", {}).get("weights")
+
+
+def ensemble_logits(teachers: Sequence[Member], x: Tensor) -> Tensor:  # [B, channels, height, width] -> [K, B, C]
+    """The logits of all teachers in eval mode. Gradients reach the images alone."""
+    return torch.stack([FunctionalModel(network).at(tensors)(x).logits for network, tensors in teachers])
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ from fedkd.data.augmentation import Augmentation, black_pixel
 from fedkd.distillation.image_sources import ImageSource, Teachers
 from fedkd.distillation.methods.base import Distiller, EpochSteps, StudentModule
 from fedkd.errors import DivergedError
-from fedkd.models.ensemble import EnsembleModel
+from fedkd.models.ensemble import EnsembleModel, Member
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors, trained_names
@@ -111,8 +111,9 @@ class Training:
         """The teachers, and the student with its current ``tensors``, from which images are synthesized."""
         assert self.teacher is not None, "images are synthesized from a teacher"
         student, student_tensors = next(iter(self.distiller.networks(self.learner, tensors).values()))
-        network, teachers = teacher_members(self.teacher.student, self.teacher_tensors)
-        return Teachers(self.task, network, teachers, student, student_tensors)
+        network = self.teacher.student
+        weights = network.weights if isinstance(network, EnsembleModel) else None
+        return Teachers(self.task, teacher_members(network, self.teacher_tensors), Member(student, student_tensors), weights)
 
     def batches(self, images: Examples, epoch: int, seed: Seed) -> Batches:
         """The batches [S, B] of an epoch, with all random choices.
@@ -203,7 +204,7 @@ def example_order(examples: Examples, generator: torch.Generator) -> Tensor:  # 
     return torch.cat([in_turn, torch.cat([group[smallest:] for group in shuffled])])
 
 
-def teacher_members(network: nn.Module, teacher_tensors: Tensors) -> tuple[nn.Module, list[Tensors]]:
-    """The networks that a teacher consists of: their common module, and the tensors of each. A single network is its only member."""
+def teacher_members(network: nn.Module, teacher_tensors: Tensors) -> list[Member]:
+    """The models that a teacher consists of. A single network is its only member."""
     tensors = submodule_tensors(teacher_tensors, "student")
-    return network.split_members(tensors) if isinstance(network, EnsembleModel) else (network, [tensors])
+    return network.split_members(tensors) if isinstance(network, EnsembleModel) else [Member(network, tensors)]

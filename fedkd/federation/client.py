@@ -37,6 +37,7 @@ class Client:
         num_clients: number of clients N of the federation.
         num_total_examples: number of training examples of all clients.
         public_data: public examples without labels, the same for all clients and the server. None if the run has none.
+        has_server_network: whether its network is that of the server.
         drop_last: leave out the last batch of each pass over the data if it is incomplete.
     """
 
@@ -58,6 +59,7 @@ class Client:
     num_total_examples: int = 0
     public_data: Examples | None = None
     train_data: Examples | None = None
+    has_server_network: bool = True
     drop_last: bool = True
 
     @property

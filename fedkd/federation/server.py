@@ -1,6 +1,6 @@
 """The server in one round. It has access to public and held-out data, but to no client's training data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,7 @@ class Server:
         validation: labeled held-out training examples for early stopping. None if the run has none.
         client_states: the states of all clients by number, for evaluation only. A simulator can read them, a real server cannot. They are
             empty in ``aggregate`` and ``server_training``.
+        client_networks: the network of each client [N], one object for all clients with the same network. Empty: that of the server.
     """
 
     task: Task
@@ -38,6 +39,11 @@ class Server:
     public_data: Examples | None = None
     validation: Examples | None = None
     client_states: Mapping[int, State] = field(default_factory=dict)
+    client_networks: Sequence[Classifier] = ()
+
+    def network_of(self, client: int) -> Classifier:
+        """The network of a client. It is ``model`` itself where client and server have the same one."""
+        return self.client_networks[client] if self.client_networks else self.model
 
     @property
     def device(self) -> torch.device:

@@ -78,6 +78,7 @@ def fit(
     schedule: Sequence[float] | None = None,
     execution: Execution | None = None,
     trained: Sequence[str] | None = None,
+    on_step: Callable[[Metrics], None] | None = None,
 ) -> FitResult:
     """Train ``module`` from ``start`` with one optimizer step per batch. Images and kernels have the layout channels last.
 
@@ -96,6 +97,7 @@ def fit(
         execution: how steps are computed; None: the defaults.
         trained: names of the parameters that are trained. The others are constants, without weight decay or momentum. None: all that are
             not frozen.
+        on_step: called after each step with its metrics, and ``loss``. They must be copied to be kept.
 
     Raises:
         DivergedError: the sum of losses is not finite.
@@ -114,7 +116,7 @@ def fit(
     parameters = [fixed["tensors"][name].requires_grad_() for name in names]
     optimizer = make_optimizer(parameters)
     restore_optimizer(optimizer, names, optimizer_state or {})
-    sums = run_steps(program, fixed, inputs, parameters, optimizer, schedule=schedule)
+    sums = run_steps(program, fixed, inputs, parameters, optimizer, schedule=schedule, on_step=on_step)
     tied = tie(module, fixed["tensors"])
     result = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tied.items()}
     return FitResult(result, check_finite(sums, len(batches)), flatten_optimizer(optimizer, names))
@@ -237,6 +239,7 @@ def run_steps(
     optimizer: torch.optim.Optimizer,
     lr_scales: Sequence[Tensor] | None = None,
     schedule: Sequence[float] | None = None,
+    on_step: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
     """Train with one optimizer step for each of ``inputs``.
 
@@ -248,6 +251,7 @@ def run_steps(
         optimizer: the optimizer of ``parameters``.
         lr_scales: factor of the change of each parameter, broadcast to its shape; None: 1.
         schedule: factor of the learning rate in each step; None: 1.
+        on_step: called after each step with its metrics, and ``loss``.
 
     Returns:
         Metrics, and ``loss``, summed over the steps.
@@ -262,7 +266,10 @@ def run_steps(
             same_layout = gradient is None or gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else copy_with_layout(parameter, gradient)
         scaled_step(optimizer, parameters, lr_scales)
-        for name, metric in {"loss": result["losses"], **result["metrics"]}.items():
+        metrics = {"loss": result["losses"], **result["metrics"]}
+        if on_step is not None:
+            on_step(metrics)
+        for name, metric in metrics.items():
             sums[name] = sums[name] + metric if name in sums else metric.clone()
         count_step()
     return sums
@@ -304,7 +311,8 @@ def cached_program(parts: tuple[Any, ...], make: Callable[[], Program]) -> Progr
 def part_identity(part: Any) -> Hashable:
     """The key of one part of a program. Data are identified by their normalization, networks and strategies by the object itself."""
     if isinstance(part, partial):
-        return (part_identity(part.func), *map(id, part.args), *((name, id(value)) for name, value in part.keywords.items()))
+        values = {name: tuple(map(id, value)) if isinstance(value, tuple) else id(value) for name, value in part.keywords.items()}
+        return (part_identity(part.func), *map(id, part.args), *values.items())
     if isinstance(part, Examples):
         return (part.scale, part.mean, part.std)
     if hasattr(part, "__self__") and hasattr(part, "__func__"):

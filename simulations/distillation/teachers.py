@@ -180,7 +180,8 @@ def find_client_ensemble(strategy: Strategy, server: Server, state: State) -> En
 def as_module(predictor: object) -> nn.Module:
     """A network, or an ensemble as one network."""
     if isinstance(predictor, Ensemble):
-        return EnsembleModel([as_module(member) for member in predictor.members])
+        weights = [float(weight) for weight in predictor.weights]
+        return EnsembleModel([as_module(member) for member in predictor.members], weights if len(set(weights)) > 1 else None)
     assert isinstance(predictor, nn.Module), "a global model is a network or an ensemble"
     return predictor
 

@@ -67,7 +67,8 @@ def check_final_distillation(simulation: Simulation) -> Setup | None:
     if strategy.global_model(server, state) is None:
         raise ConfigError(f"distill must be null for a strategy without a global model, got {run.distill} with {name}")
     ensemble = config.teacher_kind == "client_ensemble"
-    if ensemble and find_client_ensemble(strategy, server, {**state, "member-0": state["model"]}) is None:
+    alike = next((client for client, network in enumerate(simulation.networks) if network.model is simulation.model), 0)
+    if ensemble and find_client_ensemble(strategy, server, {**state, f"member-{alike}": state["model"]}) is None:
         raise ConfigError(
             "distill_overrides.teacher_kind must be global_model for a strategy whose server keeps no models of clients, "
             f"got client_ensemble with {name}"

@@ -184,6 +184,7 @@ class Simulation:
             num_clients=self.config.num_clients,
             num_total_examples=self.num_total_examples,
             public_data=self.client_data.public_data,
+            has_server_network=network.model is self.model,
             drop_last=self.devices.drop_last,
         )
 
@@ -244,6 +245,7 @@ class Simulation:
             dtype=self.dtype,
             public_data=self.client_data.public_data,
             validation=self.client_data.validation,
+            client_networks=[network.model for network in self.networks],
         )
         return Federation(
             server=server,

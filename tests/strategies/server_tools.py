@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from fedkd.models.ensemble import Member
 from tests.small_runs import small_simulation, strategy_overrides
 
 DOUBLE = torch.float64
@@ -42,6 +43,11 @@ def network_with(simulation, tensors) -> nn.Module:
     model = deepcopy(simulation.model)
     model.load_state_dict(tensors)
     return model.train()
+
+
+def members(simulation, models) -> list[Member]:
+    """Models of the server's network as teachers."""
+    return [Member(simulation.model, tensors) for tensors in models]
 
 
 def check_close(actual, expected) -> None:

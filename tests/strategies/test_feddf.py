@@ -15,7 +15,7 @@ from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from tests import oracles
 from tests.small_runs import same_tensors, small_simulation, strategy_overrides
-from tests.strategies.server_tools import DOUBLE, check_close, network_with, perceptron_models, trained_clients
+from tests.strategies.server_tools import DOUBLE, check_close, members, network_with, perceptron_models, trained_clients
 from tests.strategies.strategy_tools import to_numpy
 
 
@@ -24,7 +24,7 @@ def test_loss(kind):
     simulation, models, _ = perceptron_models("strategy=feddf", *strategy_overrides("feddf"), f"strategy.average={kind}", number=3)
     x = simulation.client_data.public_data.images(torch.arange(7), DOUBLE)
     teacher = simulation.strategy.teacher(
-        simulation.federation().server, models, simulation.client_data.public_data.subset(torch.arange(7))
+        simulation.federation().server, members(simulation, models), simulation.client_data.public_data.subset(torch.arange(7))
     )
     p = oracles.ensemble(np.stack([oracles.mlp(to_numpy(one), x.numpy()) for one in models]), kind)
     np.testing.assert_allclose(teacher.softmax(-1).numpy(), p, rtol=1e-12)
@@ -55,7 +55,7 @@ def test_probability_of_zero_is_finite():
     )
     sure = {key: torch.zeros_like(value) for key, value in simulation.initial.items()} | {"head.bias": torch.tensor([1e4] + [0.0] * 9)}
     teacher = simulation.strategy.teacher(
-        simulation.federation().server, [sure, sure], simulation.client_data.public_data.subset(torch.arange(2))
+        simulation.federation().server, members(simulation, [sure, sure]), simulation.client_data.public_data.subset(torch.arange(2))
     )
     assert torch.isfinite(teacher).all() and torch.isfinite(kl_divergence(teacher, torch.zeros(2, 10))).all()
     assert kl_divergence(teacher, torch.zeros(2, 10)).tolist() == pytest.approx([np.log(10)] * 2, rel=1e-6)
@@ -99,7 +99,7 @@ def test_student_approaches_the_ensemble():
     simulation, server, state, updates = trained_clients(
         "feddf", "strategy.steps=150", "local_steps=20", "optimizer.lr=0.1", "partition.alpha=0.1"
     )
-    teacher = simulation.strategy.teacher(server, [u.state["model"] for u in updates], simulation.client_data.public_data)
+    teacher = simulation.strategy.teacher(server, simulation.strategy.teachers(server, updates), simulation.client_data.public_data)
     after, _ = simulation.strategy.aggregate(server, state, updates, 1)
     before, now = (mean_divergence(simulation, after[part], teacher, simulation.client_data.public_data) for part in ("average", "model"))
     assert now < 0.5 * before, (before, now)
@@ -110,7 +110,7 @@ def test_student_of_one_client_converges():
     simulation, server, state, updates = trained_clients("feddf", "model=mlp", "strategy.steps=300", "local_steps=20", "optimizer.lr=0.1")
     _, metrics = simulation.strategy.aggregate(server, state, updates[:1], 1)
     assert metrics["distillation_loss"].item() < 1e-6
-    teacher = simulation.strategy.teacher(server, [updates[0].state["model"]], simulation.client_data.public_data)
+    teacher = simulation.strategy.teacher(server, simulation.strategy.teachers(server, updates[:1]), simulation.client_data.public_data)
     where = torch.randint(len(simulation.client_data.public_data), (300, 32), generator=Seed(1).torch())
     piece = lambda steps: Batches(
         simulation.client_data.public_data.y[where[steps]],

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.distillation.image_synthesis import Synthesis, stack_models, unstack_models
+from fedkd.distillation.image_synthesis import Synthesis, ensemble_parts
 from fedkd.losses.batchnorm_statistics import statistics_distance
+from fedkd.models.ensemble import Member
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
@@ -46,8 +47,10 @@ def synthesis_loss(simulation, models, x, y, **weights):
     """The loss of images for two teachers and a student, its terms, and the images as parameters."""
     synthesis = replace(simulation.strategy.synthesis, **weights)
     module = FixedImages(torch.from_numpy(x))
-    broadcast = {"teachers": stack_models(models[:2]), "student": models[2]}
-    value, terms = synthesis.loss(FunctionalModel(module), Batch(None, torch.from_numpy(y)), broadcast, {}, network=simulation.model)
+    network = simulation.model
+    broadcast = {**ensemble_parts([Member(network, one) for one in models[:2]]), "student": models[2]}
+    batch, networks = Batch(None, torch.from_numpy(y)), (network, network)
+    value, terms = synthesis.loss(FunctionalModel(module), batch, broadcast, {}, networks=networks, student_network=network)
     return value, {name: term.item() for name, term in terms.items()}, module.x
 
 
@@ -91,18 +94,18 @@ def test_no_adversarial_term_for_equal_networks(batchnorm_models):
 
 def test_synthesis_does_not_change_its_arguments(batchnorm_models):
     simulation, models, *_ = batchnorm_models
-    teachers, before = stack_models(models[:2]), clone({str(k): one for k, one in enumerate(models)})
-    for step in unstack_models(teachers):
-        assert any(same_tensors(step, one) for one in models[:2])
-    simulation.strategy.synthesis(simulation.model, teachers, models[2], simulation.task, Seed(0))
-    assert same_tensors({str(k): one for k, one in enumerate(models)}, before) and same_tensors(teachers, stack_models(models[:2]))
+    before = clone({str(k): one for k, one in enumerate(models)})
+    *teachers, student = (Member(simulation.model, one) for one in models)
+    simulation.strategy.synthesis(teachers, student, simulation.task, Seed(0))
+    assert same_tensors({str(k): one for k, one in enumerate(models)}, before)
 
 
 def test_images_depend_on_their_seed_only():
     """They depend neither on earlier images nor on the global generator of PyTorch."""
     simulation, _ = small_simulation("strategy=dense", *strategy_overrides("dense"), "strategy.generator_steps=5")
-    models = [{k: v + 0.1 if v.is_floating_point() else v for k, v in simulation.initial.items()}, simulation.initial]
-    make = lambda seed: simulation.strategy.synthesis(simulation.model, stack_models(models), simulation.initial, simulation.task, seed)[0]
+    student = Member(simulation.model, simulation.initial)
+    moved = Member(simulation.model, {k: v + 0.1 if v.is_floating_point() else v for k, v in simulation.initial.items()})
+    make = lambda seed: simulation.strategy.synthesis([moved, student], student, simulation.task, seed)[0]
     first, state = make(Seed(0) / "epoch" / 1), torch.get_rng_state()
     others = [make(Seed(0) / "epoch" / epoch) for epoch in range(2, 4)]
     assert torch.equal(torch.get_rng_state(), state)
@@ -115,7 +118,8 @@ def test_labels_are_sorted_and_cover_all_classes(monkeypatch):
     monkeypatch.setattr(
         Synthesis, "loss", lambda self, model, batch, *rest, **more: (seen.append(batch.y), loss(self, model, batch, *rest, **more))[1]
     )
-    simulation.strategy.synthesis(simulation.model, stack_models([simulation.initial]), simulation.initial, simulation.task, Seed(0))
+    model = Member(simulation.model, simulation.initial)
+    simulation.strategy.synthesis([model], model, simulation.task, Seed(0))
     assert torch.equal(seen[0], seen[0].sort().values) and seen[0].unique().tolist() == list(range(10))
 
 
@@ -124,11 +128,11 @@ def test_more_steps_lower_the_losses():
     simulation, server, _, updates = trained_clients(
         "dense", "strategy.batch_size=32", "local_steps=40", "optimizer.lr=0.1", "partition.alpha=1000"
     )
-    models = stack_models([u.state["model"] for u in updates])
+    models, student = [Member(simulation.model, u.state["model"]) for u in updates], Member(simulation.model, simulation.initial)
     terms = []
     for steps in (1, 30):
         synthesis = replace(simulation.strategy.synthesis, steps=steps, optimizer=partial(torch.optim.Adam, lr=0.02))
-        terms.append(synthesis(simulation.model, models, simulation.initial, simulation.task, server.seed)[1])
+        terms.append(synthesis(models, student, simulation.task, server.seed)[1])
     assert terms[1]["oh"] < 0.9 * terms[0]["oh"] and terms[1]["bn"] < 0.9 * terms[0]["bn"]
 
 

@@ -53,7 +53,7 @@ def test_images_are_synthesized_against_every_member_of_an_ensemble(ensemble_run
     words = ["student=mlp", f"teacher_run={ensemble_run}", "teacher_kind=client_ensemble", f"output={output}"]
     setup = make_setup(compose_distillation([*words, *SYNTHETIC]))
     teachers = setup.training(setup.teacher_tensors).teachers(setup.initial_tensors)
-    assert len(teachers.teachers) == 4 and all(set(tensors) == set(teachers.network.state_dict()) for tensors in teachers.teachers)
+    assert len(teachers.members) == 4 and all(set(tensors) == set(network.state_dict()) for network, tensors in teachers.members)
 
 
 def test_a_method_prepares_the_model_of_a_run_on_the_images_that_the_student_sees(output, tmp_path):

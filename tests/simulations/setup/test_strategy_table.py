@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fedkd.server_distillation import ServerDistillation
 from fedkd.types import State, Update, flatten
 from simulations.setup import strategy_table
 from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
@@ -107,13 +108,14 @@ def test_model_heterogeneity(name):
     if heterogeneity in ("none", "head only"):
         with pytest.raises(
             ValueError,
-            match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*logits, fedgen_head, fedgh, fedmd, fedproto, fedtgp",
+            match=r"^model must be one network .* got cnn_small, cnn_wide, mlp; .*feddfusion, feddistill_logits, fedgen_head, fedgh, fedmd",
         ):
             small_simulation(*overrides)
     if heterogeneity != "none":
         ran = small_run(*overrides, *head, "clients_per_vmap=2")
         assert len({network.name for network in ran.simulation.networks}) == 3
-        assert ran.simulation.strategy.global_model(ran.simulation.federation().server, ran.state) is None
+        model = ran.simulation.strategy.global_model(ran.simulation.federation().server, ran.state)
+        assert (model is not None) == isinstance(ran.simulation.strategy, ServerDistillation)
     if heterogeneity in ("same embedding size", "head only"):
         with pytest.raises(ValueError, match=r"^model\.networks must have the same embedding size.*cnn_small 32, cnn_wide 16, mlp 32"):
             small_simulation(*overrides, *head, "model.networks.cnn_wide.embedding_size=16")
