@@ -161,7 +161,7 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
     try:
         rows = [{key: row[key] for key in row if key != "seconds"} for row in tuned_rows(Path(config.tuned_params), name)]
         taken = {row["key"]: row for row in rows if row["selected"] == "1"}
-        chosen = {key: float(row["value"]) for key, row in taken.items()}
+        chosen = {key: number_like(OmegaConf.select(config, key), float(row["value"])) for key, row in taken.items()}
     except (OSError, ValueError) as error:
         rule = f"must be a file that fedkd tune has written, with the columns {', '.join(TUNED_COLUMNS)}"
         raise ConfigError(f"tuned_params {rule}, got {config.tuned_params!r}: {one_line(error)}") from None
@@ -173,6 +173,11 @@ def apply_tuned_params(config: DictConfig, part: str) -> dict[str, object] | Non
         OmegaConf.update(config, key, value)
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return {"file": config.tuned_params, "sha256": digest, "selected": list(taken.values()), "tried": len(rows), "shipped": shipped}
+
+
+def number_like(current: object, value: float) -> float:
+    """A tuned value for a key that holds ``current``. Whole numbers are integers, as for numbers of steps, except where a float stands."""
+    return int(value) if value.is_integer() and not isinstance(current, float) else value
 
 
 def tuned_rows(table: Path, name: str) -> list[dict[str, str]]:

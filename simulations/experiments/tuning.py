@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.validation import check_run
 from fedkd.errors import ClientFailure, DivergedError, require
-from simulations.config import compose, tuned_rows
+from simulations.config import compose, number_like, tuned_rows
 from simulations.distillation.runner import compose_distillation, run_distillation
 from simulations.experiments.definition import Experiment, Tuning
 from simulations.experiments.launch import launch, launcher_words
@@ -128,7 +128,7 @@ def launch_trials(trials: Sequence[DictConfig], words: Sequence[str]) -> None:
 
 def trial_config(config: DictConfig, key: str, value: float, fraction: float) -> DictConfig:
     """The configuration of a trial of ``value``. It is scored on a ``fraction`` of each client's training examples, which are held out."""
-    OmegaConf.update(config, key, value)
+    OmegaConf.update(config, key, number_like(OmegaConf.select(config, key), float(value)))
     config.validation_fraction, config.evaluation.split = fraction, "validation"
     return config
 

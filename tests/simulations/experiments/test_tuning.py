@@ -60,6 +60,13 @@ def test_the_best_value_on_held_out_examples_is_chosen_and_runs_take_it(tmp_path
         run_federation(compose([*GIVEN, output, f"tuned_params={tmp_path / 'odd.csv'}"]))
 
 
+def test_a_number_of_steps_is_tuned_too(tmp_path):
+    path = tuning.tune([*GIVEN, "strategy=fedrep", "rounds=1", f"output={tmp_path}"], key="strategy.head_steps", grid=[1.0, 2.0])
+    folder = run_federation(compose([*GIVEN, "strategy=fedrep", "rounds=1", f"output={tmp_path}", f"tuned_params={path}"]))
+    chosen = json.loads((folder / "tuned.json").read_text())["selected"][0]
+    assert f"head_steps: {chosen['value'].partition('.')[0]}\n" in (folder / "config.yaml").read_text()
+
+
 def test_nothing_finite_is_nothing_to_choose(tmp_path):
     with pytest.raises(ValueError, match=r"^optimizer\.lr must have a value with which training stays finite"):
         tuning.tune_strategy("optimizer.lr", [1e30], 0.2, [*GIVEN, "strategy=fedavg", f"output={tmp_path}"], tmp_path / "tuned.csv")
