@@ -46,8 +46,8 @@ class Dense(ServerDistillation):
     ``student=average`` is FedAvg.
 
     Source:
-        Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022. The shipped values are those
-            of the public code.
+        Zhang, Chen, Li, Lyu, Wu, Ding, Shen, Wu: DENSE: Data-free one-shot federated learning, NeurIPS 2022. The shipped weights and
+            optimizers are those of the public code. ``experiment=dense_public_code`` has all its values.
         Public code: zj-jayzhang/DENSE @ 237c5dd.
 
     Args:
@@ -66,7 +66,8 @@ class Dense(ServerDistillation):
 
     Deviations:
         - From the public code: the student starts from the clients' mean as shipped. The public code's starts ``fresh``.
-        - From the public code: the generator is smaller and has PyTorch's default initialization.
+        - From the public code: as shipped, the generator, the batches and the number of epochs are smaller. The generator has PyTorch's
+          default initialization.
         - From the public code: generated images are not augmented, and the last batch of a generator is kept instead of the best of all its
           steps.
         - The pool of images is emptied after each round.

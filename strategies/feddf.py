@@ -26,9 +26,9 @@ class FedDF(ServerDistillation):
 
     Server: ``w <- sum_k (n_k / n) w_k``, then ``min_w KL(softmax(mean_k z_k(x)) || softmax(z_w(x)))``.
 
-    x are public images and z_k the logits of client k's model. The shipped values are those of the public code. Where examples are held out
-    (``validation_fraction``), the server evaluates on them every ``every`` steps, stops early, and keeps the best model. steps = 0 is
-    FedAvg.
+    x are public images and z_k the logits of client k's model. The shipped values are those of the public code's README, except for the
+    number of steps, which is 10,000 there. Where examples are held out (``validation_fraction``), the server evaluates on them every
+    ``every`` steps, stops early, and keeps the best model. steps = 0 is FedAvg.
 
     Source:
         Lin, Kong, Stich, Jaggi: Ensemble distillation for robust model fusion in federated learning, NeurIPS 2020.

@@ -23,9 +23,6 @@ from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scale_lr
 from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
-DrawInputs = Callable[[str, int], tuple[Tensor, Tensor]]
-"""``(purpose, steps) -> (labels [S, B], noise [S, B, noise_size])``."""
-
 
 @dataclass(kw_only=True)
 class FedFTG(ServerDistillation):
@@ -36,22 +33,23 @@ class FedFTG(ServerDistillation):
     Server: ``CE(sum_k a_k softmax(z_k), z_w)`` on x = G(noise, y), starting from ``w <- sum_k (n_k / n) w_k``.
 
     z_w and z_k are the logits of the global model and of client k. ``a_k`` is client k's share of the round's examples with label y, and d
-    the discrepancy. Labels y are drawn in proportion to the round's label counts. L_div is FedGen's diversity term. iterations = 0 is
+    the discrepancy. The labels y of a round have the proportions of its label counts. L_div is FedGen's diversity term. iterations = 0 is
     FedAvg.
 
     Source:
         Zhang, Shen, Ding, Tao, Duan: Fine-tuning global model via data-free knowledge distillation for non-IID federated learning, CVPR
-            2022. The shipped values follow the public code.
+            2022. The shipped values are those of the public code.
         Public code: ZhangLin-PKU/FedFTG @ 1e6347c.
 
     Args:
         generator: ``task -> module(noise, y)`` that makes images.
-        generator_optimizer: ``parameters -> optimizer``. Its state is part of the run's state.
-        iterations: Alternations of generator and model training per round, >= 0.
+        generator_optimizer: ``parameters -> optimizer`` of the generator, new in each round.
+        generator_lr_decay: Factor of its learning rate per round, in (0, 1].
+        iterations: Alternations of generator and model training per round, >= 0. Each has one batch of noise and labels for all its steps.
         generator_steps: Generator steps per iteration, each over all clients in turn, > 0.
         student_steps: Model steps per iteration, > 0.
         batch_size: Images per step, > 1.
-        student_optimizer: ``parameters -> optimizer`` of the model.
+        student_optimizer: ``parameters -> optimizer`` of the model, new in each round.
         student_lr_decay: Factor of its learning rate per round, in (0, 1].
         cls: Weight of the labels' term, >= 0.
         dis: Weight of the diversity term, >= 0.
@@ -62,15 +60,7 @@ class FedFTG(ServerDistillation):
         mean_over_classes: Divide the model's loss by the number of classes, as the public code does.
 
     Deviations:
-        - From the public code: clients' gradients are not clipped.
-        - From the public code: the generator's optimizer keeps its state over rounds at a constant learning rate. The public code creates
-          it anew each round, with a learning rate that decays by 0.998 per round.
-        - From the public code: the server uses batches of 128 and no weight decay. The public code uses batches of 50 and a weight decay of
-          0.001.
-        - From the public code: labels and noise are drawn anew for every step. The public code uses one batch for all steps of an
-          iteration, with labels in exact proportions.
-        - From the public code: the generator joins noise and label in one linear layer and ends in a sigmoid. The public code has a layer
-          for each, ends in tanh, and has another BatchNorm.
+        - From the public code: clients' gradients are not clipped. The public code clips their norm at 10.
         - As in the public code, both networks are in eval mode while the generator trains. The model trains on images made in eval mode.
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
@@ -79,6 +69,7 @@ class FedFTG(ServerDistillation):
 
     generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
+    generator_lr_decay: float
     iterations: int
     generator_steps: int
     student_steps: int
@@ -97,7 +88,8 @@ class FedFTG(ServerDistillation):
             require(getattr(self, name) >= 0, name, "must be >= 0 (0 switches it off)", getattr(self, name))
         for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
-        require(0 < self.student_lr_decay <= 1, "student_lr_decay", "must be in (0, 1] (1 is no decay)", self.student_lr_decay)
+        for name in ("generator_lr_decay", "student_lr_decay"):
+            require(0 < getattr(self, name) <= 1, name, "must be in (0, 1] (1 is no decay)", getattr(self, name))
         self.require_image_generator(self.generator)
 
     @property
@@ -123,44 +115,44 @@ class FedFTG(ServerDistillation):
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, then train generator and model in turn."""
         after, metrics = super().aggregate(server, state, updates, server_round)
-        mean = after["model"]
-        counts = torch.stack([u.state["labels"]["counts"] for u in updates]).to(server.dtype)  # [K, C]
-        fixed = {"teachers": stack_models([u.state["model"] for u in updates]), "labels": {"shares": counts / counts.sum(0).clamp(min=1)}}
-        after, student_optimizer = {**after, "average": mean}, None
+        counts = torch.stack([u.state["labels"]["counts"] for u in updates])  # [K, C]
+        shares = counts.to(server.dtype) / (counts.sum(0).to(server.dtype) + 1e-6)
+        fixed = {"teachers": stack_models([u.state["model"] for u in updates]), "labels": {"shares": shares}}
+        trained: State = {"generator": after["generator"], "model": after["model"]}
         means: Metrics = {}
-        for iteration in range(self.iterations):
-            draw = partial(self.draw_inputs, server, counts.sum(0), iteration)
-            after, more = self.train_generator(server, after, fixed, draw)
-            after, student_optimizer, loss = self.train_model(server, after, fixed, draw, student_optimizer, server_round)
+        for y, noise in zip(*self.draw_inputs(server, counts.sum(0))):
+            trained, more = self.train_generator(server, trained, fixed, y, noise, server_round)
+            trained, loss = self.train_model(server, trained, fixed, y, noise, server_round)
             for name, value in {**more, "distillation_loss": loss}.items():
                 means[name] = means.get(name, 0) + value / self.iterations
-        return after, {**metrics, **means}
+        return {**after, **{part: trained[part] for part in ("generator", "model")}, "average": after["model"]}, {**metrics, **means}
 
     def server_steps(self, server: Server, updates: Sequence[Update], server_round: int) -> int:
         """All steps of generator and model."""
         return self.iterations * (self.generator_steps * len(updates) + self.student_steps)
 
-    def draw_inputs(self, server: Server, counts: Tensor, iteration: int, purpose: str, steps: int) -> tuple[Tensor, Tensor]:
-        """Labels [S, B] in proportion to ``counts``, and noise [S, B, Z]."""
-        seed = server.seed / "iteration" / iteration / purpose
-        chances = (counts / counts.sum()).double().cpu().expand(steps, -1)
-        y = torch.multinomial(chances, self.batch_size, True, generator=(seed / "labels").torch())
+    def draw_inputs(self, server: Server, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels [I, B] and noise [I, B, Z] of the I iterations of a round. All labels together have the proportions of ``counts`` [C]."""
+        y = labels_in_proportion(counts.cpu(), self.iterations * self.batch_size)
+        y = y[torch.randperm(len(y), generator=(server.seed / "labels").torch())].view(self.iterations, self.batch_size)
         size = cached_generator(self.generator, server.task).noise_size
-        noise = torch.randn(steps, self.batch_size, size, generator=(seed / "noise").torch(), dtype=server.dtype)
+        noise = torch.randn(*y.shape, size, generator=(server.seed / "noise").torch(), dtype=server.dtype)
         return y.to(server.device), noise.to(server.device)
 
-    def train_generator(self, server: Server, state: State, fixed: State, draw: DrawInputs) -> tuple[State, Metrics]:
+    def train_generator(
+        self, server: Server, state: State, fixed: State, y: Tensor, noise: Tensor, server_round: int
+    ) -> tuple[State, Metrics]:
         """Train the generator for one iteration: ``generator_steps`` passes with one step per client."""
         clients = len(fixed["labels"]["shares"])
         steps = self.generator_steps * clients
-        y, noise = draw("generator", steps)
+        drawn = {"noise": noise.expand(steps, -1, -1), "distances": noise_distances(noise).expand(steps, -1, -1)}
         place = torch.arange(clients, device=server.device).repeat(self.generator_steps)
-        module = cached_generator(self.generator, server.task).to(server.device, server.dtype)
         fitted = fit(
-            module, state["generator"],
-            Batches(y, None, None, server.dtype, {"noise": noise, "distances": noise_distances(noise), "place": place}),
-            partial(self.generator_loss, network=server.model), self.generator_optimizer, broadcast={**fixed, "student": state["model"]},
-            optimizer_state=state.get("generator_optimizer"),
+            cached_generator(self.generator, server.task).to(server.device, server.dtype), state["generator"],
+            Batches(y.expand(steps, -1), None, None, server.dtype, {**drawn, "place": place}),
+            partial(self.generator_loss, network=server.model),
+            scale_lr(self.generator_optimizer, self.generator_lr_decay ** (server_round - 1)),
+            broadcast={**fixed, "student": state["model"]}, optimizer_state=state.get("generator_optimizer"),
         )  # fmt: skip
         means = {f"generator_{name}": value / steps for name, value in fitted.metric_sums.items()}
         return {**state, "generator": fitted.tensors, "generator_optimizer": fitted.optimizer}, means
@@ -182,23 +174,21 @@ class FedFTG(ServerDistillation):
         value = -discrepancy + self.cls * label + self.dis * spread / len(shares)
         return value, {"discrepancy": discrepancy, "label_loss": label, "diversity_loss": spread}
 
-    def train_model(
-        self, server: Server, state: State, fixed: State, draw: DrawInputs, optimizer: Tensors | None, server_round: int
-    ) -> tuple[State, Tensors, Tensor]:
-        """Train the model for ``student_steps``. Returns the state, the optimizer's state, and the mean loss."""
-        y, noise = draw("student", self.student_steps)
+    def train_model(self, server: Server, state: State, fixed: State, y: Tensor, noise: Tensor, server_round: int) -> tuple[State, Tensor]:
+        """Train the model for ``student_steps`` on one batch of images. Returns the state and the mean loss."""
         generator = FunctionalModel(cached_generator(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
         teachers = [FunctionalModel(server.model).at(tensors) for tensors in unstack_models(fixed["teachers"])]
         with torch.no_grad():  # the generator and the teachers are constant here
-            x = torch.stack([generator(n, label) for n, label in zip(noise, y)])  # [S, B, ...]
-            logits = torch.stack([torch.stack([teacher(images).logits for teacher in teachers]) for images in x])  # [S, K, B, C]
-            target = (fixed["labels"]["shares"].T[y].movedim(-1, 1)[..., None] * logits.softmax(-1)).sum(1)  # [S, B, C]
-        factor = self.student_lr_decay ** (server_round - 1)
+            x = generator(noise, y)
+            probabilities = torch.stack([teacher(x).logits for teacher in teachers]).softmax(-1)  # [K, B, C]
+            target = (fixed["labels"]["shares"][:, y, None] * probabilities).sum(0)
+        steps = self.student_steps
+        drawn = {"image": x.expand(steps, *x.shape), "target": target.expand(steps, -1, -1)}
         fitted = fit(
-            server.model, state["model"], Batches(y, None, None, server.dtype, {"image": x, "target": target}), self.distillation,
-            scale_lr(self.student_optimizer, factor), optimizer_state=optimizer,
+            server.model, state["model"], Batches(y.expand(steps, -1), None, None, server.dtype, drawn), self.distillation,
+            scale_lr(self.student_optimizer, self.student_lr_decay ** (server_round - 1)), optimizer_state=state.get("student_optimizer"),
         )  # fmt: skip
-        return {**state, "model": fitted.tensors}, fitted.optimizer, fitted.metric_sums["loss"] / self.student_steps
+        return {**state, "model": fitted.tensors, "student_optimizer": fitted.optimizer}, fitted.metric_sums["loss"] / steps
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy with the clients' weighted probabilities."""
@@ -213,6 +203,17 @@ class FedFTG(ServerDistillation):
         noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
         pieces = zip(noise.split(server.batch_size), y.split(server.batch_size))
         return Generated(torch.cat([generator(*piece) for piece in pieces]), y, are_embeddings=False)
+
+
+def labels_in_proportion(counts: Tensor, number: int) -> Tensor:  # [C] -> [number]
+    """Labels in ascending order, so that the first c classes together have ``floor(number * their share of counts)`` of them.
+
+    Args:
+        counts: number of examples of each class, as integers.
+        number: number of labels.
+    """
+    ends = number * counts.cumsum(0) // counts.sum()
+    return torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
 
 
 @lru_cache(maxsize=8)

@@ -63,7 +63,7 @@ class SmallRun:
 def strategy_overrides(name: str) -> list[str]:
     """Overrides that make the run of a strategy small, and that choose public data where the strategy needs them."""
     kind = next((kind for kind in SMALL_STRATEGIES if name.startswith(kind)), "")
-    return [*SMALL_STRATEGIES.get(kind, ()), *(SMALL_GENERATOR if name in ("dense", "fedftg") else ())]
+    return [*SMALL_STRATEGIES.get(kind, ()), *(SMALL_GENERATOR if name.startswith(("dense", "fedftg")) else ())]
 
 
 def small_simulation(*overrides: str) -> tuple[Simulation, str]:

@@ -86,6 +86,7 @@ STRATEGY_NAMES = {
     "feddyn": "FedDyn",
     "fedensemble": "FedEnsemble",
     "fedftg": "FedFTG",
+    "fedftg_small": "FedFTG (small)",
     "fedgen": "FedGen",
     "fedgen_head": "FedGen (head)",
     "fedgen_paper": "FedGen (paper)",

@@ -5,19 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from fedkd.distillation.image_synthesis import stack_models
 from fedkd.federation.aggregation import average
 from fedkd.losses.diversity import noise_distances
+from fedkd.models.generators import ImageConvByLabel
+from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
+from fedkd.types import Output, Task
+from strategies.fedftg import labels_in_proportion
 from tests import oracles
+from tests.public_code import public_code
 from tests.small_runs import same_tensors, small_run, small_simulation, strategy_overrides
 from tests.strategies.server_tools import DOUBLE, FixedImages, check_close, clone, network_with, perceptron_models, trained_clients
 from tests.strategies.strategy_tools import to_numpy
 
+PUBLIC = public_code("fedftg")
 SHARES = torch.tensor([[1.0, 0.2, 0.7], [0.0, 0.8, 0.3]], dtype=DOUBLE)
 
 
@@ -74,69 +81,128 @@ def test_model_loss(mean_over_classes):
 
 
 def plain_fedftg(simulation, server, state, updates, server_round: int):
-    """One round of FedFTG's server: the generator, its Adam optimizer, and the model."""
+    """One round of FedFTG's server: the generator and the model, each with a new optimizer."""
     strategy, models = simulation.strategy, [u.state["model"] for u in updates]
-    counts = torch.stack([torch.bincount(simulation.train.y[simulation.partition.train[u.client]], minlength=10) for u in updates]).double()
-    shares, teachers = counts / counts.sum(0).clamp(min=1), [network_with(simulation, one).eval() for one in models]
+    counts = torch.stack([torch.bincount(simulation.train.y[simulation.partition.train[u.client]], minlength=10) for u in updates])
+    shares, teachers = counts.double() / (counts.sum(0).double() + 1e-6), [network_with(simulation, one).eval() for one in models]
     generator, student = (
         strategy.generator(simulation.task).double(),
         network_with(simulation, average(models, strategy.aggregation_weights(updates))),
     )
     generator.load_state_dict(state["generator"])
-    adam, names = torch.optim.Adam(generator.parameters(), lr=0.01, eps=1e-3), [name for name, _ in generator.named_parameters()]
-    kept = state.get("generator_optimizer", {})
-    if kept:
-        fields = {i: {f: kept[f"{f}/{name}"].clone() for f in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(names)}
-        adam.load_state_dict({"state": fields, "param_groups": adam.state_dict()["param_groups"]})
-    sgd = torch.optim.SGD(student.parameters(), lr=0.1 * 0.5 ** (server_round - 1))
-    for iteration in range(strategy.iterations):
-        y, noise = strategy.draw_inputs(server, counts.sum(0), iteration, "generator", len(updates))
+    adam = torch.optim.Adam(generator.parameters(), lr=0.01 * 0.7 ** (server_round - 1), eps=1e-3)
+    sgd = torch.optim.SGD(student.parameters(), lr=0.1 * 0.5 ** (server_round - 1), weight_decay=0.001)
+    labels, noises = strategy.draw_inputs(server, counts.sum(0))
+    for y, noise in zip(labels, noises):
         student.eval(), generator.train()
         for k, teacher in enumerate(teachers):
-            weight, x = shares[k][y[k]], generator(noise[k], y[k])
-            t, s, flat, far = teacher(x).logits, student(x).logits, x.flatten(1), noise[k]
-            pairs = (flat[:, None] - flat).abs().mean(-1) * (far[:, None] - far).square().mean(-1)
+            weight, x = shares[k][y], generator(noise, y)
+            t, s, flat = teacher(x).logits, student(x).logits, x.flatten(1)
+            pairs = (flat[:, None] - flat).abs().mean(-1) * (noise[:, None] - noise).square().mean(-1)
             discrepancy = ((s - t.detach()).abs().mean(-1) * weight).mean()
             adam.zero_grad()
-            (-discrepancy + F.cross_entropy(t, y[k]) * weight.mean() + (-pairs.mean()).exp() / len(updates)).backward()
+            (-discrepancy + F.cross_entropy(t, y) * weight.mean() + (-pairs.mean()).exp() / len(updates)).backward()
             adam.step()
-        y, noise = strategy.draw_inputs(server, counts.sum(0), iteration, "student", strategy.student_steps)
         student.train(), generator.eval()
-        for label, far in zip(y, noise):
-            with torch.no_grad():
-                x = generator(far, label)
-                target = sum(shares[k][label][:, None] * teacher(x).logits.softmax(-1) for k, teacher in enumerate(teachers))
+        with torch.no_grad():
+            x = generator(noise, y)
+            target = sum(shares[k][y][:, None] * teacher(x).logits.softmax(-1) for k, teacher in enumerate(teachers))
+        for _ in range(strategy.student_steps):
             sgd.zero_grad()
             (-(target * student(x).logits.log_softmax(-1))).mean().backward()
             sgd.step()
-    return generator.state_dict(), adam, student.state_dict()
+    return generator.state_dict(), student.state_dict()
 
 
 def test_server_equals_plain_loop_over_two_rounds():
-    """Generator and moments continue from the state. The model's learning rate decays."""
-    simulation, server, state, updates = trained_clients("fedftg", "precision=float64", "strategy.student_lr_decay=0.5")
+    """The generator continues from the state. Both optimizers are new in a round, with a decayed learning rate."""
+    simulation, server, state, updates = trained_clients(
+        "fedftg", "precision=float64", "strategy.student_lr_decay=0.5", "strategy.generator_lr_decay=0.7"
+    )
     for number in (1, 2):
         at = replace(server, seed=simulation.seed / "round" / number / "server")
-        generator, adam, student = plain_fedftg(simulation, at, state, updates, number)
+        generator, student = plain_fedftg(simulation, at, state, updates, number)
         after, _ = simulation.strategy.aggregate(at, state, updates, number)
         check_close(after["generator"], generator)
         check_close(after["model"], student)
-        names = [name for name, _ in simulation.strategy.generator(simulation.task).named_parameters()]
-        for i, name in enumerate(names):
-            assert_close(after["generator_optimizer"][f"exp_avg/{name}"], adam.state_dict()["state"][i]["exp_avg"], rtol=1e-7, atol=1e-11)
-            assert after["generator_optimizer"][f"step/{name}"] == number * 2 * 3
+        assert after.keys() == {"model", "generator", "average"}
         state = clone({part: {key: value.contiguous() for key, value in tensors.items()} for part, tensors in after.items()})
 
 
-def test_labels_follow_label_counts():
-    simulation, _ = small_simulation("strategy=fedftg", *strategy_overrides("fedftg"), "strategy.batch_size=100")
-    counts = torch.tensor([0.0, 30, 0, 10, 0, 0, 0, 0, 0, 0])
-    server = simulation.federation().server
-    y, noise = simulation.strategy.draw_inputs(server, counts, 0, "student", 50)
-    assert y.unique().tolist() == [1, 3] and (y == 1).double().mean().item() == pytest.approx(0.75, abs=0.03)
-    assert y.shape == (50, 100) and noise.shape == (50, 100, 6) and noise.std().item() == pytest.approx(1, abs=0.02)
-    again, other = (simulation.strategy.draw_inputs(server, counts, number, "student", 50)[0] for number in (0, 1))
-    assert torch.equal(again, y) and not torch.equal(other, y)
+# ------------------------------------------------------------------------------------------------------- the public code
+class LinearImages(nn.Module):
+    """The public code's inputs: ``tanh(noise @ generator_map + onehot(y) @ label_map)`` as images [B, 3, 4, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ParameterDict({name: PUBLIC[f"{name}_map"].clone() for name in ("generator", "label")})
+
+    def forward(self, noise, y):
+        return torch.tanh(noise @ self.maps["generator"] + one_hot(y, 4).double() @ self.maps["label"]).view(-1, 3, 4, 4)
+
+
+class LinearClassifier(nn.Linear):
+    """Logits of flattened images."""
+
+    def __init__(self) -> None:
+        super().__init__(48, 4, dtype=DOUBLE)
+
+    def forward(self, x):
+        return Output(super().forward(x.flatten(1)), x.flatten(1))
+
+
+def test_generator_loss_of_public_code():
+    """Loss, its three terms, and the gradient by the generator, for client 1 of three."""
+    simulation, _ = small_simulation("strategy=fedftg", *strategy_overrides("fedftg"))
+    module, (noise, counts) = LinearImages(), (PUBLIC[name] for name in ("noise", "counts"))
+    drawn = {"noise": noise, "distances": noise_distances(noise), "place": torch.tensor(1)}
+    student, teacher = ({"weight": PUBLIC[f"{name}_weight"].T, "bias": PUBLIC[f"{name}_bias"]} for name in ("student", "teacher"))
+    shares, batch = counts.double() / (counts.sum(0).double() + 1e-6), Batch(None, PUBLIC["labels"], drawn)
+    broadcast = {"teachers": stack_models([teacher] * 3), "student": student, "labels": {"shares": shares}}
+    assert_close(shares[1][batch.y], PUBLIC["weight"], rtol=1e-12, atol=0)
+    value, terms = simulation.strategy.generator_loss(FunctionalModel(module), batch, broadcast, {}, network=LinearClassifier())
+    assert_close(-terms["discrepancy"], PUBLIC["loss_discrepancy"], rtol=1e-9, atol=0)
+    assert_close(terms["label_loss"], PUBLIC["loss_label"], rtol=1e-9, atol=0)
+    assert_close(terms["diversity_loss"], PUBLIC["loss_diversity"], rtol=1e-9, atol=0)
+    assert_close(value, PUBLIC["loss"], rtol=1e-9, atol=0)
+    (actual,) = torch.autograd.grad(value, module.maps["generator"])
+    assert_close(actual, PUBLIC["grad_generator_map"], rtol=1e-9, atol=1e-12)
+
+
+LAYERS = {"l1.0": "project", "l2.0": "project_label", "conv_blocks0.0": "begin", "conv_blocks1.0": "stages.0.0"} | {
+    "conv_blocks1.1": "stages.0.1", "conv_blocks2.0": "stages.1.0", "conv_blocks2.1": "stages.1.1", "conv_blocks2.3": "end",
+    "conv_blocks2.5": "normalize",
+}  # fmt: skip
+"""Layers of the public code's generator, and ours."""
+
+
+def test_generator_of_public_code():
+    """Images of a small generator in eval mode, from its tensors. The sizes are those of CIFAR-10 and CIFAR-100."""
+    task, tensors = Task("small", (3, 8, 8), 4), {}
+    module = ImageConvByLabel(task, width=4, noise_size=6).double().eval()
+    for key, value in public_code("fedftg/small").items():
+        layer, _, name = key.rpartition(".")
+        tensors[f"{LAYERS[layer]}.{name}"] = value
+    module.load_state_dict(tensors)
+    assert_close(module(PUBLIC["small_noise"], PUBLIC["small_onehot"].argmax(-1)), PUBLIC["small_images"], rtol=1e-10, atol=1e-12)
+    for classes, noise_size in ((10, 100), (100, 256)):
+        module = ImageConvByLabel(replace(task, shape=(3, 32, 32), num_classes=classes), width=64, noise_size=noise_size)
+        assert sum(p.numel() for p in module.parameters()) == PUBLIC[f"generator_parameters_cifar{classes}"]
+
+
+def test_label_numbers_of_public_code():
+    assert torch.equal(labels_in_proportion(PUBLIC["counts"].sum(0), 97).bincount(), PUBLIC["label_numbers_of_97"])
+
+
+def test_labels_have_proportions_of_label_counts():
+    """Exactly over the iterations of a round, in an order that the round's seed draws."""
+    simulation, _ = small_simulation("strategy=fedftg", *strategy_overrides("fedftg"), "strategy.batch_size=10", "strategy.iterations=40")
+    counts, server = torch.tensor([0, 30, 0, 10, 0, 0, 0, 0, 0, 0]), simulation.federation().server
+    y, noise = simulation.strategy.draw_inputs(server, counts)
+    assert y.flatten().bincount().tolist() == [0, 300, 0, 100] and (y == 3).sum(1).unique().numel() > 2
+    assert y.shape == (40, 10) and noise.shape == (40, 10, 6) and noise.std().item() == pytest.approx(1, abs=0.05)
+    again, other = (simulation.strategy.draw_inputs(replace(server, seed=server.seed / path), counts)[0] for path in ("a", "b"))
+    assert not torch.equal(again, other) and torch.equal(simulation.strategy.draw_inputs(server, counts)[0], y)
 
 
 def test_class_without_examples():
@@ -159,9 +225,8 @@ def test_clients_send_label_counts():
         )
 
 
-def test_generator_state_is_kept_over_rounds():
+def test_generator_is_kept_over_rounds():
     ran = small_run("strategy=fedftg", *strategy_overrides("fedftg"))
-    assert {int(v) for k, v in ran.state["generator_optimizer"].items() if k.startswith("step/")} == {3 * 2 * 3}
     assert ran.state["generator"]["begin.num_batches_tracked"] == 3 * 2 * 3
     once = small_run("strategy=fedftg", *strategy_overrides("fedftg"), "rounds=1")
     assert not same_tensors(once.state["generator"], ran.state["generator"]) and ran.simulation.strategy.broadcast_parts == ("model",)
