@@ -132,6 +132,7 @@ class Examples:
         rows: index into ``x`` of each example [N], int64, so that a subset shares its images; None: all images, in order.
         groups: domain of each example [N], int64. Each batch has the same number of examples of every domain; None: no domains.
         left_out: files of the whole data set that are not used; with the training set alone.
+        metadata: further properties of the examples by name, such as a writer or a year: one value per example [N] each.
     """
 
     x: Tensor
@@ -143,6 +144,7 @@ class Examples:
     rows: Tensor | None = None
     groups: Tensor | None = None
     left_out: tuple[LeftOut, ...] = ()
+    metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -180,14 +182,36 @@ class Examples:
         """The examples ``index`` [n]. The images are shared, not copied."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.y.device)
         groups = None if self.groups is None else self.groups[index]
-        return Examples(self.x, self.y[index], self.scale, self.mean, self.std, rows=self.storage_rows(index), groups=groups)
+        metadata = {name: values[index.cpu().numpy()] for name, values in self.metadata.items()}
+        return replace(self, y=self.y[index], rows=self.storage_rows(index), groups=groups, digest="", left_out=(), metadata=metadata)
 
     def to(self, device: torch.device | str) -> "Examples":
         """The same examples on ``device``; the object itself if they are there already."""
         if self.x.device == torch.device(device):
             return self
         rows, groups = (None if tensor is None else tensor.to(device) for tensor in (self.rows, self.groups))
-        return Examples(self.x.to(device), self.y.to(device), self.scale, self.mean, self.std, self.digest, rows, groups, self.left_out)
+        return replace(self, x=self.x.to(device), y=self.y.to(device), rows=rows, groups=groups)
+
+    @property
+    def attributes(self) -> "ExampleAttributes":
+        """What partitions see of the examples."""
+        groups = None if self.groups is None else self.groups.cpu().numpy()
+        return ExampleAttributes(self.y.cpu().numpy(), groups, self.metadata)
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleAttributes:
+    """What partitions see of examples: all but the images.
+
+    Args:
+        y: labels [N], int64.
+        groups: domain, writer or other group of each example [N], int64; None: no groups.
+        metadata: further properties by name, [N] each.
+    """
+
+    y: np.ndarray
+    groups: np.ndarray | None = None
+    metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

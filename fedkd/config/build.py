@@ -31,6 +31,9 @@ DISTILLATION_KEYS_WITHOUT_EFFECT = (
 NEUTRAL_PARTS = {"aggregator": "Mean", "server_optimizer": "NoServerOptimizer"}
 """Parts of a federated run with the class that leaves everything as it is."""
 
+NEUTRAL_KEYS = (("model", "embedding_size"), ("data", "group_column"))
+"""Keys of a part, of later versions, that leave everything as it is where they are null."""
+
 PATH_KEYS = ("root", "path", "cache", "download", "trace", "skip_unreadable")
 """Keys of a part that tell where files are, and which are read. The files' content is hashed instead."""
 
@@ -110,6 +113,9 @@ def config_hash(config: DictConfig, digests: Mapping[str, str], without: Sequenc
     for part, target in NEUTRAL_PARTS.items():
         if class_name(str(kept.get(part, {}).get("_target_"))) == target:
             kept.pop(part)
+    for part, key in NEUTRAL_KEYS:
+        if kept[part].get(key, "") is None:
+            kept[part] = {name: value for name, value in kept[part].items() if name != key}
     kept |= {part: without_paths(kept[part]) for part in ("data", "partition", "systems", "public_data")}
     kept = with_class_names(kept)
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]

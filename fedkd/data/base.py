@@ -121,8 +121,9 @@ def fill_arrays(
     num_classes: int,
     location: str,
     skip_unreadable: bool = False,
+    groups: np.ndarray | None = None,
 ) -> tuple[tuple[str, str], ...]:
-    """Allocate and fill the arrays ``<part>_x`` [N, channels, height, width] and ``<part>_y`` [N].
+    """Allocate and fill the arrays ``<part>_x`` [N, channels, height, width] and ``<part>_y`` [N], and ``<part>_groups`` [N] of groups.
 
     Args:
         allocate: allocates an array in the cache.
@@ -132,6 +133,7 @@ def fill_arrays(
         num_classes: C; labels must be in 0..C-1.
         location: the file or folder of the examples, for messages.
         skip_unreadable: leave out the examples that cannot be read. If not, the arrays are incomplete where there are such examples.
+        groups: the group of each example [N], int64; None: no groups.
 
     Returns:
         (location, reason) of every example that cannot be read.
@@ -141,6 +143,10 @@ def fill_arrays(
     """
     require(num_examples > 0, "root", f"must hold at least one {part} example in {location}", num_examples)
     unreadable = _fill(allocate, part, num_examples, examples(), num_classes, location)
+    if groups is not None:
+        bad = {where for where, _ in unreadable}
+        kept = groups[[where not in bad for where, _ in examples()]] if bad else groups
+        allocate(f"{part}_groups", kept.shape, "int64")[:] = kept
     if unreadable and skip_unreadable:
         bad = {where for where, _ in unreadable}
         num_readable = num_examples - len(unreadable)
@@ -223,7 +229,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def decode(self, allocate: Allocate) -> Decoded:
-        """Allocate and fill the arrays ``train_x``, ``train_y``, ``test_x``, and ``test_y``, see :func:`fill_arrays`.
+        """Allocate and fill the arrays ``train_x``, ``train_y``, ``test_x``, and ``test_y``, and those of groups, see :func:`fill_arrays`.
 
         Args:
             allocate: allocates an array in the cache.
@@ -303,7 +309,10 @@ class DataSource(ABC):
     def _examples(self, content: Content, part: str) -> Examples:
         """The examples of one part: ``train`` or ``test``."""
         x, y = (torch.from_numpy(np.asarray(content.arrays[f"{part}_{which}"])) for which in "xy")
-        return Examples(x, y, float(self.scale), tuple(map(float, self.mean)), tuple(map(float, self.std)), content.digest)
+        stored = content.arrays.get(f"{part}_groups")
+        groups = None if stored is None else torch.from_numpy(np.asarray(stored))
+        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        return Examples(x, y, float(self.scale), mean, std, content.digest, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)

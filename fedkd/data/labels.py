@@ -75,12 +75,13 @@ def find_classes(labels: Sequence[Label], names: Sequence[str], location: str) -
     return Classes(found, () if found == tuple(range(len(found))) else tuple(map(str, found)))
 
 
-def read_labels(column: pa.ChunkedArray, location: str) -> list[Label]:
+def read_labels(column: pa.ChunkedArray, location: str, parameter: str = "label_column") -> list[Label]:
     """A column of labels: whole numbers as ``int``, words as ``str``, truth values as ``False`` and ``True``.
 
     Args:
         column: integers, whole floats, words, truth values, categories of these, or lists of one of these.
         location: the file, for messages.
+        parameter: the key that names the column, for messages.
 
     Raises:
         ConfigError: the column has another type, or a label is missing, not whole, or negative.
@@ -92,19 +93,19 @@ def read_labels(column: pa.ChunkedArray, location: str) -> list[Label]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         several = [row for row, value in enumerate(values) if value is None or len(value) != 1]
         rule = f"must hold one label per row in {location}"
-        require(not several, "label_column", rule, f"{kind}, with {len(several)} rows of another number (first: row {(several or [0])[0]})")
+        require(not several, parameter, rule, f"{kind}, with {len(several)} rows of another number (first: row {(several or [0])[0]})")
         values = [value[0] for value in values]
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     rule = f"must hold a label in every row of {location}; remove rows without one"
-    require(not missing, "label_column", rule, f"{len(missing)} without (first: row {(missing or [0])[0]})")
+    require(not missing, parameter, rule, f"{len(missing)} without (first: row {(missing or [0])[0]})")
     labels = [_label(value) for value in values]
     wrong = [row for row, label in enumerate(labels) if label is None]
     rule = f"must hold whole numbers, words or truth values in {location}"
-    require(not wrong, "label_column", rule, f"{kind}, with {values[wrong[0]]!r} in row {wrong[0]}" if wrong else None)
+    require(not wrong, parameter, rule, f"{kind}, with {values[wrong[0]]!r} in row {wrong[0]}" if wrong else None)
     negative = [row for row, label in enumerate(labels) if isinstance(label, int) and label < 0]
     if negative:
         raise ConfigError(
-            f"label_column must hold labels >= 0 in {location}, got {labels[negative[0]]} in {len(negative)} of {len(labels)} rows, which "
+            f"{parameter} must hold labels >= 0 in {location}, got {labels[negative[0]]} in {len(negative)} of {len(labels)} rows, which "
             "stands for unlabelled examples; remove these rows, or use a labelled part as the test set"
         )
     return [label for label in labels if label is not None]

@@ -45,11 +45,14 @@ class Parquet(ResizedSource):
         label_column: name of the column of labels. null: the first of :data:`LABEL_COLUMNS` that is there.
         names_key: key of the schema's metadata that holds the C class names, separated by spaces. If it is null or missing, the names in
             the metadata of the Hugging Face Hub are used, if there are any.
+        group_column: name of a column of both parts that holds the group of each example, such as a writer: whole numbers or words. Groups
+            are numbered in ascending order. null: no groups.
     """
 
     image_column: str | None
     label_column: str | None
     names_key: str | None
+    group_column: str | None
 
     @property
     def name(self) -> str:
@@ -58,7 +61,8 @@ class Parquet(ResizedSource):
 
     def recipe(self) -> dict[str, object]:
         """``size``, ``channels``, and the columns."""
-        return {**super().recipe(), "columns": [self.image_column, self.label_column, self.names_key], "labels": "as found"}
+        groups = {} if self.group_column is None else {"groups": self.group_column}
+        return {**super().recipe(), "columns": [self.image_column, self.label_column, self.names_key], "labels": "as found", **groups}
 
     def files(self) -> list[Path]:
         """The files of both parts, see :meth:`fedkd.data.base.DataSource.files`."""
@@ -81,10 +85,12 @@ class Parquet(ResizedSource):
         labels = {paths[0]: self._labels(paths, columns[1]) for paths in (train, test)}
         classes = find_classes(labels[train[0]], names, str(train[0]))
         indices = [classes.indices(labels[paths[0]], str(paths[0])) for paths in (train, test)]  # all checks come before the long decoding
+        groups = self._groups(train, test)
         unreadable: list[tuple[str, str]] = []
-        for part, paths, y in (("train", train, indices[0]), ("test", test, indices[1])):
+        for part, paths, y, group in zip(("train", "test"), (train, test), indices, groups):
             examples = partial(self._examples_of, paths, columns[0], y)
-            unreadable += fill_arrays(allocate, part, len(y), examples, len(classes.values), str(paths[0]), self.skip_unreadable)
+            number, location = len(classes.values), str(paths[0])
+            unreadable += fill_arrays(allocate, part, len(y), examples, number, location, self.skip_unreadable, group)
         return Decoded(classes.names, tuple(unreadable))
 
     # ------------------------------------------------------------------------------------------------------------------ files
@@ -129,8 +135,8 @@ class Parquet(ResizedSource):
     def _check_columns(self, path: Path, image_column: str, label_column: str) -> None:
         """Require both columns, and bytes in the column of images."""
         schema = self._schema(path)
-        for parameter, column in (("image_column", image_column), ("label_column", label_column)):
-            require(column in schema.names, parameter, f"must be a column of {path} ({_columns_of(schema)})", column)
+        for parameter, column in (("image_column", image_column), ("label_column", label_column), ("group_column", self.group_column)):
+            require(column is None or column in schema.names, parameter, f"must be a column of {path} ({_columns_of(schema)})", column)
         kind = _bytes_type(schema.field(image_column).type)
         rule = f"must hold encoded images in {path}, as bytes (PNG, JPEG, ...) and not as numbers; encode them with Pillow's Image.save"
         require(pa.types.is_binary(kind) or pa.types.is_large_binary(kind), "image_column", rule, str(kind))
@@ -171,14 +177,22 @@ class Parquet(ResizedSource):
             return ()
 
     # ------------------------------------------------------------------------------------------------------------------- rows
-    def _labels(self, paths: Sequence[Path], column: str) -> list[int | str]:
+    def _labels(self, paths: Sequence[Path], column: str, parameter: str = "label_column") -> list[int | str]:
         """The labels of all rows, as the files hold them."""
         labels: list[int | str] = []
         for path in paths:
             with decoder_errors(str(path)):
                 table = pq.read_table(path, columns=[column])
-            labels += read_labels(table.column(column), str(path))
+            labels += read_labels(table.column(column), str(path), parameter)
         return labels
+
+    def _groups(self, train: Sequence[Path], test: Sequence[Path]) -> Sequence[np.ndarray | None]:
+        """The group of each row of both parts, numbered in ascending order; None where there are no groups."""
+        if self.group_column is None:
+            return [None, None]
+        read = [np.array(self._labels(paths, self.group_column, "group_column")) for paths in (train, test)]
+        numbers = np.unique(np.concatenate(read), return_inverse=True)[1]
+        return np.split(numbers.astype(np.int64), [len(read[0])])
 
     def _examples_of(self, paths: Sequence[Path], column: str, labels: np.ndarray) -> Iterator[tuple[str, Load]]:
         """The location of every example, and a function that reads it."""

@@ -79,6 +79,6 @@ class RotatedDomains:
             with single_thread():
                 x.append(apply_view(view, images.gather(images.storage_rows(index)), full, torch.Generator()))
             y.append(images.y[index])
-        groups = torch.arange(len(domains)).repeat_interleave(size)
+        groups = torch.tensor(domains).repeat_interleave(size)
         rotated = Examples(torch.cat(x), torch.cat(y), images.scale, images.mean, images.std, groups=groups)
         return replace(rotated, digest=content_digest({"x": rotated.x.numpy(), "y": rotated.y.numpy()}))

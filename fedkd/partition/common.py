@@ -1,14 +1,53 @@
-"""Steps that partitions share: checks, drawing sizes, assigning examples, local test sets, label counts, and writing a file."""
+"""How partitions are called, and steps that they share: checks, sizes, shards, local test sets, label counts, and writing a file."""
 
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 
 from fedkd.errors import ConfigError, require
 from fedkd.files import write_atomically
-from fedkd.types import Partition
+from fedkd.types import ExampleAttributes, Partition
+
+
+class LabelPartition(Protocol):
+    """A partition that sees labels."""
+
+    def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
+        """Divide examples with these labels."""
+
+
+class AttributePartition(Protocol):
+    """A partition that sees labels, groups and metadata."""
+
+    def divide_examples(self, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator) -> Partition:
+        """Divide examples with these attributes."""
+
+
+def divide(
+    partition: LabelPartition | AttributePartition,
+    train: ExampleAttributes,
+    test: ExampleAttributes,
+    num_clients: int,
+    rng: np.random.Generator,
+) -> Partition:
+    """Divide examples by a partition of either kind.
+
+    Args:
+        partition: the partition. Its method ``divide_examples`` is called if it has one, and it is itself called with labels otherwise.
+        train: the training examples.
+        test: the test examples.
+        num_clients: number of clients, K.
+        rng: all randomness of the partition.
+
+    Raises:
+        ConfigError: the examples cannot be divided in this way.
+    """
+    if (by_attributes := getattr(partition, "divide_examples", None)) is not None:
+        return by_attributes(train, test, num_clients, rng)
+    return cast(LabelPartition, partition)(train.y, test.y, num_clients, rng)
 
 
 # ------------------------------------------------------------------------------------------------------------------ checks

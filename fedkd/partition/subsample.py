@@ -1,14 +1,14 @@
 """Quantity skew on top of another partition: each client keeps a random part of its examples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from fedkd.errors import ConfigError, require
-from fedkd.partition.common import check_arguments, check_count
-from fedkd.types import Partition
+from fedkd.partition.common import AttributePartition, LabelPartition, check_arguments, check_count, divide
+from fedkd.types import ExampleAttributes, Partition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Subsample:
         ConfigError: a value is out of range.
     """
 
-    base: Callable[[np.ndarray, np.ndarray, int, np.random.Generator], Partition]
+    base: LabelPartition | AttributePartition
     distribution: Literal["lognormal", "dirichlet"]
     sigma: float
     alpha: float
@@ -45,27 +45,31 @@ class Subsample:
         check_count("min_size", self.min_size)
 
     def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
+        """Divide examples of which only labels are known, see :meth:`divide_examples`."""
+        return self.divide_examples(ExampleAttributes(train_labels), ExampleAttributes(test_labels), num_clients, rng)
+
+    def divide_examples(self, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator) -> Partition:
         """Divide the examples.
 
         Args:
-            train_labels: labels of the training examples [N].
-            test_labels: labels of the test examples [M].
+            train: the training examples.
+            test: the test examples.
             num_clients: number of clients, K.
             rng: draws the partition ``base``, fractions, and examples.
 
         Raises:
             ConfigError: ``base`` raises one, or gives a client fewer than ``min_size`` examples.
         """
-        check_arguments(train_labels, test_labels, num_clients, self.min_size)
+        check_arguments(train.y, test.y, num_clients, self.min_size)
         try:
-            whole = self.base(train_labels, test_labels, num_clients, rng)
+            whole = divide(self.base, train, test, num_clients, rng)
         except ValueError as error:
             raise ConfigError(f"base.{error}") from error
         fewest = min(map(len, whole.train))
         rule = f"must be at most the size of the smallest client of base, {fewest}"
         require(self.min_size <= fewest, "min_size", rule, self.min_size)
-        train = [self._keep(index, fraction, rng) for index, fraction in zip(whole.train, self._fractions(num_clients, rng))]
-        return replace(whole, train=train, test=_without_lost_classes(whole, train, train_labels, test_labels))
+        kept = [self._keep(index, fraction, rng) for index, fraction in zip(whole.train, self._fractions(num_clients, rng))]
+        return replace(whole, train=kept, test=_without_lost_classes(whole, kept, train.y, test.y))
 
     def _fractions(self, num_clients: int, rng: np.random.Generator) -> np.ndarray:  # [K]
         """The fraction of its examples that each client keeps; the largest is 1."""

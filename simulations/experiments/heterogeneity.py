@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from fedkd.config.build import build, call_part
+from fedkd.config.build import build
 from fedkd.config.validation import check_run
 from fedkd.data.client_shift import ClientView, full_scale
 from fedkd.metrics.label_skew import effective_classes, label_distance
@@ -21,7 +21,7 @@ from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, Task
 from simulations.config import compose
 from simulations.reports.figures.heterogeneity import SHOWN, Panel, Strip, page
-from simulations.setup.clients import read_data
+from simulations.setup.clients import divide_among_clients, read_data
 
 SPLITS = {
     "iid": ["partition=iid"],
@@ -35,6 +35,7 @@ SPLITS = {
     "shards 2": ["partition=shards", "partition.per_client=2"],
     "quantity_skew 0.5": ["partition=quantity_skew", "partition.alpha=0.5"],
     "subsample 0.1": ["partition=subsample", "partition.base.alpha=0.1"],
+    "by_group": ["partition=by_group"],
 }
 
 SHIFTS = ("rotation", "domains", "noise", "blur", "color", "label_noise")
@@ -59,8 +60,7 @@ class Scene:
         """Who holds what."""
         config = compose([*self.overrides, *setting])
         check_run(config)
-        labels, rng = (self.train.y.numpy(), self.test.y.numpy()), (self.seed / "partition").numpy()
-        return call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
+        return divide_among_clients(config, self.train, self.test, self.seed)
 
     def shifted(self, setting: Sequence[str], train: Sequence[np.ndarray]) -> tuple[DictConfig, list[ClientView], list[Examples]]:
         """The shift's parameters, the clients' levels, and their training examples ``train`` as they see them."""
@@ -142,7 +142,8 @@ def compare(overrides: Sequence[str]) -> list[Path]:
     """
     own = {part: [word for word in overrides if word.lstrip("+~").startswith(part)] for part in ("partition", "shift")}
     of = scene([word for word in overrides if word not in (*own["partition"], *own["shift"])])
-    panels = [panel(of, title, setting) for title, setting in SPLITS.items()]
+    shown = {title: setting for title, setting in SPLITS.items() if title != "by_group" or of.train.groups is not None}
+    panels = [panel(of, title, setting) for title, setting in shown.items()]
     panels += [panel(of, "partition as given", own["partition"])] if own["partition"] else []
     panels.append(wrong_labels(of, ["shift=label_noise"]))
     strips = [strip(of, name, [f"shift={name}"]) for name in SHIFTS]

@@ -13,6 +13,7 @@ from fedkd.errors import require
 from fedkd.models.base import Classifier
 from fedkd.models.construction import make_classifier
 from fedkd.models.heterogeneous import HeterogeneousModels
+from fedkd.partition.common import divide
 from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
 from fedkd.training.functional_model import snapshot
@@ -66,7 +67,8 @@ def checked(task: Task, examples: Examples, part: str) -> Examples:
         part: ``training`` or ``test``, for messages.
 
     Raises:
-        ConfigError: labels are no vector of classes, examples have another shape than the task's, or a value is not finite.
+        ConfigError: labels are no vector of classes, examples have another shape than the task's, a column of groups or metadata has
+            another length, or a value is not finite.
     """
     x, y, classes = examples.x, examples.y, task.num_classes
     rule = f"must return one class for each {part} example, as a vector of whole numbers (a class number is the only kind of target)"
@@ -77,6 +79,10 @@ def checked(task: Task, examples: Examples, part: str) -> Examples:
     rule = f"must return {part} examples of Task.shape {list(task.shape)}, one for each of {len(y)} labels"
     rows = len(x) if examples.rows is None else len(examples.rows)
     require(len(y) == 0 or (rows >= len(y) and x.shape[1:] == task.shape), "data._target_", rule, list(x.shape))
+    columns = {"groups": examples.groups, **{f"metadata {name}": values for name, values in examples.metadata.items()}}
+    for name, values in columns.items():
+        rule = f"must return {name} of {part} examples as a vector, one value for each of {len(y)} labels"
+        require(values is None or tuple(values.shape) == (len(y),), "data._target_", rule, [] if values is None else list(values.shape))
     finite = not x.is_floating_point() or bool(x.isfinite().all())
     require(finite, "data._target_", f"must return {part} examples whose values are finite", "nan or inf in x")
     return examples if examples.digest else replace(examples, digest=content_digest({"x": x.numpy(), "y": y.numpy()}))
@@ -102,8 +108,7 @@ def make_client_data(
     if only_client is None:
         rule = f"must be at most the number of training examples ({len(train)})"
         require(config.num_clients <= len(train), "num_clients", rule, config.num_clients)
-        labels, rng = (train.y.numpy(), test.y.numpy()), (seed / "partition").numpy()
-        partition = call_part("partition", build(config, "partition"), *labels, config.num_clients, rng)
+        partition = divide_among_clients(config, train, test, seed)
     else:
         partition = all_of_one_client(config.num_clients, only_client, len(train), len(test))
     train, test = train.to(config.device), test.to(config.device)
@@ -135,6 +140,22 @@ def make_client_data(
         public_data=None if public_data is None else public_data.without_labels(),
         validation=validation,
     )
+
+
+def divide_among_clients(config: DictConfig, train: Examples, test: Examples, seed: Seed) -> Partition:
+    """The indices of each client's examples by ``config.partition``.
+
+    Args:
+        config: the resolved configuration of the run.
+        train: the training set.
+        test: the test set.
+        seed: seed of the run.
+
+    Raises:
+        ConfigError: the data cannot be divided in this way.
+    """
+    arguments = build(config, "partition"), train.attributes, test.attributes, config.num_clients, (seed / "partition").numpy()
+    return call_part("partition", divide, *arguments)
 
 
 def all_of_one_client(num_clients: int, client: int, num_train: int, num_test: int) -> Partition:

@@ -43,11 +43,38 @@ def write_parquet(root: Path, labels=None, num=30, test_labels=None, **changes):
 
 
 def parquet_source(tmp_path, **extra):
-    fixed = {"image_column": None, "label_column": None, "names_key": "names", "size": None, "channels": 3, "skip_unreadable": False}
+    fixed = {
+        "image_column": None,
+        "label_column": None,
+        "names_key": "names",
+        "size": None,
+        "channels": 3,
+        "skip_unreadable": False,
+        "group_column": None,
+    }
     return Parquet(**{**folders(tmp_path, **COLOR), **fixed, **extra})
 
 
 # -------------------------------------------------------------------------------------------------------------- files and names
+@pytest.mark.parametrize("writers", [["bo", "ann", "cy"], [7, 2, 40]])
+def test_a_column_gives_groups(tmp_path, writers):
+    """Numbered in ascending order over both parts, also where an image cannot be read."""
+    folder = tmp_path / "data"
+    write_parquet(folder)
+    for part, number in (("train", 30), ("test", 20)):
+        spoil = {"spoil": lambda encoded: encoded[:30]} if part == "train" else {}
+        written = table(np.arange(number) % 3, **spoil)[0]
+        names = pa.array([writers[row % (2 if part == "train" else 3)] for row in range(number)])
+        pq.write_table(written.append_column("writer", names), folder / f"{part}.parquet")
+    _, train, test = parquet_source(tmp_path, group_column="writer", skip_unreadable=True)()
+    order = [sorted(writers).index(name) for name in writers]
+    assert train.groups.tolist() == [order[row % 2] for row in range(30) if row != 7]
+    assert test.groups.tolist() == [order[row % 3] for row in range(20)]
+    assert parquet_source(tmp_path, skip_unreadable=True)()[1].groups is None
+    with pytest.raises(ValueError, match="^group_column must be a column of .*writer: .*, got 'speaker'"):
+        parquet_source(tmp_path, group_column="speaker")()
+
+
 @pytest.mark.parametrize("struct", [False, True])
 def test_rows_are_decoded(tmp_path, struct):
     x = write_parquet(tmp_path / "data", struct=struct, metadata={"names": "red green blue pink"})

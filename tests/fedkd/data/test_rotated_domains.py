@@ -18,8 +18,8 @@ def test_every_domain_is_a_different_part_rotated_by_its_angle():
     task, train, test = domains()()
     _, plain, plain_test = Digits()()
     size = len(plain) // 3
-    assert task.name == "rotated_digits" and train.groups.bincount().tolist() == [size, size]
-    assert len(test) == len(plain_test) and test.groups.unique().tolist() == [0]
+    assert task.name == "rotated_digits" and train.groups.bincount().tolist() == [size, 0, size]
+    assert len(test) == len(plain_test) and test.groups.unique().tolist() == [1]
     where = {tuple(image.flatten().tolist()): place for place, image in enumerate(plain.x)}
     first = [where[tuple(image.flatten().tolist())] for image in train.x[:size]]
     assert first == sorted(first) and torch.equal(train.y[:size], plain.y[first]), "0 degrees: unchanged images"
@@ -45,7 +45,7 @@ def test_a_batch_has_the_same_number_of_images_of_every_domain():
     index = example_order(train.subset(torch.arange(0, len(train) - 20)), Seed(0).torch())
     assert sorted(index.tolist()) == list(range(len(train) - 20))
     counts = train.groups[index].view(-1)[: 20 * 32].view(-1, 32)
-    assert (counts.sum(1) == 16).all()
+    assert ((counts == 0).sum(1) == 16).all() and ((counts == 2).sum(1) == 16).all()
     assert not torch.equal(index, example_order(train.subset(torch.arange(0, len(train) - 20)), Seed(1).torch()))
 
 

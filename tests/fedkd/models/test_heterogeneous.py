@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from fedkd.config.build import config_hash
 from fedkd.models.base import Classifier
 from fedkd.models.heterogeneous import HeterogeneousModels
 from fedkd.models.pooled_embedding import PooledEmbedding
@@ -117,6 +119,13 @@ def test_an_embedding_is_averaged_over_its_neighbors(size, means):
     network = Classifier(Task("t", (6,), 3), [torch.nn.Identity()], torch.nn.Identity(), torch.nn.Linear(6, 3), 6)
     output = PooledEmbedding(network, size)(torch.arange(6.0).expand(2, 6))
     assert output.embedding.tolist() == [means] * 2 and output.logits.shape == (2, 3)
+
+
+def test_a_key_of_a_later_version_changes_no_hash_where_it_is_null():
+    config = compose(["model=heterogeneous"])
+    older = OmegaConf.create({**config, "model": {key: value for key, value in config.model.items() if key != "embedding_size"}})
+    assert config_hash(older, {}) == config_hash(config, {})
+    assert config_hash(compose(["model=heterogeneous", "model.embedding_size=8"]), {}) != config_hash(config, {})
 
 
 def test_a_group_of_networks_shares_a_head_that_learns_from_embeddings_of_all():
