@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from simulations.run_folder.metric_names import ACCURACIES, STRATEGY_NAMES
-from simulations.run_folder.reader import SETTING, STRATEGY, FederatedRun, natural_order, option, printed_name
+from simulations.run_folder.reader import NEUTRAL_OPTIONS, SETTING, STRATEGY, FederatedRun, natural_order, option, printed_name, variant
 
 Item = TypeVar("Item")
 
@@ -50,6 +50,11 @@ class Group:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, in ascending order."""
         return tuple(run.seed for run in self.runs)
+
+    @property
+    def is_plain(self) -> bool:
+        """The server takes the mean of models, without a server optimizer."""
+        return all(variant(self.first.config, part) is None for part in NEUTRAL_OPTIONS)
 
     @property
     def strategy(self) -> str:
@@ -172,7 +177,8 @@ def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
     """The differences of each run from the others: ``{"strategy.": "fedgen", "partition.alpha": "alpha 0.1"}``.
 
     The name of the option chosen for a part (its key ends in a dot) stands where the options differ, and ``key value`` where runs of the
-    same option differ in the key. Keys of the strategy's side count only between runs of the same strategy.
+    same option differ in the key. Keys of the strategy's side count only between runs of the same strategy. The mean of models without a
+    server optimizer has no term.
     """
     keys = {key for run in runs for key in run.values}
     keys |= {key.partition(".")[0] + "." for key in keys if "." in key}
@@ -180,7 +186,7 @@ def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
     terms: list[dict[str, Hashable]] = [{"strategy.": run.strategy} for run in runs]
     for key in sorted(keys, key=lambda key: (not SETTING.match(key), key)):
         head = key.partition(".")[0]
-        column = [option(run.config, head) if key.endswith(".") else run.values.get(key) for run in runs]
+        column = [variant(run.config, head) if key.endswith(".") else run.values.get(key) for run in runs]
         if key == "strategy." or len(set(column)) == 1:
             continue
         kin = [(run.strategy if STRATEGY.match(key) else "", None if key.endswith(".") else option(run.config, head)) for run in runs]
@@ -192,7 +198,7 @@ def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
         if any(differs) and not repeated:
             columns[key] = column
             for term, value, shown in zip(terms, column, differs, strict=True):
-                term |= {key: value} if shown else {}
+                term |= {key: value} if shown and not (value is None and head in NEUTRAL_OPTIONS) else {}
     leaves = Counter(map(_leaf, columns))
     return [{key: _text(key, value, leaves[_leaf(key)] > 1) for key, value in term.items()} for term in terms]
 

@@ -132,18 +132,19 @@ def baselines(one: Group, groups: Sequence[Group], baseline: str) -> list[Group]
     """The groups with which ``one`` is compared: of the ``baseline``, under the same setting and training.
 
     They have the same seeds, and differ from ``one`` in the strategy's side of the configuration only; where both are tuned, also in the
-    optimizer. Of several, the nearest is kept, and of a run that is tuned and untuned the one of the same kind as ``one``. Empty for the
-    baseline itself.
+    optimizer. Of several, the nearest is kept, and of a run that is tuned and untuned the one of the same kind as ``one``. A baseline with
+    another aggregator or a server optimizer is compared with the one that has neither. Empty for the baseline itself.
 
     Args:
         one: the group.
         groups: all groups.
         baseline: a strategy, or a line of the report.
     """
-    if one.is_called(baseline):
+    is_variant = one.is_called(baseline)
+    if is_variant and one.is_plain:
         return []
     mine = one.runs[0]
-    found = [other for other in groups if other.is_called(baseline) and other.seeds == one.seeds]
+    found = [other for other in groups if other.is_called(baseline) and other.seeds == one.seeds and (other.is_plain or not is_variant)]
     both = [other for other in found if other.tuned == one.tuned == "tuned" and _training(other.runs[0], True) == _training(mine, True)]
     found = both or [other for other in found if _training(other.runs[0], False) == _training(mine, False)]
     found = [other for other in found if other.tuned == one.tuned] or found

@@ -51,6 +51,9 @@ SETTING = re.compile(r"(data|partition|shift|systems)\.|(num_|evaluation\.)clien
 EVALUATION = re.compile(r"evaluation(\.|$)")
 """Keys of the evaluation. Runs that are compared must agree in them."""
 
+NEUTRAL_OPTIONS = {"aggregator": "mean", "server_optimizer": "none"}
+"""Parts with the option that leaves a run as it is. Such a part counts as absent, as in runs of earlier versions."""
+
 STRATEGY = re.compile(r"(strategy|server_optimizer|aggregator|generator|loss|distiller|public_data)(\.|$)")
 """Keys in which a strategy may differ from its baseline."""
 
@@ -145,8 +148,10 @@ class FederatedRun(FinishedRun):
 
     @cached_property
     def values(self) -> Values:
-        """All keys that can change a result, without the seed. A key that is null counts as absent."""
-        return {key: value for key, value in flatten_config(self.config) if value is not None and not NO_EFFECT.match(key)}
+        """All keys that can change a result, without the seed. A key that is null counts as absent, and so does a neutral part."""
+        neutral = {part for part in NEUTRAL_OPTIONS if variant(self.config, part) is None}
+        values = {key: value for key, value in flatten_config(self.config) if value is not None and not NO_EFFECT.match(key)}
+        return {key: value for key, value in values.items() if key.partition(".")[0] not in neutral}
 
     @cached_property
     def identity(self) -> frozenset[tuple[str, Hashable]]:
@@ -174,6 +179,12 @@ def option(config: Mapping[str, Any], part: str) -> str | None:
     if not isinstance(config.get(part), Mapping):
         return None
     return (config.get("choices") or {}).get(part) or str(config[part].get("_target_", "")).rpartition(".")[2].lower() or None
+
+
+def variant(config: Mapping[str, Any], part: str) -> str | None:
+    """The same; None also where the option is neutral, see :data:`NEUTRAL_OPTIONS`."""
+    found = option(config, part)
+    return None if found == NEUTRAL_OPTIONS.get(part) else found
 
 
 def printed_name(config: Mapping[str, Any], part: str, names: Mapping[str, str]) -> str:

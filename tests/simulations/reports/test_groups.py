@@ -140,6 +140,25 @@ def test_a_step_of_the_server_is_compared_with_the_row_that_has_none(part, tmp_p
     assert table["strategy"].tolist() == ["FedAvg, other"] * 2 and set(table["baseline"]) == {"FedAvg, plain"}
 
 
+@pytest.mark.parametrize("baseline", [[], ["--baseline", "fedprox"]])
+def test_variants_of_the_baseline_are_compared_with_its_defaults(baseline, tmp_path):
+    """Also with runs of a version without these groups. Other strategies are compared with the variant of the baseline that is nearest."""
+    strategy = baseline[1] if baseline else "fedavg"
+    median = {"aggregator": {"_target_": "fedkd.federation.aggregators.Median"}, "server_optimizer": {"_target_": "x.NoServerOptimizer"}}
+    plain = {"aggregator": {"_target_": "fedkd.federation.aggregators.Mean"}, "server_optimizer": {"_target_": "x.NoServerOptimizer"}}
+    for seed in range(3):
+        new = {"choices": {"aggregator": "mean", "server_optimizer": "none"}, **plain} if seed else {}
+        write_run(tmp_path / f"plain{seed}", strategy, seed, accuracy=[0.5 + seed / 100] * 2, **new)
+        for name in (strategy, "fedgen"):
+            found = {"choices": {"aggregator": "median", "server_optimizer": "none"}, **median}
+            write_run(tmp_path / f"{name}{seed}", name, seed, accuracy=[0.6 + seed / 50] * 2, **found)
+    assert main([str(tmp_path), "--no-figures", *baseline]) == 0
+    table = pd.read_csv(tmp_path / "report" / "comparisons.csv")
+    title = STRATEGY_NAMES[strategy]
+    assert dict(zip(table["strategy"], table["baseline"])) == {f"{title}, median": title, "FedGen": f"{title}, median"}
+    assert set(table["n"]) == {3} and table["p, t, Holm"].notna().all()
+
+
 def test_one_seed_is_not_tested(tmp_path, capsys):
     for strategy, accuracy in (("fedavg", 0.5), ("fedgen", 0.7)):
         write_run(tmp_path / strategy, strategy, accuracy=[accuracy] * 2)
