@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble_model
+from fedkd.federation.aggregation import AGGREGATION_PARTS, assemble_model
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, Member
-from fedkd.strategy import AGGREGATION_PARTS, Strategy
+from fedkd.strategy import Strategy
 from fedkd.types import Metrics, State, Tensors, Update, parts_of
 
 

@@ -13,24 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.federation.aggregation import assemble_model, average, change_of, changed_by, mean_batchnorm_statistics
-from fedkd.federation.aggregators import Mean
+from fedkd.federation.aggregation import aggregate_models, assemble_model, mean_batchnorm_statistics
 from fedkd.federation.client import Client, batchnorm_names, batchnorm_statistic_names
 from fedkd.federation.phase import Phase
 from fedkd.federation.server import Server
 from fedkd.federation.server_loop import ServerLoop
-from fedkd.federation.server_optimizers import NoServerOptimizer
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.metrics.accuracy import Score, evaluate_predictions
+from fedkd.models.base import Classifier
 from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, keep_frozen, load, trained_names
+from fedkd.training.functional_model import FunctionalModel, keep_frozen, load
 from fedkd.training.loop import FitResult, fit
 from fedkd.training.vectorized import fit_clients
-from fedkd.types import Generated, Metrics, State, Tensors, Update
-
-AGGREGATION_PARTS = ("aggregator", "server_optimizer")
-"""Parts of the server's state in which an aggregator and a server optimizer keep tensors from round to round. They are not broadcast."""
+from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -119,6 +115,22 @@ class Strategy(ServerLoop):
         for pattern in self._layer_patterns():
             found = any(fnmatchcase(key, pattern) for key in model.state_dict())
             require(found, "shared_layers", f"must name layers of the network, which has {', '.join(layers)}", pattern)
+
+    # ------------------------------------------------------------------------------------------- networks
+    def server_network(self) -> Callable[[Task], Classifier] | None:
+        """Makes the server's network, where :meth:`client_network` is overridden. None: the clients', or the first where these differ."""
+        return None
+
+    def client_network(self, configured: Classifier, server: Classifier) -> Classifier:
+        """The network of a client, by default the one that is configured for it.
+
+        A strategy with several networks for each client overrides it, see :class:`fedkd.two_networks.TwoNetworks`.
+
+        Args:
+            configured: the configured network with initial weights of its own.
+            server: a copy of the server's network with its initial weights.
+        """
+        return configured
 
     # ------------------------------------------------------------------------------------------- client hooks
     def init_client(self, client: Client) -> State:
@@ -245,6 +257,10 @@ class Strategy(ServerLoop):
         return None
 
     # ------------------------------------------------------------------------------------------- helpers for the hooks
+    def decompress(self, model: Tensors) -> Tensors:
+        """The model that a sent part ``model`` stands for, where a strategy compresses it. Its names and shapes are always the same."""
+        return model
+
     def local_parameter_names(self, model: nn.Module) -> frozenset[str]:
         """Names of parameters and buffers that stay with the client: those of BatchNorm layers, and of layers that are not shared.
 
@@ -277,22 +293,11 @@ class Strategy(ServerLoop):
             server_round: 1, 2, ...
 
         Returns:
-            The part ``model``, and where they are used the parts of :data:`AGGREGATION_PARTS`.
+            The part ``model``, and where they are used the parts of :data:`fedkd.federation.aggregation.AGGREGATION_PARTS`.
         """
         models, weights = [u.state["model"] for u in updates], self.aggregation_weights(updates)
-        after, kept = average(models, weights), dict[str, Tensors]()
-        if isinstance(self.aggregator, Mean) and isinstance(self.server_optimizer, NoServerOptimizer):
-            return {"model": keep_frozen(server.model, server.initial, after)}
-        before = state["model"]
-        names = [name for name in trained_names(server.model) if name in before]
-        if not isinstance(self.aggregator, Mean):
-            changes, last = change_of(before, models, names), state.get("aggregator", {}).get("change")
-            change = self.aggregator(changes, torch.tensor(weights, dtype=changes.dtype, device=changes.device), last)
-            after, kept["aggregator"] = {**after, **changed_by(before, change, names)}, {"change": change}
-        left, right = ({name: tensors[name] for name in names} for tensors in (before, after))
-        stepped, kept["server_optimizer"] = self.server_optimizer(left, right, state.get("server_optimizer", {}), server_round)
-        model = keep_frozen(server.model, server.initial, {**after, **stepped})
-        return {"model": model, **{part: tensors for part, tensors in kept.items() if tensors}}
+        after = aggregate_models(state, models, weights, server.model, self.aggregator, self.server_optimizer, server_round)
+        return {**after, "model": keep_frozen(server.model, server.initial, after["model"])}
 
     def aggregation_weights(self, updates: Sequence[Update]) -> list[float]:
         """The weight of each update in the mean. The weights sum to one."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd.federation.aggregation import assemble_model
+from fedkd.federation.aggregation import AGGREGATION_PARTS, assemble_model
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble
-from fedkd.strategy import AGGREGATION_PARTS, Strategy
+from fedkd.strategy import Strategy
 from fedkd.types import Metrics, State, Update, parts_of
 
 

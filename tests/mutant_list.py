@@ -85,7 +85,7 @@ _ROWS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("strategies/fedftg.py", "value = -(batch.target * log_q)", "value = (batch.target * log_q)", FEDFTG),
     ("strategies/feddf.py", "logits.softmax(-1).mean(0)", "logits.softmax(-1).amax(0)", FEDDF),
     # averaging, and how long clients train
-    ("fedkd/federation/aggregation.py", "torch.tensor(weights, dtype", "torch.tensor(list(weights)[::-1], dtype", AVERAGING),
+    ("fedkd/federation/aggregation.py", "torch.tensor(weights, dtype=first", "torch.tensor(list(weights)[::-1], dtype=first", AVERAGING),
     ("fedkd/federation/aggregation.py", "[size / total for size in sizes]", "[1 / len(sizes) for size in sizes]", AVERAGING),
     ("fedkd/strategy.py", 'if self.aggregation == "examples" else 1', 'if self.aggregation != "examples" else 1', AVERAGING),
     ("fedkd/strategy.py", "max(rounds[self.lr_schedule] - 1, 0)", "rounds[self.lr_schedule]", AVERAGING),

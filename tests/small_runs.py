@@ -36,6 +36,7 @@ SMALL_STRATEGIES = {
     "fedmd": ("public_data=held_out", "strategy.public_size=40", "strategy.batch_size=16"),
     "dense": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
     "fedtgp": ("strategy.server_epochs=2",),
+    "fedkd": ("strategy.start_energy=0.5", "strategy.end_energy=0.8"),
     "fedrep": ("strategy.head_steps=2", "strategy.finetune_steps=2"),
     "fedbabu": ("strategy.finetune_steps=2",),
     "fedftg": ("strategy.iterations=2", "strategy.student_steps=2", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),

@@ -35,14 +35,15 @@ ALLOWED = {
     "fedkd.training": BASE,
     "fedkd.distillation": {"fedkd.training", "fedkd.models", "fedkd.losses", "fedkd.data", *BASE},
     "fedkd.federation": {"fedkd.training", "fedkd.metrics", "fedkd.models", *BASE},
-    "fedkd.strategy": {"fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
+    "fedkd.strategy": {"fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.models", "fedkd.losses", *BASE},
     "fedkd.server_distillation": {
         "fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", "fedkd.models", *BASE,
     },
     "fedkd.prototype_sharing": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
+    "fedkd.two_networks": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.models", *BASE},
     "strategies": {
-        "fedkd.strategy", "fedkd.server_distillation", "fedkd.prototype_sharing", "fedkd.federation", "fedkd.distillation",
-        "fedkd.training", "fedkd.metrics", "fedkd.models", "fedkd.losses", *BASE,
+        "fedkd.strategy", "fedkd.server_distillation", "fedkd.prototype_sharing", "fedkd.two_networks", "fedkd.federation",
+        "fedkd.distillation", "fedkd.training", "fedkd.metrics", "fedkd.models", "fedkd.losses", *BASE,
     },
     "simulations.config": {"fedkd", "simulations.overrides", "simulations.user_modules"},
     "simulations.user_modules": {"fedkd"},

@@ -6,8 +6,50 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedkd.training.functional_model import load
+from fedkd.federation.aggregators import Aggregator, Mean
+from fedkd.federation.server_optimizers import NoServerOptimizer, ServerOptimizer
+from fedkd.training.functional_model import load, trained_names
 from fedkd.types import State, Tensors
+
+AGGREGATION_PARTS = ("aggregator", "server_optimizer")
+"""Parts of the server's state in which an aggregator and a server optimizer keep tensors from round to round. They are not broadcast."""
+
+
+def aggregate_models(
+    state: State,
+    models: Sequence[Tensors],
+    weights: Sequence[float],
+    module: nn.Module,
+    aggregator: Aggregator,
+    server_optimizer: ServerOptimizer,
+    server_round: int,
+) -> State:
+    """The model after a round, with what aggregator and server optimizer keep for the next round.
+
+    Args:
+        state: the server's state before the round, with the part ``model`` that was broadcast.
+        models: the clients' models [K].
+        weights: one weight per model [K]. They sum to 1.
+        module: the network of ``model``.
+        aggregator: from the changes of the trained parameters to one change. Other tensors take the mean.
+        server_optimizer: the server's step along this change.
+        server_round: 1, 2, ...
+
+    Returns:
+        The part ``model``, and where they are used the parts of :data:`AGGREGATION_PARTS`.
+    """
+    after, kept = average(models, weights), dict[str, Tensors]()
+    if isinstance(aggregator, Mean) and isinstance(server_optimizer, NoServerOptimizer):
+        return {"model": after}
+    before = state["model"]
+    names = [name for name in trained_names(module) if name in before]
+    if not isinstance(aggregator, Mean):
+        changes, last = change_of(before, models, names), state.get("aggregator", {}).get("change")
+        change = aggregator(changes, torch.tensor(weights, dtype=changes.dtype, device=changes.device), last)
+        after, kept["aggregator"] = {**after, **changed_by(before, change, names)}, {"change": change}
+    left, right = ({name: tensors[name] for name in names} for tensors in (before, after))
+    stepped, kept["server_optimizer"] = server_optimizer(left, right, state.get("server_optimizer", {}), server_round)
+    return {"model": {**after, **stepped}, **{part: tensors for part, tensors in kept.items() if tensors}}
 
 
 def average(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

@@ -7,6 +7,7 @@ from typing import TypeGuard
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 
+from fedkd.errors import one_line
 from fedkd.federation import serialization
 from fedkd.metrics.accuracy import NUM_CORRECT
 
@@ -20,15 +21,17 @@ class ExpectedUpdate:
 
     Args:
         architecture: name of the network. None where clients do not send it.
-        arrays: shape and type of every array, by name.
+        arrays: shape and type of every array, by name, after decompression.
         metrics: names of the training metrics, beside ``num-examples``.
         infinite: names of arrays of the update and of the client state that need not be finite, such as the mask of an attention layer.
+        decompress: from the arrays of a message to those of the models that they stand for. None where messages are not compressed.
     """
 
     architecture: str | None
     arrays: Mapping[str, tuple[tuple[int, ...], str]]
     metrics: frozenset[str]
     infinite: frozenset[str] = frozenset()
+    decompress: Callable[[Arrays], Arrays] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ class ReplyCheck:
             for name in unsound_names(checked):
                 if name not in infinite:
                     return Refusal(f"its {what} must be finite, got NaN or infinity in {name!r}", diverged=True)
-        return self._check_norm(message, arrays) if self.max_norm is not None else None
+        if self.max_norm is None:
+            return None
+        decompress = None if expected is None else expected.decompress
+        return self._check_norm(message, arrays if decompress is None else decompress(arrays), decompress)
 
     def _expectation(self, message: Message, refresh: bool) -> ExpectedUpdate | None:
         """What the client of ``message`` sends, computed in this round if ``refresh``, otherwise as it was computed before."""
@@ -138,6 +144,11 @@ class ReplyCheck:
                 return Refusal(f"its architecture must be {expected.architecture!r}, got {info.get('architecture')!r}")
         if numbers.keys() - {"num-examples"} != expected.metrics or not all(isinstance(value, int | float) for value in numbers.values()):
             return Refusal(f"its metrics must be one number each for {sorted(expected.metrics)}, got {sorted(numbers)}")
+        if expected.decompress is not None:
+            try:
+                arrays = expected.decompress(arrays)
+            except (KeyError, ValueError, RuntimeError) as error:
+                return Refusal(f"its update must be one that can be decompressed: {one_line(error)}")
         if arrays.keys() != expected.arrays.keys():
             lacking, more = sorted(expected.arrays.keys() - arrays.keys()), sorted(arrays.keys() - expected.arrays.keys())
             return Refusal(f"its update must have the arrays that were asked for, got none of {lacking} and also {more}")
@@ -146,11 +157,12 @@ class ReplyCheck:
                 return Refusal(f"{name!r} of its update must be of shape {form[0]} and type {form[1]}, got {got[0]} and {got[1]}")
         return None
 
-    def _check_norm(self, message: Message, arrays: Arrays) -> Refusal | None:
+    def _check_norm(self, message: Message, arrays: Arrays, decompress: Callable[[Arrays], Arrays] | None) -> Refusal | None:
         """The L2 norm of the update must be at most ``max_norm``."""
-        sent: dict[str, np.ndarray] = {}
+        sent: Arrays = {}
         for record in message.content.array_records.values():
-            sent |= serialization.to_arrays(record)
+            sent = {**sent, **serialization.to_arrays(record)}
+        sent = sent if decompress is None else decompress(sent)
         squares = 0.0
         for name, values in arrays.items():
             if np.issubdtype(values.dtype, np.floating):

@@ -65,7 +65,7 @@ def server_simulation(config: DictConfig, clients: Mapping[int, ClientReport], t
     images = placeholders(task, scale).to(device)
     train, test = ([report.num_train_examples for report in reports], [report.num_test_examples for report in reports])
     client_data = make_placeholder_data(config, task, images, train, test, seed)
-    networks, server_network = make_networks(config, task, dtype_of(config), seed)
+    networks, server_network = make_networks(config, task, dtype_of(config), seed, strategy)
     check_compatibility(config, strategy, optimizer, networks, client_data)
     devices = make_run_devices(config, strategy, systems, train, seed)
     digests = {f"client_{client}": report.digest for client, report in enumerate(reports)}

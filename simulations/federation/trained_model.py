@@ -121,7 +121,7 @@ def _client_model(simulation: Simulation, last: Checkpoint, number: int, folder:
     client = simulation.client(number, last.round)
     broadcast = {part: last.state[part] for part in strategy.broadcast_parts if part in last.state}
     state = last.client_states.get(number)
-    weights = strategy.initial_weights(client, broadcast, strategy._new_client_state(client) if state is None else state)
+    weights = strategy.test_weights(client, broadcast, strategy._new_client_state(client) if state is None else state)
     model = copy.deepcopy(client.model)
     load(model, weights)
     return model.eval()

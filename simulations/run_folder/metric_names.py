@@ -76,6 +76,7 @@ TABLE_METRICS = {
 
 STRATEGY_NAMES = {
     "dense": "DENSE",
+    "ditto": "Ditto",
     "fedavg": "FedAvg",
     "fedbabu": "FedBABU",
     "fedbn": "FedBN",
@@ -92,16 +93,20 @@ STRATEGY_NAMES = {
     "fedgen_paper": "FedGen (paper)",
     "fedgh": "FedGH",
     "fedgkd": "FedGKD",
+    "fedkd": "FedKD",
     "fedlc": "FedLC",
     "fedmd": "FedMD",
+    "fml": "FML",
     "fednova": "FedNova",
     "fedntd": "FedNTD",
     "fedper": "FedPer",
     "fedprox": "FedProx",
     "fedproto": "FedProto",
     "fedrep": "FedRep",
+    "fedrod": "FedRoD",
     "fedsam": "FedSAM",
     "fedtgp": "FedTGP",
+    "lg_fedavg": "LG-FedAvg",
     "moon": "MOON",
     "scaffold": "SCAFFOLD",
 }

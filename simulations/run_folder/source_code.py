@@ -30,7 +30,7 @@ from fedkd.errors import ConfigError, RunFolderError
 COMPUTING = (
     "fedkd.data", "fedkd.distillation", "fedkd.federation", "fedkd.losses", "fedkd.metrics", "fedkd.models", "fedkd.partition",
     "fedkd.training", "fedkd.seed", "fedkd.prototype_sharing", "fedkd.server_distillation", "fedkd.strategy", "fedkd.tensor_ops",
-    "fedkd.types", "strategies",
+    "fedkd.two_networks", "fedkd.types", "strategies",
     "simulations.setup", "simulations.engine", "simulations.federation", "simulations.distillation",
 )  # fmt: skip
 """Modules and folders of fedkd that compute. The others check, store, and show."""

@@ -1,10 +1,13 @@
 """The data and the network of each client."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from omegaconf import DictConfig
 
 from fedkd.config.build import build, call_part
@@ -16,6 +19,7 @@ from fedkd.models.heterogeneous import HeterogeneousModels
 from fedkd.partition.common import divide
 from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
+from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, Partition, Task, Tensors
 
@@ -179,10 +183,13 @@ class Network:
     initial: Tensors
 
 
-def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed) -> tuple[list[Network], Network]:
+def make_networks(
+    config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed, strategy: FlowerStrategy
+) -> tuple[list[Network], Network]:
     """The network of each client [K], and that of the server.
 
-    The server has the network of all clients. With ``model=heterogeneous`` it has the first one that is configured.
+    The server has the network of all clients, unless the strategy names another. With ``model=heterogeneous`` it has the first one that is
+    configured.
     """
     factory, num_clients = build(config, "model"), config.num_clients
     if isinstance(factory, HeterogeneousModels):
@@ -192,9 +199,27 @@ def make_networks(config: DictConfig, task: Task, dtype: torch.dtype, seed: Seed
     else:
         only = config.choices.get("model", "model")
         factories, seeds, assigned = {only: partial(make_classifier, factory)}, {only: seed / "model"}, [only] * num_clients
-    networks = {}
+
+    def make(make_model: Callable[[Task], Classifier], key: str, seed: Seed) -> Classifier:
+        with seed.globally():
+            return call_part(key, make_model, task).to(config.device, dtype)
+
+    def network(name: str, model: Classifier) -> Network:
+        return Network(name, model, snapshot(model))
+
+    if not isinstance(strategy, Strategy) or type(strategy).client_network is Strategy.client_network:
+        networks = {name: network(name, make(make_model, "model", seeds[name])) for name, make_model in factories.items()}
+        return [networks[name] for name in assigned], next(iter(networks.values()))
+    first, own = next(iter(factories)), strategy.server_network()
+    if own is None:
+        server = make(factories[first], "model", seeds[first])
+    else:
+        server = make(partial(make_classifier, own), "strategy", seed / "model")
+    networks, supported = {}, len(factories) == 1 or strategy.model_heterogeneity != "none"
     for name, make_model in factories.items():
-        with seeds[name].globally():
-            model = call_part("model", make_model, task).to(config.device, dtype)
-        networks[name] = Network(name, model, snapshot(model))
-    return [networks[name] for name in assigned], next(iter(networks.values()))
+        configured = make(make_model, "model", seed / "private" / name)
+        with (seed / "client_network" / name).globally():  # for layers that the strategy adds
+            pair = (configured, copy.deepcopy(server))
+            model = call_part("strategy", strategy.client_network, *pair) if supported else configured  # refused by check_compatibility
+        networks[name] = network(name, model.to(config.device, dtype))
+    return [networks[name] for name in assigned], network(first if own is None else "shared", server)

@@ -6,12 +6,15 @@ the run.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
+import torch
 from flwr.app import Message
 
 from fedkd.federation import serialization
 from fedkd.federation.client import Client
-from fedkd.federation.update_check import ExpectedUpdate, form_of, unsound_names
+from fedkd.federation.update_check import Arrays, ExpectedUpdate, form_of, unsound_names
 from fedkd.strategy import Strategy
 from fedkd.training.loop import Execution
 from fedkd.types import Tensors
@@ -38,8 +41,17 @@ def expected_update(strategy: Strategy, make_client: Callable[[int, int], Client
     except Exception:
         return None
     sent, kept = (serialization.to_arrays(serialization.to_record(state)) for state in (update.state, client_state))
-    arrays = {name: form_of(values) for name, values in sent.items()}
-    return ExpectedUpdate(update.architecture, arrays, frozenset(update.metrics), frozenset(unsound_names({**sent, **kept})))
+    decompress = None if type(strategy).decompress is Strategy.decompress else partial(decompressed, strategy)
+    arrays = {name: form_of(values) for name, values in (sent if decompress is None else decompress(sent)).items()}
+    infinite = frozenset(unsound_names({**sent, **kept}))
+    return ExpectedUpdate(update.architecture, arrays, frozenset(update.metrics), infinite, decompress)
+
+
+def decompressed(strategy: Strategy, arrays: Arrays) -> Arrays:
+    """The arrays of a message with the model that its part ``model`` stands for."""
+    state = serialization.unflatten({name: torch.from_numpy(np.array(values)) for name, values in arrays.items()})
+    state["model"] = strategy.decompress(state["model"])
+    return {name: value.numpy() for name, value in serialization.flatten(state).items()}
 
 
 def expected_model(initial: Tensors, message: Message) -> ExpectedUpdate:

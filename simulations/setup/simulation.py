@@ -329,7 +329,7 @@ def build_simulation(
         task = task.with_absent_classes(train.y[np.concatenate(client_data.partition.train)])
     else:
         task = replace(task, absent=absent)
-    networks, server_network = make_networks(config, task, dtype_of(config), seed)
+    networks, server_network = make_networks(config, task, dtype_of(config), seed, strategy)
     check_compatibility(config, strategy, optimizer, networks, client_data)
     if only_client is None:
         devices = make_run_devices(config, strategy, systems, num_examples, seed)
@@ -356,7 +356,7 @@ def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Sim
     black = Examples(torch.zeros(1, *task.shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), scale, task.mean, task.std)
     none = Partition([np.zeros(0, np.int64)] * number, [np.zeros(0, np.int64)] * number)
     client_data = ClientData(none, [black] * number, [black] * number, black, black, None, None)
-    networks, server_network = make_networks(config, task, dtype_of(config), seed)
+    networks, server_network = make_networks(config, task, dtype_of(config), seed, strategy)
     devices = Devices(systems, seed, [(1, 1)] * number, [1] * number)
     return Simulation(config, task, black, client_data, networks, server_network, strategy, optimizer, devices, number)
 

@@ -3,6 +3,7 @@
 Bytes are those of one client and round, measured on FedGen's network for MNIST: the broadcast that a client receives, and its update.
 """
 
+import copy
 from functools import cache, partial
 
 import torch
@@ -71,10 +72,11 @@ def round_traffic(name: str) -> tuple[State, State]:
     data = Examples(x, torch.randint(TASK.num_classes, (len(x),), generator=generator), 255.0, (0.5,), (0.5,))
     server = Server(TASK, Seed(0), model, snapshot(model), 20, 500, torch.float32, data)
     broadcast = {part: tensors for part, tensors in strategy.init_server(server).items() if part in strategy.broadcast_parts}
+    network = strategy.client_network(copy.deepcopy(model), copy.deepcopy(model))
     client = Client(
-        id=0, task=TASK, seed=Seed(0), model=model, initial=snapshot(model), architecture="fedgen_cnn", data=data.subset(torch.arange(64)),
-        num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01, momentum=0.0, dtype=torch.float32,
-        public_data=data,
+        id=0, task=TASK, seed=Seed(0), model=network, initial=snapshot(network), architecture="fedgen_cnn",
+        data=data.subset(torch.arange(64)), num_steps=1, batch_size=32, optimizer=partial(torch.optim.SGD, lr=0.01), lr=0.01,
+        momentum=0.0, dtype=torch.float32, public_data=data,
     )  # fmt: skip
     update, _ = strategy.train(client, broadcast, None, 1)
     return broadcast, update.state

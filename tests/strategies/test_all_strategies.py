@@ -36,7 +36,7 @@ def clone(tree):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_loss_is_pure(name):
     simulation, strategy, broadcast, [(batches, start, client_state)] = prepared_clients(name, number=1)
-    model = deepcopy(simulation.model).train()
+    model = deepcopy(simulation.networks[0].model).train()
     model.load_state_dict(start)
     before = clone({"broadcast": broadcast, "client_state": client_state, "drawn": batches[0].drawn})
     attributes, state = dict(vars(strategy)), torch.get_rng_state()
@@ -49,7 +49,7 @@ def test_loss_is_pure(name):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_loss_is_invariant_to_batch_order(name):
     simulation, strategy, broadcast, [(batches, start, client_state)] = prepared_clients(name, "precision=float64", number=1)
-    model, batch = deepcopy(simulation.model).train(), batches[0]
+    model, batch = deepcopy(simulation.networks[0].model).train(), batches[0]
     order = torch.arange(len(batch.y)).flip(0)
     drawn = {key: value[order] if key == "latent" else value for key, value in batch.drawn.items()}
     model.load_state_dict(start)
@@ -62,14 +62,14 @@ def test_loss_is_invariant_to_batch_order(name):
 def test_loss_under_vmap(name):
     """Values, metrics and gradients of three clients under vmap equal those of each client."""
     simulation, strategy, broadcast, parts = prepared_clients(name, "model=mlp", "precision=float64", "partition.alpha=1000")
-    names = [name for name, _ in simulation.model.named_parameters()]
+    names = [name for name, _ in simulation.networks[0].model.named_parameters()]
 
     def stack(trees):
         first = trees[0]
         return {key: (stack if isinstance(first[key], dict) else torch.stack)([tree[key] for tree in trees]) for key in first}
 
     def loss(weights, x, y, drawn, client_state):
-        value, metrics = strategy.loss(FunctionalModel(simulation.model, weights), Batch(x, y, drawn), broadcast, client_state)
+        value, metrics = strategy.loss(FunctionalModel(simulation.networks[0].model, weights), Batch(x, y, drawn), broadcast, client_state)
         return value, (value, metrics)
 
     batches, starts, client_states = ([part[i] for part in parts] for i in range(3))
@@ -78,13 +78,13 @@ def test_loss_under_vmap(name):
     together = torch.func.vmap(torch.func.grad(loss, has_aux=True))
     gradients, (values, metrics) = together(stack(starts), x, y, stack([steps[0].drawn for steps in batches]), stack(client_states))
     for k, (start, client_state) in enumerate(zip(starts, client_states)):
-        model = deepcopy(simulation.model).train()
+        model = deepcopy(simulation.networks[0].model).train()
         model.load_state_dict(start)
         value, alone = strategy.loss(FunctionalModel(model), batches[k][0], broadcast, client_state)
         assert_close(values[k], value.detach(), rtol=1e-12, atol=1e-12)
         for key, metric in alone.items():
             assert_close(metrics[key][k], metric.detach(), rtol=1e-12, atol=1e-12)
-        for key, gradient in zip(names, torch.autograd.grad(value, list(model.parameters()))):
+        for key, gradient in zip(names, torch.autograd.grad(value, list(model.parameters()), materialize_grads=True)):
             assert_close(gradients[key][k], gradient, rtol=1e-12, atol=1e-12)
 
 

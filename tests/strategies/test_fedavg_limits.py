@@ -24,6 +24,7 @@ NEUTRAL = {
     "moon": ("strategy=moon", "strategy.mu=0"),
     "scaffold": ("strategy=scaffold", "strategy.correction=0"),
     "fedbn": ("strategy=fedbn", "model=mlp"),
+    "lg_fedavg": ("strategy=lg_fedavg", "strategy.shared_layers=all"),
     "fedper": ("strategy=fedper", "strategy.shared_layers=all"),
     "fedlc": ("strategy=fedlc", "strategy.tau=0"),
     "fedsam": ("strategy=fedsam", "strategy.rho=0"),
