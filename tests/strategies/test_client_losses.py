@@ -5,13 +5,16 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from fedkd.federation import serialization
 from fedkd.federation.client import batchnorm_statistic_names
+from fedkd.models.cnn import MoonCNN
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Update
+from fedkd.types import Task, Update
 from strategies.fedgkd import FedGKD
 from strategies.fedntd import FedNTD
 from strategies.fedproto import FedProto
@@ -76,6 +79,24 @@ def test_moon_loss(mu, tau):
         return oracles.cross_entropy(oracles.mlp(weights, x), y).mean() + mu * contrast
 
     check_equation(value, model, equation, "stages.0.1.bias", "head.bias")
+
+
+def test_moon_contrasts_the_projection():
+    """With MOON's CNN: z [B, 256] of two linear layers on 84 features, which the head reads without an activation between them."""
+    networks = [MoonCNN(Task("cifar10", (3, 32, 32), 10), projection=256).double() for _ in range(3)]
+    assert sum(weight.numel() for weight in networks[0].parameters()) == 92_626
+    x, y, z = torch.rand(5, 3, 32, 32, dtype=torch.float64), torch.arange(5), []
+    for network in networks:
+        *features, first, _, second = network.embed
+        h = nn.Sequential(*network.stages, *features)(x)
+        z.append((h @ first.weight.T + first.bias).relu() @ second.weight.T + second.bias)
+        assert h.shape == (5, 84) and z[-1].shape == (5, 256) and (z[-1] < 0).any()
+    logits = z[0] @ networks[0].head.weight.T + networks[0].head.bias
+    batch = Batch(x, y, {"mu": torch.tensor(5.0, dtype=torch.float64)})
+    others = [dict(network.named_parameters()) for network in networks[1:]]
+    value, _ = Moon(**SWITCHES, mu=5.0, tau=0.5).loss(FunctionalModel(networks[0]), batch, {"model": others[0]}, {"previous": others[1]})
+    contrast = oracles.contrastive(*(one.detach().numpy() for one in z), 0.5).mean()
+    assert value.item() == pytest.approx(F.cross_entropy(logits, y).item() + 5 * contrast, rel=1e-12)
 
 
 def test_moon_keeps_the_previous_model():
