@@ -93,6 +93,7 @@ def test_nodes_with_other_code_and_without_code_are_refused_unless_the_code_is_s
     assert len(json.loads((sent.folder / "environment.json").read_text())["workers"]) == 2
 
 
+@pytest.mark.slow
 def test_a_node_with_another_torch_is_refused(small, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("import torch\ntorch.__version__ = '2.0.1'\n")
@@ -100,6 +101,7 @@ def test_a_node_with_another_torch_is_refused(small, tmp_path):
     assert "must have the driver's torch, got 2.0.1 there and " in (line := error_line(ended)) and "install the same version there" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "text"),
     [
