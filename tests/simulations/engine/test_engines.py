@@ -14,7 +14,7 @@ from simulations.engine.worker import assign_chunks
 from simulations.federation.runner import run_federation
 from simulations.setup.simulation import build_simulation
 from tests.processes import TINY, metrics
-from tests.small_runs import same_tensors, small_simulation, strategy_overrides
+from tests.small_runs import STRATEGIES, same_tensors, small_simulation, strategy_overrides
 
 ALONE = {"num_gpus": 0.0, "address": None, "patience": 0.0, "ship_code": False}
 ENGINES = {
@@ -56,6 +56,17 @@ def test_engines_agree_bit_for_bit(folders, engine, strategy):
     assert metrics(folders[engine, strategy]).equals(metrics(folders["local", strategy]))
     for name in ("clients.csv", "partition.npz", "checkpoint.safetensors", "checkpoint.json"):
         assert (folders[engine, strategy] / name).read_bytes() == (folders["local", strategy] / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_has_the_same_bits_with_ray(tmp_path, strategy):
+    """Two actors, two clients of which train as one program."""
+    words = [*overrides_of(strategy), "clients_per_vmap=2"]
+    local, ray = (run_federation(compose([*words, f"output={tmp_path / name}"]), ENGINES[name]) for name in ("local", "ray2"))
+    assert metrics(ray).equals(metrics(local))
+    for name in ("clients.csv", "checkpoint.safetensors", "checkpoint.json"):
+        assert (ray / name).read_bytes() == (local / name).read_bytes(), name
 
 
 def test_client_states_of_feddistill_are_compared(folders):
