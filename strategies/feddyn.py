@@ -38,7 +38,7 @@ class FedDyn(Strategy):
     Deviations:
         - h_k is the paper's ``-g_k / alpha``, as in the public code.
         - From the public code: its plot shows the mean of the last models of all clients, which no server has under partial participation.
-        - From the public code: gradients are not clipped.
+        - From the public code: gradients are clipped at a norm of 10 with ``optimizer=clipped_sgd`` alone.
         - Only parameters that are shared are regularized.
     """
 

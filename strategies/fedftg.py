@@ -60,7 +60,8 @@ class FedFTG(ServerDistillation):
         mean_over_classes: Divide the model's loss by the number of classes, as the public code does.
 
     Deviations:
-        - From the public code: clients' gradients are not clipped. The public code clips their norm at 10.
+        - From the public code: ``optimizer=clipped_sgd`` clips the norm of clients' gradients at 10, as the public code does. Other
+          optimizers do not.
         - As in the public code, both networks are in eval mode while the generator trains. The model trains on images made in eval mode.
         - BatchNorm statistics must be averaged, because the teachers need them.
     """

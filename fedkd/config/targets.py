@@ -14,8 +14,8 @@ from hydra.utils import get_object
 from fedkd.errors import ConfigError, one_line, require
 
 SHIPPED = (
-    "fedkd.data", "fedkd.partition", "fedkd.models", "fedkd.distillation", "fedkd.federation", "strategies", "simulations.engine",
-    "simulations.trackers",
+    "fedkd.data", "fedkd.partition", "fedkd.models", "fedkd.distillation", "fedkd.federation", "fedkd.training.optimizers", "strategies",
+    "simulations.engine", "simulations.trackers",
     "simulations.deployment",
     "simulations.benchmarks.workloads", "torch.optim", "flwr.serverapp.strategy", "flwr_datasets.partitioner",
 )  # fmt: skip

@@ -13,6 +13,43 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 """``(parameters, ...) -> optimizer``."""
 
 
+class ClippedSGD(torch.optim.SGD):
+    """SGD with ``g min(1, max_norm / (||g|| + 1e-6))`` in place of the gradient g of all parameters, as by torch's ``clip_grad_norm_``.
+
+    The public code of FedDyn and FedFTG trains clients so, with a norm of 10.
+
+    Args:
+        params: the parameters.
+        lr: learning rate.
+        momentum: >= 0.
+        weight_decay: >= 0. Its gradient is added after the clipping.
+        max_norm: > 0.
+
+    Raises:
+        ConfigError: ``max_norm`` is not positive.
+    """
+
+    stacked = False
+    """Parameters are [K, ...], those of K networks, each of which has a norm of its own. The training loop sets it."""
+
+    def __init__(self, params: Any, *, lr: float, momentum: float, weight_decay: float, max_norm: float) -> None:
+        require(max_norm > 0, "max_norm", "must be > 0", max_norm)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self._max_norm = max_norm
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Clip the gradients, then take a step of SGD."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        rows = [parameter.grad.reshape(len(parameter) if self.stacked else 1, -1) for parameter in parameters]
+        norm = torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()  # [K]
+        factor = (self._max_norm / (norm + 1e-6)).clamp(max=1)
+        for parameter in parameters:
+            scale = factor.view(-1, *[1] * (parameter.dim() - 1)) if self.stacked else factor.view([1] * parameter.dim())
+            parameter.grad = parameter.grad * scale
+        return super().step(closure)
+
+
 def scale_lr(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
     """The same factory with the learning rate multiplied by ``factor``."""
 
@@ -33,6 +70,8 @@ def scaled_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], 
         parameters: the parameters, with gradients.
         lr_scales: one tensor per parameter, broadcast to its shape; None: no scaling.
     """
+    if isinstance(optimizer, ClippedSGD):
+        optimizer.stacked = lr_scales is not None
     if lr_scales is None:
         optimizer.step()
     elif is_plain_sgd(optimizer):  # the change is the gradient times the learning rate, so the gradient can be scaled

@@ -1,11 +1,13 @@
 """The training loop, batches, the state of optimizers, functional models, and evaluation."""
 
 import math
+from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from fedkd.federation.client import Client
 from fedkd.metrics.accuracy import evaluate
@@ -15,13 +17,16 @@ from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, load, snapshot, submodule_tensors
 from fedkd.training.loop import fit
-from fedkd.training.optimizers import flatten_optimizer, restore_optimizer, scale_lr
+from fedkd.training.optimizers import ClippedSGD, flatten_optimizer, restore_optimizer, scale_lr
 from fedkd.types import Examples, Task
 from tests.small_runs import same_tensors, small_simulation
 
 TASK = Task("toy", (1, 4, 4), 3)
 SGD = partial(torch.optim.SGD, lr=0.1)
+LIMIT = 1.0
+CLIPPED = partial(ClippedSGD, lr=0.1, momentum=0.5, weight_decay=0.1, max_norm=LIMIT)
 OPTIMIZERS = {
+    "clipped": CLIPPED,
     "sgd": SGD,
     "sgd with momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
     "adam": partial(torch.optim.Adam, lr=1e-2, weight_decay=1e-2),
@@ -96,6 +101,22 @@ def test_drawn_tensors_for_another_number_of_steps_are_refused(length):
 
 
 # ----------------------------------------------------------------------------------------------------------------- fit
+def test_clipped_gradients_are_those_of_torch():
+    """Norms below and above the limit, and weight decay that is added afterwards."""
+    site = client(40, 6, model=FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4))
+    plain = deepcopy(site.model)
+    load(plain, site.initial)
+    stepper, norms = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.5, weight_decay=0.1), []
+    for batch in site.batches():
+        stepper.zero_grad()
+        nn.functional.cross_entropy(plain(batch.x).logits, batch.y).backward()
+        norms.append(nn.utils.clip_grad_norm_(plain.parameters(), LIMIT).item())
+        stepper.step()
+    fitted = fit(site.model, site.initial, site.batches(), cross_entropy, CLIPPED)
+    assert min(norms) < LIMIT < max(norms), norms
+    assert_close(fitted.tensors, dict(plain.state_dict()), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_fit_equals_a_plain_loop(optimizer):
     site = client(40, 6, model=FedGenCNN(TASK, widths=[3], pool=False, embedding_size=4))

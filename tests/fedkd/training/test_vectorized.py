@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fedkd.training.optimizers import ClippedSGD
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import flatten
 from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
@@ -58,7 +59,12 @@ def test_clients_have_their_own_learning_rates():
     assert_equal_alone(strategy, [replace(client, optimizer=heavy, lr=0.05) for client in clients], broadcast, client_states)
 
 
-@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.05, momentum=0.9), partial(torch.optim.Adam, lr=0.001, eps=1e-4)])
+CLIPPED = partial(ClippedSGD, lr=0.05, momentum=0.9, weight_decay=0.01, max_norm=0.5)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.SGD, lr=0.05, momentum=0.9), partial(torch.optim.Adam, lr=0.001, eps=1e-4), CLIPPED]
+)
 def test_clients_with_fewer_steps_are_removed(optimizer):
     """Adam has an eps above rounding errors: it divides by the gradient of a bias before BatchNorm, which is zero except for rounding."""
     strategy, clients, broadcast, client_states = six_clients("fedgen")
