@@ -1,10 +1,11 @@
 """Random configurations are valid or refused in one line, see :mod:`tests.fuzz`. ``python -m tests.fuzz 3000`` tries more."""
 
 import random
+from contextlib import suppress
 
 import pytest
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, DivergedError
 from simulations.federation.runner import run_federation
 from tests.fuzz import SMALL_RUN, VALUES, composed, configurations, main, options, outcome
 
@@ -40,11 +41,13 @@ def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(tmp_path):
 
 
 def test_valid_ones_of_the_draws_train(tmp_path):
-    """A sample, one tiny round each."""
+    """A sample, one tiny round each. A huge learning rate may diverge, which is one line too."""
     found = (words for root, words in configurations(13, 60) if root == "config" and "strategy=fedavg" in words)
     valid = [words for words in found if outcome(root="config", words=words, output=tmp_path) == "valid"]
     small = ["rounds=1", "local_steps=1", "local_epochs=null", "progress=false", f"output={tmp_path}"]
     chosen = [words for words in valid if not any(word.startswith(("++local", "++output")) for word in words)][:3]
-    assert chosen
+    trained = 0
     for words in chosen:
-        assert (run_federation(composed("config", [*words, *small])) / "metrics.csv").is_file()
+        with suppress(DivergedError):
+            trained += (run_federation(composed("config", [*words, *small])) / "metrics.csv").is_file()
+    assert trained > 0
