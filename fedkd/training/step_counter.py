@@ -17,7 +17,7 @@ class StepCount:
 
     Args:
         done: steps that are done.
-        total: all steps, >= ``done``; 0 if their number is not known.
+        total: all steps; 0 if their number is not known.
         seconds: wall-clock time in seconds since the first step began.
     """
 
@@ -28,7 +28,7 @@ class StepCount:
     @property
     def seconds_left(self) -> float | None:
         """The time that the other steps take at the same speed, in seconds. None if the number of steps is not known."""
-        return self.seconds / self.done * (self.total - self.done) if self.total and self.done else None
+        return self.seconds / self.done * max(self.total - self.done, 0) if self.total and self.done else None
 
 
 class StepCounter:

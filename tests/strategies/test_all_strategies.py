@@ -1,5 +1,6 @@
 """Laws of all strategies: pure losses, equal client states, golden runs, and learning."""
 
+import time
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from fedkd.metrics.accuracy import evaluate
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.step_counter import StepCount, StepCounter
+from simulations.config import compose
+from simulations.federation.runner import run_federation
 from tests import golden
 from tests.small_runs import STRATEGIES, same_tensors, small_run, strategy_overrides
 
@@ -124,6 +127,16 @@ def test_golden_run(name):
 
 def test_golden_files_match_strategies():
     assert sorted(path.stem for path in golden.FOLDER.glob("*.json")) == STRATEGIES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_shipped_values_take_less_than_half_a_minute(name, tmp_path):
+    """Three rounds on digits by the default federation, in seconds of a processor. Larger values have a name of their own."""
+    public_data = [override for override in strategy_overrides(name) if override.startswith("public_data=")]
+    begin = time.process_time()
+    run_federation(compose(["engine=local", f"strategy={name}", *public_data, "rounds=3", "progress=false", f"output={tmp_path}"]))
+    assert time.process_time() - begin < 30
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
