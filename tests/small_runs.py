@@ -35,6 +35,7 @@ SMALL_STRATEGIES = {
     "feddf": ("public_data=held_out", "strategy.steps=4", "strategy.batch_size=16", "+strategy.optimizer.eps=1e-3"),
     "fedmd": ("public_data=held_out", "strategy.public_size=40", "strategy.batch_size=16"),
     "dense": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
+    "coboosting": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
     "fedtgp": ("strategy.server_epochs=2",),
     "fedkd": ("strategy.start_energy=0.5", "strategy.end_energy=0.8"),
     "fedrep": ("strategy.head_steps=2", "strategy.finetune_steps=2"),
@@ -64,7 +65,7 @@ class SmallRun:
 def strategy_overrides(name: str) -> list[str]:
     """Overrides that make the run of a strategy small, and that choose public data where the strategy needs them."""
     kind = next((kind for kind in SMALL_STRATEGIES if name.startswith(kind)), "")
-    return [*SMALL_STRATEGIES.get(kind, ()), *(SMALL_GENERATOR if name.startswith(("dense", "fedftg")) else ())]
+    return [*SMALL_STRATEGIES.get(kind, ()), *(SMALL_GENERATOR if name.startswith(("dense", "fedftg", "coboosting")) else ())]
 
 
 def small_simulation(*overrides: str) -> tuple[Simulation, str]:

@@ -53,16 +53,19 @@ class ImageConv(nn.Module):
         width: channels of the last hidden map, > 0; the first has twice as many.
         noise_size: size of the noise vector, > 0.
         conditional: the one-hot label is an input beside the noise; if false, ``y`` is ignored.
+        initialization: ``pytorch``, or ``normal``: weights from N(0, 0.02^2), those of BatchNorm from N(1, 0.02^2), as in DENSE's public
+            code.
 
     Raises:
-        ConfigError: a size is not positive.
+        ConfigError: a size is not positive, or the initialization does not exist.
     """
 
     output_kind = "images"
     mean: Tensor
     std: Tensor
 
-    def __init__(self, task: Task, *, width: int, noise_size: int, conditional: bool) -> None:
+    def __init__(self, task: Task, *, width: int, noise_size: int, conditional: bool, initialization: str = "pytorch") -> None:
+        require(initialization in ("pytorch", "normal"), "initialization", "must be one of pytorch, normal", initialization)
         require(width > 0, "width", "must be > 0", width)
         require(noise_size > 0, "noise_size", "must be > 0", noise_size)
         super().__init__()
@@ -79,6 +82,8 @@ class ImageConv(nn.Module):
         self.end = nn.Conv2d(width, channels, 3, padding=1)
         self.register_buffer("mean", torch.tensor(task.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(task.std).view(-1, 1, 1))
+        if initialization == "normal":
+            self.apply(initialize_normal)
 
     def forward(self, noise: Tensor, y: Tensor) -> Tensor:  # [B, noise_size], [B] -> [B, channels, height, width]
         """One image per label."""
@@ -133,3 +138,12 @@ class ImageConvByLabel(ImageConv):
     def images(self, x: Tensor) -> Tensor:
         """Images with mean 0 and variance 1 from the outputs of the last convolution, of the same shape."""
         return self.normalize(torch.tanh(x))
+
+
+def initialize_normal(module: nn.Module) -> None:
+    """Draw weights from N(0, 0.02^2), and those of BatchNorm from N(1, 0.02^2). Biases become 0."""
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm):
+        center = 1.0 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 0.0
+        nn.init.trunc_normal_(module.weight, center, 0.02)  # cut at -2 and 2, which is far
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

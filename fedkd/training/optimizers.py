@@ -62,6 +62,22 @@ def scale_lr(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
     return make
 
 
+def clip_gradients(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
+    """The same factory, whose optimizers scale the gradients of all parameters down to the norm ``max_norm`` where they are longer."""
+
+    def make(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        instance = optimizer(*arguments, **options)
+        parameters = [parameter for group in instance.param_groups for parameter in group["params"]]
+
+        def clip(*step: Any) -> None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+        instance.register_step_pre_hook(clip)
+        return instance
+
+    return make
+
+
 def scaled_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], lr_scales: Sequence[Tensor] | None) -> None:
     """One optimizer step, in which the change of each parameter is multiplied by its scale.
 

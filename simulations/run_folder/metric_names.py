@@ -75,6 +75,7 @@ TABLE_METRICS = {
 """All metrics that the table of an experiment may show, and their labels."""
 
 STRATEGY_NAMES = {
+    "coboosting": "Co-Boosting",
     "dense": "DENSE",
     "ditto": "Ditto",
     "fedavg": "FedAvg",

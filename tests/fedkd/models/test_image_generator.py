@@ -34,3 +34,18 @@ def test_label_is_used_where_conditional():
         one, other = (module.eval()(noise, torch.full((6,), label)) for label in (0, 3))
         assert torch.equal(one, other) == (not conditional) and one.dtype == DOUBLE
         assert {key for key in snapshot(module) if key in ("mean", "std")} == {"mean", "std"}
+
+
+def test_normal_initialization():
+    """Weights around 0, those of BatchNorm around 1, and no biases. Other values are refused."""
+    make = lambda name: ImageConv(Task("toy", (1, 8, 8), 4), width=16, noise_size=50, conditional=False, initialization=name)
+    with Seed(0).globally():
+        tensors = snapshot(make("normal"))
+    for key, value in tensors.items():
+        if key.endswith("bias"):
+            assert not value.any()
+        elif key.endswith("weight"):
+            center = 1.0 if value.dim() == 1 else 0.0
+            assert value.mean().item() == pytest.approx(center, abs=0.01) and value.std().item() == pytest.approx(0.02, rel=0.5)
+    with pytest.raises(ValueError, match=r"^initialization must be one of pytorch, normal, got 'other'$"):
+        make("other")

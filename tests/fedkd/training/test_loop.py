@@ -17,7 +17,7 @@ from fedkd.seed import Seed
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, load, snapshot, submodule_tensors
 from fedkd.training.loop import fit
-from fedkd.training.optimizers import ClippedSGD, flatten_optimizer, restore_optimizer, scale_lr
+from fedkd.training.optimizers import ClippedSGD, clip_gradients, flatten_optimizer, restore_optimizer, scale_lr
 from fedkd.types import Examples, Task
 from tests.small_runs import same_tensors, small_simulation
 
@@ -298,3 +298,23 @@ def test_compiled_steps_change_rounding_only(together):
             torch.testing.assert_close(other.state["model"][name], value, rtol=1e-9, atol=1e-11)
         for name, value in kept_one["local"].items():
             torch.testing.assert_close(kept_other["local"][name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("max_norm", "factor"), [(2.5, 0.5), (5.0, 1.0), (50.0, 1.0)])
+def test_clipped_gradients(max_norm, factor):
+    """The gradient (3, 0) and (0, 4) of two parameters has the norm 5. Shorter gradients are not changed."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = scale_lr(clip_gradients(SGD, max_norm), 10)(weights)
+    for _ in range(2):
+        weights[0].grad, weights[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+        optimizer.step()
+    torch.testing.assert_close(torch.stack([-weight.detach() for weight in weights]), 2 * factor * torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+
+
+def test_metrics_of_each_step_are_reported():
+    """In order, and their sums are those of the result."""
+    someone, seen = client(40, num_steps=4), []
+    keep = lambda metrics: seen.append({name: value.clone() for name, value in metrics.items()})
+    fitted = fit(someone.model, someone.initial, someone.batches(), cross_entropy, SGD, on_step=keep)
+    assert len({one["loss"].item() for one in seen}) == 4 == len(seen)
+    assert same_tensors({name: sum(one[name] for one in seen) for name in seen[0]}, fitted.metric_sums)
