@@ -61,15 +61,15 @@ class Dense(ServerDistillation):
         adv: Weight of the disagreement of ensemble and student, >= 0.
         temperature: Temperature T of the distillation, > 0.
         student_optimizer: ``parameters -> optimizer`` of the student.
+        keep: Images of a generator that are kept: of the ``last`` step, or of the step with the least loss (``best``, public code).
         student_steps: Batches per epoch, > 0. null means one pass over all images.
         student: Start from the ``average`` of the clients' models, or ``fresh``.
 
     Deviations:
         - From the public code: the student starts from the clients' mean as shipped. The public code's starts ``fresh``.
-        - From the public code: as shipped, the generator, the batches and the number of epochs are smaller. The generator has PyTorch's
-          default initialization.
-        - From the public code: generated images are not augmented, and the last batch of a generator is kept instead of the best of all its
-          steps.
+        - From the public code: as shipped, the generator, the batches and the number of epochs are smaller, the generator has
+          PyTorch's default initialization, and its last images are kept.
+        - From the public code: generated images are not augmented.
         - The pool of images is emptied after each round.
         - The public code has one network for all clients of a run.
         - BatchNorm statistics must be averaged, because the teachers need them.
@@ -87,6 +87,7 @@ class Dense(ServerDistillation):
     adv: float
     temperature: float
     student_optimizer: OptimizerFactory
+    keep: Literal["last", "best"]
     student_steps: int | None
     student: Literal["average", "fresh"]
 
@@ -101,7 +102,7 @@ class Dense(ServerDistillation):
         )
         self.require_image_generator(self.generator)
         self.synthesis = Synthesis(
-            self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv
+            self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv, keep=self.keep
         )  # fmt: skip
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:

@@ -64,7 +64,7 @@ class ImageConv(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, task: Task, *, width: int, noise_size: int, conditional: bool, initialization: str = "pytorch") -> None:
+    def __init__(self, task: Task, *, width: int, noise_size: int, conditional: bool, initialization: str) -> None:
         require(initialization in ("pytorch", "normal"), "initialization", "must be one of pytorch, normal", initialization)
         require(width > 0, "width", "must be > 0", width)
         require(noise_size > 0, "noise_size", "must be > 0", noise_size)
@@ -123,7 +123,7 @@ class ImageConvByLabel(ImageConv):
     """
 
     def __init__(self, task: Task, *, width: int, noise_size: int) -> None:
-        super().__init__(task, width=width, noise_size=noise_size, conditional=True)
+        super().__init__(task, width=width, noise_size=noise_size, conditional=True, initialization="pytorch")
         pixels = self.sizes[0][0] * self.sizes[0][1]
         self.project = nn.Linear(noise_size, width * pixels)
         self.project_label = nn.Linear(task.num_classes, width * pixels)

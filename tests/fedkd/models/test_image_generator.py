@@ -15,7 +15,7 @@ from tests.strategies.server_tools import DOUBLE
 def test_shape_and_range_of_images(shape, max_pixel):
     task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.25,) * shape[0], max_pixel=max_pixel)
     with Seed(0).globally():
-        module = ImageConv(task, width=3, noise_size=5, conditional=True)
+        module = ImageConv(task, width=3, noise_size=5, conditional=True, initialization="pytorch")
         noise = torch.randn(6, 5)
     actual = []
     for bias in (-40.0, 0.0, 40.0):
@@ -30,7 +30,10 @@ def test_label_is_used_where_conditional():
     task = Task("toy", (1, 8, 8), 4)
     for conditional in (True, False):
         with Seed(0).globally():
-            module, noise = ImageConv(task, width=3, noise_size=5, conditional=conditional).double(), torch.randn(6, 5).double()
+            module, noise = (
+                ImageConv(task, width=3, noise_size=5, conditional=conditional, initialization="pytorch").double(),
+                torch.randn(6, 5).double(),
+            )
         one, other = (module.eval()(noise, torch.full((6,), label)) for label in (0, 3))
         assert torch.equal(one, other) == (not conditional) and one.dtype == DOUBLE
         assert {key for key in snapshot(module) if key in ("mean", "std")} == {"mean", "std"}
