@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from fedkd.distillation.image_synthesis import Synthesis, ensemble_logits
 from fedkd.distillation.logit_distillation import cosine_schedule
 from fedkd.errors import require
+from fedkd.federation.aggregation import AGGREGATION_PARTS
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import Member, combine_logits
 from fedkd.seed import Seed
 from fedkd.server_distillation import ServerDistillation
-from fedkd.strategy import AGGREGATION_PARTS
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
