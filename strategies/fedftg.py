@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedkd.distillation.image_synthesis import stack_models, unstack_models
 from fedkd.errors import require
-from fedkd.federation.client import Client
+from fedkd.federation.client import Client, batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import diversity, noise_distances
@@ -63,7 +63,8 @@ class FedFTG(ServerDistillation):
         - From the public code: ``optimizer=clipped_sgd`` clips the norm of clients' gradients at 10, as the public code does. Other
           optimizers do not.
         - As in the public code, both networks are in eval mode while the generator trains. The model trains on images made in eval mode.
-        - BatchNorm statistics must be averaged, because the teachers need them.
+        - BatchNorm statistics must be averaged, because the teachers need them. The model keeps this average when it trains on generated
+          images.
     """
 
     server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on hard generated images"
@@ -176,7 +177,10 @@ class FedFTG(ServerDistillation):
         return value, {"discrepancy": discrepancy, "label_loss": label, "diversity_loss": spread}
 
     def train_model(self, server: Server, state: State, fixed: State, y: Tensor, noise: Tensor, server_round: int) -> tuple[State, Tensor]:
-        """Train the model for ``student_steps`` on one batch of images. Returns the state and the mean loss."""
+        """Train the model for ``student_steps`` on one batch of images. Returns the state and the mean loss.
+
+        BatchNorm layers keep their statistics: those of generated images are not those of data.
+        """
         generator = FunctionalModel(cached_generator(self.generator, server.task).to(server.device, server.dtype)).at(state["generator"])
         teachers = [FunctionalModel(server.model).at(tensors) for tensors in unstack_models(fixed["teachers"])]
         with torch.no_grad():  # the generator and the teachers are constant here
@@ -189,7 +193,9 @@ class FedFTG(ServerDistillation):
             server.model, state["model"], Batches(y.expand(steps, -1), None, None, server.dtype, drawn), self.distillation,
             scale_lr(self.student_optimizer, self.student_lr_decay ** (server_round - 1)), optimizer_state=state.get("student_optimizer"),
         )  # fmt: skip
-        return {**state, "model": fitted.tensors, "student_optimizer": fitted.optimizer}, fitted.metric_sums["loss"] / steps
+        statistics = {name: state["model"][name] for name in batchnorm_statistic_names(server.model)}
+        model = {**fitted.tensors, **statistics}
+        return {**state, "model": model, "student_optimizer": fitted.optimizer}, fitted.metric_sums["loss"] / steps
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """Cross-entropy with the clients' weighted probabilities."""

@@ -90,6 +90,7 @@ def plain_fedftg(simulation, server, state, updates, server_round: int):
         network_with(simulation, average(models, strategy.aggregation_weights(updates))),
     )
     generator.load_state_dict(state["generator"])
+    statistics = {key: value.clone() for key, value in student.named_buffers()}
     adam = torch.optim.Adam(generator.parameters(), lr=0.01 * 0.7 ** (server_round - 1), eps=1e-3)
     sgd = torch.optim.SGD(student.parameters(), lr=0.1 * 0.5 ** (server_round - 1), weight_decay=0.001)
     labels, noises = strategy.draw_inputs(server, counts.sum(0))
@@ -111,6 +112,7 @@ def plain_fedftg(simulation, server, state, updates, server_round: int):
             sgd.zero_grad()
             (-(target * student(x).logits.log_softmax(-1))).mean().backward()
             sgd.step()
+        student.load_state_dict({**student.state_dict(), **statistics})
     return generator.state_dict(), student.state_dict()
 
 
