@@ -98,4 +98,4 @@ class ServerDistillation(Strategy):
             ConfigError: it makes embeddings.
         """
         kind = getattr(getattr(generator, "func", generator), "output_kind", "images")
-        require(kind == "images", "generator", "must make images (image_conv or image_conv_by_label)", kind)
+        require(kind == "images", "generator", "must make images (image_conv, image_conv_by_label or image_dcgan)", kind)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.distillation.generator_state import cached_generator, generated_images, new_generator
 from fedkd.distillation.image_synthesis import stack_models, unstack_models
 from fedkd.errors import require
 from fedkd.federation.client import Client, batchnorm_statistic_names
@@ -18,10 +19,10 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.seed import Seed
 from fedkd.server_distillation import ServerDistillation
 from fedkd.training.batch import Batch, Batches
-from fedkd.training.functional_model import FunctionalModel, snapshot
+from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scale_lr
-from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
+from fedkd.types import Generated, Metrics, State, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -110,9 +111,8 @@ class FedFTG(ServerDistillation):
     # ------------------------------------------------------------------------------------------- server side
     def init_server(self, server: Server) -> State:
         """The model and a new generator."""
-        with (server.seed / "generator").globally():
-            module = self.generator(server.task)
-        return {**super().init_server(server), "generator": snapshot(module.to(server.device, server.dtype))}
+        state, example = super().init_server(server), torch.empty(0, dtype=server.dtype, device=server.device)
+        return {**state, "generator": new_generator(self.generator, server.task, server.seed / "generator", example)}
 
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, then train generator and model in turn."""
@@ -205,11 +205,7 @@ class FedFTG(ServerDistillation):
 
     def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
         """Images of the current generator for labels ``y``."""
-        module = cached_generator(self.generator, server.task).to(server.device, server.dtype)
-        generator = FunctionalModel(module).at(state["generator"])
-        noise = torch.randn(len(y), module.noise_size, generator=seed.torch(), dtype=server.dtype).to(y.device)
-        pieces = zip(noise.split(server.batch_size), y.split(server.batch_size))
-        return Generated(torch.cat([generator(*piece) for piece in pieces]), y, are_embeddings=False)
+        return generated_images(self.generator, state["generator"], server.task, y, seed, server.batch_size)
 
 
 def labels_in_proportion(counts: Tensor, number: int) -> Tensor:  # [C] -> [number]
@@ -221,10 +217,3 @@ def labels_in_proportion(counts: Tensor, number: int) -> Tensor:  # [C] -> [numb
     """
     ends = number * counts.cumsum(0) // counts.sum()
     return torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
-
-
-@lru_cache(maxsize=8)
-def cached_generator(generator: Callable[..., nn.Module], task: Task) -> Any:
-    """A cached generator module whose tensors are always overwritten before use."""
-    with Seed(0).globally():  # so that the global generators are not advanced
-        return generator(task)

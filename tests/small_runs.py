@@ -36,6 +36,7 @@ SMALL_STRATEGIES = {
     "fedmd": ("public_data=held_out", "strategy.public_size=40", "strategy.batch_size=16"),
     "dense": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
     "coboosting": ("strategy.epochs=2", "strategy.generator_steps=3", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
+    "dfrd": ("strategy.iterations=2", "strategy.student_steps=2", "strategy.batch_size=8", "+strategy.generator_optimizer.eps=1e-3"),
     "fedtgp": ("strategy.server_epochs=2",),
     "fedkd": ("strategy.start_energy=0.5", "strategy.end_energy=0.8"),
     "fedrep": ("strategy.head_steps=2", "strategy.finetune_steps=2"),
@@ -65,7 +66,7 @@ class SmallRun:
 def strategy_overrides(name: str) -> list[str]:
     """Overrides that make the run of a strategy small, and that choose public data where the strategy needs them."""
     kind = next((kind for kind in SMALL_STRATEGIES if name.startswith(kind)), "")
-    return [*SMALL_STRATEGIES.get(kind, ()), *(SMALL_GENERATOR if name.startswith(("dense", "fedftg", "coboosting")) else ())]
+    return [*SMALL_STRATEGIES.get(kind, ()), *(SMALL_GENERATOR if name.startswith(("dense", "dfrd", "fedftg", "coboosting")) else ())]
 
 
 def small_simulation(*overrides: str) -> tuple[Simulation, str]:

@@ -21,3 +21,19 @@ def diversity(distances: Tensor, output: Tensor) -> Tensor:  # [B, B], [B, D] ->
     """
     output_distances = torch.cdist(output, output, p=1) / output.shape[-1]
     return (-(output_distances * distances).mean()).exp()
+
+
+def squared_diversity(left: Tensor, right: Tensor) -> Tensor:  # [B, D], [B, E] -> []
+    """``exp(-mean_ij(mean (l_i - l_j)^2 * mean (r_i - r_j)^2))`` over all pairs of the batch, including i = j (DFRD).
+
+    Args:
+        left: one vector per example, for example the images.
+        right: another vector per example, for example the inputs of the generator.
+    """
+    return (-(squared_distances(left) * squared_distances(right)).mean()).exp()
+
+
+def squared_distances(values: Tensor) -> Tensor:  # [B, D] -> [B, B]
+    """``mean (v_i - v_j)^2`` over the entries of vectors, for all pairs, by products of vectors, which need less memory."""
+    squares = values.square().sum(-1)
+    return ((squares[:, None] + squares - 2 * values @ values.mT) / values.shape[-1]).clamp(min=0)

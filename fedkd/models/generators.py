@@ -140,6 +140,98 @@ class ImageConvByLabel(ImageConv):
         return self.normalize(torch.tanh(x))
 
 
+class LabelMerger(nn.Module):
+    """Noise and a trained embedding of the label as one vector: ``(noise [B, Z], y [B]) -> [B, Z]``, or [B, 2 Z] for ``cat``.
+
+    Args:
+        num_classes: C.
+        noise_size: Z, also the size of the embedding.
+        merge: ``mul``: their product. ``add``: their sum. ``cat``: one after the other.
+
+    Raises:
+        ConfigError: ``merge`` does not exist.
+    """
+
+    def __init__(self, num_classes: int, noise_size: int, merge: str) -> None:
+        require(merge in ("mul", "add", "cat"), "merge", "must be one of mul, add, cat", merge)
+        super().__init__()
+        self.embedding, self.merge, self.size = nn.Embedding(num_classes, noise_size), merge, noise_size * (2 if merge == "cat" else 1)
+
+    def forward(self, noise: Tensor, y: Tensor) -> Tensor:
+        """The merged vectors."""
+        label = self.embedding(y)
+        if self.merge == "cat":
+            return torch.cat([noise, label], dim=-1)
+        return noise * label if self.merge == "mul" else noise + label
+
+
+class TransposedDecoder(nn.Module):
+    """Normalized images from vectors [B, size]: a transposed convolution to maps of an eighth of height and width, then three that double.
+
+    ReLU follows the first, BatchNorm and ReLU follow the next two, and tanh the last. Sizes are rounded up and the images cut.
+
+    Args:
+        task: the classification task; it determines shape and normalization of the images.
+        size: entries of a vector.
+        width: channels of the last hidden map; the first has four times as many.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, task: Task, size: int, width: int) -> None:
+        super().__init__()
+        channels, self.height, self.width = task.shape
+        self.max_pixel, layers = task.max_pixel, list[nn.Module]()
+        for inputs, outputs in ((4 * width, 2 * width), (2 * width, width)):
+            layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        first = nn.ConvTranspose2d(size, 4 * width, (-(-self.height // 8), -(-self.width // 8)), bias=False)
+        self.layers = nn.Sequential(first, nn.ReLU(), *layers, nn.ConvTranspose2d(width, channels, 4, 2, 1, bias=False))
+        self.register_buffer("mean", torch.tensor(task.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(task.std).view(-1, 1, 1))
+        self.apply(initialize_normal)
+
+    def forward(self, vectors: Tensor) -> Tensor:  # [B, size] -> [B, channels, height, width]
+        """One image per vector."""
+        x = self.layers(vectors[..., None, None])[..., : self.height, : self.width]
+        return (self.max_pixel * (1 + x.tanh()) / 2 - self.mean) / self.std
+
+
+class ImageDCGAN(nn.Module):
+    """``G(noise [B, noise_size], y [B]) -> normalized images``: a :class:`LabelMerger` and a :class:`TransposedDecoder`, as in DFRD.
+
+    It has 3,153,280 parameters for images of 3 x 32 x 32, ten classes, width = 128, noise_size = 64, and ``merge=mul``.
+
+    Source:
+        Luo, Wang, Fu, Li, Lan, Gao: DFRD: Data-free robustness distillation for heterogeneous federated learning, NeurIPS 2023.
+        Public code: HaowenGuan/DFFKE @ 7030348.
+
+    Args:
+        task: the classification task; it determines shape and normalization of the images.
+        width: channels of the last hidden map, > 0; the first has four times as many.
+        noise_size: size of the noise vector and of the labels' embeddings, > 0.
+        merge: how noise and embedding are merged, see :class:`LabelMerger`.
+
+    Raises:
+        ConfigError: a size is not positive, or ``merge`` does not exist.
+    """
+
+    output_kind = "images"
+    embeds_labels = True
+
+    def __init__(self, task: Task, *, width: int, noise_size: int, merge: str) -> None:
+        require(width > 0, "width", "must be > 0", width)
+        require(noise_size > 0, "noise_size", "must be > 0", noise_size)
+        super().__init__()
+        self.noise_size = noise_size
+        self.merger = LabelMerger(task.num_classes, noise_size, merge)
+        self.decoder = TransposedDecoder(task, self.merger.size, width)
+
+    def forward(self, noise: Tensor, y: Tensor) -> Tensor:  # [B, noise_size], [B] -> [B, channels, height, width]
+        """One image per label."""
+        return self.decoder(self.merger(noise, y))
+
+
 def initialize_normal(module: nn.Module) -> None:
     """Draw weights from N(0, 0.02^2), and those of BatchNorm from N(1, 0.02^2). Biases become 0."""
     if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm):

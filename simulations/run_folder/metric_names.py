@@ -77,6 +77,7 @@ TABLE_METRICS = {
 STRATEGY_NAMES = {
     "coboosting": "Co-Boosting",
     "dense": "DENSE",
+    "dfrd": "DFRD",
     "ditto": "Ditto",
     "fedavg": "FedAvg",
     "fedbabu": "FedBABU",

@@ -34,6 +34,7 @@ NEUTRAL = {
     "feddf": ("strategy=feddf", *strategy_overrides("feddf"), "strategy.steps=0"),
     "dense": ("strategy=dense", *strategy_overrides("dense"), "strategy.epochs=0"),
     "fedftg": ("strategy=fedftg", *strategy_overrides("fedftg"), "strategy.iterations=0"),
+    "dfrd": ("strategy=dfrd", *strategy_overrides("dfrd"), "strategy.iterations=0"),
     "coboosting": ("strategy=coboosting", *strategy_overrides("coboosting"), "strategy.epochs=0"),
 }
 
@@ -42,7 +43,7 @@ FEDAVG_OVERRIDES = {
     "fedbn": ("model=mlp",),
     "feddyn": ("strategy.aggregation=uniform",),
     "feddf": ("strategy.batchnorm=averaged", "public_data=held_out"),
-    **dict.fromkeys(("dense", "fedftg", "coboosting"), ("strategy.batchnorm=averaged",)),
+    **dict.fromkeys(("dense", "fedftg", "coboosting", "dfrd"), ("strategy.batchnorm=averaged",)),
 }
 """Overrides of FedAvg with which a strategy is compared."""
 
@@ -70,6 +71,7 @@ AWAY = {
     "feddf steps": (*NEUTRAL["feddf"], "strategy.steps=2"),
     "dense epochs": (*NEUTRAL["dense"], "strategy.epochs=1"),
     "fedftg iterations": (*NEUTRAL["fedftg"], "strategy.iterations=1"),
+    "dfrd iterations": (*NEUTRAL["dfrd"], "strategy.iterations=1"),
     "coboosting epochs": (*NEUTRAL["coboosting"], "strategy.epochs=1"),
 }
 

@@ -17,7 +17,7 @@ from tests.strategies.server_tools import clone, trained_clients
 UNLIKE = ("model=heterogeneous", "clients_per_round=6", "rounds=2", "local_steps=2")
 
 
-@pytest.mark.parametrize("name", ["feddf", "dense", "coboosting"])
+@pytest.mark.parametrize("name", ["feddf", "dense", "coboosting", "dfrd"])
 def test_unlike_networks(name):
     """Clients 0 and 3 have the server's network. The student starts from their mean, and all six clients teach it."""
     ran = small_run(f"strategy={name}", *strategy_overrides(name), *UNLIKE)
@@ -41,7 +41,10 @@ def test_unlike_networks(name):
     accuracies = {
         column: evaluate(model, simulation.global_test, 1000, 10).accuracy for column, model in strategy.extra_models(server, after).items()
     }
-    assert accuracies.keys() == {"global_test_accuracy_before_distillation", *([] if name == "feddf" else ["ensemble_test_accuracy"])}
+    assert accuracies.keys() == {
+        "global_test_accuracy_before_distillation",
+        *([] if name in ("feddf", "dfrd") else ["ensemble_test_accuracy"]),
+    }
 
 
 def test_unlike_networks_in_a_run(tmp_path):
@@ -57,7 +60,7 @@ def test_unlike_networks_in_a_run(tmp_path):
     assert all(0 < float(last[column]) <= 1 for column in ("global_test_accuracy", "local_test_accuracy", "ensemble_test_accuracy"))
 
 
-SERVER_SIDE = ("feddf", "feddfusion", "dense", "fedftg", "coboosting")
+SERVER_SIDE = ("feddf", "feddfusion", "dense", "fedftg", "coboosting", "dfrd")
 
 
 @pytest.mark.parametrize("name", SERVER_SIDE)
@@ -72,7 +75,7 @@ def test_server_is_pure_and_uses_its_seed(name):
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
-@pytest.mark.parametrize("name", ["feddf", "dense", "fedftg", "coboosting"])
+@pytest.mark.parametrize("name", ["feddf", "dense", "fedftg", "coboosting", "dfrd"])
 def test_server_with_other_networks_and_one_client(name, model):
     simulation, server, state, updates = trained_clients(name, f"model={model}", "local_steps=1")
     after, metrics = simulation.strategy.aggregate(server, state, updates[:1], 1)

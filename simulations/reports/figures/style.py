@@ -53,7 +53,7 @@ SLOTS = {
         ("FedAvg", "FedGen", "FedProx", "FedDistill+", "FedEnsemble", "SCAFFOLD", "MOON", "FedNTD", "FedGKD", "FedProto", "FedMD", "FedDF",
          "FedDFusion", "DENSE", "FedFTG", "FedDistill", "FedGen (paper)", "FedGen (head)", "FedBN", "FedPer", "FedRep", "FedBABU",
          "FedDyn", "FedNova", "FedLC", "FedSAM", "FedTGP", "FedGH",
-         "Ditto", "FedRoD", "FML", "FedKD", "LG-FedAvg", "FedFTG (small)", "Co-Boosting")
+         "Ditto", "FedRoD", "FML", "FedKD", "LG-FedAvg", "FedFTG (small)", "Co-Boosting", "DFRD")
     )
 }  # fmt: skip
 """The look of each shipped strategy, by its printed name: one number for color, dashes and marker."""

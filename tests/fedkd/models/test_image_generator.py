@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedkd.models.generators import ImageConv
+from fedkd.models.generators import ImageConv, ImageDCGAN
 from fedkd.seed import Seed
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Task
@@ -52,3 +52,24 @@ def test_normal_initialization():
             assert value.mean().item() == pytest.approx(center, abs=0.01) and value.std().item() == pytest.approx(0.02, rel=0.5)
     with pytest.raises(ValueError, match=r"^initialization must be one of pytorch, normal, got 'other'$"):
         make("other")
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 7, 5), (1, 8, 8)])
+@pytest.mark.parametrize("merge", ["mul", "add", "cat"])
+def test_transposed_convolutions(shape, merge):
+    """Shape and range of pixels. Labels and noise change the images."""
+    task = Task("toy", shape, 4, mean=(0.5,) * shape[0], std=(0.5,) * shape[0])
+    with Seed(0).globally():
+        module, noise = ImageDCGAN(task, width=3, noise_size=5, merge=merge).eval(), torch.randn(6, 5)
+    module.decoder.layers[-1].weight.data *= 1e7
+    images = [module(noise * scale, torch.full((6,), label)).detach() for label, scale in ((0, 1), (3, 1), (0, 2))]
+    assert images[0].shape == (6, *shape) and -1 <= images[0].min() < -0.5 and 0.5 < images[0].max() <= 1
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+def test_size_of_the_generator_of_dfrd():
+    with Seed(0).globally():
+        module = ImageDCGAN(Task("toy", (3, 32, 32), 10), width=128, noise_size=64, merge="mul")
+    assert sum(parameter.numel() for parameter in module.parameters()) == 3_153_280
+    with pytest.raises(ValueError, match=r"^merge must be one of mul, add, cat, got 'none'$"):
+        ImageDCGAN(Task("toy", (3, 32, 32), 10), width=1, noise_size=2, merge="none")
