@@ -77,7 +77,8 @@ class ByGroup:
         if self.column is None:
             given = "choose data with groups, such as rotated_mnist, or parquet with data.group_column=NAME, or another partition"
             return f"the data must give every example a group for ByGroup, got none; {given}"
-        return f"column must be one of the metadata of the data ({', '.join(train.metadata) or 'which have none'}), got {self.column!r}"
+        rule = f"column must be one of the metadata of the data ({', '.join(train.metadata) or 'which have none'})"
+        return f"{rule}, got {self.column!r}; for a column of Parquet files use data.group_column=NAME with column=null"
 
     def _clients(self, num_groups: int, num_clients: int, rng: np.random.Generator) -> list[list[int]]:
         """The clients of each group."""

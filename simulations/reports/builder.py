@@ -186,9 +186,11 @@ def baseline_of(groups: Sequence[Group], options: ReportOptions) -> str:
 
 
 def _printed(groups: Sequence[Group], baseline: str) -> str:
-    """The baseline under its printed name, with a remark where no run is of it."""
-    found = list(dict.fromkeys(one.line for one in groups if one.is_called(baseline)))
-    return ", ".join(found) or f"{STRATEGY_NAMES.get(baseline, baseline)} (no runs)"
+    """The baseline under its printed name, with a remark where no run is of it. Its variants are compared with it, and are not named."""
+    called = [one for one in groups if one.is_called(baseline)]
+    found = list(dict.fromkeys(one.line for one in called if one.is_plain)) or list(dict.fromkeys(one.line for one in called))
+    remedy = "no runs; --baseline NAME takes another"
+    return "; ".join(found) or f"{STRATEGY_NAMES.get(baseline, baseline)} ({remedy})"
 
 
 def tables(groups: Sequence[Group], options: ReportOptions, attempts: Attempts) -> list[Table]:

@@ -18,6 +18,7 @@ from fedkd.types import Task
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from simulations.setup.clients import make_networks
+from simulations.setup.compatibility import build_strategy
 from tests.small_runs import SMALL, same_tensors, small_run, small_simulation
 
 NETWORKS = dict.fromkeys(("a", "b", "c"), lambda task: None)
@@ -106,7 +107,7 @@ def test_initial_weights_of_a_network_do_not_depend_on_the_other_networks():
 def test_the_networks_of_a_group_have_embeddings_of_one_size(group, shape):
     number = int(group[-1])
     config, task = compose([f"model={group}", f"num_clients={number + 1}"]), Task("t", shape, 10)
-    networks, server = make_networks(config, task, torch.float32, Seed(0))
+    networks, server = make_networks(config, task, torch.float32, Seed(0), build_strategy(config))
     assert len({network.name for network in networks}) == number and networks[number] is networks[0] is server
     for network in networks[:number]:
         output = network.model.eval()(torch.rand(2, *shape))

@@ -121,7 +121,7 @@ def test_nearest_names():
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["strategy=fedavg", "strategy.mu=1"], "it is a key of strategy=fedprox, moon"),
+        (["strategy=fedavg", "strategy.mu=1"], "it is a key of strategy=coboosting, fedprox, moon"),
         (["engine=local", "engine.worker=2"], "did you mean 'engine.workers', a key of engine=ray?"),
         (
             ["partition=iid", "partition.alfa=1"],
