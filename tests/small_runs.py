@@ -1,5 +1,6 @@
 """Small federations for tests, trained in this process on scikit-learn's digits."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from flwr.app import Message
 from omegaconf import OmegaConf
 
@@ -22,6 +24,34 @@ ROOT = Path(__file__).parents[1]
 
 STRATEGIES = sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))
 """The options of ``conf/strategy``."""
+
+
+def strategy_file(name: str) -> dict[str, Any]:
+    """The content of a yaml in ``conf/strategy``."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "conf" / "strategy" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def distinct(hooks: Iterable[str]) -> list[str]:
+    """The options of ``conf/strategy`` without those that share these hooks and their shared layers with an earlier one, FedAvg first."""
+    found: dict[tuple[object, ...], str] = {}
+    for name in sorted(STRATEGIES, key=lambda name: (name != "fedavg", name)):
+        values = strategy_file(name)
+        for base in (entry for entry in values.get("defaults", ()) if entry in STRATEGIES):
+            values = {**strategy_file(base), **values}
+        module, _, kind = values["_target_"].rpartition(".")
+        strategy = getattr(importlib.import_module(module), kind)
+        found.setdefault((values.get("shared_layers"), *(getattr(strategy, hook) for hook in hooks)), name)
+    return sorted(found.values())
+
+
+LOCAL_HOOKS = ("client_network", "initial_weights", "local_phases", "prepare_batches", "loss")
+
+LOCAL_TRAININGS = distinct(LOCAL_HOOKS)
+"""Options with local trainings that no other has. Tests of how clients train need no more."""
+
+TRAININGS = distinct((*LOCAL_HOOKS, "aggregate", "server_training"))
+"""Options with trainings of clients or of the server that no other has."""
 
 SMALL = (
     "engine=local", "partition=dirichlet", "partition.alpha=1.0", "num_clients=6", "clients_per_round=3", "rounds=3",

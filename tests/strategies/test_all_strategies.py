@@ -17,7 +17,7 @@ from fedkd.training.step_counter import StepCount, StepCounter
 from simulations.config import compose
 from simulations.federation.runner import run_federation
 from tests import golden
-from tests.small_runs import STRATEGIES, same_tensors, small_run, strategy_overrides
+from tests.small_runs import LOCAL_TRAININGS, STRATEGIES, same_tensors, small_run, strategy_overrides
 
 
 def prepared_clients(name: str, *overrides: str, number: int = 3):
@@ -36,7 +36,7 @@ def clone(tree):
     return {key: clone(value) if isinstance(value, dict) else value.clone() for key, value in tree.items()}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", LOCAL_TRAININGS)
 def test_loss_is_pure(name):
     simulation, strategy, broadcast, [(batches, start, client_state)] = prepared_clients(name, number=1)
     model = deepcopy(simulation.networks[0].model).train()
@@ -49,7 +49,7 @@ def test_loss_is_pure(name):
     assert vars(strategy) == attributes and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", LOCAL_TRAININGS)
 def test_loss_is_invariant_to_batch_order(name):
     simulation, strategy, broadcast, [(batches, start, client_state)] = prepared_clients(name, "precision=float64", number=1)
     model, batch = deepcopy(simulation.networks[0].model).train(), batches[0]
@@ -61,7 +61,7 @@ def test_loss_is_invariant_to_batch_order(name):
     assert_close({"": other, **others}, {"": value, **metrics}, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", LOCAL_TRAININGS)
 def test_loss_under_vmap(name):
     """Values, metrics and gradients of three clients under vmap equal those of each client."""
     simulation, strategy, broadcast, parts = prepared_clients(name, "model=mlp", "precision=float64", "partition.alpha=1000")

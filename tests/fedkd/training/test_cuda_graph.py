@@ -13,7 +13,7 @@ import fedkd.training.loop
 import fedkd.training.step_program
 import fedkd.training.vectorized
 from fedkd.training.step_program import Tree, rebuild_tree, tree_leaves
-from tests.small_runs import STRATEGIES, same_tensors, small_run, strategy_overrides
+from tests.small_runs import TRAININGS, same_tensors, small_run, strategy_overrides
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
 
@@ -45,7 +45,7 @@ def captured(monkeypatch):
 SETTINGS = ("precision=float64", "rounds=2", "optimizer.momentum=0.9", "clients_per_vmap=2")
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_captured_rounds_equal_plain_rounds(name, request):
     plain = small_run(f"strategy={name}", *SETTINGS, *strategy_overrides(name))
     request.getfixturevalue("captured")

@@ -15,7 +15,7 @@ from fedkd.training.step_program import Program, tree_leaves
 from fedkd.types import Examples
 from simulations.engine.local_engine import LocalGrid
 from simulations.setup.simulation import Simulation
-from tests.small_runs import STRATEGIES, same_tensors, small_run, small_simulation, strategy_overrides
+from tests.small_runs import LOCAL_TRAININGS, TRAININGS, same_tensors, small_run, small_simulation, strategy_overrides
 
 ALWAYS, NEVER = 0, 10**9
 
@@ -60,8 +60,7 @@ def assert_replay_is_exact(monkeypatch, *overrides: str) -> None:
     )
 
 
-@pytest.mark.parametrize("clients_per_vmap", [1, 3])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(("name", "clients_per_vmap"), [*((name, 1) for name in TRAININGS), *((name, 3) for name in LOCAL_TRAININGS)])
 def test_a_replayed_federation_has_the_same_bits(monkeypatch, name, clients_per_vmap):
     assert_replay_is_exact(monkeypatch, f"strategy={name}", *strategy_overrides(name), f"clients_per_vmap={clients_per_vmap}")
 

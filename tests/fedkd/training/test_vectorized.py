@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from fedkd.training.optimizers import ClippedSGD
 from fedkd.training.vectorized_layers import has_randomness
 from fedkd.types import flatten
-from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
+from tests.small_runs import LOCAL_TRAININGS, small_run, small_simulation, strategy_overrides
 
 MODELS = {"fedgen_cnn": [], "mlp": [], "pooled": ["model=fedgen_cnn", "model.pool=true", "model.widths=[4]"]}
 
@@ -45,7 +45,7 @@ def assert_equal_alone(strategy, clients, broadcast, client_states, rtol: float 
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", LOCAL_TRAININGS)
 def test_clients_trained_together_equal_clients_trained_alone(name, model):
     assert_equal_alone(*six_clients(name, *(MODELS[model] or [f"model={model}"])))
 
@@ -82,7 +82,7 @@ def test_one_step_in_float32_agrees():
     assert_equal_alone(strategy, clients, broadcast, client_states, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", LOCAL_TRAININGS)
 def test_whole_rounds_agree(name):
     """Three rounds, including the server."""
     overrides = (f"strategy={name}", *strategy_overrides(name), "precision=float64", "clients_per_round=5", "batch_size=8")

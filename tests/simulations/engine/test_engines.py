@@ -29,7 +29,7 @@ RUNS = [(engine, name) for engine in ENGINES for name in ("fedgen", "fedgen clie
 RUNS += [(engine, "feddistill_logits") for engine in ("local", "ray3")]
 
 
-RUNS += [(engine, name) for engine in ("local", "ray2") for name in ("feddf", "fedmd", "dense", "fedftg", "coboosting", "dfrd")]
+RUNS += [(engine, name) for engine in ("local", "ray2") for name in ("fedmd", "fedftg", "coboosting", "fml")]
 
 
 def overrides_of(name: str) -> list[str]:
