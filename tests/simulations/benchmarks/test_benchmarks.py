@@ -147,6 +147,7 @@ def test_copied_run_folders_differ_in_strategy_and_accuracy(tmp_path):
     assert len({(folder / "metrics.csv").read_text() for folder in folders}) == 2
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------- distillation
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not state the peak memory of a program")
 def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():

@@ -159,6 +159,7 @@ def test_killed_at_random_moments_and_started_again(whole, tmp_path, kills):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path):
     started = Command((*SWEEP, "rounds=500", f"output={tmp_path}"), tmp_path, module="simulations.reproduce")
     until(lambda: any(path.stat().st_size for path in tmp_path.rglob("metrics.csv")), what="the first row")

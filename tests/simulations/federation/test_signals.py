@@ -41,6 +41,7 @@ def test_ctrl_c_while_ray_starts(tmp_path):
     until(lambda: not command.alive(), 10, "the end of Ray's processes")
 
 
+@pytest.mark.slow
 def test_signals_in_a_ray_run(uninterrupted, tmp_path):
     """One run is ended by Ctrl-C, by SIGTERM of a scheduler, and by SIGKILL of the command alone. No process and no file of Ray is left.
 
