@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from fedkd.distillation.generator_state import generated_images, new_generator
 from fedkd.errors import require
 from fedkd.federation.aggregation import AGGREGATION_PARTS, assemble_model
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, Member
+from fedkd.seed import Seed
 from fedkd.strategy import Strategy
-from fedkd.types import Metrics, State, Tensors, Update, parts_of
+from fedkd.types import Generated, Metrics, State, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -71,8 +74,8 @@ class ServerDistillation(Strategy):
         """The models of the round's clients."""
         return [Member(server.network_of(update.client), update.state["model"]) for update in updates]
 
-    def kept_ensemble(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The ensemble of the clients' models in the parts ``member-<client>`` of the state, for :meth:`extra_models`.
+    def _kept_ensemble(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
+        """The ensemble of the clients' models in the parts ``member-<client>`` of the state, where a strategy keeps them.
 
         Its weights are in the part ``ensemble``, by the names of these parts. Without it they are equal.
         """
@@ -83,10 +86,15 @@ class ServerDistillation(Strategy):
         return {"ensemble_test_accuracy": Ensemble(members, weights)} if members else {}
 
     def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The mean of the clients' models before the distillation; nothing before the first round."""
+        """The mean of the clients' models before the distillation, and the kept ensemble of these; nothing before the first round."""
         if "average" not in state:
             return {}
-        return {"global_test_accuracy_before_distillation": assemble_model(server.model, server.initial, state["average"])}
+        average = assemble_model(server.model, server.initial, state["average"])
+        return {"global_test_accuracy_before_distillation": average, **self._kept_ensemble(server, state)}
+
+    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
+        """The last batch of a round, with labels of its own, where the strategy keeps it as the part ``made``; None otherwise."""
+        return Generated(state["made"]["images"], state["made"]["y"], are_embeddings=False) if "made" in state else None
 
     def require_image_generator(self, generator: Callable[..., Any]) -> None:
         """Check that a generator makes images.
@@ -99,3 +107,30 @@ class ServerDistillation(Strategy):
         """
         kind = getattr(getattr(generator, "func", generator), "output_kind", "images")
         require(kind == "images", "generator", "must make images (image_conv, image_conv_by_label or image_dcgan)", kind)
+
+
+@dataclass(kw_only=True)
+class GeneratorDistillation(ServerDistillation):
+    """Distillation on images of a generator that is part of the server's state. Clients send their label counts too."""
+
+    generator: Callable[..., nn.Module]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_image_generator(self.generator)
+
+    def client_update(
+        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
+    ) -> tuple[State, State]:
+        """Send the model and the label counts of the client's data."""
+        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
+        return {**sent, "labels": {"counts": client.data.y.bincount(minlength=client.task.num_classes)}}, kept
+
+    def init_server(self, server: Server) -> State:
+        """The model and a new generator."""
+        state, example = super().init_server(server), torch.empty(0, dtype=server.dtype, device=server.device)
+        return {**state, "generator": new_generator(self.generator, server.task, server.seed / "generator", example)}
+
+    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
+        """Images of the current generator for labels ``y``."""
+        return generated_images(self.generator, state["generator"], server.task, y, seed, server.batch_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, clip_gradients
-from fedkd.types import Generated, Metrics, State, Tensors, Update, parts_of
+from fedkd.types import Metrics, State, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -190,14 +190,6 @@ class CoBoosting(ServerDistillation):
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """``T^2 KL(softmax(z_E / T) || softmax(z_w / T))``, mean over the batch."""
         return kl_divergence(batch.teacher, model(batch.image).logits, self.temperature).mean(), {}
-
-    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated | None:
-        """The last batch of the round. Its generator is not kept, so no other labels can be generated."""
-        return Generated(state["made"]["images"], state["made"]["y"], are_embeddings=False) if "made" in state else None
-
-    def extra_models(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
-        """The mean of the clients' models before distillation, and their weighted ensemble."""
-        return {**super().extra_models(server, state), **self.kept_ensemble(server, state)}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.generator_state import cached_generator, generated_images, new_generator
+from fedkd.distillation.generator_state import cached_generator
 from fedkd.distillation.image_synthesis import counted_images, ensemble_logits, ensemble_members, ensemble_parts, ensemble_weights
 from fedkd.errors import require
 from fedkd.federation.client import Client
@@ -18,19 +18,19 @@ from fedkd.losses.diversity import squared_diversity
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import Member, combine_logits
 from fedkd.seed import Seed
-from fedkd.server_distillation import ServerDistillation
+from fedkd.server_distillation import GeneratorDistillation
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
-from fedkd.types import Generated, Metrics, State, Tensors, Update
+from fedkd.types import Metrics, State, Tensors, Update
 
 DrawInputs = Callable[[str, int], tuple[Tensor, Tensor]]
 """``(purpose, steps) -> (labels [S, B], noise [S, B, noise_size])``."""
 
 
 @dataclass(kw_only=True)
-class DFRD(ServerDistillation):
+class DFRD(GeneratorDistillation):
     """Client: ``CE(z, y)``.
 
     Ensemble: ``z_E = sum_k t_k[y] z_k(x)``, with client k's share t_k[y] of the round's examples of label y.
@@ -89,7 +89,6 @@ class DFRD(ServerDistillation):
 
     server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on images of a generator and of its average"
 
-    generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
     iterations: int
     generator_steps: int
@@ -115,7 +114,6 @@ class DFRD(ServerDistillation):
         for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1), ("temperature", 0)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1) (0 forgets earlier rounds)", self.ema_decay)
-        self.require_image_generator(self.generator)
         kind = getattr(self.generator, "func", self.generator)
         require(getattr(kind, "embeds_labels", False), "generator", "must embed labels (image_dcgan)", getattr(kind, "__name__", kind))
 
@@ -124,20 +122,7 @@ class DFRD(ServerDistillation):
         """Whether a client trains its own model on: also where the server's model starts from itself."""
         return self.student == "last" or super().keeps_model(client)
 
-    def client_update(
-        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
-    ) -> tuple[State, State]:
-        """Send the model and the label counts of the client's data."""
-        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
-        return {**sent, "labels": {"counts": client.data.y.bincount(minlength=client.task.num_classes)}}, kept
-
     # ------------------------------------------------------------------------------------------- server side
-    def init_server(self, server: Server) -> State:
-        """The model and a new generator."""
-        state = super().init_server(server)
-        example = torch.empty(0, dtype=server.dtype, device=server.device)
-        return {**state, "generator": new_generator(self.generator, server.task, server.seed / "generator", example)}
-
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, then train generator and model in turn. At last, move the generator's average."""
         after, metrics = super().aggregate(server, state, updates, server_round)
@@ -234,10 +219,6 @@ class DFRD(ServerDistillation):
         divergence = lambda x, teacher: kl_divergence(teacher, model(x).logits, self.temperature).mean() / self.temperature**2
         value = divergence(batch.image, batch.teacher)
         return value + self.ema_weight * divergence(batch.ema_image, batch.ema_teacher) if "ema_image" in batch.drawn else value, {}
-
-    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
-        """Images of the current generator for labels ``y``."""
-        return generated_images(self.generator, state["generator"], server.task, y, seed, server.batch_size)
 
 
 def moving_average(average: Tensors | None, tensors: Tensors, decay: float, *, corrected: bool) -> Tensors:

@@ -1,6 +1,6 @@
 """FedFTG: the server fine-tunes the mean model on generated images on which it disagrees with the clients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -8,25 +8,24 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.generator_state import cached_generator, generated_images, new_generator
+from fedkd.distillation.generator_state import cached_generator
 from fedkd.distillation.image_synthesis import stack_models, unstack_models
 from fedkd.errors import require
-from fedkd.federation.client import Client, batchnorm_statistic_names
+from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import diversity, noise_distances
 from fedkd.losses.kl import kl_divergence
-from fedkd.seed import Seed
-from fedkd.server_distillation import ServerDistillation
+from fedkd.server_distillation import GeneratorDistillation
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scale_lr
-from fedkd.types import Generated, Metrics, State, Tensors, Update
+from fedkd.types import Metrics, State, Update
 
 
 @dataclass(kw_only=True)
-class FedFTG(ServerDistillation):
+class FedFTG(GeneratorDistillation):
     """Client: ``CE(z, y)``.
 
     Generator: ``-mean(a_k d(z_w, z_k)) + cls a_k CE(z_k, y) + dis L_div / K``, for one client k per step.
@@ -70,7 +69,6 @@ class FedFTG(ServerDistillation):
 
     server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on hard generated images"
 
-    generator: Callable[..., nn.Module]
     generator_optimizer: OptimizerFactory
     generator_lr_decay: float
     iterations: int
@@ -93,27 +91,13 @@ class FedFTG(ServerDistillation):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         for name in ("generator_lr_decay", "student_lr_decay"):
             require(0 < getattr(self, name) <= 1, name, "must be in (0, 1] (1 is no decay)", getattr(self, name))
-        self.require_image_generator(self.generator)
 
     @property
     def model_heterogeneity(self) -> Literal["none", "same_embedding_size", "any"]:
         """``none``: a step of the generator chooses its client by number from stacked models."""
         return "none"
 
-    # ------------------------------------------------------------------------------------------- client side
-    def client_update(
-        self, client: Client, trained: Tensors, metric_sums: Metrics, broadcast: State, client_state: State
-    ) -> tuple[State, State]:
-        """Send the model and the label counts of the client's data."""
-        sent, kept = super().client_update(client, trained, metric_sums, broadcast, client_state)
-        return {**sent, "labels": {"counts": client.data.y.bincount(minlength=client.task.num_classes)}}, kept
-
     # ------------------------------------------------------------------------------------------- server side
-    def init_server(self, server: Server) -> State:
-        """The model and a new generator."""
-        state, example = super().init_server(server), torch.empty(0, dtype=server.dtype, device=server.device)
-        return {**state, "generator": new_generator(self.generator, server.task, server.seed / "generator", example)}
-
     def aggregate(self, server: Server, state: State, updates: Sequence[Update], server_round: int) -> tuple[State, Metrics]:
         """Average the models, then train generator and model in turn."""
         after, metrics = super().aggregate(server, state, updates, server_round)
@@ -202,10 +186,6 @@ class FedFTG(ServerDistillation):
         log_q = model(batch.image).logits.log_softmax(-1)
         value = -(batch.target * log_q).sum(-1).mean()
         return value / log_q.shape[-1] if self.mean_over_classes else value, {}
-
-    def generate(self, server: Server, state: State, y: Tensor, seed: Seed) -> Generated:
-        """Images of the current generator for labels ``y``."""
-        return generated_images(self.generator, state["generator"], server.task, y, seed, server.batch_size)
 
 
 def labels_in_proportion(counts: Tensor, number: int) -> Tensor:  # [C] -> [number]

@@ -37,7 +37,8 @@ ALLOWED = {
     "fedkd.federation": {"fedkd.training", "fedkd.metrics", "fedkd.models", *BASE},
     "fedkd.strategy": {"fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.models", "fedkd.losses", *BASE},
     "fedkd.server_distillation": {
-        "fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", "fedkd.models", *BASE,
+        "fedkd.strategy", "fedkd.federation", "fedkd.distillation", "fedkd.training", "fedkd.metrics", "fedkd.losses", "fedkd.models",
+        *BASE,
     },
     "fedkd.prototype_sharing": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.metrics", "fedkd.losses", *BASE},
     "fedkd.two_networks": {"fedkd.strategy", "fedkd.federation", "fedkd.training", "fedkd.models", *BASE},

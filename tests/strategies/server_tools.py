@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fedkd.models.ensemble import Member
+from fedkd.types import Output
 from tests.small_runs import small_simulation, strategy_overrides
 
 DOUBLE = torch.float64
@@ -55,6 +56,21 @@ def check_close(actual, expected) -> None:
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         assert_close(actual[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+
+
+class LinearClient(nn.Module):
+    """``logits = flatten(image) @ weight + bias``: a client of the public code's inputs.
+
+    Args:
+        arrays: ``student_weight`` and ``student_bias``, whose shapes the parameters have.
+    """
+
+    def __init__(self, arrays) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.zeros_like(arrays[name])) for name in ("student_weight", "student_bias"))
+
+    def forward(self, x: torch.Tensor) -> Output:
+        return Output(x.flatten(1) @ self.weight + self.bias, x.flatten(1))
 
 
 class FixedImages(nn.Module):

@@ -14,27 +14,15 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import Ensemble, Member, combine_logits
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Output
 from strategies.coboosting import move_weights, perturb_images
 from tests.public_code import public_code
 from tests.small_runs import same_tensors, small_run, small_simulation, strategy_overrides
-from tests.strategies.server_tools import FixedImages, check_close, members, network_with, trained_clients
+from tests.strategies.server_tools import FixedImages, LinearClient, check_close, members, network_with, trained_clients
 
 CODE = public_code("coboost")
 
 
-class Linear(nn.Module):
-    """``logits = flatten(image) @ weight + bias``, the clients of the public code's inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.bias = (nn.Parameter(torch.zeros_like(CODE[name])) for name in ("student_weight", "student_bias"))
-
-    def forward(self, x: torch.Tensor) -> Output:
-        return Output(x.flatten(1) @ self.weight + self.bias, x.flatten(1))
-
-
-NETWORK = Linear()
+NETWORK = LinearClient(CODE)
 TEACHERS = [Member(NETWORK, {"weight": w, "bias": b}) for w, b in zip(CODE["client_weight"], CODE["client_bias"])]
 STUDENT = {"weight": CODE["student_weight"], "bias": CODE["student_bias"]}
 WEIGHTS = CODE["weights"].flatten()

@@ -14,26 +14,14 @@ from fedkd.models.ensemble import Member, combine_logits
 from fedkd.models.generators import ImageDCGAN, LabelMerger
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Output
 from strategies.dfrd import moving_average
 from tests.public_code import public_code
 from tests.small_runs import same_tensors, small_run, small_simulation, strategy_overrides
-from tests.strategies.server_tools import check_close, clone, members, network_with, trained_clients
+from tests.strategies.server_tools import LinearClient, check_close, clone, members, network_with, trained_clients
 
 CODE = public_code("dfrd")
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 FLOAT32 = {"rtol": 1e-6, "atol": 1e-7}  # the public code's weights of labels have this precision
-
-
-class Linear(nn.Module):
-    """``logits = flatten(image) @ weight + bias``, the clients of the public code's inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.bias = (nn.Parameter(torch.zeros_like(CODE[name])) for name in ("student_weight", "student_bias"))
-
-    def forward(self, x: torch.Tensor) -> Output:
-        return Output(x.flatten(1) @ self.weight + self.bias, x.flatten(1))
 
 
 class Decoder(nn.Module):
@@ -55,7 +43,7 @@ class Generator(nn.Module):
         return self.decoder(self.merger(noise, y))
 
 
-NETWORK = Linear()
+NETWORK = LinearClient(CODE)
 TEACHERS = [Member(NETWORK, {"weight": w, "bias": b}) for w, b in zip(CODE["client_weight"], CODE["client_bias"])]
 STUDENT = {"weight": CODE["student_weight"], "bias": CODE["student_bias"]}
 
