@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,6 +19,7 @@ from simulations.cli.main import main as command
 from simulations.config import compose
 from simulations.distillation.runner import compose_distillation
 from simulations.experiments.grid import expand
+from simulations.reports.statistics import holm, interval, paired
 from tests import pages as generated
 from tests.processes import ROOT, Command, Ended
 
@@ -235,6 +237,37 @@ def test_intervals_of_distillations_are_those_of_the_reports():
     kept = "\n".join(path.read_text(encoding="utf-8") for path in RESULTS.glob("*/distillation.md"))
     assert len(shown) > 20
     assert not [one for one in shown if one not in kept]
+
+
+def test_the_table_on_fashion_mnist_follows_from_its_rows():
+    """Means, half-widths, paired differences from FedAvg, and Holm's p over all tests of the three columns; FedNova is FedAvg there."""
+    page = (RESULTS / "README.md").read_text(encoding="utf-8").partition("## Fashion-MNIST, tuned alike")[2]
+    header, _, *lines = [line for line in page.partition("\n**Local acc.**")[0].splitlines() if line.startswith("|")]
+    shown = {cells[0]: cells[1:] for line in lines for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}
+    columns = ("local_last10", "global_last10", "own_mixture_final")
+    runs = pd.read_csv(RESULTS / "strategies_fashion_mnist" / "seeds.csv").set_index(["method", "seed"])
+    values = {(method, column): 100 * runs.loc[method][column] for method in shown for column in columns}
+    tests = {
+        (method, column): found
+        for (method, column), value in values.items()
+        if np.isfinite((found := paired(value - values["FedAvg", column])).t_test) and (value != values["FedAvg", column]).any()
+    }
+    assert header.count("p, Holm") == 3 and len(tests) == 54
+    corrected = dict(zip(tests, holm([one.t_test for one in tests.values()]), strict=True))
+    for method, cells in shown.items():
+        for place, column in zip((2, 5, 8), columns):
+            mean, _, high = (float(one) for one in interval(values[method, column].dropna()))
+            test = tests.get((method, column))
+            assert numbers(cells[place]) == pytest.approx([] if np.isnan(mean) else [mean, high - mean], abs=0.0051), (method, column)
+            found = [] if test is None else [test.mean, test.high - test.mean]
+            assert numbers(cells[place + 1]) == pytest.approx(found, abs=0.0051), (method, column)
+            p_value = [] if test is None else [corrected[method, column]]
+            assert numbers(cells[place + 2]) == pytest.approx(p_value, abs=0.00051), (method, column)
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of a cell; none for a dash."""
+    return [float(one) for one in re.findall(r"[+-]?\d+\.\d+", text)]
 
 
 # ---------------------------------------------------------------------------------------------------- generated blocks
