@@ -1,4 +1,4 @@
-"""Small convolutional networks: those of FedGen (ICML 2021), of information flow (CVPR 2020), and of MOON (CVPR 2021)."""
+"""Small convolutional networks: those of FedGen (ICML 2021), information flow (CVPR 2020), MOON (CVPR 2021), and FedAvg (AISTATS 2017)."""
 
 from collections.abc import Sequence
 
@@ -111,3 +111,34 @@ class MoonCNN(Classifier):
             embed += [nn.Linear(84, 84), nn.ReLU(), nn.Linear(84, projection)]
         embedding_size = projection or 84
         super().__init__(task, stages, nn.Sequential(*embed), nn.Linear(embedding_size, task.num_classes), embedding_size)
+
+
+class FedAvgCNN(Classifier):
+    """5x5 convolutions of 32 and 64 channels without padding, each with ReLU and 2x2 max pooling, and two linear layers with ReLU between.
+
+    The embedding, of 512 values after ReLU, is what the head reads. It is the CNN of the benchmarks PFLlib and HtFLlib, with 582,026
+    parameters for MNIST. There is no BatchNorm. Initialization: PyTorch's default.
+
+    Source:
+        McMahan, Moore, Ramage, Hampson, Agueera y Arcas: Communication-efficient learning of deep networks from decentralized data,
+            AISTATS 2017. Its convolutions are padded.
+        Public code: TsingZ0/HtFLlib @ e959261.
+
+    Args:
+        task: images of at least 16x16 pixels.
+
+    Raises:
+        ConfigError: the images are too small.
+    """
+
+    def __init__(self, task: Task) -> None:
+        stages, size, channels = [], torch.tensor(task.shape[1:]), task.shape[0]
+        for width in (32, 64):
+            size = (size - 4) // 2
+            require(
+                bool((size > 0).all()), "model", f"must be another network for images {task.shape}, which need 16x16 pixels", "fedavg_cnn"
+            )
+            stages.append(nn.Sequential(nn.Conv2d(channels, width, 5), nn.ReLU(), nn.MaxPool2d(2)))
+            channels = width
+        embed = nn.Sequential(nn.Flatten(), nn.Linear(channels * int(size.prod()), 512), nn.ReLU())
+        super().__init__(task, stages, embed, nn.Linear(512, task.num_classes), 512)

@@ -111,8 +111,9 @@ def test_networks_for_imagenet_have_the_published_sizes(name, parameters):
         assert size(configured("model", f"{name}_imagenet", IMAGENET)) == parameters
 
 
-def test_networks_of_information_flow_have_the_published_sizes():
+def test_small_networks_have_the_published_sizes():
     assert size(configured("model", "cifar_tiny", CIFAR10)) == 57_994
+    assert size(configured("model", "fedavg_cnn", MNIST)) == 582_026
     assert size(configured("model", "cifar_very_tiny", CIFAR10)) == 15_050
     total, before = convolution(3, 64, 3), 64
     for width in (64, 128, 256, 512):
@@ -212,7 +213,7 @@ def test_networks_support_functional_calls_and_channels_last(path):
     assert all(stage.is_contiguous(memory_format=torch.channels_last) for stage in output.stages if stage.dim() == 4)
 
 
-WITHOUT_EXTRA_STAGE = ("mlp", "moon_cnn", "cifar_tiny", "cifar_very_tiny")
+WITHOUT_EXTRA_STAGE = ("mlp", "moon_cnn", "fedavg_cnn", "cifar_tiny", "cifar_very_tiny")
 
 
 @pytest.mark.parametrize("path", [path for path in NETWORKS if path.stem not in WITHOUT_EXTRA_STAGE], ids=lambda path: path.stem)
