@@ -15,7 +15,7 @@ from simulations.reports import distillation_groups
 from simulations.reports.arrangement import names_of
 from simulations.reports.groups import Group, comparable, group, line_order
 from simulations.reports.run_description import code_notes
-from simulations.reports.statistics import INTERVALS, holm, paired
+from simulations.reports.statistics import INTERVALS, holm, is_range, paired
 from simulations.reports.statistics import interval as interval_of
 from simulations.reports.summary import by_seed, results, summary
 from simulations.reports.tables.federated import headlines, pairs
@@ -163,7 +163,7 @@ class Runs(Sequence[Run]):
         Returns:
             ``label``, ``num_seeds``, ``num_diverged`` (runs that are in no mean because they diverged), ``seeds``, and of each metric
             ``_mean``, ``_min``, ``_max`` over seeds and ``_ci95``, the half-width of the interval (with ``bootstrap`` the ends ``_low`` and
-            ``_high``); accuracies in 0..1.
+            ``_high``); accuracies in 0..1. At n = 2 the half-width is NaN, and the ends are those of the range.
 
         Raises:
             ConfigError: there is no such interval, or federated runs and distillations are mixed.
@@ -191,7 +191,8 @@ class Runs(Sequence[Run]):
                 values = np.array([one[name] for one in numbers])
                 mean, low, high = map(float, interval_of(values, interval))
                 row |= {f"{name}_mean": mean, f"{name}_min": values.min(), f"{name}_max": values.max()}
-                row |= {f"{name}_ci95": high - mean} if interval == "t" else {f"{name}_low": low, f"{name}_high": high}
+                half = np.nan if is_range(len(values), interval) else high - mean
+                row |= {f"{name}_ci95": half} if interval == "t" else {f"{name}_low": low, f"{name}_high": high}
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -208,8 +209,9 @@ class Runs(Sequence[Run]):
 
         Returns:
             Columns ``label, baseline, n, difference, low, high, d, p_t, p_wilcoxon``: number of pairs, mean difference and the ends of its
-            interval (accuracies in percentage points), mean over standard deviation of the differences (Cohen's d_z), two-sided p-values of
-            the paired t test and of the exact Wilcoxon signed-rank test. With ``holm`` the p-values are corrected.
+            interval, or at n = 2 of the range (accuracies in percentage points), mean over standard deviation of the differences (Cohen's
+            d_z), two-sided p-values of the paired t test and of the exact Wilcoxon signed-rank test. With ``holm`` the p-values are
+            corrected.
 
         Raises:
             ConfigError: there is no such baseline, metric, interval or correction.

@@ -65,7 +65,7 @@ def _row(experiment: Experiment, cell: tuple[str, str], metrics: Mapping[tuple[s
     for metric in experiment.shown:
         mean, half = spread(np.array([ours[seed][metric] for seed in sorted(ours)], float))
         intervals[metric] = float(mean), float(half)
-        row |= {f"{metric}_mean": mean, f"{metric}_ci95": half}
+        row |= {f"{metric}_mean": float(mean), f"{metric}_ci95": float(half)}
     for name, source in experiment.sources.items():
         row |= _reference(source, experiment.ratio_to, cell, name, *intervals[source.metric])
     if experiment.baseline is not None:
@@ -73,7 +73,12 @@ def _row(experiment: Experiment, cell: tuple[str, str], metrics: Mapping[tuple[s
         for metric in experiment.shown:
             pairs = [ours[seed][metric] - base[seed][metric] for seed in sorted(ours.keys() & base.keys())]
             test, name = paired(pairs), f"{metric}_minus_baseline"
-            row |= {f"{name}_mean": test.mean, f"{name}_ci95": test.high - test.mean, f"{name}_d": test.effect, f"{name}_p": test.t_test}
+            row |= {
+                f"{name}_mean": test.mean,
+                f"{name}_ci95": float(spread(np.array(pairs, float))[1]),
+                f"{name}_d": test.effect,
+                f"{name}_p": test.t_test,
+            }
             row["num_pairs"] = len(pairs)
     return row
 
@@ -138,7 +143,7 @@ def cells(numbers: pd.DataFrame, mean: str, half: str, sign: str = "") -> tuple[
 
 def legend(experiment: Experiment) -> list[str]:
     """The lines below the table that explain its columns."""
-    lines = ["Ours: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n = 1); accuracies in %."]
+    lines = ["Ours: mean over n seeds ± half-width of its 95 % interval (Student's t over seeds; none at n < 3); accuracies in %."]
     if "best5_rounds" in experiment.shown:
         best = "local test accuracy, mean of the five best rounds of each seed, selected on the test set, as the paper's numbers are"
         lines.append(f"Best 5 rounds: {best}.")

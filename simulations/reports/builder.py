@@ -28,7 +28,7 @@ from simulations.reports.section import Note, ReportSection, excluded_runs
 from simulations.reports.statistics import INTERVALS
 from simulations.reports.summary import results
 from simulations.reports.tables import clients, federated
-from simulations.reports.tables.table import NumberFormat, Table
+from simulations.reports.tables.table import RANGE_AT_TWO, NumberFormat, Table
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import DIVERGED, RUN_FILES, SETTING, find_run_folders, is_distillation, read_diverged, read_run
 
@@ -266,7 +266,7 @@ def earlier_files(output: Path) -> list[Path]:
 
 def _facts(excluded: Sequence[Note], num_runs: int, options: ReportOptions) -> Mapping[str, str]:
     """Facts on the report itself. ``num_runs`` counts all runs that were found."""
-    how = "standard deviation over seeds" if options.kind == "std" else f"95 %, {INTERVALS[options.kind]}"
+    how = "standard deviation over seeds" if options.kind == "std" else f"95 %, {INTERVALS[options.kind]}{RANGE_AT_TWO}"
     number = sum(reason.startswith(DIVERGED) for _, reason in excluded)
     diverged = {"Diverged runs": f"{number} of {num_runs}; lower their learning rate"} if number else {}
     return {"Intervals": how, "Excluded runs": str(len(excluded)), **diverged}

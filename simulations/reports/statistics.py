@@ -23,19 +23,25 @@ MIN_PAIRS = 6
 def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [n, ...] -> [...], [...]
     """The mean over the first axis and the half-width of its 95 % interval (Student's t).
 
-    The half-width is NaN for n = 1. Both are NaN for n = 0.
+    The half-width is NaN for n < 3: the interval of two seeds is 12.7 times as long as their range. Both are NaN for n = 0.
     """
     n = len(values)
     mean = np.mean(values, axis=0) if n else np.full(np.shape(values)[1:], np.nan)
-    if n < 2:
+    if n < 3:
         return mean, np.full_like(mean, np.nan, dtype=float)
     return mean, stdtrit(n - 1, 0.975) * np.std(values, axis=0, ddof=1) / np.sqrt(n)
+
+
+def is_range(n: int, kind: str) -> bool:
+    """The range of both seeds stands for an interval: Student's t would be 12.7 times as long, and a bootstrap gives the range anyway."""
+    return n == 2 and kind != "std"
 
 
 def interval(values: ArrayLike, kind: str = "t") -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [n, ...] -> 3 x [...]
     """The mean over the first axis, and the lower and upper end of what surrounds it.
 
-    The ends are NaN for n = 1. All three are NaN where any of the n values is NaN.
+    At n = 2 the ends are the lowest and the highest value, unless ``kind`` is ``std``; see :func:`is_range`. The ends are NaN for n = 1.
+    All three are NaN where any of the n values is NaN.
 
     Args:
         values: one row per seed.
@@ -43,6 +49,8 @@ def interval(values: ArrayLike, kind: str = "t") -> tuple[np.ndarray, np.ndarray
     """
     values = np.asarray(values, float)
     mean, half = spread(values)
+    if is_range(len(values), kind):
+        return mean, values.min(axis=0), values.max(axis=0)
     if kind == "std" and len(values) > 1:
         half = np.std(values, axis=0, ddof=1)
     if kind != "bootstrap" or len(values) < 2:
@@ -67,8 +75,8 @@ class Paired:
     Args:
         n: number of pairs.
         mean: of the differences.
-        low: lower end of the 95 % interval of the mean.
-        high: upper end of that interval.
+        low: lower end of the 95 % interval of the mean; at n = 2 the lower difference.
+        high: upper end of that interval; at n = 2 the higher difference.
         effect: Cohen's d_z, the mean over the standard deviation of the differences.
         t_test: two-sided p of the paired t test; 1 where no difference is nonzero.
         wilcoxon: two-sided p of the exact Wilcoxon signed-rank test; 1 where no difference is nonzero.

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from simulations.reports.groups import Group
-from simulations.reports.statistics import interval
+from simulations.reports.statistics import interval, is_range
 from simulations.run_folder.metric_names import ACCURACIES, COSTS
 from simulations.run_folder.reader import STRATEGY, FederatedRun
 
@@ -80,8 +80,9 @@ def results(groups: Sequence[Group], target: float | None = None, kind: str = "t
     """One row per group: of every metric of :func:`summarize` the mean over seeds, the minimum, the maximum, and the 95 % interval.
 
     The interval is a half-width by Student's t (``*_ci95``), one standard deviation (``*_std``), or two ends by a bootstrap (``*_low``,
-    ``*_high``). ``num_diverged`` counts the runs that are in no mean because they diverged. With a ``target``, ``num_reached`` counts the
-    seeds that reach it. Metrics of the way to the target are NaN unless all do.
+    ``*_high``). At n = 2 the half-width is NaN, and the two ends are the minimum and the maximum. ``num_diverged`` counts the runs that are
+    in no mean because they diverged. With a ``target``, ``num_reached`` counts the seeds that reach it. Metrics of the way to the target
+    are NaN unless all do.
     """
     rows = []
     for one in groups:
@@ -100,8 +101,9 @@ def results(groups: Sequence[Group], target: float | None = None, kind: str = "t
         columns = zip(*interval(values, kind), values.min(axis=0), values.max(axis=0), strict=True)
         for name, (middle, low, high, lowest, highest) in zip(names, columns, strict=True):
             row |= {f"{name}_mean": middle, f"{name}_min": lowest, f"{name}_max": highest}
-            half = {"t": "ci95", "std": "std"}.get(kind)
-            row |= {f"{name}_low": low, f"{name}_high": high} if half is None else {f"{name}_{half}": high - middle}
+            half = np.nan if is_range(len(values), kind) else high - middle
+            named = {"t": "ci95", "std": "std"}.get(kind)
+            row |= {f"{name}_low": low, f"{name}_high": high} if named is None else {f"{name}_{named}": half}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -54,11 +54,9 @@ class Spread:
 
 
 def spread_of(values: Sequence[float] | np.ndarray, kind: str) -> Spread:
-    """The spread as figures show it: an interval or a standard deviation, but the range of two seeds, whose interval would be too wide."""
+    """The spread as figures show it: an interval or a standard deviation, but the range of two seeds."""
     seeds = np.asarray(values, float)
     mean, low, high = (float(value) for value in interval(seeds, kind))
-    if len(seeds) == 2 and kind != "std":
-        low, high = float(seeds.min()), float(seeds.max())
     return Spread(mean, low, high, len(seeds))
 
 

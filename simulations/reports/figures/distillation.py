@@ -33,7 +33,7 @@ def curves(labelled: Mapping[str, Sequence[DistillationRun]], path_stem: Path | 
             runs, look = values.to_numpy().T, style.line(label)
             mean, low, high = interval(runs, style.kind)
             axes.plot(values.index, mean, **look, markevery=max(1, len(values) // 8))
-            ends = {"low": low, "high": high, "min": runs.min(axis=0), "max": runs.max(axis=0), "n": len(same)}
+            ends = {"low": low, "high": high, "n": len(same)}
             bands += band(axes, {"x": values.index, **ends}, look["color"], style, 0, 100)
         limits(axes, bands)
         axes.set_xlabel("Epoch")

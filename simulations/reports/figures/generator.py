@@ -288,7 +288,7 @@ def curve(
     seeds = values.to_numpy().T
     mean, low, high = interval(seeds, style.kind)
     axes.plot(values.index, mean, **look, markevery=max(1, len(values) // 7))
-    ends = {"low": low, "high": high, "min": seeds.min(axis=0), "max": seeds.max(axis=0), "n": len(seeds)}
+    ends = {"low": low, "high": high, "n": len(seeds)}
     return band(axes, {"x": values.index, **ends}, look["color"], style)
 
 

@@ -223,11 +223,11 @@ def _write(figure: Figure, paths: Sequence[Path]) -> None:
 def band(
     axes: Axes, values: Mapping[str, Any], color: str, style: FigureStyle, lower: float = -np.inf, upper: float = np.inf
 ) -> list[tuple[float, float]]:
-    """Draw the spread over seeds around a curve: the interval, or the range of two seeds, of which an interval would fill the figure.
+    """Draw the spread over seeds around a curve: the interval, or the range of two seeds.
 
     Args:
         axes: to draw on.
-        values: arrays ``x``, ``low``, ``high``, ``min``, ``max``, and ``n``.
+        values: arrays ``x``, ``low``, ``high``, and ``n``.
         color: of the curve.
         style: of the figure.
         lower: the ends are cut here.
@@ -236,11 +236,9 @@ def band(
     Returns:
         The lowest and the highest value of the band, for :func:`limits`; of a long band without its first tenth. Nothing without a band.
     """
-    n = int(np.max(values["n"]))
-    if n < 2 or style.band == "none":
+    if int(np.max(values["n"])) < 2 or style.band == "none":
         return []
-    ends = ("min", "max") if n == 2 and style.kind != "std" else ("low", "high")
-    low, high = (np.clip(np.asarray(values[end], float), lower, upper) for end in ends)
+    low, high = (np.clip(np.asarray(values[end], float), lower, upper) for end in ("low", "high"))
     if style.band == "fill":
         axes.fill_between(values["x"], low, high, color=color, alpha=0.16, linewidth=0)
     else:

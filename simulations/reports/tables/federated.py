@@ -13,10 +13,12 @@ from simulations.reports.tables.table import (
     DASH,
     DIVERGED,
     NONE,
+    RANGE_AT_TWO,
     Cell,
     Column,
     NumberFormat,
     Table,
+    around,
     counts,
     numbers,
     of_interval,
@@ -204,8 +206,8 @@ def _resource(values: Sequence[float] | np.ndarray, form: NumberFormat) -> Cell:
     mean, low, high = (float(value) for value in interval(np.asarray(values, float), form.kind))
     if np.isnan(mean) or np.isnan(low):
         return Cell(DASH if np.isnan(mean) else digits(mean), mean, n=len(values))
-    around = f" [{digits(low)}, {digits(high)}]" if form.kind == "bootstrap" else f" ± {digits(high - mean)}"
-    return Cell(digits(mean) + around, mean, low, high, len(values))
+    shown = digits(mean) + around(digits(low), digits(high), digits(high - mean), len(values), form.kind)
+    return Cell(shown, mean, low, high, len(values))
 
 
 def digits(value: float) -> str:
@@ -265,7 +267,7 @@ def comparisons(groups: Sequence[Group], baseline: str, metrics: Sequence[Metric
     for title, found_p in (("t", [test.t_test for test in found]), ("Wilcoxon", [test.wilcoxon for test in found])):
         columns += [p_values(f"p, {title}", found_p), p_values(f"p, {title}, Holm", holm(found_p).tolist())]
     number = sum(np.isfinite(test.wilcoxon) for test in found)
-    legend = "\n".join([COMPARISON_LEGEND.format(kind=INTERVALS[form.kind], number=number), *warnings(found)])
+    legend = "\n".join([COMPARISON_LEGEND.format(kind=f"{INTERVALS[form.kind]}{RANGE_AT_TWO}", number=number), *warnings(found)])
     blocks_ = tuple((metric.name, one.setting) for one, _, metric, _ in tested)
     return Table("comparisons", "Tests against the baseline", tuple(columns), legend, blocks_)
 

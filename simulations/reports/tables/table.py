@@ -8,12 +8,15 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fedkd.errors import require
-from simulations.reports.statistics import INTERVALS, interval
+from simulations.reports.statistics import INTERVALS, interval, is_range
 from simulations.reports.tables.mathematics import plain
 from simulations.run_folder.csv_rows import escaped
 
 NONE_AT_ONE = "; none at n = 1"
 """A remark of legends on cells of one seed, which only tables with such cells print."""
+
+RANGE_AT_TWO = "; at n = 2 (lowest to highest) instead"
+"""A remark of legends on cells of two seeds, which only tables with such cells print."""
 
 DIVERGED = "Diverged: the training of so many seeds of the row diverged. They are in no mean; n counts the others."
 """A sentence of the legend of tables with such rows."""
@@ -81,15 +84,17 @@ class Table:
     marked_by: str = "column"
 
     def __post_init__(self) -> None:
-        """Remove the remark on cells of one seed where the table has none.
+        """Remove the remarks on cells of one seed and of two seeds where the table has none.
 
         Raises:
             ConfigError: two columns have one title, hence would be one column of a file.
         """
         titles = [column.title for column in self.columns]
         require(len(set(titles)) == len(titles), f"table {self.name}", "must have columns of different names", titles)
-        if not any(cell.n == 1 for column in self.columns for cell in column.cells):
-            object.__setattr__(self, "legend", self.legend.replace(NONE_AT_ONE, ""))
+        sizes = {cell.n for column in self.columns for cell in column.cells}
+        for n, remark in ((1, NONE_AT_ONE), (2, RANGE_AT_TWO)):
+            if n not in sizes:
+                object.__setattr__(self, "legend", self.legend.replace(remark, ""))
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
@@ -147,7 +152,7 @@ class NumberFormat:
     @property
     def legend(self) -> str:
         """A phrase that explains a cell."""
-        how = "over seeds" if self.kind == "std" else INTERVALS[self.kind]
+        how = "over seeds" if self.kind == "std" else f"{INTERVALS[self.kind]}{RANGE_AT_TWO}"
         return f"mean over n seeds {self.sign} ({how}{NONE_AT_ONE})"
 
     def cell(self, values: ArrayLike, form: str | None = None, sign: str = "") -> Cell:
@@ -179,7 +184,10 @@ def numbers(title: str, values: Sequence[float], form: str = ".2f") -> Column:
 
 
 def over_seeds(values: ArrayLike, kind: str, form: str = ".2f", sign: str = "") -> Cell:
-    """The mean over seeds with its interval: ``81.20 ± 0.45``, or ``81.20 [80.7, 81.6]`` of a bootstrap; none for one seed."""
+    """The mean over seeds with its interval: ``81.20 ± 0.45``, or ``81.20 [80.7, 81.6]`` of a bootstrap; none for one seed.
+
+    Two seeds have their range: ``81.20 (80.75 to 81.65)``.
+    """
     seeds = np.asarray(values, float)
     mean, low, high = (float(value) for value in interval(seeds, kind))
     return of_interval(mean, low, high, len(seeds), kind, form, sign)
@@ -192,8 +200,15 @@ def of_interval(mean: float, low: float, high: float, n: int, kind: str, form: s
     shown = f"{mean:{sign}{form}}"
     if np.isnan(low):
         return Cell(shown, mean, n=n)
-    around = f" [{low:{sign}{form}}, {high:{sign}{form}}]" if kind == "bootstrap" else f" ± {high - mean:{form}}"
-    return Cell(shown + around, mean, low, high, n)
+    low_text, high_text = f"{low:{sign}{form}}", f"{high:{sign}{form}}"
+    return Cell(shown + around(low_text, high_text, f"{high - mean:{form}}", n, kind), mean, low, high, n)
+
+
+def around(low: str, high: str, half: str, n: int, kind: str) -> str:
+    """What surrounds a mean over n seeds, by the texts of its ends and of its half-width."""
+    if is_range(n, kind):
+        return f" ({low} to {high})"
+    return f" [{low}, {high}]" if kind == "bootstrap" else f" ± {half}"
 
 
 def ranked(cells: Sequence[Cell], blocks: Sequence[Hashable], form: str = ".2f", lowest: bool = False) -> tuple[Cell, ...]:

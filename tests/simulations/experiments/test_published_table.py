@@ -79,21 +79,24 @@ def test_a_table_says_what_its_sweeps_took_and_which_code_made_its_runs(tmp_path
 
 def test_within_means_in_our_interval_and_ratios_and_differences_are_paired():
     experiment = Experiment(
-        title="t", seeds=[0, 1], settings={"r": []}, strategies={"A": [], "B": []}, baseline="A",
+        title="t", seeds=[0, 1, 2], settings={"r": []}, strategies={"A": [], "B": []}, baseline="A",
         published=ReferenceNumbers(source="s", metric="global_test_accuracy_final", cells={"r": {"A": [51.0, 1.0], "B": 58.0}}),
     )  # fmt: skip
     found = {
-        ("r", "A"): {0: fake(0, global_test_accuracy=0.50), 1: fake(1, global_test_accuracy=0.52)},
-        ("r", "B"): {0: fake(0, global_test_accuracy=0.55), 1: fake(1, global_test_accuracy=0.571)},
+        ("r", name): {seed: fake(seed, global_test_accuracy=value) for seed, value in enumerate(values)}
+        for name, values in {"A": (0.50, 0.52, 0.51), "B": (0.55, 0.571, 0.5605)}.items()
     }
     table = published_table.compare(experiment, found).set_index("strategy")
     assert table["paper_within"].tolist() == ["yes", "yes"] and table.loc["B", "paper_difference"] == pytest.approx(56.05 - 58)
-    mean, half = by_hand([5.0, 5.1])
+    mean, half = by_hand([5.0, 5.1, 5.05])
     assert table.loc["B", "global_test_accuracy_final_minus_baseline_mean"] == pytest.approx(mean)
     assert table.loc["B", "global_test_accuracy_final_minus_baseline_ci95"] == pytest.approx(half)
     assert np.isnan(table.loc["A", "global_test_accuracy_final_minus_baseline_mean"])
     far = replace(experiment, published=replace(experiment.published, cells={"r": {"A": 80.0}}))
     assert published_table.compare(far, found)["paper_within"].tolist() == ["no", ""]
+    pair = {cell: {seed: runs[seed] for seed in (0, 1)} for cell, runs in found.items()}
+    two = published_table.compare(experiment, pair)
+    assert two.filter(like="ci95").isna().all(axis=None) and two["paper_within"].tolist() == ["", ""], "two seeds have no interval"
     times = replace(
         experiment,
         baseline=None,

@@ -143,7 +143,7 @@ def test_bands_of_standard_deviations_and_of_smoothed_curves(smoothing, folder, 
 
 
 def test_the_band_of_two_seeds_is_their_range(folder, tmp_path):
-    """An interval of two seeds is nine times as wide as they are apart, and would fill every figure."""
+    """Student's interval of two seeds is 12.7 times as wide as they are apart, and would fill every figure."""
     for seed in SEEDS[:2]:
         (tmp_path / f"run{seed}").symlink_to(folder / f"fedavg-0.1-{seed}")
     runs = [tmp_path / f"run{seed}" for seed in SEEDS[:2]]

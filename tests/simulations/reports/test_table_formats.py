@@ -50,17 +50,17 @@ def test_a_table_in_three_forms():
     table = Table(
         "x", "A & B at 5 %",
         (texts("strategy", ["fed_avg", "a|b", r"x^2 \ {y}"]), counts("n", [1, 2, 3000]),
-         Column("gain", ranked([over_seeds([-1.0, -2.0], "t", sign="+"), over_seeds([1.0], "t"), Cell("0.50", 0.5)], "aaa")),
+         Column("gain", ranked([over_seeds([-1.0, -2.0, -1.5], "t", sign="+"), over_seeds([1.0], "t"), Cell("0.50", 0.5)], "aaa")),
          numbers("p", [0.5, np.nan, 0.25], ".3f")),
         "A legend.", tuple("aab"),
     )  # fmt: skip
     text = latex(table)
-    assert r"fed\_avg & 1 & $-$1.50 $\pm$ 6.35 & 0.500 \\" in text and r"a|b & 2 & \textbf{1.00} & -- \\" in text
+    assert r"fed\_avg & 1 & $-$1.50 $\pm$ 1.24 & 0.500 \\" in text and r"a|b & 2 & \textbf{1.00} & -- \\" in text
     assert r"x\textasciicircum{}2 \textbackslash{} \{y\} & 3,000 & \underline{0.50} & 0.250 \\" in text
     assert r"\caption{A \& B at 5 \%. A legend. Bold: best mean between two rules; underlined: second.}" in text
     assert text.count(r"\midrule") == 2 and text.splitlines().index(r"\midrule", 9) == text.splitlines().index(r"\bottomrule") - 2
     assert frame(table).columns.tolist() == ["strategy", "n", "gain", "gain: low", "gain: high", "gain: n", "p"]
-    assert "| fed_avg   |     1 | -1.50 ± 6.35 | 0.500 |" in markdown(table) and "_0.50_" in markdown(table)
+    assert "| fed_avg   |     1 | -1.50 ± 1.24 | 0.500 |" in markdown(table) and "_0.50_" in markdown(table)
     assert "_0.50_" not in markdown(table, marks=False)
 
 
@@ -71,11 +71,11 @@ def test_a_formula_of_the_user_stays_in_latex_and_is_plain_text_elsewhere():
     assert list(frame(table)["setting"]) == ["α=0.1 & 5 %", "Λ_max"]
 
 
-def test_the_remark_on_single_seeds_stands_only_under_tables_that_have_one():
+def test_the_remarks_on_one_and_two_seeds_stand_only_under_tables_that_have_such_cells():
     form = NumberFormat()
-    for values, remark in (([[0.1], [0.1, 0.2]], True), ([[0.1, 0.2]], False)):
+    for values, remarks in (([[0.1], [0.1, 0.2]], (True, True)), ([[0.1, 0.2]], (False, True)), ([[0.1, 0.2, 0.3]], (False, False))):
         table = Table("x", "", (form.percents("acc.", values),), legend=f"Each cell: {form.legend}.")
-        assert ("none at n = 1" in markdown(table)) == remark
+        assert ("none at n = 1" in markdown(table), "at n = 2 (lowest to highest)" in markdown(table)) == remarks
 
 
 def test_greek_letters_of_the_user_are_mathematics_in_latex():
@@ -99,7 +99,8 @@ def test_a_mean_with_its_interval_or_its_standard_deviation(kind, wanted):
     form = NumberFormat(kind, 1)
     assert form.cell([1.0, 2.0, 3.0]).text == wanted and form.cell([1.0]).text == "1.0" and form.cell([np.nan]).text == DASH
     assert form.of_differences.cell([1.0, 2.0, 3.0]).text == "2.0 ± 2.5", "a difference has its interval"
-    assert form.percent([0.1, 0.3], sign="+").text.startswith("+20.0 ± ")
+    assert form.percent([0.1, 0.2, 0.3], sign="+").text.startswith("+20.0 ± ")
+    assert form.percent([0.3, -0.1], sign="+").text == {"t": "+10.0 (-10.0 to +30.0)", "std": "+10.0 ± 28.3"}[kind]
 
 
 def test_latex_rows_are_equally_long_and_hold_no_commands(tmp_path):

@@ -44,6 +44,8 @@ def files(folder) -> Files:
 
 
 def shown(values: Sequence[float], form: str = ".2f", sign: str = "") -> str:
+    if len(values) == 2:
+        return f"{np.mean(values):{sign}{form}} ({min(values):{sign}{form}} to {max(values):{sign}{form}})"
     return f"{np.mean(values):{sign}{form}} ± {half_width(values):{form}}"
 
 
@@ -55,7 +57,9 @@ def check(folder: Path, name: str, first: str, title: str, wanted: Sequence[Sequ
         assert [row[column] for row in rows[1:]] == [shown(values, form, sign) for values in wanted]
     table = pd.read_csv(report / f"{name}.csv")
     assert table[title].tolist() == pytest.approx([np.mean(values) for values in wanted])
-    assert (table[f"{title}: high"] - table[title]).tolist() == pytest.approx([half_width(values) for values in wanted])
+    assert (table[f"{title}: high"] - table[title]).tolist() == pytest.approx(
+        [np.ptp(values) / 2 if len(values) == 2 else half_width(values) for values in wanted]
+    )
 
 
 def test_headlines(folder, files):
