@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedkd.distillation.generator_state import generated_images, new_generator
 from fedkd.errors import require
 from fedkd.federation.aggregation import AGGREGATION_PARTS, assemble_model
-from fedkd.federation.client import Client
+from fedkd.federation.client import Client, batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, Member
 from fedkd.seed import Seed
@@ -73,6 +73,10 @@ class ServerDistillation(Strategy):
     def teachers(self, server: Server, updates: Sequence[Update]) -> list[Member]:
         """The models of the round's clients."""
         return [Member(server.network_of(update.client), update.state["model"]) for update in updates]
+
+    def with_statistics(self, server: Server, trained: Tensors, source: Tensors) -> Tensors:
+        """``trained`` with the BatchNorm statistics of ``source``: those of generated images are not those of data."""
+        return {**trained, **{name: source[name] for name in batchnorm_statistic_names(server.model)}}
 
     def _kept_ensemble(self, server: Server, state: State) -> dict[str, Callable[[Tensor], Any]]:
         """The ensemble of the clients' models in the parts ``member-<client>`` of the state, where a strategy keeps them.

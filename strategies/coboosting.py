@@ -71,6 +71,8 @@ class CoBoosting(ServerDistillation):
         student_optimizer: ``parameters -> optimizer`` of the student. Its learning rate follows a cosine over the epochs of a round.
         max_gradient_norm: Largest norm of the gradients of generator and student, > 0. Longer ones are scaled down.
         student: Start from the ``average`` of the clients' models, or ``fresh``.
+        student_statistics: BatchNorm statistics of the student: of the ``images`` on which it trains, or the ``average`` of the clients',
+            which is kept. ``average`` needs a student that starts from the average.
 
     Deviations:
         - From the public code: the student starts from the clients' mean as shipped, and the shipped epochs and steps are fewer.
@@ -104,6 +106,7 @@ class CoBoosting(ServerDistillation):
     student_optimizer: OptimizerFactory
     max_gradient_norm: float
     student: Literal["average", "fresh"]
+    student_statistics: Literal["images", "average"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +117,11 @@ class CoBoosting(ServerDistillation):
         ):  # fmt: skip
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 < self.mu_decay <= 1, "mu_decay", "must be in (0, 1] (1 keeps the step)", self.mu_decay)
+        require(
+            self.student_statistics == "images" or self.student == "average",
+            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
+            self.student_statistics,
+        )  # fmt: skip
         self.require_image_generator(self.generator)
         self.synthesis = Synthesis(
             self.generator, clip_gradients(self.generator_optimizer, self.max_gradient_norm), self.generator_steps, self.batch_size,
@@ -156,7 +164,8 @@ class CoBoosting(ServerDistillation):
                 server.model, student, batches, self.distillation, clip_gradients(self.student_optimizer, self.max_gradient_norm),
                 optimizer_state=optimizer, schedule=[factor] * len(batches),
             )  # fmt: skip
-            student, optimizer = fitted.tensors, fitted.optimizer
+            keeps = self.student_statistics == "average"
+            student, optimizer = self.with_statistics(server, fitted.tensors, student) if keeps else fitted.tensors, fitted.optimizer
             terms = {
                 **{f"synthesis_{name}": value for name, value in terms.items()},
                 "distillation_loss": fitted.metric_sums["loss"] / len(batches),

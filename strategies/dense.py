@@ -64,6 +64,8 @@ class Dense(ServerDistillation):
         keep: Images of a generator that are kept: of the ``last`` step, or of the step with the least loss (``best``, public code).
         student_steps: Batches per epoch, > 0. null means one pass over all images.
         student: Start from the ``average`` of the clients' models, or ``fresh``.
+        student_statistics: BatchNorm statistics of the student: of the ``images`` on which it trains, or the ``average`` of the clients',
+            which is kept. ``average`` needs a student that starts from the average.
 
     Deviations:
         - From the public code: the student starts from the clients' mean as shipped. The public code's starts ``fresh``.
@@ -90,6 +92,7 @@ class Dense(ServerDistillation):
     keep: Literal["last", "best"]
     student_steps: int | None
     student: Literal["average", "fresh"]
+    student_statistics: Literal["images", "average"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +103,11 @@ class Dense(ServerDistillation):
         require(
             self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps
         )
+        require(
+            self.student_statistics == "images" or self.student == "average",
+            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
+            self.student_statistics,
+        )  # fmt: skip
         self.require_image_generator(self.generator)
         self.synthesis = Synthesis(
             self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv, keep=self.keep
@@ -139,7 +147,8 @@ class Dense(ServerDistillation):
             images = torch.cat([images, x]) if len(images) else x
             batches = self.batches_of(as_examples(images), torch.cat(teacher_logits), seed, server.dtype)
             fitted = fit(server.model, student, batches, self.distillation, self.student_optimizer, optimizer_state=optimizer)
-            student, optimizer = fitted.tensors, fitted.optimizer
+            keeps = self.student_statistics == "average"
+            student, optimizer = self.with_statistics(server, fitted.tensors, student) if keeps else fitted.tensors, fitted.optimizer
             terms = {
                 **{f"synthesis_{name}": value for name, value in terms.items()},
                 "distillation_loss": fitted.metric_sums["loss"] / len(batches),

@@ -75,6 +75,8 @@ class DFRD(GeneratorDistillation):
         label_weights: Ensemble by label ``counts``, with labels in proportion. ``uniform``: the plain mean, and uniform labels.
         student: The model starts a round from the ``average`` of the clients' models and is broadcast. ``last``: it starts from itself, and
             every client keeps its own model.
+        student_statistics: BatchNorm statistics of the student: of the ``images`` on which it trains, or the ``average`` of the clients',
+            which is kept. ``average`` needs a student that starts from the average.
 
     Deviations:
         - From the public code: the shipped generator and the number of iterations are smaller.
@@ -106,6 +108,7 @@ class DFRD(GeneratorDistillation):
     ema_correction: bool
     label_weights: Literal["counts", "uniform"]
     student: Literal["average", "last"]
+    student_statistics: Literal["images", "average"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +117,11 @@ class DFRD(GeneratorDistillation):
         for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1), ("temperature", 0)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1) (0 forgets earlier rounds)", self.ema_decay)
+        require(
+            self.student_statistics == "images" or self.student == "average",
+            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
+            self.student_statistics,
+        )  # fmt: skip
         kind = getattr(self.generator, "func", self.generator)
         require(getattr(kind, "embeds_labels", False), "generator", "must embed labels (image_dcgan)", getattr(kind, "__name__", kind))
 
@@ -212,7 +220,9 @@ class DFRD(GeneratorDistillation):
         fitted = fit(
             server.model, model, Batches(y, None, None, server.dtype, drawn), self.distillation, self.student_optimizer
         )  # fmt: skip
-        return fitted.tensors, fitted.metric_sums["loss"] / self.student_steps
+        keeps = self.student_statistics == "average"
+        trained = self.with_statistics(server, fitted.tensors, model) if keeps else fitted.tensors
+        return trained, fitted.metric_sums["loss"] / self.student_steps
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:
         """The divergence from the ensemble on the generator's images, plus ``ema_weight`` times that on images of its average."""

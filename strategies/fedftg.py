@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fedkd.distillation.generator_state import cached_generator
 from fedkd.distillation.image_synthesis import stack_models, unstack_models
 from fedkd.errors import require
-from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.federation.server import Server
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.diversity import diversity, noise_distances
@@ -177,8 +176,7 @@ class FedFTG(GeneratorDistillation):
             server.model, state["model"], Batches(y.expand(steps, -1), None, None, server.dtype, drawn), self.distillation,
             scale_lr(self.student_optimizer, self.student_lr_decay ** (server_round - 1)), optimizer_state=state.get("student_optimizer"),
         )  # fmt: skip
-        statistics = {name: state["model"][name] for name in batchnorm_statistic_names(server.model)}
-        model = {**fitted.tensors, **statistics}
+        model = self.with_statistics(server, fitted.tensors, state["model"])
         return {**state, "model": model, "student_optimizer": fitted.optimizer}, fitted.metric_sums["loss"] / steps
 
     def distillation(self, model: FunctionalModel, batch: Batch, broadcast: State, client_state: State) -> tuple[Tensor, Metrics]:

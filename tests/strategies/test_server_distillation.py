@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fedkd.checkpoint import read_checkpoint
+from fedkd.errors import ConfigError
 from fedkd.federation.aggregation import average
+from fedkd.federation.client import batchnorm_statistic_names
 from fedkd.metrics.accuracy import evaluate
 from simulations.config import compose
 from simulations.federation.runner import run_federation
@@ -81,3 +83,16 @@ def test_server_with_other_networks_and_one_client(name, model):
     after, metrics = simulation.strategy.aggregate(server, state, updates[:1], 1)
     assert all(torch.isfinite(value).all() for value in after["model"].values())
     assert same_tensors(after["average"], updates[0].state["model"]) and len(metrics) >= 2
+
+
+@pytest.mark.parametrize(("name", "other_start"), [("dense", "fresh"), ("coboosting", "fresh"), ("dfrd", "last")])
+def test_statistics_of_the_student_are_those_of_its_images_or_the_average(name, other_start):
+    """The parameters are trained either way. A student that does not start from the average has no statistics of data to keep."""
+    for choice in ("images", "average"):
+        simulation, server, state, updates = trained_clients(name, "local_steps=1", f"strategy.student_statistics={choice}")
+        after, _ = simulation.strategy.aggregate(server, state, updates, 1)
+        statistics = batchnorm_statistic_names(server.model)
+        kept = {key for key, value in after["model"].items() if torch.equal(value, after["average"][key])}
+        assert statistics and kept & statistics == (statistics if choice == "average" else set()) and "head.weight" not in kept
+    with pytest.raises(ConfigError, match=r"student_statistics must be images, .* starts from the average .*got 'average'"):
+        replace(simulation.strategy, student=other_start)
