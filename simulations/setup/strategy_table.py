@@ -40,6 +40,7 @@ def shipped_strategy(name: str) -> Strategy:
     return build(compose([f"strategy={name}"]), "strategy")
 
 
+@cache
 def model_heterogeneity(name: str) -> str:
     """Architectures that clients may have: ``any``, ``same embedding size``, ``head only`` or ``none``.
 
