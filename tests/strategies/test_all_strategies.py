@@ -142,7 +142,8 @@ def test_shipped_values_take_less_than_half_a_minute(name, tmp_path):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_learns(name):
     """After two rounds the local test accuracy is better than chance."""
-    ran = small_run(f"strategy={name}", *strategy_overrides(name), "local_steps=25", "rounds=2", "clients_per_round=6", "optimizer.lr=0.1")
+    settings = ("local_steps=25", "rounds=2", "clients_per_round=6", "clients_per_vmap=6", "optimizer.lr=0.1")
+    ran = small_run(f"strategy={name}", *strategy_overrides(name), *settings)
     broadcast = {part: ran.state[part] for part in ran.simulation.strategy.broadcast_parts}
     scores = [
         ran.simulation.strategy.evaluate(ran.simulation.client(k, 2, testing=True), broadcast, ran.client_states[k], 2, 100)[""]

@@ -85,6 +85,7 @@ def test_neutral_parameters_give_fedavg_bit_for_bit(name, protocol):
     assert [actual.metrics[r]["train_loss"] for r in (1, 2, 3)] == [fedavg.metrics[r]["train_loss"] for r in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("protocol", ["public_code"], indirect=True)
 @pytest.mark.parametrize("name", AWAY)
 def test_other_parameters_change_the_model(name, protocol):
     common = [option for option in AWAY[name] if not option.startswith(("strategy", "+strategy", "public_data", "server_optimizer"))]

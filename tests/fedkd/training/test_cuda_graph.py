@@ -42,7 +42,7 @@ def captured(monkeypatch):
     small_run.cache_clear()
 
 
-SETTINGS = ("precision=float64", "rounds=2", "optimizer.momentum=0.9", "clients_per_vmap=2")
+SETTINGS = ("precision=float64", "rounds=2", "local_steps=3", "optimizer.momentum=0.9", "clients_per_vmap=2")
 
 
 @pytest.mark.parametrize("name", TRAININGS)

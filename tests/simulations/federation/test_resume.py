@@ -17,7 +17,7 @@ from simulations.run_folder.reader import read_run
 from simulations.setup.simulation import build_simulation
 from tests.processes import ROOT, TINY, Command, differing, metrics, quick, rows, until
 from tests.simulations.federation.resume_tools import SHORT, check_refused, check_resumed
-from tests.small_runs import STRATEGIES, InterruptedGrid, strategy_overrides
+from tests.small_runs import TRAININGS, InterruptedGrid, strategy_overrides
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,11 @@ def test_killed_between_two_rounds(killed_copy, uninterrupted):
     assert before < len(metrics(killed_copy)) == 15
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", TRAININGS)
 def test_every_strategy_continues_from_its_checkpoint(tmp_path, strategy):
     """The states of server and clients are restored: consensus, generator, optimizer moments, control variates, tables."""
     given = [*(word for word in TINY if not word.startswith("strategy.")), f"strategy={strategy}", *strategy_overrides(strategy)]
-    given += ["engine=local", "rounds=4", *(["validation_fraction=0.2"] if strategy == "feddf" else [])]
+    given += ["engine=local", "rounds=3", "clients_per_round=3", *(["validation_fraction=0.2"] if strategy == "feddf" else [])]
     uninterrupted = run_federation(compose([*given, f"output={tmp_path / 'uninterrupted'}"]))
     interrupted = compose([*given, f"output={tmp_path / 'interrupted'}"])
     with pytest.raises(KeyboardInterrupt):
@@ -79,7 +79,7 @@ def test_every_strategy_continues_from_its_checkpoint(tmp_path, strategy):
     assert rows(tmp_path / "interrupted") == 1, "the second round's row is written after its evaluation, during the third round"
     build_simulation.cache_clear()
     resumed = run_federation(compose([*given, f"output={tmp_path / 'interrupted'}"]))
-    assert len(metrics(uninterrupted)) == 4
+    assert len(metrics(uninterrupted)) == 3
     assert list(differing(uninterrupted, resumed)) == ["config.yaml"], "config.yaml names the output folder"
 
 
