@@ -130,9 +130,10 @@ class Examples:
         std: per channel, images are divided by it.
         digest: hash of the decoded content. It identifies the data independently of their path.
         rows: index into ``x`` of each example [N], int64, so that a subset shares its images; None: all images, in order.
-        groups: domain of each example [N], int64. Each batch has the same number of examples of every domain; None: no domains.
+        groups: group of each example [N], int64: its domain, writer or speaker; None: no groups.
         left_out: files of the whole data set that are not used; with the training set alone.
         metadata: further properties of the examples by name, such as a writer or a year: one value per example [N] each.
+        group_names: name of each group 0, 1, ...; empty: groups have no names.
     """
 
     x: Tensor
@@ -145,6 +146,7 @@ class Examples:
     groups: Tensor | None = None
     left_out: tuple[LeftOut, ...] = ()
     metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
+    group_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)

@@ -308,11 +308,23 @@ class DataSource(ABC):
 
     def _examples(self, content: Content, part: str) -> Examples:
         """The examples of one part: ``train`` or ``test``."""
-        x, y = (torch.from_numpy(np.asarray(content.arrays[f"{part}_{which}"])) for which in "xy")
-        stored = content.arrays.get(f"{part}_groups")
-        groups = None if stored is None else torch.from_numpy(np.asarray(stored))
-        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
-        return Examples(x, y, float(self.scale), mean, std, content.digest, groups=groups)
+        return examples_of_content(content, part, float(self.scale), tuple(map(float, self.mean)), tuple(map(float, self.std)))
+
+
+def examples_of_content(content: Content, part: str, scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Examples:
+    """The examples of one part of an entry of the cache. Their images stay in the mapped file until they are used.
+
+    Args:
+        content: the entry.
+        part: ``train`` or ``test``.
+        scale: the byte that stands for 1.0.
+        mean: per channel.
+        std: per channel.
+    """
+    x, y = (torch.from_numpy(np.asarray(content.arrays[f"{part}_{which}"])) for which in "xy")
+    stored = content.arrays.get(f"{part}_groups")
+    groups = None if stored is None else torch.from_numpy(np.asarray(stored))
+    return Examples(x, y, scale, mean, std, content.digest, groups=groups, group_names=content.group_names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,10 +37,12 @@ class Decoded(NamedTuple):
     Args:
         class_names: names of the classes, or empty.
         unreadable: (location, reason) of each example that cannot be read.
+        group_names: names of the groups of the examples, or empty.
     """
 
     class_names: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
+    group_names: tuple[str, ...] = ()
 
 
 Decode = Callable[[Allocate], Decoded]
@@ -59,12 +61,14 @@ class Content:
         class_names: names of the classes, or empty.
         digest: hash of the arrays, independent of any path.
         unreadable: (location, reason) of each example that was left out because it cannot be read.
+        group_names: names of the groups of the examples, or empty.
     """
 
     arrays: dict[str, np.ndarray]
     class_names: tuple[str, ...]
     digest: str
     unreadable: tuple[tuple[str, str], ...] = ()
+    group_names: tuple[str, ...] = ()
 
 
 class _Damaged(Exception):
@@ -190,7 +194,8 @@ def _read(entry: Path) -> Content:
         _verify(entry, meta)
         arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="c") for name in meta["content"]["files"]}
         unreadable = tuple((str(location), str(reason)) for location, reason in meta["content"].get("unreadable", ()))
-        return Content(arrays, tuple(meta["content"]["class_names"]), meta["content"]["digest"], unreadable)
+        group_names = tuple(map(str, meta["content"].get("group_names", ())))
+        return Content(arrays, tuple(meta["content"]["class_names"]), meta["content"]["digest"], unreadable, group_names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(str(error)) from error
 
@@ -272,4 +277,6 @@ def _finish(folder: Path, arrays: Mapping[str, np.memmap], decoded: Decoded) -> 
     content: dict[str, Any] = {"files": files, "class_names": list(decoded.class_names), "digest": content_digest(arrays)}
     if decoded.unreadable:
         content["unreadable"] = [list(item) for item in decoded.unreadable]
+    if decoded.group_names:
+        content["group_names"] = list(decoded.group_names)
     (folder / "meta.json").write_text(json.dumps({"content": content, "checksum": json_digest(content)}, indent=1))

@@ -1,5 +1,7 @@
 """MNIST, Fashion-MNIST, and EMNIST: gray images of 28x28 pixels in IDX files (format: http://yann.lecun.com/exdb/mnist)."""
 
+import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,18 +17,54 @@ from fedkd.errors import require
 
 
 def check_idx(path: Path) -> None:
-    """Check that an IDX file of bytes has the length that its header implies.
+    """Check that an IDX file of bytes, plain or compressed by gzip, has the length that its header implies.
 
     Raises:
         ConfigError: it has another length, or no valid header.
     """
-    with decoder_errors(str(path)), path.open("rb") as file:
-        head = file.read(16)
+    if path.suffix == ".gz":
+        with decoder_errors(str(path)):
+            content = gzip.decompress(path.read_bytes())
+        head, length = content[:16], len(content)
+    else:
+        with decoder_errors(str(path)), path.open("rb") as file:
+            head = file.read(16)
+        length = path.stat().st_size
     num_dimensions = head[3] if len(head) >= 8 and head[:3] == b"\x00\x00\x08" else 0
     sizes = [int.from_bytes(head[4 * d + 4 : 4 * d + 8], "big") for d in range(num_dimensions)]
-    length = path.stat().st_size
     if not 1 <= num_dimensions <= 3 or length != 4 + 4 * num_dimensions + int(np.prod(sizes)):
         raise damaged_file(str(path), f"it holds {length} bytes, and its header promises images or labels of sizes {sizes}")
+
+
+class IdxFiles(VisionDataset):
+    """IDX files outside torchvision's layout, such as those of Debian's package ``dataset-fashion-mnist``.
+
+    Args:
+        images: file of the images, plain or compressed by gzip.
+        labels: file of the labels, likewise.
+        classes: names of the classes.
+    """
+
+    def __init__(self, images: Path, labels: Path, classes: Sequence[str]) -> None:
+        self.images, self.labels, self.classes = _read_idx(images, 3), _read_idx(labels, 1), tuple(classes)
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images and {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]), int(self.labels[index])
+
+
+def _read_idx(path: Path, num_dimensions: int) -> np.ndarray:
+    """The bytes of an IDX file, in the shape that its header gives. Its length has been checked."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    if content[3] != num_dimensions:
+        raise ValueError(f"{path.name} has {content[3]} dimensions instead of {num_dimensions}")
+    sizes = np.frombuffer(content, ">u4", num_dimensions, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(*map(int, sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +79,21 @@ class MNIST(TorchvisionSource):
         check_idx(path)
 
     def required(self, train: bool) -> dict[str, str | None]:
-        """The files of images and of labels of one part."""
-        prefix = f"{self.dataset.__name__}/raw/{'train' if train else 't10k'}"
-        return {f"{prefix}-images-idx3-ubyte": None, f"{prefix}-labels-idx1-ubyte": None}
+        """The files of images and of labels of one part, where they lie."""
+        prefix = "train" if train else "t10k"
+        return {self._place(f"{prefix}-images-idx3-ubyte"): None, self._place(f"{prefix}-labels-idx1-ubyte"): None}
+
+    def open(self, train: bool, download: bool) -> VisionDataset:
+        """torchvision's object, or :class:`IdxFiles` where the files have not torchvision's layout."""
+        images, labels = paths = [self.folder / name for name in self.required(train)]
+        if download or not any(path.exists() for path in paths) or all(path.parent.name == "raw" and not path.suffix for path in paths):
+            return super().open(train, download)
+        return IdxFiles(images, labels, self.dataset.classes)
+
+    def _place(self, name: str) -> str:
+        """The file ``name`` relative to ``root``: torchvision's place, or beside it as gzip, or in ``root`` itself."""
+        raw = f"{self.dataset.__name__}/raw/{name}"
+        return next((place for place in (raw, f"{raw}.gz", name, f"{name}.gz") if (self.folder / place).is_file()), raw)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,7 +192,8 @@ class Training:
 def example_order(examples: Examples, generator: torch.Generator) -> Tensor:  # [N]
     """A random order of all examples.
 
-    Where examples have groups, one example of each group follows the other, until the smallest group is used up.
+    Where examples have groups, one example of each group follows the other, until the smallest group is used up. The others follow in
+    random order.
     """
     if examples.groups is None:
         return torch.randperm(len(examples), generator=generator)
@@ -201,7 +202,8 @@ def example_order(examples: Examples, generator: torch.Generator) -> Tensor:  # 
     smallest = min(map(len, groups))
     shuffled = [group[torch.randperm(len(group), generator=generator)] for group in groups]
     in_turn = torch.stack([group[:smallest] for group in shuffled], 1).flatten()
-    return torch.cat([in_turn, torch.cat([group[smallest:] for group in shuffled])])
+    rest = torch.cat([group[smallest:] for group in shuffled])
+    return torch.cat([in_turn, rest[torch.randperm(len(rest), generator=generator)] if len(rest) else rest])
 
 
 def teacher_members(network: nn.Module, teacher_tensors: Tensors) -> list[Member]:

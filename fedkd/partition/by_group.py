@@ -75,7 +75,7 @@ class ByGroup:
     def _missing(self, train: ExampleAttributes) -> str:
         """The message for examples without groups."""
         if self.column is None:
-            given = "choose data with groups, such as rotated_mnist, or parquet with data.group_column=NAME, or another partition"
+            given = "choose data with groups, such as domains, or parquet with data.group_column=NAME, or another partition"
             return f"the data must give every example a group for ByGroup, got none; {given}"
         rule = f"column must be one of the metadata of the data ({', '.join(train.metadata) or 'which have none'})"
         return f"{rule}, got {self.column!r}; for a column of Parquet files use data.group_column=NAME with column=null"

@@ -4,6 +4,7 @@ The files are ``table.md``, ``table.csv``, ``table.tex``, and ``runs.csv`` with 
 ``<output>/<name>/reproduce/<experiment>/``. An interrupted reproduction resumes when the same command is given again.
 """
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,8 +43,11 @@ from simulations.run_folder.reader import FederatedRun, read_run
 
 KEYS = ("experiment", "seeds", "settings", "strategies", "jobs", "quiet", "only")
 
-PLACES = ("data.root=", "data.cache=", "data.download=", "output=", "engine", "progress=", "checkpoint_every=", *PREFIXES)
-"""Overrides that do not change a result."""
+PLACES = ("output=", "engine", "progress=", "checkpoint_every=", *PREFIXES)
+"""Beginnings of overrides that do not change a result."""
+
+DATA_PLACE = re.compile(r"data\.([\w.]+\.)?(root|cache|download)=")
+"""Overrides of the places of data sets, also of the parts of one, which do not change a result either."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def plan_reproduction(
     check_jobs(jobs, launcher)
     rule = "must not be given for an experiment that compares times, whose runs are made one after the other here"
     require(not launcher or not experiment.serial, "hydra/launcher", rule, " ".join(launcher))
-    odd = [word for word in overrides if not word.startswith(PLACES)]
+    odd = [word for word in overrides if not (word.startswith(PLACES) or DATA_PLACE.match(word))]
     notes = [experiment.note, f"NOT as the experiment has it: {' '.join(odd)}." if odd else ""]
     notes.append(f"{baseline}, from which differences are, is not among the strategies." if lacks else "")
     experiment = replace(experiment, note=" ".join(filter(None, notes)))

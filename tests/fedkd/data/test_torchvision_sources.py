@@ -39,6 +39,21 @@ def test_idx_files_are_decoded_byte_for_byte(tmp_path, cls):
         assert (examples.scale, examples.mean, examples.std) == (255.0, (0.5,), (0.5,))
 
 
+@pytest.mark.parametrize("folder", ["FashionMNIST/raw", ""])
+def test_compressed_idx_files_are_read_as_they_lie(tmp_path, folder):
+    write_mnist(tmp_path / "plain", "FashionMNIST")
+    (tmp_path / "data" / folder).mkdir(parents=True)
+    for path in (tmp_path / "plain/FashionMNIST/raw").iterdir():
+        (tmp_path / "data" / folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    found = mnist_source(tmp_path, mnist.FashionMNIST)()
+    expected = mnist_source(tmp_path, mnist.FashionMNIST, root=str(tmp_path / "plain"))()
+    assert found[0] == expected[0] and found[1].digest == expected[1].digest
+    damaged = tmp_path / "data" / folder / "t10k-labels-idx1-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="root must hold intact files, got a damaged one: .*t10k-labels-idx1-ubyte.gz"):
+        mnist_source(tmp_path, mnist.FashionMNIST)()
+
+
 def test_a_source_resizes_to_height_and_width(tmp_path):
     write_mnist(tmp_path / "data")
     task, train, _ = mnist_source(tmp_path, size=[14, 20])()
