@@ -35,7 +35,7 @@ TARGETS = (
 )  # fmt: skip
 """Values of a mutated ``_target_``. None may be called."""
 
-RUN_GROUPS = ("data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "evaluation", "engine")
+RUN_GROUPS = ("data", "partition", "shift", "drift", "systems", "public_data", "model", "optimizer", "strategy", "evaluation", "engine")
 DISTILLATION_GROUPS = ("augmentation", "distiller", "image_source", "model@teacher", "model@student")
 SMALL_RUN = ("engine=local", "num_clients=4", "clients_per_round=2", "partition=iid", "model=mlp", "strategy=fedavg", "clients_per_vmap=1")
 SMALL_DISTILLATION = ("teacher=mlp", "student=mlp", "epochs=2")

@@ -110,7 +110,7 @@ _ROWS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("fedkd/checkpoint.py", '"finished": checkpoint.round == rounds', '"finished": checkpoint.round >= rounds - 1', CHECKPOINT),
     ("simulations/run_folder/folder.py", 'if header["config"] != self.key', "if False", RESUME),
     ("simulations/run_folder/csv_rows.py", "<= server_round]", "<= server_round + 1]", RESUME),
-    ("simulations/setup/simulation.py", ', "partition": index_digest(*self.partition.train, *self.partition.test)', "",
+    ("simulations/setup/simulation.py", ', "partition": index_digest(*indices)', "",
      ("tests/simulations/run_folder/test_folder.py",)),
     # statistics of reports
     ("simulations/reports/statistics.py", "stdtrit(n - 1, 0.975)", "stdtrit(n, 0.975)", STATISTICS),

@@ -18,7 +18,7 @@ from tests.small_runs import ROOT
 PLACES = {
     "data": "data", "partition": "partition", "model": "model", "optimizer": "optimizer", "strategy": "strategy", "engine": "engine",
     "aggregator": "aggregator", "server_optimizer": "server_optimizer",
-    "generator": "strategy.generator", "shift": "shift", "systems": "systems", "public_data": "public_data",
+    "generator": "strategy.generator", "shift": "shift", "drift": "drift", "systems": "systems", "public_data": "public_data",
     "distiller": "distiller", "image_source": "image_source", "augmentation": "augmentation",
 }  # fmt: skip
 """By group: where its options stand in a composed configuration."""

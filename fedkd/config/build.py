@@ -28,7 +28,7 @@ DISTILLATION_KEYS_WITHOUT_EFFECT = (
 )  # fmt: skip
 """Keys of a distillation that cannot change its result, or whose effect is hashed by content."""
 
-NEUTRAL_PARTS = {"aggregator": "Mean", "server_optimizer": "NoServerOptimizer"}
+NEUTRAL_PARTS = {"aggregator": "Mean", "server_optimizer": "NoServerOptimizer", "drift": "NoDrift"}
 """Parts of a federated run with the class that leaves everything as it is."""
 
 NEUTRAL_KEYS = (("model", "embedding_size"), ("data", "group_column"))
@@ -111,14 +111,19 @@ def config_hash(config: DictConfig, digests: Mapping[str, str], without: Sequenc
     if config.evaluation.clients is None:
         kept["evaluation"] = {key: value for key, value in kept["evaluation"].items() if key != "clients"}
     for part, target in NEUTRAL_PARTS.items():
-        if class_name(str(kept.get(part, {}).get("_target_"))) == target:
-            kept.pop(part)
+        if class_name(str((kept.get(part) or {}).get("_target_"))) in (target, "None"):
+            kept.pop(part, None)
     for part, key in NEUTRAL_KEYS:
         if kept[part].get(key, "") is None:
             kept[part] = {name: value for name, value in kept[part].items() if name != key}
     kept |= {part: without_paths(kept[part]) for part in ("data", "partition", "systems", "public_data")}
     kept = with_class_names(kept)
     return hashlib.sha256(json.dumps([kept, dict(digests)], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def has_drift(config: DictConfig) -> bool:
+    """Whether the clients' data change during a run."""
+    return bool(config.get("drift")) and class_name(str(config.drift.get("_target_"))) != NEUTRAL_PARTS["drift"]
 
 
 def without_paths(node: Any) -> Any:

@@ -78,6 +78,7 @@ class Run:
         data: the data set.
         partition: the assignment of examples to clients.
         shift: feature shift and label noise of clients.
+        drift: changes of the clients' data during the run.
         systems: client sampling and system heterogeneity.
         public_data: the server's public data.
         model: the network, or one network per client.
@@ -125,6 +126,7 @@ class Run:
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
+    drift: dict[str, Any] = field(default_factory=dict)
     systems: dict[str, Any] = field(default_factory=dict)
     public_data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,8 @@ from fedkd.config.targets import check_targets, resolve_target
 from fedkd.errors import ConfigError, is_plain_name, nearest, require
 
 RUN_PARTS = (
-    "data", "partition", "shift", "systems", "public_data", "model", "optimizer", "strategy", "aggregator", "server_optimizer", "engine",
+    "data", "partition", "shift", "drift", "systems", "public_data", "model", "optimizer", "strategy", "aggregator", "server_optimizer",
+    "engine",
 )  # fmt: skip
 """Keys of a federated run whose value is an object with a ``_target_``."""
 
@@ -83,6 +84,8 @@ def check_run(config: DictConfig) -> None:
     require(every is None or every >= 1, "generator_diagnostics_every", "must be >= 1 rounds, or null for never", every)
     check_common_keys(config)
     for part in RUN_PARTS:
+        if part == "drift" and not config.get(part):  # runs of earlier versions have none
+            continue
         check_part(to_dict(config[part]), part, config.get("allow_targets") or [])
 
 

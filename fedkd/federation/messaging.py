@@ -57,6 +57,7 @@ class Federation:
         evaluate_every: rounds between two evaluations, >= 1. The last round is always evaluated.
         check: the check of every reply. A reply that it refuses is a failure of its client. None accepts all replies.
         evaluated_clients: ``round -> clients`` whose local test sets are evaluated. None evaluates all clients.
+        by_round: ``round -> settings`` where they differ by round, as the data of clients drift. None: they are the same in all rounds.
     """
 
     server: Server
@@ -67,6 +68,11 @@ class Federation:
     evaluate_every: int = 1
     check: ReplyCheck | None = None
     evaluated_clients: Callable[[int], Collection[int]] | None = None
+    by_round: Callable[[int], "Federation"] | None = None
+
+    def at(self, server_round: int) -> "Federation":
+        """The settings in a round."""
+        return self if self.by_round is None else self.by_round(server_round)
 
 
 def start_sending(grid: Grid, messages: list[Message], timeout: float | None) -> PendingReplies | None:

@@ -114,6 +114,15 @@ def server_round_of(content: RecordDict) -> int:
     return number
 
 
+def data_round_of(content: RecordDict) -> int:
+    """The round whose local test sets an evaluation message asks for: ``data-round`` of its record ``config``, or the server round."""
+    config = content["config"]
+    assert isinstance(config, ConfigRecord)
+    number = config.get("data-round", config["server-round"])
+    assert isinstance(number, int)
+    return number
+
+
 def metrics_of(content: RecordDict) -> dict[str, float]:
     """The numbers in the first MetricRecord of a reply, without lists."""
     record = next(iter(content.metric_records.values()))

@@ -164,7 +164,8 @@ class ServerLoop(FlowerStrategy):
 
     def sample_clients(self, node_ids: Iterable[int], server_round: int) -> list[int]:
         """The cohort of a round: the sampled clients in ascending order."""
-        return self.federation.devices.sample_clients(node_ids, self.federation.clients_per_round, server_round)
+        federation = self.federation.at(server_round)
+        return federation.devices.sample_clients(node_ids, federation.clients_per_round, server_round)
 
     def broadcast_content(self, arrays: ArrayRecord, server_round: int) -> RecordDict:
         """The content that all clients of a phase receive, as one object: the broadcast parts of the state, and the round."""
@@ -174,7 +175,7 @@ class ServerLoop(FlowerStrategy):
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One training message for each client of the cohort that does not drop out."""
         self._arrays, self._cohort = arrays, self.sample_clients(grid.get_node_ids(), server_round)
-        content, devices = self.broadcast_content(arrays, server_round), self.federation.devices
+        content, devices = self.broadcast_content(arrays, server_round), self.federation.at(server_round).devices
         clients = [client for client in self._cohort if not devices.drops_out(client, server_round)]
         return [Message(content, message_type=MessageType.TRAIN, dst_node_id=client) for client in clients]
 
@@ -185,8 +186,8 @@ class ServerLoop(FlowerStrategy):
 
     def aggregate_replies(self, server_round: int, replies: Iterable[Message]) -> AggregatedRound:
         """The round after ``aggregate``. Without replies the state does not change."""
-        server, device = self.federation.server, self.federation.server.device
-        server = replace(server, seed=server.seed / "round" / server_round / "server")
+        server = self.federation.at(server_round).server
+        server, device = replace(server, seed=server.seed / "round" / server_round / "server"), server.device
         updates = sorted((serialization.to_update(reply) for reply in replies), key=lambda update: update.client)
         updates = [
             replace(u, state={part: {key: value.to(device) for key, value in tensors.items()} for part, tensors in u.state.items()})
@@ -219,7 +220,7 @@ class ServerLoop(FlowerStrategy):
         if not self.clients_evaluate:
             return []
         content, clients = self.broadcast_content(arrays, server_round), sorted(grid.get_node_ids())
-        sample = self.federation.evaluated_clients
+        sample = self.federation.at(server_round).evaluated_clients
         if sample is not None:
             clients = sorted(set(clients).intersection(sample(server_round)))
         return [Message(content, message_type=MessageType.EVALUATE, dst_node_id=client) for client in clients]
@@ -232,7 +233,7 @@ class ServerLoop(FlowerStrategy):
         if scores is None:
             return None
         more = other_predictions(list(metrics.values()))
-        return MetricRecord({**scores, **more, **new_client_metrics(counts, self.federation.devices.new_clients)})
+        return MetricRecord({**scores, **more, **new_client_metrics(counts, self.federation.at(server_round).devices.new_clients)})
 
     def start(
         self,
@@ -298,8 +299,8 @@ class ServerLoop(FlowerStrategy):
                 training = start_sending(grid, messages, timeout)
             finish_round()  # the previous round, while the clients of this round train
             with timed(seconds, "local_training"):
-                replies, failures = collect_replies(grid, messages, timeout, number, federation, training)
-            timing = round_timing(federation.devices, number, len(self._cohort), messages, replies)
+                replies, failures = collect_replies(grid, messages, timeout, number, federation.at(number), training)
+            timing = round_timing(federation.at(number).devices, number, len(self._cohort), messages, replies)
             simulated_seconds += timing.seconds
             replies = [reply for reply in replies if reply.metadata.src_node_id not in timing.late]
             with timed(seconds, "server"), divergence_of_server(number):
@@ -335,9 +336,9 @@ class ServerLoop(FlowerStrategy):
         Raises:
             ClientFailure: a client failed, and the policy does not allow the run to continue.
         """
-        done, scores = pending.result, MetricRecord()
+        done, scores, federation = pending.result, MetricRecord(), self.federation.at(pending.result.number)
         with timed(done.seconds, "evaluation"):
-            replies, failures = collect_replies(grid, pending.messages, timeout, done.number, self.federation, pending.replies)
+            replies, failures = collect_replies(grid, pending.messages, timeout, done.number, federation, pending.replies)
             scores.update((pending.global_metrics() if callable(pending.global_metrics) else pending.global_metrics) or {})
             scores.update(self.aggregate_evaluate(done.number, replies) or {})
         return replace(done, evaluate_replies=replies, failures={**done.failures, "evaluation": failures}), scores

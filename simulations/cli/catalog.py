@@ -22,6 +22,7 @@ GROUPS = {
     "data": "the data set",
     "distiller": "the distillation method",
     "engine": "where clients run",
+    "drift": "changes of the clients' data during a run",
     "evaluation": "when, and on which examples, models are evaluated",
     "experiment": "an experiment: settings, strategies and seeds",
     "generator": "the generator of a strategy",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from fedkd.config.build import build, call_part
+from fedkd.config.build import build, call_part, has_drift
 from fedkd.distillation.public_data import ClientImages
 from fedkd.errors import require
 from fedkd.seed import Seed
@@ -29,6 +29,8 @@ def check_deployment(config: DictConfig) -> None:
     require(config.distill is None, "distill", f"must be null {here}; fedkd distill reads the run folder", config.distill)
     every = config.generator_diagnostics_every
     require(every is None, "generator_diagnostics_every", f"must be null {here}, and so cannot compare generated with real images", every)
+    rule = "must be none with engine=deployment, where every node has one data set"
+    require(not has_drift(config), "drift", rule, config.choices.get("drift", "another"))
     public = build(config, "public_data")
     made_here = public.held_out_fraction == 0 and not isinstance(public, ClientImages)
     name = config.choices.get("public_data", config.public_data["_target_"])

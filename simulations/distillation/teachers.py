@@ -133,10 +133,12 @@ def is_federated(config: DictConfig) -> bool:
 
 
 def pooled_data(simulation: Simulation) -> tuple[Task, Examples, Examples]:
-    """The task of a federated run, the training images of all clients together, and the global test set."""
-    indices = np.sort(np.concatenate(simulation.partition.train))
+    """The task of a federated run, the training images that any client has in any round, and the global test set."""
+    views, last = simulation.client_data.views, simulation.at(simulation.config.rounds)
+    held = np.concatenate((simulation.partition if views is None else views.union()).train)
+    indices = np.unique(held) if simulation.phases else np.sort(held)  # clients may have the same example in two views
     train = replace(simulation.train.subset(indices), digest=simulation.hash, left_out=simulation.train.left_out)
-    return simulation.task, train, simulation.global_test
+    return last.task, train, simulation.global_test
 
 
 def federated_teacher(folder: Path, config: DictConfig, kind: str) -> Teacher:

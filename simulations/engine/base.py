@@ -137,10 +137,11 @@ class ClientGrid(BlockingGrid):
             messages: messages with the same content, one per client.
         """
         simulation, clients = build_simulation(self.config), [message.metadata.dst_node_id for message in messages]
+        content = messages[0].content
         if kind != "train":
+            simulation = simulation.at(serialization.data_round_of(content))
             test_sizes = [len(simulation.partition.test[client]) for client in clients]
             return assign_chunks([[client] for client in clients], self.num_workers, test_sizes)
-        content = messages[0].content
         server_round, chunks = serialization.server_round_of(content), [[client] for client in clients]
         if serialization.BROADCAST in content:
             chunks = simulation.split_into_chunks(clients, self.clients_per_vmap or simulation.config.clients_per_vmap, server_round)

@@ -233,7 +233,7 @@ def evaluate_chunk(
         strategy = simulation.strategy
     replies = []
     for record, number in zip(client_states, clients):
-        client = simulation.client(number, server_round, testing=True)
+        client = simulation.client(number, serialization.data_round_of(content), testing=True)
         scores = strategy.evaluate(client, broadcast, decode_client_state(record, client.device), server_round, batch_size)
         replies.append(RecordDict({serialization.METRICS: score_metrics(scores)}))
     return replies

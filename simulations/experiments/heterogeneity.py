@@ -60,7 +60,7 @@ class Scene:
         """Who holds what."""
         config = compose([*self.overrides, *setting])
         check_run(config)
-        return divide_among_clients(config, self.train, self.test, self.seed)
+        return divide_among_clients(config, self.train.attributes, self.test.attributes, self.seed / "partition")
 
     def shifted(self, setting: Sequence[str], train: Sequence[np.ndarray]) -> tuple[DictConfig, list[ClientView], list[Examples]]:
         """The shift's parameters, the clients' levels, and their training examples ``train`` as they see them."""

@@ -53,9 +53,10 @@ def diagnose(simulation: Simulation, done: Round, client_states: Mapping[int, St
         The rows of ``generator.csv``, one per class, and of ``latents.csv``, one per embedded latent. Both are empty if the strategy has no
         generator.
     """
+    simulation = simulation.at(done.number)
     device, num_classes = simulation.config.device, simulation.task.num_classes
     strategy, state = simulation.strategy, serialization.from_record(done.arrays, device)
-    server = replace(strategy.federation.server, client_states=client_states)
+    server = replace(strategy.federation.at(done.number).server, client_states=client_states)
     updates = sorted((serialization.to_update(reply) for reply in done.train_replies), key=lambda update: update.client)
     labels = simulation.task.present.to(device).repeat_interleave(SAMPLES_PER_CLASS)
     seed = simulation.seed / "diagnostics"

@@ -15,6 +15,7 @@ from fedkd.federation.server_loop import Round
 from fedkd.partition.common import label_counts, write_partition
 from fedkd.strategy import Strategy
 from fedkd.types import LeftOut, Task
+from simulations.federation.drift_records import write_phases
 from simulations.run_folder.data_record import data_warnings, write_data_record, write_task
 from simulations.run_folder.folder import RunFolder
 from simulations.setup.simulation import Simulation
@@ -29,7 +30,8 @@ def open_folder(simulation: Simulation) -> RunFolder:
     Raises:
         ConfigError: the folder cannot be written, or another process is writing it.
     """
-    series = simulation.series if isinstance(simulation.flower_strategy, Strategy) else ""
+    may_go_on = isinstance(simulation.flower_strategy, Strategy) and not simulation.phases  # phases depend on the number of rounds
+    series = simulation.series if may_go_on else ""
     return RunFolder(simulation.config, simulation.hash, simulation.task.num_classes, series)
 
 
@@ -43,6 +45,7 @@ def write_data_files(simulation: Simulation, path: Path) -> None:
         return
     train_labels, test_labels = simulation.train.y.cpu().numpy(), simulation.client_data.local_test_pool.y.cpu().numpy()
     write_partition(simulation.partition, path, train_labels, test_labels, simulation.task.num_classes)
+    write_phases(simulation, path.parent / "phases.npz")
     write_data_record(path.parent, *data_of(simulation), simulation.train.scale)
 
 
@@ -53,8 +56,9 @@ def warnings_of(simulation: Simulation) -> list[str]:
 
 def data_of(simulation: Simulation) -> tuple[Task, np.ndarray, np.ndarray, Sequence[LeftOut]]:
     """The task, training examples by client and class [K, C], test examples by class [C], and files that are not used."""
-    task = simulation.task
-    counts = label_counts(simulation.partition.train, simulation.train.y.cpu().numpy(), task.num_classes)
+    task, views = simulation.at(simulation.config.rounds).task, simulation.client_data.views
+    partition = simulation.partition if views is None else views.union()
+    counts = label_counts(partition.train, simulation.train.y.cpu().numpy(), task.num_classes)
     test_counts = np.bincount(simulation.global_test.y.cpu().numpy(), minlength=task.num_classes)
     return task, counts, test_counts, simulation.train.left_out
 
@@ -95,6 +99,7 @@ def client_rows(simulation: Simulation, done: Round) -> list[Row]:
 
     Only clients that failed have the column ``failure``: the phase and the reason of each failure.
     """
+    simulation = simulation.at(done.number)
     losses = {reply.metadata.src_node_id: serialization.metrics_of(reply.content)["loss"] for reply in done.train_replies}
     counts = evaluation_counts(done)
     failures = failure_notes(done.failures)

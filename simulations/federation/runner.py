@@ -26,6 +26,7 @@ from simulations.engine.flower_compat import silence_flower
 from simulations.engine.vmap_tuning import choose_clients_per_vmap, vmap_obstacle
 from simulations.engine.worker_environment import recorded
 from simulations.federation.client_records import ClientRecords, DecodedStates
+from simulations.federation.drift_records import drift_metrics, start_next_test, task_rows
 from simulations.federation.dry_step import check_training
 from simulations.federation.final_distillation import (
     check_final_distillation,
@@ -214,10 +215,11 @@ def run_strategy(simulation: Simulation, folder: RunFolder, grid: ClientGrid, ma
     with make_progress(config, first) as progress, keep_last_round(unsaved):
 
         def on_round(done: Round) -> None:
-            clients, row = client_rows(simulation, done), metrics_row(done) | grid.metrics()
+            clients, row = client_rows(simulation, done), metrics_row(done) | drift_metrics(simulation, done) | grid.metrics()
             check_finite_loss(row)
             folder.workers(recorded(grid.environments()))
             folder.client_rows(clients)
+            folder.task_rows(task_rows(simulation, done))
             folder.row(row)
 
             client_states = records.snapshot()
@@ -286,14 +288,15 @@ def start_global_evaluation(simulation: Simulation, grid: ClientGrid, server_rou
         A function that waits for the metrics: those of the global model and of ``extra_models`` on the global test set, and those of
         ``client_ensemble`` on the local test sets, as far as the strategy has these models.
     """
-    strategy, device = simulation.strategy, simulation.config.device
-    server = replace(strategy.federation.server, client_states=DecodedStates(grid.client_states, device))
+    simulation, strategy, device = simulation.at(server_round), simulation.strategy, simulation.config.device
+    server = replace(strategy.federation.at(server_round).server, client_states=DecodedStates(grid.client_states, device))
     state = serialization.from_record(arrays, device)
     global_model = strategy.global_model(server, state)
     can_test = simulation.can_test_globally
     pending = None if global_model is None or not can_test else grid.start_global_test(global_model)
     extra = strategy.extra_models(server, state) if can_test else {}
     pending_extra = {name: grid.start_global_test(model) for name, model in extra.items()}
+    next_test = start_next_test(simulation, grid, server_round, arrays)
 
     def wait() -> MetricRecord:
         record = MetricRecord()
@@ -303,6 +306,7 @@ def start_global_evaluation(simulation: Simulation, grid: ClientGrid, server_rou
         ensemble = strategy.client_ensemble(server, state) if simulation.holds_client_data else None
         if ensemble is not None:
             record.update(ensemble_local_metrics(simulation, ensemble, server_round))
+        record.update(next_test(ensemble))
         return record
 
     return wait

@@ -21,7 +21,8 @@ from simulations.distillation.teachers import as_module, is_federated
 from simulations.overrides import extend_sys_path, search_path
 from simulations.run_folder.data_record import read_task
 from simulations.run_folder.stored_config import load_stored
-from simulations.setup.simulation import Simulation, build_simulation, dtype_of, simulation_without_data
+from simulations.setup.placeholders import simulation_without_data
+from simulations.setup.simulation import Simulation, build_simulation, dtype_of
 from simulations.user_modules import allowed_targets, remembered
 
 

@@ -54,7 +54,7 @@ class Group:
     @property
     def is_plain(self) -> bool:
         """The server takes the mean of models, without a server optimizer."""
-        return all(variant(self.first.config, part) is None for part in NEUTRAL_OPTIONS)
+        return all(variant(self.first.config, part) is None for part in NEUTRAL_OPTIONS if STRATEGY.match(part))
 
     @property
     def strategy(self) -> str:

@@ -12,7 +12,7 @@ from fedkd.errors import RunFolderError
 from fedkd.files import write_atomically
 from simulations.run_folder.csv_rows import clients_file, complete_lines, count
 
-COUNTED = ("generator.csv", "latents.csv", "distilled.csv", "flow.csv")
+COUNTED = ("generator.csv", "latents.csv", "tasks.csv", "distilled.csv", "flow.csv")
 """Files that grow and have any number of rows in a round, so that checkpoints count them."""
 
 LATER = ("distilled.csv",)
@@ -78,7 +78,7 @@ def check_federated_rows(folder: Path, done: int, may_drop: bool, sampled: bool 
     Args:
         folder: the run folder.
         done: rounds, >= 0.
-        may_drop: clients that fail are left out, so that the clients of two rounds can differ.
+        may_drop: clients that fail are left out, or data drift, so that the clients of two rounds can differ.
         sampled: each evaluated round has a sample of the clients, of the same size.
 
     Raises:

@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, read_header, write_checkpoint, write_header
 from fedkd.client_states import check_files, remove_unused
+from fedkd.config.build import has_drift
 from fedkd.errors import ConfigError, RunFolderError
 from fedkd.files import CLIENT_STATES, sync_folder, write_atomically
 from fedkd.types import State
 from simulations.run_folder.completeness import check_federated_rows, check_row_counts, write_row_counts
 from simulations.run_folder.csv_rows import append, clients_file, cut, header_of, widen
 from simulations.run_folder.environment import current_commit, environment, read_commit, record_workers, write_tuned_params
-from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS
+from simulations.run_folder.metric_names import CLIENT_COLUMNS, COLUMNS, GENERATOR_COLUMNS, LATENT_COLUMNS, SHIFT_COLUMNS, TASK_COLUMNS
 from simulations.run_folder.series import begin_from_series
 from simulations.run_folder.source_code import check_code, earlier_packages, listed
 
@@ -192,9 +193,8 @@ class RunFolder(LockedFolder):
 
     def check_rows(self, done: int) -> None:
         """See :class:`LockedFolder`."""
-        check_federated_rows(
-            self.path, done, may_drop=self.config.on_client_failure == "drop", sampled=self.config.evaluation.clients is not None
-        )
+        may_drop = self.config.on_client_failure == "drop" or has_drift(self.config)
+        check_federated_rows(self.path, done, may_drop=may_drop, sampled=self.config.evaluation.clients is not None)
 
     def begin(
         self, save_partition: Callable[[Path], None], shift_rows: Sequence[Mapping[str, object]], digests: Mapping[str, str]
@@ -208,7 +208,7 @@ class RunFolder(LockedFolder):
         """
         done = 0 if self.header is None else int(str(self.header["round"]))
         remove_unused(self.path)  # files of clients that a killed run has written after its checkpoint
-        for name in ("metrics.csv", clients_file(self.path).name, "generator.csv", "latents.csv"):
+        for name in ("metrics.csv", clients_file(self.path).name, "generator.csv", "latents.csv", "tasks.csv"):
             cut(self.path / name, done)
         self.describe(digests)
         save_partition(self.path / "partition.npz")
@@ -261,6 +261,11 @@ class RunFolder(LockedFolder):
             if path.exists():
                 widen(path, header)
         append(path, header, rows)
+
+    def task_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append rows, if there are any, to ``tasks.csv`` and flush."""
+        if rows:
+            append(self.path / "tasks.csv", TASK_COLUMNS, rows)
 
     def generator_rows(self, rows: Sequence[Mapping[str, object]], points: Sequence[Mapping[str, object]]) -> None:
         """Append rows to ``generator.csv`` and ``latents.csv`` and flush."""

@@ -32,6 +32,9 @@ LATENT_COLUMNS = ("round", "class", "is_generated", "pca_1", "pca_2", "tsne_1", 
 SHIFT_COLUMNS = ("client_id", "rotation", "domain", "noise", "blur", "brightness", "contrast", "hue", "label_noise")
 """Columns of ``shift.csv``."""
 
+TASK_COLUMNS = ("round", "task", "num_test_examples", "num_correct")
+"""Columns of ``tasks.csv``."""
+
 DISTILLATION_COLUMNS = (
     "epoch",
     "test_accuracy",

@@ -45,13 +45,13 @@ NO_EFFECT = re.compile(
 )
 """Keys that do not change a result, and the seed, which does not separate groups of runs."""
 
-SETTING = re.compile(r"(data|partition|shift|systems)\.|(num_|evaluation\.)clients$")
+SETTING = re.compile(r"(data|partition|shift|drift|systems)\.|(num_|evaluation\.)clients$")
 """Keys of the setting. Strategies on one setting share a figure."""
 
 EVALUATION = re.compile(r"evaluation(\.|$)")
 """Keys of the evaluation. Runs that are compared must agree in them."""
 
-NEUTRAL_OPTIONS = {"aggregator": "mean", "server_optimizer": "none"}
+NEUTRAL_OPTIONS = {"aggregator": "mean", "server_optimizer": "none", "drift": "none"}
 """Parts with the option that leaves a run as it is. Such a part counts as absent, as in runs of earlier versions."""
 
 STRATEGY = re.compile(r"(strategy|server_optimizer|aggregator|generator|loss|distiller|public_data)(\.|$)")

@@ -16,12 +16,12 @@ from fedkd.errors import require
 from fedkd.models.base import Classifier
 from fedkd.models.construction import make_classifier
 from fedkd.models.heterogeneous import HeterogeneousModels
-from fedkd.partition.common import divide
 from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
 from fedkd.types import Examples, Partition, Task, Tensors
+from simulations.setup.views import Pools, Views, divide_among_clients, make_views
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ClientData:
         public_data: public examples without labels. None if the run has none.
         validation: held-out training examples of all clients, for early stopping. None if nothing is held out, or if
             ``evaluation.split=validation``.
+        views: the data of the clients in all rounds of the run. The fields above are those of round 1. None where there are no data.
     """
 
     partition: Partition
@@ -46,6 +47,13 @@ class ClientData:
     global_test: Examples
     public_data: Examples | None
     validation: Examples | None
+    views: Views | None = None
+
+    def in_phase(self, number: int) -> "ClientData":
+        """The data in another phase of the run."""
+        assert self.views is not None, "there are no data"
+        train, local_test = self.views.examples(number)
+        return replace(self, partition=self.views.partition(number), train=train, local_test=local_test)
 
 
 def read_data(config: DictConfig) -> tuple[Task, Examples, Examples]:
@@ -112,7 +120,7 @@ def make_client_data(
     if only_client is None:
         rule = f"must be at most the number of training examples ({len(train)})"
         require(config.num_clients <= len(train), "num_clients", rule, config.num_clients)
-        partition = divide_among_clients(config, train, test, seed)
+        partition = divide_among_clients(config, train.attributes, test.attributes, seed / "partition")
     else:
         partition = all_of_one_client(config.num_clients, only_client, len(train), len(test))
     train, test = train.to(config.device), test.to(config.device)
@@ -133,33 +141,19 @@ def make_client_data(
     if config.evaluation.local_test == "all_examples":
         test_indices = [all_test_indices] * config.num_clients
     partition = replace(partition, train=train_indices, test=test_indices)
-    shift = build(config, "shift")
-    shifted_train, shifted_test = call_part("shift", shift, train, pool, partition, task.num_classes, seed / "shift")
+    own_train = np.setdiff1d(np.arange(len(train)), np.concatenate([*validation_indices, *public_indices]))
+    views = make_views(config, task.num_classes, Pools(train, pool, own_train, all_test_indices), partition, seed)
+    shifted_train, shifted_test = views.examples(0)
     return ClientData(
-        partition=partition,
+        partition=views.partition(0),
         train=shifted_train,
         local_test=shifted_test,
         local_test_pool=pool,
         global_test=global_test,
         public_data=None if public_data is None else public_data.without_labels(),
         validation=validation,
+        views=views,
     )
-
-
-def divide_among_clients(config: DictConfig, train: Examples, test: Examples, seed: Seed) -> Partition:
-    """The indices of each client's examples by ``config.partition``.
-
-    Args:
-        config: the resolved configuration of the run.
-        train: the training set.
-        test: the test set.
-        seed: seed of the run.
-
-    Raises:
-        ConfigError: the data cannot be divided in this way.
-    """
-    arguments = build(config, "partition"), train.attributes, test.attributes, config.num_clients, (seed / "partition").numpy()
-    return call_part("partition", divide, *arguments)
 
 
 def all_of_one_client(num_clients: int, client: int, num_train: int, num_test: int) -> Partition:

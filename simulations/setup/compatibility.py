@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -77,6 +78,36 @@ def make_run_devices(config: DictConfig, strategy: FlowerStrategy, systems: Syst
     return call_part("systems", make_devices, *arguments)
 
 
+def check_phases(config: DictConfig, strategy: FlowerStrategy, systems: Systems, client_data: ClientData, seed: Seed) -> None:
+    """Reject a drift that the strategy cannot follow, or that leaves too few clients with training examples in a phase.
+
+    A client without training examples in a phase does not take part in it.
+
+    Raises:
+        ConfigError: naming the first round of the phase.
+    """
+    views = client_data.views
+    if views is None or not views.phases:
+        return
+    name = config.choices.get("drift", config.drift["_target_"])
+    rule = f"must be none with {type(strategy).__name__}, whose rounds are those of Flower's own loop (or use a strategy of fedkd)"
+    require(isinstance(strategy, Strategy), "drift", rule, name)
+    sizes = [[len(indices) for indices in views.partition(number).train] for number in range(len(views.phases))]
+    for phase, numbers in zip(views.phases, sizes):
+        try:
+            make_run_devices(config, strategy, systems, numbers, seed)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (drift: from round {phase.first_round} on)") from error
+    rule = "must be 0 where a drift leaves a client without training examples for a time, as new clients are drawn among those with some"
+    same = all([n > 0 for n in numbers] == [n > 0 for n in sizes[0]] for numbers in sizes)
+    require(same or systems.num_new_clients == 0, "systems.num_new_clients", rule, systems.num_new_clients)
+
+
+def devices_of_sizes(config: DictConfig, devices: Devices, num_examples: Sequence[int]) -> Devices:
+    """The same devices where the clients have other numbers of training examples [K]."""
+    return replace(devices, workloads=client_workloads(config, num_examples), num_examples=num_examples)
+
+
 def client_workloads(config: DictConfig, num_examples: Sequence[int]) -> list[tuple[int, int]]:
     """Batch size, and number of local steps in a round without stragglers, of each client [K]."""
     batch_sizes, drop_last = [min(config.batch_size, number) for number in num_examples], drops_last(config)
@@ -99,8 +130,9 @@ def check_compatibility(
             their optimizer.
     """
     name = config.choices.get("strategy", config.strategy["_target_"])
-    num_examples = [len(indices) for indices in client_data.partition.train]
-    check_single_examples(config, num_examples, networks)
+    phases = range(1) if client_data.views is None else range(len(client_data.views.phases) or 1)
+    for partition in [client_data.partition] if client_data.views is None else map(client_data.views.partition, phases):
+        check_single_examples(config, [len(indices) for indices in partition.train], networks)
     if isinstance(strategy, Strategy) and strategy.needs_public_data and client_data.public_data is None:
         rule = f"must be a data set for strategy {name}, which distills on public data (held_out, client_images, other_dataset or noise)"
         raise ConfigError(f"public_data {rule}, got none")

@@ -38,6 +38,7 @@ def ensemble_local_metrics(simulation: Simulation, model: Callable[[Tensor], Out
 
     ``local_test_clients`` lists the clients [K], ``num_local_test_examples`` and ``num_local_test_correct`` [K] the counts of each.
     """
+    simulation = simulation.at(server_round)
     clients = simulation.evaluated_clients(server_round)
     local_test = [simulation.client_data.local_test[client] for client in clients]
     batch_size, num_classes = simulation.config.evaluation.batch_size, simulation.task.num_classes

@@ -6,7 +6,7 @@ Driver and workers each build the same simulation from the same configuration, s
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from types import SimpleNamespace
 
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedkd.config.build import build, config_hash
 from fedkd.config.validation import check_run
+from fedkd.data.drift import DriftPhase
 from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.messaging import Federation
@@ -35,7 +36,15 @@ from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
 from simulations.overrides import extend_sys_path, run_config_words
 from simulations.setup.clients import ClientData, Network, make_client_data, make_networks, read_data
-from simulations.setup.compatibility import build_strategy, check_compatibility, client_workloads, drops_last, make_run_devices
+from simulations.setup.compatibility import (
+    build_strategy,
+    check_compatibility,
+    check_phases,
+    client_workloads,
+    devices_of_sizes,
+    drops_last,
+    make_run_devices,
+)
 from simulations.setup.expected_updates import expected_model, expected_update
 
 
@@ -55,6 +64,8 @@ class Simulation:
         devices: the devices of all clients.
         num_total_examples: number of training examples of all clients.
         client_digests: hashes of the clients' data, by name, on a server that does not hold these data. None where they are here.
+        phase: number of the phase of the run, 0, 1, ..., that the clients' data are of, see :meth:`at`.
+        other_phases: the simulations of other phases that have been built, by number.
     """
 
     config: DictConfig
@@ -68,6 +79,30 @@ class Simulation:
     devices: Devices
     num_total_examples: int
     client_digests: dict[str, str] | None = None
+    phase: int = 0
+    other_phases: dict[int, "Simulation"] = field(default_factory=dict)
+
+    def at(self, server_round: int) -> "Simulation":
+        """The simulation with the clients' data of a round. It is the same object in all rounds of a phase, and in a run without drift."""
+        views = self.client_data.views
+        if views is None or (number := views.phase_of(server_round)) == self.phase:
+            return self
+        if number not in self.other_phases:
+            sizes = [len(indices) for indices in views.partition(number).train]
+            self.other_phases[number] = replace(
+                self,
+                phase=number,
+                task=replace(self.task, absent=views.absent(number)),
+                client_data=self.client_data.in_phase(number),
+                devices=devices_of_sizes(self.config, self.devices, sizes),
+                num_total_examples=sum(sizes),
+            )
+        return self.other_phases[number]
+
+    @property
+    def phases(self) -> Sequence[DriftPhase]:
+        """The phases of the run. Empty without drift."""
+        return () if self.client_data.views is None else self.client_data.views.phases
 
     @property
     def holds_client_data(self) -> bool:
@@ -146,7 +181,10 @@ class Simulation:
         """Hashes of the content of data, names of classes, partition, and trace."""
         if self.client_digests is None:
             own = {"train": self.train.digest, "test": self.global_test.digest}
-            digests = {**own, "partition": index_digest(*self.partition.train, *self.partition.test), **self.task.names_digest}
+            views = self.client_data.views
+            partitions = [self.partition] if views is None else views.partitions
+            indices = [index for partition in partitions for index in (*partition.train, *partition.test)]
+            digests = {**own, "partition": index_digest(*indices), **self.task.names_digest}
         else:
             digests = {**self.client_digests, **self.task.names_digest}
         if self.client_data.public_data is not None:
@@ -163,6 +201,7 @@ class Simulation:
             server_round: 1, 2, ...
             testing: give the client its local test set instead of its training examples.
         """
+        self = self.at(server_round)
         settings, network = self.settings, self.networks[number]
         options = getattr(self.optimizer, "keywords", {})
         return Client(
@@ -194,7 +233,7 @@ class Simulation:
 
     def num_examples_per_round(self, client: int, server_round: int) -> int:
         """The number of examples that a client processes in its local steps of a round."""
-        return self.devices.num_processed_examples(client, server_round)
+        return self.at(server_round).devices.num_processed_examples(client, server_round)
 
     def vmap_group(self, client: int) -> tuple[str, int, int]:
         """Architecture, batch size, and where the last batch of a pass is smaller, the number of examples.
@@ -216,10 +255,11 @@ class Simulation:
             server_round: 1, 2, ...
         """
         groups: dict[tuple[str, int, int], list[int]] = {}
+        simulation = self.at(server_round)
         if size > 1:
-            clients = sorted(clients, key=lambda client: (-self.devices.local_steps(client, server_round), client))
+            clients = sorted(clients, key=lambda client: (-simulation.devices.local_steps(client, server_round), client))
         for client in clients:
-            groups.setdefault(self.vmap_group(client), []).append(client)
+            groups.setdefault(simulation.vmap_group(client), []).append(client)
         sizes = {key: 1 if has_randomness(self.networks[group[0]].model) else size for key, group in groups.items()}
         return [group[i : i + sizes[key]] for key, group in groups.items() for i in range(0, len(group), sizes[key])]
 
@@ -231,6 +271,15 @@ class Simulation:
         tensors = keep_frozen(self.model, self.initial, arrays.to_torch_state_dict())
         rounded = {key: tensors[key] if value.is_floating_point() else tensors[key].round() for key, value in self.initial.items()}
         return {key: rounded[key].to(value.device, value.dtype) for key, value in self.initial.items()}
+
+    def federation_at(self, server_round: int) -> Federation:
+        """The settings of the run in a round. It is the same object in all rounds of a phase."""
+        return self.at(server_round).own_federation
+
+    @cached_property
+    def own_federation(self) -> Federation:
+        """The settings of the run in this phase."""
+        return self.federation()
 
     def federation(self) -> Federation:
         """The settings of the run that its strategy needs."""
@@ -256,6 +305,7 @@ class Simulation:
             evaluate_every=config.evaluation.every,
             check=self.reply_check(),
             evaluated_clients=None if config.evaluation.clients is None else self.evaluated_clients,
+            by_round=self.federation_at if self.phases else None,
         )
 
     def evaluated_clients(self, server_round: int) -> list[int]:
@@ -266,7 +316,7 @@ class Simulation:
         number = self.config.evaluation.clients
         if number in (None, self.config.num_clients):
             return list(range(self.config.num_clients))
-        tested = [client for client, examples in enumerate(self.client_data.local_test) if len(examples)]
+        tested = [client for client, examples in enumerate(self.at(server_round).client_data.local_test) if len(examples)]
         rng = (self.seed / "round" / server_round / "evaluated_clients").numpy()
         return sorted(rng.choice(tested, min(number, len(tested)), replace=False).tolist())
 
@@ -327,6 +377,7 @@ def build_simulation(
     num_examples = [len(indices) for indices in client_data.partition.train]
     if only_client is None:
         task = task.with_absent_classes(train.y[np.concatenate(client_data.partition.train)])
+        check_phases(config, strategy, systems, client_data, seed)
     else:
         task = replace(task, absent=absent)
     networks, server_network = make_networks(config, task, dtype_of(config), seed, strategy)
@@ -337,28 +388,6 @@ def build_simulation(
         devices = Devices(systems, seed, client_workloads(config, num_examples), num_examples, drop_last=drops_last(config))
     total = sum(num_examples) if num_total_examples is None else num_total_examples
     return Simulation(config, task, train.to(device), client_data, networks, server_network, strategy, optimizer, devices, total)
-
-
-def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Simulation:
-    """The networks and the strategy of a run, for models that it has trained. Every client has one black image in place of its data.
-
-    Args:
-        config: the resolved configuration of the run.
-        task: its task.
-        scale: the stored pixel that stands for 1.0.
-
-    Raises:
-        ConfigError: a part of the run cannot be built here.
-    """
-    extend_sys_path(config.searchpath)
-    seed, number = Seed(config.seed), config.num_clients
-    strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
-    black = Examples(torch.zeros(1, *task.shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), scale, task.mean, task.std)
-    none = Partition([np.zeros(0, np.int64)] * number, [np.zeros(0, np.int64)] * number)
-    client_data = ClientData(none, [black] * number, [black] * number, black, black, None, None)
-    networks, server_network = make_networks(config, task, dtype_of(config), seed, strategy)
-    devices = Devices(systems, seed, [(1, 1)] * number, [1] * number)
-    return Simulation(config, task, black, client_data, networks, server_network, strategy, optimizer, devices, number)
 
 
 def simulation_from_run_config(run_config: Mapping[str, object]) -> Simulation:

@@ -32,6 +32,9 @@ RUNS += [(engine, "feddistill_logits") for engine in ("local", "ray3")]
 RUNS += [(engine, name) for engine in ("local", "ray2") for name in ("fedmd", "fedftg", "coboosting", "fml")]
 
 
+RUNS += [(engine, "fedgen drift=class_incremental drift.num_tasks=3") for engine in ("local", "ray2")]
+
+
 def overrides_of(name: str) -> list[str]:
     strategy, *more = name.split()
     tiny = TINY if strategy == "fedgen" else [*(o for o in TINY if not o.startswith("strategy.")), *strategy_overrides(strategy)]

@@ -83,6 +83,17 @@ def test_every_strategy_continues_from_its_checkpoint(tmp_path, strategy):
     assert list(differing(uninterrupted, resumed)) == ["config.yaml"], "config.yaml names the output folder"
 
 
+def test_killed_in_the_second_task_of_a_drift(tmp_path):
+    tasks = ("engine=local", *TINY, "rounds=9", "drift=class_incremental", "drift.num_tasks=3")
+    command = Command((*tasks, "output=runs"), tmp_path, forked=True)
+    until(lambda: rows(tmp_path) >= 4, what="a row of the second task")
+    command.kill()
+    command.end()
+    assert rows(tmp_path) < 9
+    whole = run_federation(compose([*tasks, f"output={tmp_path / 'whole'}"]))
+    assert list(differing(quick(tmp_path, *tasks, "output=runs").folder, whole)) == ["config.yaml"], "config.yaml names the output folder"
+
+
 def test_killed_before_the_checkpoint(killed_copy, uninterrupted):
     append(killed_copy, "clients.csv", next_row(killed_copy, "clients.csv"))
     append(killed_copy, "metrics.csv", next_row(killed_copy, "metrics.csv"))
