@@ -7,7 +7,7 @@ import torch
 from fedkd.errors import ConfigError
 from simulations.config import compose
 from simulations.federation.runner import run_federation
-from tests.processes import TINY, assert_refused, quick, run
+from tests.processes import TINY, assert_refused, quick
 
 CASES = {
     "unknown key": (["roundz=1"], ["roundz", "did you mean 'rounds'?"]),
@@ -206,6 +206,6 @@ def test_damaged_data_are_refused(tmp_path):
 
 
 def test_the_command_prints_the_same_error(tmp_path):
-    ended = run(tmp_path, "engine=local", "partition.alpha=0", f"output={tmp_path / 'runs'}")
+    ended = quick(tmp_path, "engine=local", "partition.alpha=0", f"output={tmp_path / 'runs'}")
     assert_refused(ended, tmp_path / "runs", "partition.alpha", "> 0", "got 0")
     assert not list(tmp_path.iterdir()), "the working directory stays empty"

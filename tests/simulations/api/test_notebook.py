@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.processes import ROOT
+from tests.processes import ROOT, Command
 
 SECTION = re.compile(r"^## Python API and callbacks\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -18,13 +18,28 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
 
 
+def first() -> list[str]:
+    """The lines of the first block."""
+    return [line for line in blocks()[0].splitlines() if line.strip()]
+
+
 def notebook(code: str) -> nbformat.NotebookNode:
     """A cell for each statement that begins a line of its own and shows something."""
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in code.splitlines() if line.strip()])
 
 
+def test_eight_lines_run_and_show_tables_and_figures(tmp_path):
+    """In a script, which prints the types of what a notebook shows."""
+    lines = [line if " = " in line.partition("(")[0] or line.startswith("import") else f"print(type({line}).__name__)" for line in first()]
+    done = Command((), tmp_path, before="\n".join([*lines, "raise SystemExit(0)"]), forked=True).end()
+    assert done.code == 0, done.err
+    assert done.out.split()[-4:] == ["DataFrame", "DataFrame", "Figure", "Figure"]
+    assert (tmp_path / "label_distribution.pdf").is_file() and list(tmp_path.rglob("metrics.csv"))
+
+
+@pytest.mark.slow
 def test_eight_lines_give_a_figure_and_a_table(tmp_path):
-    code = blocks()[0]
+    code = "\n".join(first())
     assert len([line for line in code.splitlines() if line.strip()]) == 8
     found = notebook(code)
     NotebookClient(found, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()

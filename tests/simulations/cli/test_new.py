@@ -1,9 +1,6 @@
 """``fedkd new``: templates that work as they are, on every engine, under their own name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,8 @@ from click.testing import CliRunner
 from simulations.cli.main import cli
 from simulations.cli.templates import TEMPLATES
 from simulations.report import main
-from tests.small_runs import ROOT
+from tests.processes import Command
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 TINY = ("num_clients=4", "clients_per_round=2", "local_steps=2", "clients_per_vmap=1", "rounds=1", "progress=false")
 
 
@@ -35,22 +31,19 @@ def lab(tmp_path_factory) -> Path:
     return where
 
 
-def run(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", *words], cwd=where, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-
-
 def test_the_tests_of_all_templates_pass_as_written(lab):
-    done = run(lab, "pytest", "-q", "-p", "no:cacheprovider", "mylab")
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " failed" not in done.stdout and " skipped" not in done.stdout
+    pytest_alone = "import pytest; raise SystemExit(pytest.main(['-q', '-p', 'no:cacheprovider', 'mylab']))"
+    done = Command((), lab, before=pytest_alone, forked=True).end()
+    assert done.code == 0, done.out[-3000:]
+    assert " passed" in done.out and " failed" not in done.out and " skipped" not in done.out
 
 
 def test_a_template_runs_in_ray_actors_and_keeps_its_name(lab, capsys):
     """The modules reach the actors, the search path is recorded, list calls the run by its option, and report by its label."""
-    done = run(lab, "fedkd", "run", "strategy=my_strategy", "partition=my_partition", "searchpath=mylab", *TINY, "engine.workers=1")
-    assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.splitlines()[-1].removeprefix("run: "))
+    words = ("run", "strategy=my_strategy", "partition=my_partition", "searchpath=mylab", *TINY, "engine.workers=1")
+    done = Command(words, lab, module="simulations.cli.main", forked=True).end()
+    assert done.code == 0, done.err
+    folder = done.folder
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["choices"]["strategy"] == "my_strategy" and config["choices"]["engine"] == "ray"
     assert config["searchpath"] == [str(lab / "mylab")] and config["strategy"]["_target_"] == "my_strategy.MyStrategy"

@@ -21,7 +21,7 @@ def command(output: Path, *overrides: str, forked: bool = True) -> Command:
     return Command((*SMALL, f"output={output}", *overrides), ROOT, module="simulations.distill", forked=forked)
 
 
-@pytest.mark.parametrize("method", ["kd", "dpk", "hsakd", "online_ensemble", "dkd"])
+@pytest.mark.parametrize("method", ["kd", "dpk", "hsakd", "online_ensemble"])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(method, output, tmp_path, monkeypatch):
     whole = run_distillation(small_distillation(method, output, "epochs=3"))
     advance = ProgressBar.advance

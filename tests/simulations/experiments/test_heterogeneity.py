@@ -16,17 +16,22 @@ def digits():
     return scene(TEN)
 
 
-def test_the_page_is_drawn_again_to_the_same_bytes(tmp_path):
-    pages = [compare([*TEN, f"output={tmp_path / name}"]) for name in "ab"]
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The files of the page."""
+    return compare([*TEN, f"output={tmp_path_factory.mktemp('page')}"])
+
+
+def test_the_page_is_drawn_again_to_the_same_bytes(page, tmp_path):
+    pages = [page, compare([*TEN, f"output={tmp_path}"])]
     for left, right in zip(*pages):
         assert left.read_bytes() == right.read_bytes() and left.name == right.name
     assert [path.suffix for path in pages[0]] == [".pdf", ".png"] and imread(pages[0][1]).shape[1] == 2130
 
 
-def test_what_is_given_makes_a_panel_and_a_strip_more(tmp_path):
-    more = [*TEN, "partition=iid", "shift.noise=0.3", "shift.rotation=20"]
-    plain, extended = (imread(compare([*given, f"output={tmp_path}"])[1]).shape[0] for given in (TEN, more))
-    assert extended > plain
+def test_what_is_given_makes_a_panel_and_a_strip_more(page, tmp_path):
+    extended = compare([*TEN, "partition=iid", "shift.noise=0.3", "shift.rotation=20", f"output={tmp_path}"])
+    assert imread(extended[1]).shape[0] > imread(page[1]).shape[0]
 
 
 def test_a_panel_shows_the_split_that_a_run_would_have(digits):

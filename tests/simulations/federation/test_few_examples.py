@@ -58,8 +58,9 @@ def test_a_client_without_training_examples_is_evaluated_and_never_trains(tmp_pa
     assert all(0 <= float(row["local_test_accuracy"]) <= 1 for row in rows)
     metrics = pd.read_csv(folder / "metrics.csv")
     assert np.isfinite(metrics["train_loss"]).all()
-    report = report_folders([folder], output=tmp_path / "report", quiet=True)
-    assert "Clients without training examples" in (report / "report.html").read_text(encoding="utf-8")
+    if overrides == ("strategy=fedavg",):
+        report = report_folders([folder], output=tmp_path / "report", quiet=True)
+        assert "Clients without training examples" in (report / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_strategy_of_flower_trains_the_clients_with_examples_alone(tmp_path, capsys):
