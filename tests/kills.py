@@ -1,5 +1,7 @@
 """Kill runs at random moments, and measure what is left: ``python -m tests.kills TABLE [chains] [seed]``.
 
+``python -m tests.kills TABLE strategies`` kills the command once within a run of each strategy instead.
+
 A chain is one run folder. Its run is started again after each kill, until it is finished: three times SIGKILL ends the command, once Ray's
 raylet, once its GCS, in random order, and in the last start one actor. Then the files of the folder are compared with those of a run in one
 process that nothing has disturbed. Ten chains are 30 kills of the command and 10 of each server and of actors. They take more than half an
@@ -15,12 +17,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from tests.processes import MARK, TINY, Command, differing, processes, quick, rows, until
+from tests.small_runs import STRATEGIES, strategy_overrides
 
 OVERRIDES = (*TINY, "rounds=100", "output=runs", "checkpoint_every=1")
 RAY = (*OVERRIDES, "engine=ray", "engine.workers=2")
@@ -44,14 +48,14 @@ def victim(kind: str, command: Command) -> psutil.Process | None:
     return None
 
 
-def kill_once(folder: Path, kind: str, draw: random.Random) -> dict[str, object]:
+def kill_once(folder: Path, kind: str, draw: random.Random, words: Sequence[str] = RAY) -> dict[str, object]:
     """Start the run of a chain, kill one of its processes, wait for the end, and say what is left.
 
     In a quarter of the cases the command is killed while Ray starts, in all others a process after one to five more rounds.
     """
     files = Path(tempfile.mkdtemp(prefix="k", dir="/tmp"))
     environment = {"TMPDIR": str(files), "RAY_TMPDIR": str(files), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}
-    command = Command(RAY, folder, environment, forked=True)
+    command = Command(words, folder, environment, forked=True)
     mark = f"{MARK}={command.mark}"
     began, least = time.monotonic(), rows(folder) + draw.randint(1, 5)
     if kind == "command" and draw.random() < 0.25:
@@ -91,19 +95,45 @@ def run_chain(number: int, seed: int, undisturbed: Path) -> list[dict[str, objec
     return [{"chain": number, **row, **result} for row in table]
 
 
+def run_strategy(strategy: str, seed: int) -> dict[str, object]:
+    """Kill the command once within a run of a strategy with two actors, finish the run, and compare it with one in a single process."""
+    words = [word for word in OVERRIDES if not word.startswith(("strategy.", "rounds="))]
+    words += [*strategy_overrides(strategy), f"strategy={strategy}", "rounds=12"]
+    with tempfile.TemporaryDirectory(prefix="strategy") as name:
+        for part in ("undisturbed", "killed"):
+            (Path(name) / part).mkdir()
+        undisturbed = quick(Path(name) / "undisturbed", *words, "engine=local").folder
+        ray = [*words, "engine=ray", "engine.workers=2"]
+        row = kill_once(Path(name) / "killed", "command", random.Random(f"{seed} {strategy}"), ray)
+        finished = quick(Path(name) / "killed", *ray)
+        assert finished.code == 0, finished.err
+        different = [name for name in differing(finished.folder, undisturbed) if name != "config.yaml"]
+        temporary = [path.name for path in finished.folder.iterdir() if path.name.endswith(".tmp")]
+    return {"strategy": strategy, **row, "same_bits": not different, "temporary_files": len(temporary)}
+
+
+def append(path: Path, table: list[dict[str, object]]) -> None:
+    """Append rows to the table, and print them."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(table)
+    print(*(" ".join(map(str, row.values())) for row in table), sep="\n", flush=True)
+
+
 def main(path: Path, chains: int = 10, seed: int = 0) -> None:
-    """Measure, and append to the table."""
+    """Measure chains, and append to the table."""
     with tempfile.TemporaryDirectory(prefix="undisturbed") as name:
         undisturbed = quick(Path(name), *OVERRIDES, "engine=local").folder
         for number in range(chains):
-            table, new = run_chain(number, seed, undisturbed), not path.exists()
-            with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(table[0]))
-                if new:
-                    writer.writeheader()
-                writer.writerows(table)
-            print(*(" ".join(map(str, row.values())) for row in table), sep="\n", flush=True)
+            append(path, run_chain(number, seed, undisturbed))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    if sys.argv[2:3] == ["strategies"]:
+        for option in sys.argv[3:] or STRATEGIES:
+            append(Path(sys.argv[1]), [run_strategy(option, seed=0)])
+    else:
+        main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
