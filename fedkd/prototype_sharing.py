@@ -17,7 +17,7 @@ from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Metrics, State, Tensors
+from fedkd.types import Metrics, State, Target, Tensors
 
 
 @dataclass(kw_only=True)
@@ -35,6 +35,7 @@ class PrototypeSharing(Strategy):
         ConfigError: ``weight`` is negative, or a choice does not exist.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     any_shared_layers: ClassVar[bool] = False
     secure_aggregation: ClassVar[bool] = False
     broadcast_parts: ClassVar[tuple[str, ...]] = ("prototypes",)

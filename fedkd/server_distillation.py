@@ -15,7 +15,7 @@ from fedkd.federation.server import Server
 from fedkd.models.ensemble import Ensemble, Member
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
-from fedkd.types import Generated, Metrics, State, Tensors, Update, parts_of
+from fedkd.types import Generated, Input, Metrics, State, Target, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,7 @@ class ServerDistillation(Strategy):
         ConfigError: ``batchnorm`` is not ``averaged``, or ``shared_layers`` is not ``all``.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     secure_aggregation: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -116,6 +117,8 @@ class ServerDistillation(Strategy):
 @dataclass(kw_only=True)
 class GeneratorDistillation(ServerDistillation):
     """Distillation on images of a generator that is part of the server's state. Clients send their label counts too."""
+
+    inputs: ClassVar[tuple[Input, ...]] = ("image",)
 
     generator: Callable[..., nn.Module]
 

@@ -26,7 +26,7 @@ from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, keep_frozen, load
 from fedkd.training.loop import FitResult, fit
 from fedkd.training.vectorized import fit_clients
-from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
+from fedkd.types import INPUTS, TARGETS, Generated, Input, Metrics, State, Target, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -50,6 +50,10 @@ class Strategy(ServerLoop):
 
     broadcast_parts: ClassVar[tuple[str, ...]] = ("model",)
     """Parts of the state that the server sends to the clients."""
+
+    inputs: ClassVar[tuple[Input, ...]] = INPUTS
+    targets: ClassVar[tuple[Target, ...]] = TARGETS
+    """The kinds of inputs and targets on which the algorithm trains, see :class:`fedkd.types.Task`."""
 
     needs_public_data: ClassVar[bool] = False
     """The strategy distills on public images."""
@@ -391,6 +395,5 @@ class Strategy(ServerLoop):
                 tensors = self._fit(learner, phases, tensors, broadcast, state).tensors
         load(client.model, tensors)
         model = FunctionalModel(client.model.eval())
-        return evaluate_predictions(
-            lambda x: self.predict_client(model, x, broadcast, state), client.data, batch_size, client.task.num_classes, client.dtype
-        )
+        predict, task = lambda x: self.predict_client(model, x, broadcast, state), client.task
+        return evaluate_predictions(predict, client.data, batch_size, task.num_classes, client.dtype, task.uncounted)

@@ -1,13 +1,14 @@
 """The data types that all packages share. Read this file first.
 
-Letters in shape comments: B batch size, C classes, D embedding size, K clients, S local steps, N examples, H height, W width.
+Letters in shape comments: B batch size, C classes, D embedding size, K clients, S local steps, N examples, H height, W width, L length
+of a sequence.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,23 +23,43 @@ State = dict[str, Tensors]
 Metrics = dict[str, Tensor]
 """Named tensors of any fixed shape that a loss returns beside its value. The training loop sums them over steps."""
 
+Input = Literal["image", "tokens", "table", "series"]
+"""What a network reads: images (channels, height, width), token ids (L,), columns of a table (features,), or series (channels, time)."""
+
+Target = Literal["label", "multi_label", "next_token"]
+"""What a network predicts: one class y [N], int64; any number of classes y [N, C], 0 or 1; or the next tokens y [N, L], int64."""
+
+INPUTS: tuple[Input, ...] = get_args(Input)
+"""All kinds of inputs."""
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+"""All kinds of targets."""
+
+PADDING = 0
+"""The token id that fills short sequences. As a target it counts neither in losses nor in accuracies."""
+
 
 # ------------------------------------------------------------------------------------------------------- tasks and networks
 @dataclass(frozen=True)
 class Task:
     """A classification task.
 
-    A network receives ``(pixel - mean) / std``, where pixels are in 0..``max_pixel``.
+    A network receives ``(pixel - mean) / std``, where pixels are in 0..``max_pixel``, and likewise the columns of a table and series. It
+    receives tokens as they are, int64.
 
     Args:
         name: name of the data set.
-        shape: shape of an image: (channels, height, width). Data sets of the user may have others, such as (channels, time) or (words,).
-        num_classes: number of classes, C.
+        shape: shape of one example, see :data:`Input`.
+        num_classes: number of classes, C. With next tokens it is the number of tokens.
         class_names: names of classes 0..C-1, or empty where the data set's own labels are 0..C-1.
         mean: subtracted from pixels: one number per channel, or one number for all channels.
         std: pixels are divided by it: one number per channel, or one number for all channels.
         max_pixel: value of a pixel of full brightness: 1, or 255 where bytes are not scaled (``scale`` 1).
         absent: classes without training examples, ascending. Generators do not draw them.
+        input: what a network reads.
+        target: what it predicts.
+        vocabulary: the text of each token id, :data:`PADDING` first. Empty where the inputs are no tokens.
+        uncounted: next tokens that accuracy leaves out: padding, and often the end of a text.
     """
 
     name: str
@@ -49,6 +70,41 @@ class Task:
     std: tuple[float, ...] = (1.0,)
     max_pixel: float = 1.0
     absent: tuple[int, ...] = ()
+    input: Input = "image"
+    target: Target = "label"
+    vocabulary: tuple[str, ...] = ()
+    uncounted: tuple[int, ...] = (PADDING,)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether each example has one class."""
+        return self.target == "label"
+
+    @property
+    def decisions(self) -> int:
+        """The number of predictions for one example that accuracy counts, at most: 1, C or L."""
+        return {"label": 1, "multi_label": self.num_classes, "next_token": self.shape[0]}[self.target]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The dimensions of logits and embeddings between the batch and their own: (L,) with next tokens, otherwise ()."""
+        return self.shape[:1] if self.target == "next_token" else ()
+
+    def inputs(self, number: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """Inputs of a network [number, ...] that stand for real ones: zeros, or the first token after the padding."""
+        if self.input == "tokens":
+            return torch.full((number, *self.shape), PADDING + 1, dtype=torch.int64, device=device)
+        return torch.zeros(number, *self.shape, dtype=dtype, device=device)
+
+    def targets(self, number: int) -> Tensor:
+        """Targets [number, ...] of 0 that stand for real ones."""
+        shape = {"label": (), "multi_label": (self.num_classes,), "next_token": self.shape}[self.target]
+        return torch.zeros(number, *shape, dtype=torch.float32 if self.target == "multi_label" else torch.int64)
+
+    @property
+    def counted_names(self) -> tuple[str, ...]:
+        """The names of the classes by which examples are counted: ``names``, or one name for all where there are no labels."""
+        return self.names if self.has_labels else ("all examples",)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,7 +122,9 @@ class Task:
         return torch.tensor([label for label in range(self.num_classes) if label not in set(self.absent)])
 
     def with_absent_classes(self, labels: Tensor) -> "Task":  # [N]
-        """The task with the classes that the labels of the training examples lack as ``absent``."""
+        """The task with the classes that the labels of the training examples lack as ``absent``. Without labels no class is absent."""
+        if not self.has_labels:
+            return self
         counts = torch.bincount(labels.cpu(), minlength=self.num_classes)
         return replace(self, absent=tuple(torch.nonzero(counts == 0).flatten().tolist()))
 
@@ -75,8 +133,8 @@ class Output(NamedTuple):
     """The output of a classifier.
 
     Args:
-        logits: [B, C].
-        embedding: input of the classifier's head [B, D].
+        logits: [B, C], or [B, L, C] with next tokens.
+        embedding: input of the classifier's head [B, D], or [B, L, D].
         stages: output of each stage of the network, [B, channels, H, W] each.
     """
 
@@ -120,11 +178,12 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Labeled images in their stored form. Each batch is converted to floats when it is used.
+    """Labeled images, or other inputs, in their stored form. Each batch is converted to floats when it is used, and tokens to int64.
 
     Args:
-        x: images [>= N, channels, height, width]: unsigned bytes, or floats where a generator made them.
-        y: labels [N], int64, in 0..C-1.
+        x: images [>= N, channels, height, width]: unsigned bytes, or floats where a generator made them. Of other inputs see
+            :data:`Input`.
+        y: labels [N], int64, in 0..C-1. Of other targets see :data:`Target`.
         scale: the byte that stands for 1.0: 255 for ordinary images, 16 for scikit-learn's digits.
         mean: per channel, subtracted after scaling.
         std: per channel, images are divided by it.
@@ -134,6 +193,7 @@ class Examples:
         left_out: files of the whole data set that are not used; with the training set alone.
         metadata: further properties of the examples by name, such as a writer or a year: one value per example [N] each.
         group_names: name of each group 0, 1, ...; empty: groups have no names.
+        tokens: whether ``x`` are token ids, which are not normalized.
     """
 
     x: Tensor
@@ -147,12 +207,19 @@ class Examples:
     left_out: tuple[LeftOut, ...] = ()
     metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
     group_names: tuple[str, ...] = ()
+    tokens: bool = False
 
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def labels(self) -> Tensor:  # [N], int64
+        """The class of each example. 0 for all where the targets are no single classes."""
+        single = self.y.ndim == 1 and not self.y.is_floating_point()
+        return self.y if single else torch.zeros(len(self.y), dtype=torch.int64, device=self.y.device)
+
     def images(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:  # [...] -> [..., channels, H, W]
-        """The images of the examples ``index``, normalized, as floats."""
+        """The images of the examples ``index``, normalized, as floats; or their tokens."""
         return self.normalize(self.gather(self.storage_rows(index)), dtype)
 
     def gather(self, rows: Tensor) -> Tensor:  # [...] -> [..., channels, H, W]
@@ -164,7 +231,9 @@ class Examples:
         return index if self.rows is None else self.rows[index]
 
     def normalize(self, stored: Tensor, dtype: torch.dtype) -> Tensor:  # [..., channels, H, W] -> the same shape
-        """Stored images as floats: ``(x / scale - mean) / std``. Examples of other shapes, such as series, are scaled likewise."""
+        """Stored images as floats: ``(x / scale - mean) / std``, and likewise tables and series. Tokens are int64."""
+        if self.tokens:
+            return stored.long()
         x = stored.to(dtype, copy=True)
         factor = torch.tensor([1 / (self.scale * s) for s in self.std], dtype=dtype, device=x.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=dtype, device=x.device)
@@ -173,12 +242,12 @@ class Examples:
         return x.mul_(factor.view(shape)).add_(shift.view(shape))
 
     def without_labels(self) -> "Examples":
-        """The same images with label 0 for all of them."""
+        """The same images with target 0 for all of them."""
         return replace(self, y=torch.zeros_like(self.y))
 
     def without_images(self) -> "Examples":
         """The normalization alone: no images and no labels."""
-        return Examples(self.x.new_empty((0, *self.x.shape[1:])), torch.empty(0), self.scale, self.mean, self.std)
+        return Examples(self.x.new_empty((0, *self.x.shape[1:])), torch.empty(0), self.scale, self.mean, self.std, tokens=self.tokens)
 
     def subset(self, index: np.ndarray | Tensor) -> "Examples":
         """The examples ``index`` [n]. The images are shared, not copied."""
@@ -198,7 +267,7 @@ class Examples:
     def attributes(self) -> "ExampleAttributes":
         """What partitions see of the examples."""
         groups = None if self.groups is None else self.groups.cpu().numpy()
-        return ExampleAttributes(self.y.cpu().numpy(), groups, self.metadata)
+        return ExampleAttributes(self.labels.cpu().numpy(), groups, self.metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +275,7 @@ class ExampleAttributes:
     """What partitions see of examples: all but the images.
 
     Args:
-        y: labels [N], int64.
+        y: labels [N], int64. 0 for all where the targets are no single classes.
         groups: domain, writer or other group of each example [N], int64; None: no groups.
         metadata: further properties by name, [N] each.
     """

@@ -21,7 +21,7 @@ from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, clip_gradients
-from fedkd.types import Metrics, State, Tensors, Update, parts_of
+from fedkd.types import Input, Metrics, State, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -85,6 +85,7 @@ class CoBoosting(ServerDistillation):
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
+    inputs: ClassVar[tuple[Input, ...]] = ("image",)
     server_summary: ClassVar[str] = "mean of models, then distillation of the weighted ensemble on hard generated images"
 
     generator: Callable[..., nn.Module]

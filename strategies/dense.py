@@ -20,7 +20,7 @@ from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
-from fedkd.types import Examples, Metrics, State, Tensors, Update, parts_of
+from fedkd.types import Examples, Input, Metrics, State, Tensors, Update, parts_of
 
 
 @dataclass(kw_only=True)
@@ -77,6 +77,7 @@ class Dense(ServerDistillation):
         - BatchNorm statistics must be averaged, because the teachers need them.
     """
 
+    inputs: ClassVar[tuple[Input, ...]] = ("image",)
     server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on generated images"
 
     generator: Callable[..., nn.Module]

@@ -114,4 +114,6 @@ class FedDF(ServerDistillation):
         """Accuracy on the held-out examples, in 0..1."""
         assert server.validation is not None, "examples are held out"
         student = FunctionalModel(server.model).at(tensors)
-        return evaluate(student, server.validation, server.batch_size, server.task.num_classes, server.dtype).accuracy
+        return evaluate(
+            student, server.validation, server.batch_size, server.task.num_classes, server.dtype, server.task.uncounted
+        ).accuracy

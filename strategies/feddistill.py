@@ -17,7 +17,7 @@ from fedkd.strategy import Strategy
 from fedkd.tensor_ops import one_hot
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Metrics, State, Tensors, Update
+from fedkd.types import Metrics, State, Target, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -54,6 +54,7 @@ class FedDistill(Strategy):
           a client has never seen a class, its logits for this class count as 0 in the mean.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "divergence from the label's mean logits"
     server_summary: ClassVar[str] = "mean of logits by label, and of models where shared"

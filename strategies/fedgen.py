@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedkd.errors import require
 from fedkd.federation.client import Client
 from fedkd.federation.server import Server
-from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.cross_entropy import class_cross_entropy, cross_entropy
 from fedkd.losses.diversity import diversity, noise_distances
 from fedkd.losses.kl import kl_divergence
 from fedkd.models.ensemble import stacked_head_logits
@@ -22,7 +22,7 @@ from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, call_with, snapshot, submodule_tensors
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory, scale_lr
-from fedkd.types import Generated, Metrics, State, Task, Tensors, Update
+from fedkd.types import Generated, Metrics, State, Target, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -81,6 +81,7 @@ class FedGen(Strategy):
           the option has no effect.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "generated embeddings, latent divergence"
     server_summary: ClassVar[str] = "mean of models, then training of a generator of embeddings on the heads"
@@ -253,7 +254,7 @@ class FedGen(Strategy):
         logits = stacked_head_logits(head, broadcast["heads"], z)  # [K, B, C]
         weights = self.head_weights(broadcast["labels"]["shares"][:, batch.y])  # [K, B]
         if self.ensemble_loss == "sum_of_losses":
-            teacher = (weights * cross_entropy(logits, batch.y.expand(len(logits), -1))).sum(0).mean()
+            teacher = (weights * class_cross_entropy(logits, batch.y.expand(len(logits), -1))).sum(0).mean()
         else:
             teacher = cross_entropy((weights[..., None] * logits).sum(0), batch.y).mean()
         spread = diversity(batch.distances, z)

@@ -17,7 +17,7 @@ from fedkd.training.batch import Batch, shuffled_epochs
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
 from fedkd.training.loop import fit
 from fedkd.training.optimizers import OptimizerFactory
-from fedkd.types import Metrics, State, Tensors, Update
+from fedkd.types import Metrics, State, Target, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -45,6 +45,7 @@ class FedGH(Strategy):
           head keeps its random initial values, as with ``server_epochs=0``.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     client_summary: ClassVar[str] = "head of the server"
     server_summary: ClassVar[str] = "training of a head on the clients' mean embeddings"
     secure_aggregation: ClassVar[bool] = False

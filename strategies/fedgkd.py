@@ -15,7 +15,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, keep_frozen
-from fedkd.types import Metrics, State, Tensors, Update
+from fedkd.types import Metrics, State, Target, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,7 @@ class FedGKD(Strategy):
           networks have no BatchNorm.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     client_summary: ClassVar[str] = "divergence from the mean of the last global models"
     server_summary: ClassVar[str] = "mean of models, and of the last global models"
 

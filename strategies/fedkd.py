@@ -18,7 +18,7 @@ from fedkd.models.network_pair import NetworkPair
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.two_networks import TwoNetworks
-from fedkd.types import Metrics, State, Task, Tensors, Update
+from fedkd.types import Metrics, State, Target, Task, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -54,6 +54,7 @@ class FedKD(TwoNetworks):
         - The authors' networks are transformers, whose attention has a distance term of its own.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     broadcast_parts: ClassVar[tuple[str, ...]] = ("model", "energy")
     client_summary: ClassVar[str] = "private network, divergence of both networks and distance of their embeddings"
     server_summary: ClassVar[str] = "mean of models, compressed by singular values"

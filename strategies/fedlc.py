@@ -12,7 +12,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Metrics, State
+from fedkd.types import Metrics, State, Target
 
 LEAST_COUNT = 1e-8
 """The number of labels that stands for 0, as in the public reproductions."""
@@ -39,6 +39,7 @@ class FedLC(Strategy):
         - PFLlib takes the numbers of labels of the whole federation, which is another method.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     client_summary: ClassVar[str] = "margins by the client's label counts"
 
     tau: float

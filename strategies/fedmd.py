@@ -16,7 +16,7 @@ from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Metrics, State, Tensors, Update
+from fedkd.types import Metrics, State, Target, Tensors, Update
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,7 @@ class FedMD(Strategy):
         - The digest and the revisit both use the run's optimizer, each with a new state.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label", "multi_label")
     any_shared_layers: ClassVar[bool] = False
     client_summary: ClassVar[str] = "distance to the mean logits on public images"
     server_summary: ClassVar[str] = "mean of logits of public images"

@@ -11,7 +11,7 @@ from fedkd.losses.decoupled_kl import not_true_divergence
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Metrics, State
+from fedkd.types import Metrics, State, Target
 
 
 @dataclass(kw_only=True)
@@ -35,6 +35,7 @@ class FedNTD(Strategy):
           networks have no BatchNorm.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     client_summary: ClassVar[str] = "divergence from the broadcast over the other classes"
 
     beta: float

@@ -15,7 +15,7 @@ from fedkd.models.network_pair import PrivateHead
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.two_networks import TwoNetworks
-from fedkd.types import Metrics, State
+from fedkd.types import Metrics, State, Target
 
 
 @dataclass(kw_only=True)
@@ -40,6 +40,7 @@ class FedRoD(TwoNetworks):
         - The heads made by a hypernetwork are not implemented.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     client_summary: ClassVar[str] = "logits balanced by label counts, private head"
 
     gamma: float

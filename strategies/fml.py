@@ -13,7 +13,7 @@ from fedkd.models.base import Classifier
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel
 from fedkd.two_networks import TwoNetworks
-from fedkd.types import Metrics, State, Task
+from fedkd.types import Metrics, State, Target, Task
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,7 @@ class FML(TwoNetworks):
         - From HtFLlib: gradients are not clipped.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)
     client_summary: ClassVar[str] = "private network, divergence of both networks from each other"
 
     alpha: float

@@ -13,7 +13,7 @@ from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.strategy import Strategy
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel
-from fedkd.types import Metrics, State, Tensors
+from fedkd.types import Metrics, State, Target, Tensors
 
 
 @dataclass(kw_only=True)
@@ -43,6 +43,7 @@ class Moon(Strategy):
         - Where BatchNorm statistics are local, the broadcast model uses the client's statistics at the start of the round.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label", "multi_label")
     client_summary: ClassVar[str] = "contrast with the broadcast and the previous local model"
 
     mu: float

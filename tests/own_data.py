@@ -1,4 +1,6 @@
-"""Data sets and networks of a user that are no images: words as whole numbers, and series of floats."""
+"""Data sets and networks of a user that are no images: words as whole numbers, series, tables and tokens, with every kind of target."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -62,3 +64,52 @@ class SeriesNetwork(Classifier):
     def __init__(self, task: Task) -> None:
         stage = nn.Sequential(nn.Conv1d(task.shape[0], 8, 5), nn.ReLU(), nn.Flatten())
         super().__init__(task, [stage], nn.Linear(8 * (task.shape[1] - 4), 16), nn.Linear(16, task.num_classes), 16)
+
+
+VOCABULARY = ("<pad>", "<unknown>", "<end>", *"abcdefghi")
+"""The tokens of the texts below."""
+
+
+def of_kind(input: str, target: str) -> tuple[Task, Examples, Examples]:
+    """240 examples of 6 features or tokens, which can be learned: the label is the first token, or the sign of features."""
+    rng = np.random.default_rng(1)
+    if input == "tokens":
+        x = torch.tensor(rng.integers(2, len(VOCABULARY), (240, 6)))
+        x[:, 4:] *= torch.tensor(rng.integers(0, 2, (240, 1)))  # half of the texts have four tokens
+    else:
+        x = torch.tensor(rng.normal(size=(240, *((2, 3) if input == "series" else (6,)))), dtype=torch.float32)
+    signs = (x.flatten(1)[:, :4] > (5 if input == "tokens" else 0)).float()
+    y = {"label": 2 * signs[:, 0].long() + signs[:, 1].long(), "multi_label": signs, "next_token": x.roll(-1, 1)}[target]
+    task = Task(
+        f"{input}_{target}", tuple(x.shape[1:]), len(VOCABULARY) if target == "next_token" else 4, input=input, target=target,
+        vocabulary=VOCABULARY if input == "tokens" else (), uncounted=(0, 2),
+    )  # fmt: skip
+    train, test = divided(x, y)
+    return task, replace(train, tokens=input == "tokens"), replace(test, tokens=input == "tokens")
+
+
+class TokenNetwork(Classifier):
+    """The mean of the embeddings of tokens; with next tokens the embedding of each token, or a recurrent layer over them."""
+
+    def __init__(self, task: Task, *, recurrent: bool = False) -> None:
+        stage = nn.Embedding(len(task.vocabulary), 8, padding_idx=0)
+        embed = Recurrent() if recurrent else nn.Identity() if task.positions else Mean()
+        super().__init__(task, [stage], embed, nn.Linear(8, task.num_classes), 8)
+
+
+class Mean(nn.Module):
+    """The mean over tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+class Recurrent(nn.Module):
+    """The outputs of a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(x)[0]

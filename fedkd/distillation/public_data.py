@@ -111,6 +111,10 @@ def training_images(data: DataSource, task: Task) -> Examples:
         raise ConfigError(f"data.{error}") from error
     rule = f"must have images of the clients' shape {task.shape} (set data.size or data.channels), unlike {other.name}"
     require(other.shape == task.shape, "data", rule, other.shape)
+    same = (other.input, other.vocabulary) == (task.input, task.vocabulary)
+    require(
+        same, "data", f"must have {task.input} as inputs, with the clients' vocabulary if they are tokens", f"{other.name} ({other.input})"
+    )
     return train
 
 
@@ -143,7 +147,13 @@ class Noise:
         require(self.exponent >= 0, "exponent", "must be >= 0 (0 is white noise)", self.exponent)
 
     def __call__(self, task: Task, held_out: Examples, client_examples: Examples, seed: Seed) -> Examples:
-        """The images [size, channels, height, width]. Each of them ranges from black to full brightness."""
+        """The images [size, channels, height, width]. Each of them ranges from black to full brightness.
+
+        Raises:
+            ConfigError: the task has no images.
+        """
+        rule = f"must be held_out, client_images or other_dataset for {task.input}, for which noise of image pixels has no meaning"
+        require(task.input == "image", "public_data", rule, "noise")
         rng, full_scale = (seed / "noise").numpy(), task.max_pixel * client_examples.scale
         sizes = [min(CHUNK_SIZE, self.size - begin) for begin in range(0, self.size, CHUNK_SIZE)]
         chunks = [np.round(full_scale * self.noise((size, *task.shape), rng)).astype(np.uint8) for size in sizes]

@@ -14,6 +14,7 @@ from fedkd.distillation.methods.base import Distiller, EpochSteps, StudentModule
 from fedkd.errors import DivergedError
 from fedkd.models.ensemble import EnsembleModel, Member
 from fedkd.seed import Seed
+from fedkd.tensor_ops import channels_last
 from fedkd.training.batch import Batch, Batches
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors, trained_names
 from fedkd.training.loop import Execution, FitResult, fit
@@ -154,7 +155,7 @@ class Training:
         teacher = None if self.teacher is None else FunctionalModel(self.teacher).at(broadcast["teacher"])
         names: tuple[str, ...] = ("moves", "mirrored")
         draws = {name: batch.drawn[name] for name in names if name in batch.drawn}
-        x = self.augmentation(batch.x, draws, broadcast["images"]["black"]).contiguous(memory_format=torch.channels_last)
+        x = channels_last(self.augmentation(batch.x, draws, broadcast["images"]["black"]))
         return self.distiller.loss(model, teacher, replace(batch, x=x), self.source.labeled)
 
     def make_optimizer(self, parameters: Iterable[Tensor], epoch: int) -> torch.optim.Optimizer:

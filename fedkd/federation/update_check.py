@@ -58,7 +58,7 @@ class ReplyCheck:
             differs, as an update may change its form from round to round. None if that cannot be told.
         architectures: the name of each client's network [K].
         num_train_examples: the number of each client's training examples [K].
-        num_test_examples: the number of each client's local test examples [K].
+        num_test_examples: the number of decisions in each client's local test set [K]: of its examples, next tokens, or classes.
         max_norm: upper bound of the L2 norm of an update, > 0. Of arrays that the server has sent, the difference counts. None for no
             bound.
     """

@@ -1,4 +1,8 @@
-"""Accuracy: the evaluation loop, and the metrics over clients."""
+"""Accuracy: the evaluation loop, and the metrics over clients.
+
+Accuracy is the fraction of correct decisions. A decision is the class of an example, each class of an example with any number of classes
+(its score is above 0 where it is right, and only there), or each next token that counts.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +14,7 @@ from torch import Tensor
 
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.tensor_ops import channels_last
-from fedkd.types import Examples
+from fedkd.types import PADDING, Examples
 
 
 @dataclass(frozen=True)
@@ -18,20 +22,26 @@ class Score:
     """Counts of an evaluation.
 
     Args:
-        total: number of examples per class [C], int64.
-        correct: number of correctly classified examples per class [C], int64.
+        total: number of decisions per class [C], int64. For one class per example it is the number of examples of each class.
+        correct: number of correct decisions per class [C], int64.
         losses: sum of the losses of each batch.
+        num_examples: number of examples.
+        positives: for each class the number of examples that have it and are given it, that are given it, and that have it [3, C], int64.
     """
 
     total: Tensor
     correct: Tensor
     losses: tuple[float, ...]
+    num_examples: int
+    positives: Tensor
 
     @classmethod
     def merge(cls, parts: Sequence["Score"]) -> "Score":
         """The score on all examples, from the scores on consecutive parts of them."""
-        total, correct = (torch.stack(counts).sum(0) for counts in zip(*((part.total, part.correct) for part in parts)))
-        return cls(total, correct, tuple(loss for part in parts for loss in part.losses))
+        counts = zip(*((part.total, part.correct, part.positives) for part in parts))
+        total, correct, positives = (torch.stack(one).sum(0) for one in counts)
+        losses = tuple(loss for part in parts for loss in part.losses)
+        return cls(total, correct, losses, sum(part.num_examples for part in parts), positives)
 
     @property
     def loss(self) -> float:
@@ -40,13 +50,25 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of correctly classified examples, 0..1; NaN without examples."""
+        """Fraction of correct decisions, 0..1; NaN without examples."""
         return self.correct.sum().item() / n if (n := self.total.sum().item()) else float("nan")
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of the F1 scores of all classes that occur or are predicted, 0..1; NaN where there are none. As scikit-learn's."""
+        hits, given, having = self.positives.double()
+        occurs = given + having > 0
+        return (2 * hits / (given + having))[occurs].mean().item()
 
 
 @torch.no_grad()
 def evaluate(
-    model: Callable[[Tensor], Any], examples: Examples, batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
+    model: Callable[[Tensor], Any],
+    examples: Examples,
+    batch_size: int,
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+    uncounted: Sequence[int] = (PADDING,),
 ) -> Score:
     """Evaluate a model on all examples.
 
@@ -56,9 +78,10 @@ def evaluate(
         batch_size: examples per batch, >= 1.
         num_classes: number of classes, C.
         dtype: type of the images.
+        uncounted: next tokens that are left out, see :class:`~fedkd.types.Task`.
     """
     predict = lambda x: {"": model(x).logits}
-    return evaluate_predictions(predict, examples, batch_size, num_classes, dtype)[""]
+    return evaluate_predictions(predict, examples, batch_size, num_classes, dtype, uncounted)[""]
 
 
 @torch.no_grad()
@@ -68,33 +91,53 @@ def evaluate_predictions(
     batch_size: int,
     num_classes: int,
     dtype: torch.dtype = torch.float32,
+    uncounted: Sequence[int] = (PADDING,),
 ) -> dict[str, Score]:
     """Evaluate several predictions on all examples.
 
     Args:
-        predict: from images to class scores [B, C] by name, with ``""`` among the names.
+        predict: from images to class scores [B, C], or [B, L, C] with next tokens, by name, with ``""`` among the names.
         examples: labeled images.
         batch_size: examples per batch, >= 1.
         num_classes: number of classes, C.
         dtype: type of the images.
+        uncounted: next tokens that are left out, see :class:`~fedkd.types.Task`.
 
     Returns:
         The score of each prediction. Without examples, that of ``""``.
     """
-    device = examples.y.device
-    total = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    correct: dict[str, Tensor] = {"": total.clone()}
+    nothing = torch.zeros(5, num_classes, dtype=torch.int64, device=examples.y.device)
+    counts: dict[str, Tensor] = {"": nothing}
     losses: dict[str, list[Tensor]] = {"": []}
     for start in range(0, len(examples), batch_size):
         batch = slice(start, start + batch_size)
         y, stored = examples.y[batch], examples.x[batch] if examples.rows is None else examples.gather(examples.rows[batch])
-        total += torch.bincount(y, minlength=num_classes)
         for name, scores in predict(channels_last(examples.normalize(stored, dtype))).items():
-            hits = torch.bincount(y[scores.argmax(-1) == y], minlength=num_classes)
-            correct[name] = correct[name] + hits if name in correct else hits
+            counts[name] = counts.get(name, nothing) + decision_counts(scores, y, uncounted)
             losses.setdefault(name, []).append(cross_entropy(scores, y).sum())
     numbers = {name: tuple(torch.stack(values).tolist()) if values else () for name, values in losses.items()}
-    return {name: Score(total.cpu(), hits.cpu(), numbers[name]) for name, hits in correct.items()}
+    return {name: Score(count[0].cpu(), count[1].cpu(), numbers[name], len(examples), count[2:].cpu()) for name, count in counts.items()}
+
+
+def decision_counts(scores: Tensor, y: Tensor, uncounted: Sequence[int]) -> Tensor:  # [5, C], int64
+    """By class: decisions, correct decisions, and the three numbers of ``Score.positives``.
+
+    Args:
+        scores: [B, C], or [B, L, C] with next tokens.
+        y: the targets, see :func:`fedkd.losses.cross_entropy.cross_entropy`.
+        uncounted: next tokens that are left out.
+    """
+    num_classes = scores.shape[-1]
+    if y.dim() == scores.dim():
+        given, having = scores > 0, y > 0
+        rows = [torch.ones_like(given), given == having, given & having, given, having]
+        return torch.stack([row.sum(0) for row in rows])
+    if scores.dim() == 3:
+        counted = torch.isin(y, torch.tensor(uncounted, device=y.device), invert=True)
+        scores, y = scores[counted], y[counted]
+    predicted = scores.argmax(-1)
+    total, correct, given = (torch.bincount(labels, minlength=num_classes) for labels in (y, y[predicted == y], predicted))
+    return torch.stack([total, correct, correct, given, total])
 
 
 def local_test_metrics(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:

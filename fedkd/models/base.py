@@ -1,11 +1,12 @@
 """The base class of networks: stages, an embedding, and a head."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from fedkd.errors import ConfigError
-from fedkd.types import Output, Task
+from fedkd.types import INPUTS, Input, Output, Task
 
 WITH_EXTRA_STAGE = (
     "ResNet, WideResNet, PreActResNet, TorchvisionResNet, VGG, MobileNetV2, ShuffleNetV1, ShuffleNetV2, "
@@ -26,6 +27,9 @@ class Classifier(nn.Module):
         head: from the embedding to the logits [B, C].
         embedding_size: D.
     """
+
+    inputs: ClassVar[tuple[Input, ...]] = INPUTS
+    """The kinds of inputs that the network reads."""
 
     def __init__(self, task: Task, stages: Sequence[nn.Module], embed: nn.Module, head: nn.Module, embedding_size: int) -> None:
         super().__init__()
@@ -53,3 +57,9 @@ class Classifier(nn.Module):
             ConfigError: this kind of network has no extra stage.
         """
         raise ConfigError(f"model must be a network with an extra stage ({WITH_EXTRA_STAGE}), got {type(self).__name__!r}")
+
+
+class ImageClassifier(Classifier):
+    """A network that reads images alone."""
+
+    inputs = ("image",)

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.types import Task
 
 
-class FedGenCNN(Classifier):
+class FedGenCNN(ImageClassifier):
     """3x3 convolutions with stride 2, each with BatchNorm and ReLU, then two linear layers without an activation between them.
 
     Each convolution is a stage. The embedding is the output of the first linear layer. Parameters: 26,434 for MNIST and 26,962 for the 26
@@ -49,7 +49,7 @@ class FedGenCNN(Classifier):
         return nn.Sequential(nn.Conv2d(width, width, 3, stride=1, padding=1), nn.BatchNorm2d(width), nn.ReLU())
 
 
-class PlainCNN(Classifier):
+class PlainCNN(ImageClassifier):
     """3x3 convolutions without padding, each with BatchNorm, ReLU and 2x2 max pooling, then two linear layers with ReLU between them.
 
     Each pooled block is a stage. The embedding is the output of the first linear layer after ReLU. For CIFAR-10 the auxiliary teacher has
@@ -78,7 +78,7 @@ class PlainCNN(Classifier):
         super().__init__(task, stages, embed, nn.Linear(embedding_size, task.num_classes), embedding_size)
 
 
-class MoonCNN(Classifier):
+class MoonCNN(ImageClassifier):
     """Two 5x5 convolutions with ReLU and 2x2 max pooling, two linear layers with ReLU, a projection of two layers, and the head.
 
     The embedding is the output of the projection, which the head reads without an activation between them. MOON contrasts embeddings, so
@@ -113,7 +113,7 @@ class MoonCNN(Classifier):
         super().__init__(task, stages, nn.Sequential(*embed), nn.Linear(embedding_size, task.num_classes), embedding_size)
 
 
-class FedAvgCNN(Classifier):
+class FedAvgCNN(ImageClassifier):
     """5x5 convolutions of 32 and 64 channels without padding, each with ReLU and 2x2 max pooling, and two linear layers with ReLU between.
 
     The embedding, of 512 values after ReLU, is what the head reads. It is the CNN of the benchmarks PFLlib and HtFLlib, with 582,026

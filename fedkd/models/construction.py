@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,15 @@ from torch.nn.parameter import is_lazy
 
 from fedkd.errors import ConfigError, FedkdError, require
 from fedkd.models.base import Classifier
-from fedkd.types import Task
+from fedkd.types import INPUTS, Task
+
+NETWORKS = {
+    "image": "model=fedgen_cnn or mlp",
+    "tokens": "model=fasttext, text_cnn or char_lstm",
+    "table": "model=mlp",
+    "series": "model=mlp or one of your own",
+}
+"""Networks for each kind of input, for messages."""
 
 REMEDY = "; subclass fedkd.models.base.Classifier for another network"
 
@@ -22,16 +31,19 @@ def make_classifier(factory: Callable[[Task], nn.Module], task: Task) -> Classif
     is the embedding.
 
     Args:
-        factory: ``task -> module``. A plain module maps images [B, channels, height, width] to logits [B, C].
+        factory: ``task -> module``. A plain module maps images [B, channels, height, width], or other inputs, to logits [B, C].
         task: the classification task.
 
     Raises:
-        ConfigError: the network is no module, or a plain module does not end with a linear layer.
+        ConfigError: the network is no module or reads other inputs, or a plain module does not end with a linear layer.
     """
+    inputs = getattr(getattr(factory, "func", factory), "inputs", INPUTS)
+    rule = f"must make a network that reads {task.input}, such as {NETWORKS[task.input]}"
+    require(task.input in inputs, "_target_", rule, f"one that reads {', '.join(inputs)}")
     network = factory(task)
     require(isinstance(network, nn.Module), "_target_", "must make a torch.nn.Module", network)
     if any(is_lazy(tensor) for tensor in chain(network.parameters(), network.buffers())):
-        evaluate(network, torch.zeros(2, *task.shape))
+        evaluate(network, task.inputs(2))
     return network if isinstance(network, Classifier) else wrap(network, task)
 
 
@@ -52,7 +64,8 @@ def wrap(network: nn.Module, task: Task) -> Classifier:
         ConfigError: the module returns something else than logits, or other operations follow its last linear layer.
     """
     name = type(network).__name__
-    x = torch.linspace(-1, 1, 2 * task.shape[0] * task.shape[1] * task.shape[2]).view(2, *task.shape)
+    spread = torch.linspace(-1, 1, 2 * prod(task.shape)).view(2, *task.shape)
+    x = task.inputs(2) if task.input == "tokens" else spread
     calls: list[tuple[str, nn.Linear]] = []
     layers = {layer: path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)}
     handles = [layer.register_forward_hook(lambda layer, *_: calls.append((layers[layer], layer))) for layer in layers]
@@ -60,7 +73,7 @@ def wrap(network: nn.Module, task: Task) -> Classifier:
         logits = evaluate(network, x)
     except Exception as error:
         text = f"got {name}, which raises {type(error).__name__}: {first_line(error)}"
-        raise ConfigError(f"_target_ must make a network that reads images of shape {list(task.shape)}, {text}") from error
+        raise ConfigError(f"_target_ must make a network that reads {task.input} of shape {list(task.shape)}, {text}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -68,15 +81,15 @@ def wrap(network: nn.Module, task: Task) -> Classifier:
     rule = f"must make a network that returns one tensor of logits{REMEDY}"
     require(isinstance(logits, Tensor), "_target_", rule, f"{name}, which returns a {kind}")
     assert isinstance(logits, Tensor)
-    shape, expected = tuple(logits.shape), (2, task.num_classes)
-    require(shape == expected, "_target_", f"must make a network with logits of shape {expected} for two images", f"{name} with {shape}")
+    shape, expected = tuple(logits.shape), (2, *task.positions, task.num_classes)
+    require(shape == expected, "_target_", f"must make a network with logits of shape {expected} for two examples", f"{name} with {shape}")
     rule = f"must make a network that ends with a linear layer, whose input is the embedding{REMEDY}"
     require(bool(calls) and calls[-1][0] != "", "_target_", rule, name)
     path, head = calls[-1]
     network.set_submodule(path, nn.Identity())
     try:
         z = evaluate(network, x)
-        ends = isinstance(z, Tensor) and z.shape == (2, head.in_features) and torch.equal(head(z), logits)
+        ends = isinstance(z, Tensor) and z.shape == (2, *task.positions, head.in_features) and torch.equal(head(z), logits)
     except Exception:
         ends = False
     require(ends, "_target_", rule, name)

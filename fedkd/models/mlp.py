@@ -1,6 +1,7 @@
 """A multi-layer perceptron."""
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import nn
 
@@ -10,12 +11,14 @@ from fedkd.types import Task
 
 
 class MLP(Classifier):
-    """Linear layers with ReLU on flattened pixels. There is no BatchNorm, and so there are no statistics of the data.
+    """Linear layers with ReLU on flattened pixels, or on the columns of a table.
+
+    There is no BatchNorm, and so there are no statistics of the data.
 
     Each hidden layer is a stage; the last one is the embedding. Initialization: PyTorch's default.
 
     Args:
-        task: images of any size.
+        task: images of any size, tables or series.
         widths: units of each hidden layer; the last is the embedding size.
 
     Raises:
@@ -24,7 +27,6 @@ class MLP(Classifier):
 
     def __init__(self, task: Task, *, widths: Sequence[int]) -> None:
         require(len(widths) > 0 and all(w > 0 for w in widths), "widths", "must be one or more positive integers", widths)
-        pixels = task.shape[0] * task.shape[1] * task.shape[2]
-        stages = [nn.Sequential(nn.Linear(size, width), nn.ReLU()) for size, width in zip((pixels, *widths), widths)]
+        stages = [nn.Sequential(nn.Linear(size, width), nn.ReLU()) for size, width in zip((prod(task.shape), *widths), widths)]
         stages[0] = nn.Sequential(nn.Flatten(), *stages[0])
         super().__init__(task, stages, nn.Identity(), nn.Linear(widths[-1], task.num_classes), widths[-1])

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import check_patches
 from fedkd.types import Task
 
@@ -11,7 +11,7 @@ LAYER_NORM_EPS = 1e-6
 """The epsilon of every LayerNorm, as in the public code."""
 
 
-class MLPMixer(Classifier):
+class MLPMixer(ImageClassifier):
     """Patches as tokens, blocks of two MLPs with a residual connection each, and one linear head on the mean token.
 
     The first MLP of a block mixes the patches of each channel, the second one the channels of each patch; LayerNorm stands before both, and

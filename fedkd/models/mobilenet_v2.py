@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import GlobalAveragePool, conv_batchnorm, init_fan_out, init_small
 from fedkd.types import Task
 
@@ -44,7 +44,7 @@ def residual_row(in_channels: int, width: int, num_blocks: int, stride: int, exp
     return [InvertedResidual(in_channels, width, stride, expansion), *rest]
 
 
-class MobileNetV2(Classifier):
+class MobileNetV2(ImageClassifier):
     """A 3x3 stem, seven rows of inverted residuals in four stages, a 1x1 convolution to 1280 channels, and one linear head.
 
     The stages are those of the code of hierarchical self-supervision (Yang et al. 2021): stem and rows 1 and 2; row 3; rows 4 and 5; rows 6

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import GlobalAveragePool, init_fan_out
 from fedkd.types import Task
 
@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-class ResNet(Classifier):
+class ResNet(ImageClassifier):
     """A 3x3 stem, three stages of basic blocks, global average pooling, and one linear head.
 
     The stem is part of the first stage; every later stage begins with stride 2. The embedding is the mean of the last map, and its size is
@@ -114,7 +114,7 @@ class PreActBlock(nn.Module):
         return self.residual(active) + shortcut
 
 
-class PreActResNet(Classifier):
+class PreActResNet(ImageClassifier):
     """A 3x3 stem with BatchNorm and ReLU, stages of pre-activation blocks, global average pooling, and one linear head.
 
     The stem is part of the first stage; every later stage begins with stride 2. The embedding is the mean of the last map. ResNet-18 has
@@ -153,7 +153,7 @@ class PreActResNet(Classifier):
         return nn.Sequential(*[PreActBlock(width, width, 1, activated=self.activated) for _ in range(self.num_blocks)])
 
 
-class WideResNet(Classifier):
+class WideResNet(ImageClassifier):
     """A 3x3 stem of 16 channels, three stages of pre-activation blocks of 16k, 32k and 64k channels, and one linear head.
 
     The stem is part of the first stage; every later stage begins with stride 2. The output of a stage is the sum of its last block. The

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import GlobalAveragePool, conv_batchnorm
 from fedkd.types import Task
 
@@ -45,7 +45,7 @@ class ShuffleUnit(nn.Module):
         return self.relu(torch.cat((self.residual(x), self.pool(x)), 1))
 
 
-class ShuffleNetV1(Classifier):
+class ShuffleNetV1(ImageClassifier):
     """A 1x1 stem, stages of shuffle units of which the first has stride 2, global average pooling, and one linear head.
 
     The stem is part of the first stage; the embedding is the mean of the last map. With a stem of 24, widths (240, 480, 960), (4, 8, 4)
@@ -145,7 +145,7 @@ def unit_sequence(in_channels: int, width: int, num_units: int, stride: int) -> 
     return [DownUnit(in_channels, width, stride), *[SplitUnit(width) for _ in range(num_units - 1)]]
 
 
-class ShuffleNetV2(Classifier):
+class ShuffleNetV2(ImageClassifier):
     """A 1x1 stem, stages of units that split and shuffle channels, a 1x1 convolution, and one linear head.
 
     The stem is part of the first stage; the first unit of each stage has stride 2. The last convolution with BatchNorm and ReLU, and global

@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.models import ResNet, get_model, get_model_weights
 
 from fedkd.errors import ConfigError, require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import GlobalAveragePool, Module, init_fan_out
 from fedkd.types import Task
 
@@ -12,7 +12,7 @@ RESNET_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Names of torchvision's residual networks."""
 
 
-class TorchvisionResNet(Classifier):
+class TorchvisionResNet(ImageClassifier):
     """torchvision's ResNet: a 7x7 stem, 3x3 max pooling, four stages of blocks, global average pooling, and one linear head.
 
     The stem with its pooling, both with stride 2, is part of the first stage; every later stage begins with stride 2. The embedding is the

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import GlobalAveragePool, init_fan_out, init_small
 from fedkd.types import Task
 
@@ -19,7 +19,7 @@ def conv_block(in_channels: int, width: int, num_convolutions: int) -> list[nn.M
     return layers
 
 
-class VGG(Classifier):
+class VGG(ImageClassifier):
     """Five blocks of 3x3 convolutions, 2x2 max pooling between the first four, global average pooling, and one linear head.
 
     There are four stages, as in the code of hierarchical self-supervision (Yang et al. 2021): block 1; pooling and block 2; pooling and

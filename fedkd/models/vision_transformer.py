@@ -5,12 +5,12 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from fedkd.errors import require
-from fedkd.models.base import Classifier
+from fedkd.models.base import ImageClassifier
 from fedkd.models.layers import check_patches
 from fedkd.types import Task
 
 
-class VisionTransformer(Classifier):
+class VisionTransformer(ImageClassifier):
     """torchvision's ViT: patches as tokens with a class token and learned positions, pre-norm encoder blocks, and one linear head.
 
     Each encoder block is a stage, whose output are tokens [B, T + 1, ``width``] with T patches; the first stage also makes the tokens. The

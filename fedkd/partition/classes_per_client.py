@@ -1,6 +1,7 @@
 """Label skew: every client has examples of a fixed number of classes."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,9 @@ class ClassesPerClient:
     Raises:
         ConfigError: ``per_client`` is out of range.
     """
+
+    by_label: ClassVar[bool] = True
+    """Examples are divided by their classes."""
 
     per_client: int
 

@@ -1,6 +1,7 @@
 """Label skew: each client draws its own class proportions ~ Dirichlet(alpha), and all clients have equally many examples."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,9 @@ class ClientDirichlet:
     Raises:
         ConfigError: the value is out of range.
     """
+
+    by_label: ClassVar[bool] = True
+    """Examples are divided by their classes."""
 
     alpha: float
 

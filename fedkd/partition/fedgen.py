@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,9 @@ class FedGen:
     Raises:
         ConfigError: a value is out of range; on calling if ``min_size`` is not reached.
     """
+
+    by_label: ClassVar[bool] = True
+    """Examples are divided by their classes."""
 
     alpha: float
     ratio: float

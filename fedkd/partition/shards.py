@@ -1,6 +1,7 @@
 """Label skew: the examples are sorted by label and cut into shards of equal size, and every client gets a few shards."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class Shards:
     Raises:
         ConfigError: ``per_client`` is out of range.
     """
+
+    by_label: ClassVar[bool] = True
+    """Examples are divided by their classes."""
 
     per_client: int
 

@@ -14,8 +14,8 @@ class Batch:
     """The data of one step. The tensors in ``drawn`` can also be read as attributes: ``batch.noise``.
 
     Args:
-        x: images [B, channels, height, width], or None.
-        y: labels [B].
+        x: images [B, channels, height, width] or other inputs, or None.
+        y: labels [B], or other targets, see :data:`fedkd.types.Target`.
         drawn: random numbers and schedules of this step, by name, from ``prepare_batches``.
 
     Raises:
@@ -38,7 +38,7 @@ class Batches:
     """The data of all steps of a training. Iterating gives one :class:`Batch` per step.
 
     Args:
-        y: labels [S, B].
+        y: labels [S, B], or other targets [S, B, ...].
         index: indices of the examples in ``data`` [S, B]; None if the training needs no images.
         data: the examples; None if the training needs no images.
         dtype: type of the images.

@@ -80,7 +80,7 @@ def fit(
     trained: Sequence[str] | None = None,
     on_step: Callable[[Metrics], None] | None = None,
 ) -> FitResult:
-    """Train ``module`` from ``start`` with one optimizer step per batch. Images and kernels have the layout channels last.
+    """Train ``module`` from ``start`` with one optimizer step per batch. Images and their kernels have the layout channels last.
 
     Frozen parameters (``requires_grad=False``) keep their bits. The optimizer does not see them, so they have no weight decay either.
 
@@ -212,7 +212,8 @@ class StepInputs:
         """Consecutive steps with batches of one size, one part after the other. At least one part."""
         if self.sizes is None or not self.sizes:
             return [replace(self, sizes=None)]
-        parts, start, dim = [], 0, self.y.dim() - 1  # the dimension of the examples
+        parts, start = [], 0
+        dim = (self.y if self.rows is None else self.rows).dim() - 1  # the dimension of the examples; y may have more after it
 
         for size, group in groupby(self.sizes):
             end = start + len(list(group))
@@ -314,7 +315,7 @@ def part_identity(part: Any) -> Hashable:
         values = {name: tuple(map(id, value)) if isinstance(value, tuple) else id(value) for name, value in part.keywords.items()}
         return (part_identity(part.func), *map(id, part.args), *values.items())
     if isinstance(part, Examples):
-        return (part.scale, part.mean, part.std)
+        return (part.scale, part.mean, part.std, part.tokens)
     if hasattr(part, "__self__") and hasattr(part, "__func__"):
         return (id(part.__self__), id(part.__func__))
     return part if isinstance(part, Execution | torch.dtype | tuple) else id(part)

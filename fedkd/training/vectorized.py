@@ -21,7 +21,7 @@ from fedkd.training.loop import (
 )
 from fedkd.training.optimizers import OptimizerFactory, flatten_optimizer, restore_optimizer
 from fedkd.training.step_program import Program
-from fedkd.training.vectorized_layers import vectorized_copy
+from fedkd.training.vectorized_layers import vectorized_copy, with_constant_padding
 from fedkd.types import Metrics, State, Tensors
 
 GPU_MULTIPLE = 5
@@ -101,7 +101,7 @@ def fit_clients(
 
 def vectorized_program(module: nn.Module, loss: LossFunction, batches: Batches, execution: Execution, names: Sequence[str]) -> Program:
     """The program of one step of several networks, of which the parameters ``names`` are trained."""
-    vectorized, frozen, plain = vectorized_copy(module), eval_copy(module), copy.deepcopy(module).train()
+    vectorized, frozen, plain = vectorized_copy(module), eval_copy(module), with_constant_padding(copy.deepcopy(module)).train()
 
     def loss_values(
         tensors: Tensors, x: Tensor | None, y: Tensor, drawn: Tensors, client_state: State, broadcast: State

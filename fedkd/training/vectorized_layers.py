@@ -4,7 +4,7 @@ A pure loss is mapped over stacked clients with ``torch.vmap`` and differentiate
 convolutions of many small networks with slow kernels. Convolution, BatchNorm, ReLU, and linear layers therefore have their own rules: the
 maps of K clients [K, B, C, H, W] are folded to [B, K*C, H, W] in the layout channels last, computed by one grouped kernel, and unfolded.
 BatchNorm over K*C channels keeps the exact statistics of each client. Attention takes the kernel that has a rule. All other modules follow
-the general rules of ``vmap``.
+the general rules of ``vmap``, of which that of embeddings would train the row of the padding.
 """
 
 import copy
@@ -31,12 +31,24 @@ def vectorized_copy(module: nn.Module) -> nn.Module:
             layer.__class__ = _LinearLayer
         elif type(layer) is nn.MultiheadAttention:
             layer.__class__ = _MultiheadAttention
-    return module.train()
+    return with_constant_padding(module).train()
 
 
-def has_randomness(module: nn.Module) -> bool:
-    """Whether a network draws random numbers in its forward pass (dropout). Such clients train one after the other."""
-    return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in module.modules())
+def with_constant_padding(module: nn.Module) -> nn.Module:
+    """``module``, changed in place: inside ``torch.vmap`` the padding row of its embeddings gets no gradient, as outside of it."""
+    for layer in module.modules():
+        if type(layer) is nn.Embedding and layer.padding_idx is not None and layer.max_norm is None and not layer.scale_grad_by_freq:
+            layer.__class__ = _Embedding
+    return module
+
+
+def trains_alone(module: nn.Module) -> bool:
+    """Whether clients with this network train one after the other: it draws random numbers in its forward pass (dropout), or is recurrent.
+
+    The kernels of recurrent layers have no rule for ``vmap``.
+    """
+    dropout, recurrent = nn.modules.dropout._DropoutNd, nn.RNNBase | nn.RNNCellBase
+    return any((isinstance(layer, dropout) and layer.p > 0) or isinstance(layer, recurrent) for layer in module.modules())
 
 
 def fold_clients(x: Tensor, dim: int | None, clients: int) -> Tensor:  # [K at dim, B, C, H, W] -> [B, K*C, H, W]
@@ -171,6 +183,12 @@ class _ReLU(nn.ReLU):
 class _LinearLayer(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return _Linear.apply(x, self.weight, self.bias) if x.dim() == 2 else F.linear(x, self.weight, self.bias)
+
+
+class _Embedding(nn.Embedding):
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(self.num_embeddings, device=self.weight.device)[:, None]
+        return F.embedding(x, torch.where(rows.eq(self.padding_idx or 0), self.weight.detach(), self.weight))
 
 
 class _MultiheadAttention(nn.MultiheadAttention):

@@ -113,7 +113,7 @@ def node_report(config: str, modules: Modules, node_config: NodeConfig, node: in
     for client in clients:
         simulation = client_simulation(config, node_config, client)
         train, test = simulation.partition.train[client], simulation.partition.test[client]
-        classes = tuple(simulation.train.y[train].unique().tolist())
+        classes = tuple(simulation.train.labels[train].unique().tolist())
         digest = f"{simulation.train.digest} {simulation.client_data.local_test_pool.digest} {index_digest(train, test)}"
         reports[client] = ClientReport(len(train), len(test), classes, digest)
     data = {f"client_{client}": one.digest for client, one in reports.items()}

@@ -15,7 +15,7 @@ from fedkd.types import Examples, Partition, Task
 from simulations.deployment.node_report import ClientReport
 from simulations.overrides import extend_sys_path
 from simulations.setup.clients import ClientData, make_networks, read_data
-from simulations.setup.compatibility import build_strategy, check_compatibility, make_run_devices
+from simulations.setup.compatibility import build_strategy, check_compatibility, check_task, make_run_devices
 from simulations.setup.simulation import Simulation, dtype_of
 
 
@@ -62,6 +62,7 @@ def server_simulation(config: DictConfig, clients: Mapping[int, ClientReport], t
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be available on this machine (it has no GPU)", device)
     torch.set_num_threads(1)  # the number of threads changes rounding
     strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
+    check_task(config, strategy, task)
     present = {label for report in reports for label in report.classes}
     task = task.with_absent_classes(torch.tensor(sorted(present), dtype=torch.int64))
     images = placeholders(task, scale).to(device)
@@ -76,10 +77,12 @@ def server_simulation(config: DictConfig, clients: Mapping[int, ClientReport], t
 
 def placeholders(task: Task, scale: float) -> Examples:
     """A pattern for each class that has training examples."""
-    labels = task.present
+    labels, is_tokens = task.present, task.input == "tokens"
     values = torch.arange(len(labels) * int(np.prod(task.shape)), dtype=torch.int64)
-    pixels = (values * 2654435761 % 4294967296 // 65536 % 17).to(torch.uint8)  # spread, and in the range of every scale
-    return Examples(pixels.view(len(labels), *task.shape), labels, scale, task.mean, task.std)
+    largest = min(17, len(task.vocabulary)) if is_tokens else 17
+    pixels = (values * 2654435761 % 4294967296 // 65536 % largest).to(torch.uint8)  # spread, and in the range of every scale
+    y = labels if task.has_labels else task.targets(len(labels))
+    return Examples(pixels.view(len(labels), *task.shape), y, scale, task.mean, task.std, tokens=is_tokens)
 
 
 def make_placeholder_data(config: DictConfig, task: Task, images: Examples, train: list[int], test: list[int], seed: Seed) -> ClientData:
@@ -102,7 +105,9 @@ def make_placeholder_data(config: DictConfig, task: Task, images: Examples, trai
     if config.engine.server_data:
         own, _, global_test = read_data(config)
         rule = f"must be a data set of the nodes' task ({task.name}, {task.shape}, {task.num_classes} classes) for engine.server_data=true"
-        same = (own.shape, own.num_classes, own.class_names) == (task.shape, task.num_classes, task.class_names)
+        same = all(
+            getattr(own, name) == getattr(task, name) for name in ("shape", "num_classes", "class_names", "input", "target", "vocabulary")
+        )
         require(same, "data", rule, f"{own.name}, {own.shape}, {own.num_classes} classes")
         global_test = global_test.to(config.device)
     sizes = Partition([np.arange(number) for number in train], [np.arange(number) for number in test])

@@ -56,7 +56,7 @@ def check_distillation_step(setup: Setup, part: str = "student", prefix: str = "
             for key, (network, tensors) in networks.items():
                 network_row(tiny, key, network, tensors, repeats=1)
     for key, (network, _) in setup.distiller.networks(setup.learner, progress.tensors).items():
-        obstacle = export_obstacle(network, setup.task.shape) if config.export else None
+        obstacle = export_obstacle(network, setup.task) if config.export else None
         rule = f"must be false for a network that torch.export cannot read ({name if key == 'student' else key}: {obstacle})"
         require(obstacle is None, f"{prefix}export", rule, config.export)
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
@@ -19,7 +19,7 @@ from fedkd.distillation.student_training import Training
 from fedkd.files import write_atomically
 from fedkd.models.construction import first_line
 from fedkd.training.functional_model import load, submodule_tensors
-from fedkd.types import Tensors
+from fedkd.types import Task, Tensors
 from simulations.distillation.scores import evaluate_network, evaluate_retrieval
 from simulations.distillation.setup import Setup, plain
 
@@ -35,7 +35,7 @@ class Logits(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C]
-        """The logits [B, classes] of images [B, channels, height, width]."""
+        """The logits [B, classes] of images [B, channels, height, width], or those of other inputs."""
         return self.network(x).logits
 
 
@@ -65,10 +65,32 @@ def write_network(setup: Setup, folder: Path, name: str, network: nn.Module, ten
     task = setup.task
     description = {
         "network": {**plain(setup.config.student), **setup.distiller.config_changes(setup.learner, name)},
-        "shape": list(task.shape), "num_classes": task.num_classes,
-        "scale": setup.train.scale, "mean": list(task.mean), "std": list(task.std), "class_names": list(task.names),
-    }  # fmt: skip
+        **input_description(task, setup.train.scale),
+    }
     save_network(folder, name, network, tensors, description, program=setup.config.export)
+
+
+def input_description(task: Task, scale: float) -> dict[str, Any]:
+    """What a network of a task reads and predicts, for its file ``<name>.json``. Images with labels are not named as such.
+
+    Args:
+        task: the classification task.
+        scale: the stored pixel that stands for 1.0.
+    """
+    kinds = {} if (task.input, task.target) == ("image", "label") else {"input": task.input, "target": task.target}
+    words = {"vocabulary": list(task.vocabulary)} if task.vocabulary else {}
+    return {
+        "shape": list(task.shape), "num_classes": task.num_classes, "scale": scale, "mean": list(task.mean), "std": list(task.std),
+        "class_names": list(task.names), **kinds, **words,
+    }  # fmt: skip
+
+
+def described_task(description: Mapping[str, Any]) -> Task:
+    """The task of which :func:`input_description` has made a part of ``description``."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in description.items()}
+    names = ("shape", "num_classes", "class_names", "mean", "std", "input", "target", "vocabulary")
+    found: dict[str, Any] = {name: values[name] for name in names if name in values}
+    return Task("", **found)
 
 
 def save_network(
@@ -97,38 +119,38 @@ def save_network(
     if not program:
         return paths[:2]
     load(network, tensors)
-    exported = export_program(network, description["shape"])
+    exported = export_program(network, described_task(description))
     temporary = folder / f".{name}.pt2"  # torch warns of other suffixes
     torch.export.save(exported, temporary)
     temporary.replace(paths[2])
     return paths
 
 
-def export_program(network: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
+def export_program(network: nn.Module, task: Task) -> torch.export.ExportedProgram:
     """The program of a network, from images [B, channels, height, width] to logits [B, classes], for the CPU and for any B.
 
     Args:
         network: the network, on any device.
-        shape: channels, height and width.
+        task: says what it reads.
     """
     on_cpu = deepcopy(network).cpu().eval()  # the program needs no GPU, wherever the network was trained
-    example = torch.zeros(2, *shape, dtype=next(on_cpu.parameters()).dtype)
+    example = task.inputs(2, next(on_cpu.parameters()).dtype)
     return torch.export.export(Logits(on_cpu).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def export_obstacle(network: nn.Module, shape: Sequence[int]) -> str | None:
+def export_obstacle(network: nn.Module, task: Task) -> str | None:
     """Why ``torch.export`` cannot read a network of the user's. None if it can. Networks of fedkd and torch alone are not tried.
 
     Args:
         network: the network, on any device.
-        shape: channels, height and width.
+        task: says what it reads.
     """
     packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
     if packages <= {"torch", "torchvision", *OWN_PACKAGES}:
         return None
     try:
         with redirect_stderr(StringIO()):  # torch prints the graph up to the error
-            export_program(network, shape)
+            export_program(network, task)
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None
@@ -142,7 +164,7 @@ def network_row(setup: Setup, name: str, network: nn.Module, tensors: Tensors, r
     accuracy = evaluate_network(setup, network, tensors).accuracy
     load(network, tensors)
     network.eval()
-    x = torch.zeros(1, *setup.task.shape, dtype=next(network.parameters()).dtype, device=setup.config.device)
+    x = setup.task.inputs(1, next(network.parameters()).dtype, setup.config.device)
     with torch.no_grad():
         counter = FlopCounterMode(display=False)
         with counter:

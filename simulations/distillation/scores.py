@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fedkd.metrics.accuracy import Score, evaluate
 from fedkd.metrics.retrieval import retrieval
+from fedkd.tensor_ops import channels_last
 from fedkd.training.functional_model import call_with
 from fedkd.types import Examples, Output, Tensors
 from simulations.distillation.setup import Setup
@@ -41,7 +42,7 @@ def evaluate_network(setup: Setup, network: nn.Module, tensors: Tensors) -> Scor
         return call_with(network, copies, x)
 
     config = setup.config
-    return evaluate(model, setup.test, config.evaluation_batch_size, setup.task.num_classes, dtype_of(config))
+    return evaluate(model, setup.test, config.evaluation_batch_size, setup.task.num_classes, dtype_of(config), setup.task.uncounted)
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def evaluate_retrieval(setup: Setup, network: nn.Module, tensors: Tensors) -> di
 
     def embeddings(examples: Examples) -> Tensor:
         batches = torch.arange(len(examples), device=examples.y.device).split(config.evaluation_batch_size)
-        images = (examples.images(index, dtype_of(config)).contiguous(memory_format=torch.channels_last) for index in batches)
+        images = (channels_last(examples.images(index, dtype_of(config))) for index in batches)
         return torch.cat([call_with(network.eval(), tensors, x).embedding for x in images])
 
     database, queries = embeddings(setup.train), embeddings(setup.test)

@@ -139,6 +139,7 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None, data: 
     if teacher_run is not None:
         data = teacher_run.data
     data = read_data(config) if data is None else data
+    check_task(config, distiller, image_source, data[0])
     task, train, test = select_images(config, *data)
     task = task.with_absent_classes(train.y)
     teacher, teacher_training, teacher_setup, teacher_tensors = prepare_teacher(config, distiller, image_source, teacher_run, data)
@@ -163,6 +164,26 @@ def make_setup(config: DictConfig, teacher_run: TeacherRun | None = None, data: 
         config, task, train.to(config.device), test.to(config.device), distiller, image_source, fixed_images, learner, snapshot(learner),
         teacher, teacher_training, teacher_setup, teacher_tensors,
     )  # fmt: skip
+
+
+def check_task(config: DictConfig, distiller: Distiller, image_source: ImageSource, task: Task) -> None:
+    """Reject a task that a part of the distillation cannot take.
+
+    Raises:
+        ConfigError: naming the part.
+    """
+    rule = "must have one class for each example, as students learn from the classes of teachers"
+    require(task.has_labels, "data", rule, f"{task.name} with the target {task.target}")
+    if task.input == "image":
+        return
+    choices, why = config.choices, f"for {task.input}"
+    require(
+        task.input in distiller.inputs, "distiller", f"must be another method {why}, as this one rotates images", choices.get("distiller")
+    )
+    augments = any(config.augmentation.get(name) for name in ("crop", "flip"))
+    require(not augments, "augmentation", f"must be none {why}, as it shifts and mirrors images", choices.get("augmentation"))
+    makes = getattr(image_source, "generator", None) is not None
+    require(not makes, "image_source", f"must be real or public {why}, as its generator makes images", choices.get("image_source"))
 
 
 def prepare_teacher(
@@ -259,9 +280,8 @@ def network_factory(config: DictConfig, part: str, task: Task) -> Callable[..., 
 def check_teacher_output(teacher: StudentModule, task: Task) -> None:
     """Reject a teacher that predicts another number of classes, or cannot read images of the task's shape."""
     parameter = next(teacher.parameters())
-    images = torch.zeros(2, *task.shape, dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad():
-        num_classes = teacher.student.eval()(images).logits.shape[-1]
+        num_classes = teacher.student.eval()(task.inputs(2, parameter.dtype, parameter.device)).logits.shape[-1]
     require(num_classes == task.num_classes, "teacher", f"must have the task's number of classes, {task.num_classes}", num_classes)
 
 

@@ -245,14 +245,17 @@ def decode_client_state(record: ArrayRecord | None, device: torch.device) -> Sta
 
 
 def score_metrics(scores: Mapping[str, Score]) -> MetricRecord:
-    """The scores of a client's predictions. The one of ``""`` has the names that Flower's strategies expect, ``loss`` as a mean."""
+    """The scores of a client's predictions. The one of ``""`` has the names that Flower's strategies expect, ``loss`` as a mean.
+
+    ``num-examples`` is the number of decisions that accuracy counts: examples, or next tokens, or classes of all examples.
+    """
     score = scores[""]
-    num_examples = int(score.total.sum())
+    num_decisions = int(score.total.sum())
     return MetricRecord({
-        "num-examples": num_examples,
+        "num-examples": num_decisions,
         "num-correct": int(score.correct.sum()),
-        "loss": score.loss / max(num_examples, 1),
-        "accuracy": score.accuracy if num_examples else 0.0,
+        "loss": score.loss / max(score.num_examples, 1),
+        "accuracy": score.accuracy if num_decisions else 0.0,
         **{f"{NUM_CORRECT}{name}": int(other.correct.sum()) for name, other in scores.items() if name},
     })  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 
 from fedkd.federation.client import Client
 from fedkd.models.construction import first_line
-from fedkd.training.vectorized_layers import has_randomness
+from fedkd.training.vectorized_layers import trains_alone
 from fedkd.types import State
 from simulations.process import configure_process
 from simulations.setup.simulation import Simulation
@@ -47,7 +47,7 @@ def choose_clients_per_vmap(simulation: Simulation, num_workers: int) -> tuple[i
     clients_per_worker = -(-simulation.config.clients_per_round // num_workers)
     clients = largest_group(simulation)
     candidates = [number for number in CANDIDATES if number == 1 or number <= min(clients_per_worker, len(clients))]
-    if len(candidates) == 1 or has_randomness(clients[0].model):
+    if len(candidates) == 1 or trains_alone(clients[0].model):
         return 1, {}
     strategy = simulation.strategy
     state = strategy.init_server(simulation.federation().server)
@@ -69,7 +69,7 @@ def choose_clients_per_vmap(simulation: Simulation, num_workers: int) -> tuple[i
 def vmap_obstacle(simulation: Simulation) -> str | None:
     """The network that ``torch.vmap`` cannot batch with the run's loss, and why; None if there is none.
 
-    Two copies of one client train for one step on two examples. Networks with dropout layers train one client at a time anyway.
+    Two copies of one client train for one step on two examples. Networks with dropout or recurrence train one client at a time anyway.
     """
     configure_process()
     strategy, config = simulation.strategy, simulation.config
@@ -83,7 +83,7 @@ def vmap_obstacle(simulation: Simulation) -> str | None:
         client = simulation.client(number, 1)
         examples = client.data.subset(torch.arange(min(2, len(client.data))))
         client = replace(client, data=examples, num_steps=1, execution=replace(client.execution, compile=False))
-        if has_randomness(client.model):
+        if trains_alone(client.model):
             continue
         try:
             with (simulation.seed / "dry").globally():

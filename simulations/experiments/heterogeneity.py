@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from fedkd.config.build import build
 from fedkd.config.validation import check_run
 from fedkd.data.client_shift import ClientView, full_scale
+from fedkd.errors import require
 from fedkd.metrics.label_skew import effective_classes, label_distance
 from fedkd.partition.common import label_counts
 from fedkd.seed import Seed
@@ -77,7 +78,10 @@ def scene(overrides: Sequence[str]) -> Scene:
     overrides = ["clients_per_round=1", *overrides]  # nobody trains: any number of clients will do
     config = compose(overrides)
     check_run(config)
-    return Scene(overrides, config, *read_data(config))
+    task, train, test = read_data(config)
+    rule = "must be images with one class each, which the page draws"
+    require(task.input == "image" and task.has_labels, "data", rule, f"{task.name} ({task.input}, {task.target})")
+    return Scene(overrides, config, task, train, test)
 
 
 def panel(of: Scene, title: str, setting: Sequence[str]) -> Panel:

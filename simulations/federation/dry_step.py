@@ -56,20 +56,21 @@ def initial_broadcast(simulation: Simulation) -> tuple[Strategy, State]:
 
 
 def check_output(client: Client) -> None:
-    """Check what a network returns in eval mode, for two images and for one.
+    """Check what a network returns in eval mode, for two examples and for one.
 
     Raises:
         ConfigError: the output has another type or shape than an Output.
     """
     load(client.model, client.initial)
     model, classes, size = client.model.eval(), client.task.num_classes, client.model.embedding_size
+    positions = client.task.positions
     for number in (2, 1):
         with torch.no_grad():
             output = model(client.data.images(torch.zeros(number, dtype=torch.int64, device=client.device), client.dtype))
         got = {name: list(getattr(output, name).shape) for name in ("logits", "embedding") if hasattr(output, name)}
-        if got != (expected := {"logits": [number, classes], "embedding": [number, size]}):
+        if got != (expected := {"logits": [number, *positions, classes], "embedding": [number, *positions, size]}):
             kind = f"{got or type(output).__name__} from {client.architecture}"
-            raise ConfigError(f"model must return an Output with the shapes {expected} for {number} images, got {kind}")
+            raise ConfigError(f"model must return an Output with the shapes {expected} for {number} examples, got {kind}")
 
 
 def check_step(simulation: Simulation, client: Client) -> None:
@@ -100,5 +101,5 @@ def check_step(simulation: Simulation, client: Client) -> None:
 
 def warn_of_export(client: Client) -> None:
     """Say which network of the user's ``torch.export`` cannot read. A run writes no program, so that it need not be refused."""
-    if (reason := export_obstacle(client.model, client.task.shape)) is not None:
+    if (reason := export_obstacle(client.model, client.task)) is not None:
         print(f"warning: {client.architecture} has no program when it is exported, as torch.export raises {reason}", file=sys.stderr)

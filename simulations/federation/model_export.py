@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedkd.errors import RunFolderError
-from simulations.distillation.export import export_obstacle, save_network
+from simulations.distillation.export import described_task, export_obstacle, input_description, save_network
 from simulations.distillation.teachers import is_federated
 from simulations.federation.trained_model import load_model, networks_of_run, read_config
 
@@ -23,7 +23,7 @@ def export_model(folder: Path, client: int | None = None, output: Path | None = 
     Returns:
         The files: ``<name>.safetensors`` with the tensors, ``<name>.json`` with the configuration of the network and the scaling of its
         input, which is ``(byte / scale - mean) / std``, and ``<name>.pt2``, a program from images [B, channels, height, width] to logits
-        [B, classes]. ``<name>`` is ``global_model``, ``client_<k>`` or ``student``.
+        [B, classes], or from other inputs. ``<name>`` is ``global_model``, ``client_<k>`` or ``student``.
 
     Raises:
         RunFolderError: the folder is no run's, or the run has no such model, or ``torch.export`` cannot read it. The last error leaves the
@@ -34,7 +34,7 @@ def export_model(folder: Path, client: int | None = None, output: Path | None = 
     name, about = _description(folder, client)
     output = folder / "export" if output is None else output.expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    if (obstacle := export_obstacle(model, about["shape"])) is None:
+    if (obstacle := export_obstacle(model, described_task(about))) is None:
         return save_network(output, name, model, dict(model.state_dict()), about)
     files = save_network(output, name, model, dict(model.state_dict()), about, program=False)
     written = " and ".join(str(path) for path in files)
@@ -54,8 +54,5 @@ def _description(folder: Path, client: int | None) -> tuple[str, dict[str, Any]]
     chosen = simulation.server_network if client is None else simulation.networks[client]
     if isinstance(network, dict) and chosen.name in network.get("networks", {}):
         network = network["networks"][chosen.name]
-    about = {
-        "network": network, "shape": list(task.shape), "num_classes": task.num_classes, "scale": simulation.train.scale,
-        "mean": list(task.mean), "std": list(task.std), "class_names": list(task.names),
-    }  # fmt: skip
+    about = {"network": network, **input_description(task, simulation.train.scale)}
     return "global_model" if client is None else f"client_{client}", about

@@ -31,8 +31,8 @@ def open_folder(simulation: Simulation) -> RunFolder:
         ConfigError: the folder cannot be written, or another process is writing it.
     """
     may_go_on = isinstance(simulation.flower_strategy, Strategy) and not simulation.phases  # phases depend on the number of rounds
-    series = simulation.series if may_go_on else ""
-    return RunFolder(simulation.config, simulation.hash, simulation.task.num_classes, series)
+    series, task = simulation.series if may_go_on else "", simulation.task
+    return RunFolder(simulation.config, simulation.hash, 0 if task.target == "next_token" else task.num_classes, series)
 
 
 def write_data_files(simulation: Simulation, path: Path) -> None:
@@ -43,8 +43,8 @@ def write_data_files(simulation: Simulation, path: Path) -> None:
     if not simulation.holds_client_data:
         write_task(path.parent, simulation.task, simulation.train.scale)
         return
-    train_labels, test_labels = simulation.train.y.cpu().numpy(), simulation.client_data.local_test_pool.y.cpu().numpy()
-    write_partition(simulation.partition, path, train_labels, test_labels, simulation.task.num_classes)
+    train_labels, test_labels = (one.labels.cpu().numpy() for one in (simulation.train, simulation.client_data.local_test_pool))
+    write_partition(simulation.partition, path, train_labels, test_labels, len(simulation.task.counted_names))
     write_phases(simulation, path.parent / "phases.npz")
     write_data_record(path.parent, *data_of(simulation), simulation.train.scale)
 
@@ -55,11 +55,14 @@ def warnings_of(simulation: Simulation) -> list[str]:
 
 
 def data_of(simulation: Simulation) -> tuple[Task, np.ndarray, np.ndarray, Sequence[LeftOut]]:
-    """The task, training examples by client and class [K, C], test examples by class [C], and files that are not used."""
+    """The task, training examples by client and class [K, C], test examples by class [C], and files that are not used.
+
+    Where examples have no single classes, C is 1.
+    """
     task, views = simulation.at(simulation.config.rounds).task, simulation.client_data.views
-    partition = simulation.partition if views is None else views.union()
-    counts = label_counts(partition.train, simulation.train.y.cpu().numpy(), task.num_classes)
-    test_counts = np.bincount(simulation.global_test.y.cpu().numpy(), minlength=task.num_classes)
+    partition, number = simulation.partition if views is None else views.union(), len(task.counted_names)
+    counts = label_counts(partition.train, simulation.train.labels.cpu().numpy(), number)
+    test_counts = np.bincount(simulation.global_test.labels.cpu().numpy(), minlength=number)
     return task, counts, test_counts, simulation.train.left_out
 
 
@@ -164,6 +167,6 @@ def shift_rows(simulation: Simulation) -> list[Row]:
     views = shift.views(simulation.config.num_clients, simulation.task.shape[0], simulation.seed / "shift")
     rows: list[Row] = []
     for client, (view, examples, indices) in enumerate(zip(views, simulation.client_data.train, simulation.partition.train)):
-        replaced = (examples.y != simulation.train.y[indices]).double().mean().item() if len(indices) else 0.0
+        replaced = (examples.labels != simulation.train.labels[indices]).double().mean().item() if len(indices) else 0.0
         rows.append({"client_id": client, **vars(view), "label_noise": replaced})
     return rows

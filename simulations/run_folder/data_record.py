@@ -28,7 +28,7 @@ def write_data_record(
     Args:
         folder: the run folder.
         task: the classification task.
-        counts: training examples by client and class [K, C].
+        counts: training examples by client and class [K, C]. C is 1 where examples have no single classes.
         test_counts: test examples by class [C].
         left_out: files of the data set that are not used.
         scale: the stored pixel that stands for 1.0.
@@ -36,7 +36,7 @@ def write_data_record(
     write_task(folder, task, scale)
     rows = [
         {"class": label, "name": name, "num_train_examples": total, "num_test_examples": test, "num_clients": clients}
-        for label, (name, total, test, clients) in enumerate(zip(task.names, counts.sum(0), test_counts, (counts > 0).sum(0)))
+        for label, (name, total, test, clients) in enumerate(zip(task.counted_names, counts.sum(0), test_counts, (counts > 0).sum(0)))
     ]
     write_atomically(folder / "classes.csv", table(CLASS_COLUMNS, rows, titled=True).encode())
     if left_out:

@@ -176,7 +176,7 @@ class RunFolder(LockedFolder):
     Args:
         config: the resolved configuration.
         key: the hash of the run.
-        num_classes: C, for the columns of accuracies per class.
+        num_classes: C, for the columns of accuracies per class; 0 for no such columns.
         series: the hash without the number of rounds. A run without a checkpoint goes on from another run of its series. Empty: it does
             not, as the state of the strategy is not saved.
     """
@@ -242,7 +242,7 @@ class RunFolder(LockedFolder):
         path, known = self.path / "metrics.csv", [*COLUMNS, *classes]
         header = header_of(path) or known
         more = [name for name in values if name not in header]
-        columns = [*header[: -len(classes)], *more, *classes]
+        columns = [*header[: len(header) - len(classes)], *more, *classes]
         if more and header is not known:
             widen(path, columns)
         append(path, columns, [values])

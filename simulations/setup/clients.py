@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from fedkd.config.build import build, call_part
 from fedkd.data.cache import content_digest
+from fedkd.data.client_shift import Shift
 from fedkd.errors import require
 from fedkd.models.base import Classifier
 from fedkd.models.construction import make_classifier
@@ -20,8 +21,15 @@ from fedkd.partition.validation_split import split_validation
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
-from fedkd.types import Examples, Partition, Task, Tensors
+from fedkd.types import INPUTS, TARGETS, Examples, Partition, Task, Tensors
 from simulations.setup.views import Pools, Views, divide_among_clients, make_views
+
+TARGET_RULES = {
+    "label": "must return one class for each {part} example, as a vector of whole numbers (or a Task with another target)",
+    "multi_label": "must return 0 or 1 for each {part} example and class, as floats [N, C], as Task.target is multi_label",
+    "next_token": "must return the next tokens of each {part} example as whole numbers [N, L], as Task.target is next_token",
+}
+"""What the targets of each kind are."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,32 @@ def checked(task: Task, examples: Examples, part: str) -> Examples:
         part: ``training`` or ``test``, for messages.
 
     Raises:
-        ConfigError: labels are no vector of classes, examples have another shape than the task's, a column of groups or metadata has
-            another length, or a value is not finite.
+        ConfigError: targets are not those of the task, such as a vector of classes, examples have another shape or are other tokens than
+            the task's, a column of groups or metadata has another length, or a value is not finite.
     """
     x, y, classes = examples.x, examples.y, task.num_classes
-    rule = f"must return one class for each {part} example, as a vector of whole numbers (a class number is the only kind of target)"
-    require(y.ndim == 1 and not y.is_floating_point() and y.dtype != torch.bool, "data._target_", rule, f"{y.dtype} {list(y.shape)}")
-    outside = y[(y < 0) | (y >= classes)]
+    require(task.input in INPUTS, "data._target_", f"must return a Task whose input is one of {', '.join(INPUTS)}", task.input)
+    require(task.target in TARGETS, "data._target_", f"must return a Task whose target is one of {', '.join(TARGETS)}", task.target)
+    rule = TARGET_RULES[task.target].format(part=part)
+    form = (y.ndim, tuple(y.shape[1:]), y.is_floating_point())
+    fits = form == (task.targets(1).ndim, tuple(task.targets(1).shape[1:]), task.targets(1).is_floating_point()) and y.dtype != torch.bool
+    require(fits, "data._target_", rule, f"{y.dtype} {list(y.shape)}")
+    outside = y[(y < 0) | (y >= classes)] if task.target != "multi_label" else y[(y != 0) & (y != 1)]
+    found = f"{len(outside)} of {y.numel()} outside, such as {outside[:1].tolist()}"
+    if task.target == "multi_label":
+        require(len(outside) == 0, "data._target_", f"must return labels of {part} examples that are 0 or 1", found)
     rule = f"must return labels of {part} examples in 0..{classes - 1}, as Task.num_classes is {classes}"
-    require(len(outside) == 0, "data._target_", rule, f"{len(outside)} of {len(y)} outside, such as {outside[:1].tolist()}")
+    require(len(outside) == 0, "data._target_", rule, found)
+    is_tokens, words = task.input == "tokens", len(task.vocabulary)
+    rule = f"must return {part} examples with tokens={is_tokens}, as Task.input is {task.input}"
+    require(examples.tokens == is_tokens, "data._target_", rule, examples.tokens)
+    if is_tokens:
+        require(words >= 2, "data._target_", "must return a Task with a vocabulary of two tokens or more, padding first", words)
+        whole = not x.is_floating_point() and x.dtype != torch.bool
+        require(whole, "data._target_", f"must return {part} examples of whole numbers, which are token ids", x.dtype)
+        rule = f"must return token ids of {part} examples in 0..{words - 1}, as Task.vocabulary has {words} tokens"
+        low, high = (0, 0) if len(x) == 0 else (int(x.min()), int(x.max()))
+        require(0 <= low and high < words, "data._target_", rule, f"{low}..{high}")
     rule = f"must return {part} examples of Task.shape {list(task.shape)}, one for each of {len(y)} labels"
     rows = len(x) if examples.rows is None else len(examples.rows)
     require(len(y) == 0 or (rows >= len(y) and x.shape[1:] == task.shape), "data._target_", rule, list(x.shape))
@@ -120,6 +145,7 @@ def make_client_data(
     if only_client is None:
         rule = f"must be at most the number of training examples ({len(train)})"
         require(config.num_clients <= len(train), "num_clients", rule, config.num_clients)
+        check_parts(config, task)
         partition = divide_among_clients(config, train.attributes, test.attributes, seed / "partition")
     else:
         partition = all_of_one_client(config.num_clients, only_client, len(train), len(test))
@@ -154,6 +180,27 @@ def make_client_data(
         validation=validation,
         views=views,
     )
+
+
+def check_parts(config: DictConfig, task: Task) -> None:
+    """Check that shift, partition and drift can be applied to the examples of a task.
+
+    Raises:
+        ConfigError: a part changes images where there are none, or reads classes where examples have none.
+    """
+    shift, partition, choices = build(config, "shift"), build(config, "partition"), config.choices
+    if isinstance(shift, Shift):
+        rule = f"must be none or label_noise for {task.input}, as rotation, domains, noise, blur and color_jitter change images"
+        require(task.input == "image" or not shift.changes_images, "shift", rule, choices.get("shift"))
+        rule = f"must be 0 for the target {task.target}, as it replaces the one class of an example"
+        require(task.has_labels or not shift.changes_labels, "shift.label_noise", rule, shift.label_noise)
+    if task.has_labels:
+        return
+    rule = f"must be iid, quantity_skew, by_group or from_file for the target {task.target}, as this one divides by classes"
+    by_label = getattr(getattr(partition, "base", partition), "by_label", False)
+    require(not by_label, "partition", rule, choices.get("partition", type(partition).__name__))
+    drift = choices.get("drift", "none")
+    require(drift == "none", "drift", f"must be none for the target {task.target}, as it reads the classes of examples", drift)
 
 
 def all_of_one_client(num_clients: int, client: int, num_train: int, num_test: int) -> Partition:

@@ -20,7 +20,7 @@ from fedkd.training.functional_model import call_with
 from fedkd.training.optimizers import OptimizerFactory
 from fedkd.types import Task
 from simulations.setup.clients import ClientData, Network
-from simulations.setup.strategy_table import strategies_with_model_heterogeneity
+from simulations.setup.strategy_table import strategies_for, strategies_with_model_heterogeneity, takes
 
 
 def build_strategy(config: DictConfig) -> FlowerStrategy:
@@ -144,6 +144,23 @@ def check_compatibility(
     check_model_heterogeneity(name, heterogeneity, {network.name: network.model.embedding_size for network in networks})
 
 
+def check_task(config: DictConfig, strategy: FlowerStrategy, task: Task) -> None:
+    """Reject a task on which the strategy cannot train.
+
+    Raises:
+        ConfigError: naming the strategies that can.
+    """
+    if not isinstance(strategy, Strategy) or takes(strategy, task.input, task.target):
+        return
+    reasons = [] if task.input in strategy.inputs else ["which makes images"]
+    reasons += [] if task.target in strategy.targets else [f"which learns by {' or '.join(strategy.targets)}"]
+    name = config.choices.get("strategy", config.strategy["_target_"])
+    raise ConfigError(
+        f"strategy must be one that trains on {task.input} with the target {task.target}, got {name}, {' and '.join(reasons)}; "
+        f"use one of {', '.join(strategies_for(task))}"
+    )
+
+
 def check_generator(key: str, generator: Callable[..., nn.Module] | None, task: Task, embedding_size: int) -> None:
     """Build a generator once and let it make two examples, so that wrong values are refused before any training.
 
@@ -195,7 +212,7 @@ def accepts_one_example(network: Network) -> bool:
     example = next(value for value in tensors.values() if value.is_floating_point())
     try:
         with torch.no_grad(), Seed(0).globally():
-            call_with(model, tensors, torch.zeros(1, *model.task.shape, dtype=example.dtype, device=example.device))
+            call_with(model, tensors, model.task.inputs(1, example.dtype, example.device))
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
     return True

@@ -23,14 +23,23 @@ def score_global_test(simulation: Simulation, model: Callable[[Tensor], Output],
     examples = simulation.global_test
     if end is not None:
         examples = examples.subset(torch.arange(begin, end, device=examples.y.device))
-    return evaluate(model, examples, simulation.config.evaluation.batch_size, simulation.task.num_classes, simulation.dtype)
+    task = simulation.task
+    return evaluate(model, examples, simulation.config.evaluation.batch_size, task.num_classes, simulation.dtype, task.uncounted)
 
 
 def global_test_metrics(simulation: Simulation, score: Score) -> dict[str, float]:
-    """Accuracy in 0..1, mean loss, and accuracy of each class that occurs, of a score on the whole global test set."""
+    """Accuracy in 0..1, mean loss, and accuracy of each class that occurs, of a score on the whole global test set.
+
+    Tasks of other inputs than images have the macro-F1 too. With next tokens there are neither macro-F1 nor accuracies of classes.
+    """
+    metrics, task = {"global_test_accuracy": score.accuracy, "global_test_loss": score.loss / len(simulation.global_test)}, simulation.task
+    if task.target == "next_token":
+        return metrics
+    if task.input != "image":
+        metrics["global_test_macro_f1"] = score.macro_f1
     accuracies = (score.correct / score.total).tolist()
     by_class = {f"global_test_accuracy_class_{label:02d}": value for label, value in enumerate(accuracies) if not isnan(value)}
-    return {"global_test_accuracy": score.accuracy, "global_test_loss": score.loss / len(simulation.global_test), **by_class}
+    return {**metrics, **by_class}
 
 
 def ensemble_local_metrics(simulation: Simulation, model: Callable[[Tensor], Output], server_round: int) -> dict[str, float | list[int]]:
@@ -41,8 +50,8 @@ def ensemble_local_metrics(simulation: Simulation, model: Callable[[Tensor], Out
     simulation = simulation.at(server_round)
     clients = simulation.evaluated_clients(server_round)
     local_test = [simulation.client_data.local_test[client] for client in clients]
-    batch_size, num_classes = simulation.config.evaluation.batch_size, simulation.task.num_classes
-    scores = [evaluate(model, examples, batch_size, num_classes, simulation.dtype) for examples in local_test]
+    batch_size, task = simulation.config.evaluation.batch_size, simulation.task
+    scores = [evaluate(model, one, batch_size, task.num_classes, simulation.dtype, task.uncounted) for one in local_test]
     num_examples, num_correct = [int(score.total.sum()) for score in scores], [int(score.correct.sum()) for score in scores]
     counts = dict(zip(clients, zip(num_examples, num_correct)))
     metrics = {**(local_test_metrics(list(counts.values())) or {}), **new_client_metrics(counts, simulation.devices.new_clients)}

@@ -28,7 +28,7 @@ def simulation_without_data(config: DictConfig, task: Task, scale: float) -> Sim
     extend_sys_path(config.searchpath)
     seed, number = Seed(config.seed), config.num_clients
     strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
-    black = Examples(torch.zeros(1, *task.shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), scale, task.mean, task.std)
+    black = Examples(task.inputs(1, torch.uint8), task.targets(1), scale, task.mean, task.std, tokens=task.input == "tokens")
     none = Partition([np.zeros(0, np.int64)] * number, [np.zeros(0, np.int64)] * number)
     client_data = ClientData(none, [black] * number, [black] * number, black, black, None, None)
     networks, server_network = make_networks(config, task, dtype_of(config), seed, strategy)

@@ -31,7 +31,7 @@ from fedkd.strategy import Strategy
 from fedkd.training.functional_model import keep_frozen
 from fedkd.training.loop import Execution
 from fedkd.training.optimizers import OptimizerFactory
-from fedkd.training.vectorized_layers import has_randomness
+from fedkd.training.vectorized_layers import trains_alone
 from fedkd.types import Examples, Partition, Task, Tensors
 from simulations.config import compose
 from simulations.overrides import extend_sys_path, run_config_words
@@ -40,6 +40,7 @@ from simulations.setup.compatibility import (
     build_strategy,
     check_compatibility,
     check_phases,
+    check_task,
     client_workloads,
     devices_of_sizes,
     drops_last,
@@ -247,7 +248,7 @@ class Simulation:
         """Chunks of clients that train as one program each.
 
         The clients of a chunk have the same architecture and batch size, and similar numbers of steps. Chunks do not depend on the number
-        of workers, so neither do results. Networks with dropout train one client at a time for every ``size``.
+        of workers, so neither do results. Networks with dropout or recurrent layers train one client at a time for every ``size``.
 
         Args:
             clients: the clients that train in the round.
@@ -260,7 +261,7 @@ class Simulation:
             clients = sorted(clients, key=lambda client: (-simulation.devices.local_steps(client, server_round), client))
         for client in clients:
             groups.setdefault(simulation.vmap_group(client), []).append(client)
-        sizes = {key: 1 if has_randomness(self.networks[group[0]].model) else size for key, group in groups.items()}
+        sizes = {key: 1 if trains_alone(self.networks[group[0]].model) else size for key, group in groups.items()}
         return [group[i : i + sizes[key]] for key, group in groups.items() for i in range(0, len(group), sizes[key])]
 
     def to_model_tensors(self, arrays: ArrayRecord) -> Tensors:
@@ -330,7 +331,7 @@ class Simulation:
             expect,
             [network.name for network in self.networks],
             [len(examples) for examples in data.train],
-            [len(examples) for examples in data.local_test],
+            [len(examples) * self.task.decisions for examples in data.local_test],
             self.config.max_update_norm,
         )
 
@@ -370,9 +371,9 @@ def build_simulation(
     device = config.device
     require(device == "cpu" or torch.cuda.is_available(), "device", "must be available on this machine (it has no GPU)", device)
     torch.set_num_threads(1)  # the number of threads changes rounding
-    task, train, test = read_data(config)
-    seed = Seed(config.seed)
+    (task, train, test), seed = read_data(config), Seed(config.seed)
     strategy, optimizer, systems = build_strategy(config), build(config, "optimizer"), build(config, "systems")
+    check_task(config, strategy, task)
     client_data = make_client_data(config, task, train, test, seed, only_client)
     num_examples = [len(indices) for indices in client_data.partition.train]
     if only_client is None:

@@ -7,6 +7,8 @@ import copy
 from functools import cache, partial
 
 import torch
+import yaml
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from fedkd.config.build import build
@@ -61,6 +63,26 @@ def strategies_with_model_heterogeneity() -> tuple[list[str], list[str]]:
     heterogeneity = {name: model_heterogeneity(name) for name in strategy_names()}
     as_shipped = [name for name, value in heterogeneity.items() if value in ("any", "same embedding size")]
     return as_shipped, [name for name, value in heterogeneity.items() if value == "head only"]
+
+
+def strategies_for(task: Task) -> list[str]:
+    """Strategies that train on the inputs and targets of a task."""
+    return [name for name in strategy_names() if takes(strategy_class(name), task.input, task.target)]
+
+
+def takes(strategy: Strategy | type[Strategy], input: str, target: str) -> bool:
+    """Whether a strategy trains on these inputs and targets."""
+    return input in strategy.inputs and target in strategy.targets
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of an option of ``conf/strategy``, found without composing a configuration, which takes a second for all of them."""
+    values = yaml.safe_load((CONF / "strategy" / f"{name}.yaml").read_text(encoding="utf-8"))
+    if "_target_" not in values:
+        (base,) = (entry for entry in values["defaults"] if entry in strategy_names())
+        return strategy_class(base)
+    found: type[Strategy] = get_class(values["_target_"])
+    return found
 
 
 def round_traffic(name: str) -> tuple[State, State]:

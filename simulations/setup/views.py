@@ -110,7 +110,7 @@ class Views:
         """The classes without training examples in this phase and in all before, ascending."""
         views = sorted({view for number in range(phase + 1) for view in self.views_of(number)})
         indices = np.concatenate([index for view in views for index in self.partitions[view].train])
-        counts = np.bincount(self.pools.train.y.cpu().numpy()[indices], minlength=self.num_classes)
+        counts = np.bincount(self.pools.train.labels.cpu().numpy()[indices], minlength=self.num_classes)
         return tuple(np.flatnonzero(counts == 0).tolist())
 
     def union(self) -> Partition:
@@ -135,7 +135,7 @@ def make_views(config: DictConfig, num_classes: int, pools: Pools, partition: Pa
     """
     drift = build(config, "drift") if config.get("drift") else NoDrift()
     require(isinstance(drift, Drift), "drift._target_", "must be a drift of fedkd.data.drift, or a subclass", type(drift).__name__)
-    labels = pools.train.y.cpu().numpy()
+    labels = pools.train.labels.cpu().numpy()
     incremental = isinstance(drift, ClassIncremental)
     divided = pools.train_indices if incremental else np.concatenate(partition.train)
     classes = np.unique(labels[divided]).tolist()
@@ -168,7 +168,7 @@ def draw_tasks(config: DictConfig, pools: Pools, tasks: Sequence[Sequence[int]],
     Raises:
         ConfigError: a task cannot be divided.
     """
-    train_y, test_y = pools.train.y.cpu().numpy(), pools.test.y.cpu().numpy()
+    train_y, test_y = pools.train.labels.cpu().numpy(), pools.test.labels.cpu().numpy()
     partitions: list[Partition] = []
     for number, task in enumerate(tasks):
         train, test = (index[np.isin(y[index], task)] for index, y in ((pools.train_indices, train_y), (pools.test_indices, test_y)))

@@ -14,7 +14,7 @@ from fedkd.seed import Seed
 from fedkd.tensor_ops import at_least_float32
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
-from fedkd.types import Metrics, Output, Task, Tensors
+from fedkd.types import INPUTS, Input, Metrics, Output, Task, Tensors
 
 
 class StudentModule(nn.Module):
@@ -82,7 +82,7 @@ class Sizes:
         example = next(network.parameters(), torch.empty(0))
         was_training = network.training
         with torch.no_grad():
-            output = network.eval()(torch.zeros(2, *task.shape, dtype=example.dtype, device=example.device))
+            output = network.eval()(task.inputs(2, example.dtype, example.device))
         network.train(was_training)
         return cls(name, tuple(stage.shape[1:] for stage in output.stages), output.embedding.shape[-1])
 
@@ -140,6 +140,9 @@ class Distiller:
 
     needs_teacher: ClassVar[bool] = False
     """Whether the method needs a teacher."""
+
+    inputs: ClassVar[tuple[Input, ...]] = INPUTS
+    """The kinds of inputs on which the method trains, see :class:`fedkd.types.Task`."""
 
     needs_labels: ClassVar[bool] = False
     """Whether every image must have a label."""

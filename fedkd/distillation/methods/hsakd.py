@@ -22,7 +22,7 @@ from fedkd.losses.kl import kl_divergence
 from fedkd.models.base import Classifier
 from fedkd.training.batch import Batch
 from fedkd.training.functional_model import FunctionalModel, submodule_tensors
-from fedkd.types import Metrics, Output, Tensors
+from fedkd.types import Input, Metrics, Output, Tensors
 
 NUM_ROTATIONS = 4
 """Rotations by 0, 90, 180 and 270 degrees."""
@@ -119,6 +119,7 @@ class HSAKD(Distiller):
         - From the public code: Nesterov's momentum is off as shipped. ``+optimizer.nesterov=true`` switches it on.
     """
 
+    inputs: ClassVar[tuple[Input, ...]] = ("image",)
     needs_teacher: ClassVar[bool] = True
     tuned_weight: ClassVar[str | None] = "joint"
 
@@ -200,6 +201,7 @@ class HSAKDOnline(Distiller):
         - Images need labels.
     """
 
+    inputs: ClassVar[tuple[Input, ...]] = ("image",)
     needs_labels: ClassVar[bool] = True
     tuned_weight: ClassVar[str | None] = "joint"
 
@@ -269,6 +271,7 @@ class HSAKDTeacher(Distiller):
           with decays at 30, 60 and 90.
     """
 
+    inputs: ClassVar[tuple[Input, ...]] = ("image",)
     tuned_weight: ClassVar[str | None] = "joint"
 
     joint: float

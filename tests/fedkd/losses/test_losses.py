@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from fedkd.losses.contrastive import model_contrastive
-from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.cross_entropy import class_cross_entropy, cross_entropy
 from fedkd.losses.decoupled_kl import not_true_divergence
 from fedkd.losses.diversity import diversity, noise_distances
 from fedkd.losses.kl import kl_divergence
@@ -77,9 +77,9 @@ def test_losses_are_one_number_per_example_and_permuting_the_batch_permutes_them
     assert_close(diversity(noise_distances(a[order]), b[order]), diversity(noise_distances(a), b), atol=1e-15, rtol=1e-12)
 
 
-def test_cross_entropy_takes_any_leading_shape():
+def test_cross_entropy_of_classes_takes_any_leading_shape():
     logits, y = torch.from_numpy(A[:6]).view(2, 3, 5), torch.from_numpy(Y[:6]).view(2, 3)
-    assert torch.equal(cross_entropy(logits, y), cross_entropy(logits.view(6, 5), y.view(6)).view(2, 3))
+    assert torch.equal(class_cross_entropy(logits, y), cross_entropy(logits.view(6, 5), y.view(6)).view(2, 3))
 
 
 def test_losses_stay_finite_for_large_logits():

@@ -17,7 +17,7 @@ from fedkd.models.resnet import PreActBlock, PreActResNet, ResNet, WideResNet
 from fedkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from fedkd.models.torchvision_resnet import TorchvisionResNet
 from fedkd.models.vgg import VGG
-from fedkd.training.vectorized_layers import has_randomness, vectorized_copy
+from fedkd.training.vectorized_layers import trains_alone, vectorized_copy
 from fedkd.types import Task
 from tests.fedkd.models.test_models import CIFAR10, CIFAR100, MNIST, NETWORKS, configured, fitting, size
 from tests.fedkd.training.test_vectorized import assert_equal_alone, six_clients
@@ -205,7 +205,7 @@ def test_convolutions_are_initialized_by_fan_out_and_heads_as_published(name, he
 def test_networks_support_functional_calls_and_channels_last(path):
     model = configured("model", path.stem, fitting(path.stem))
     for layer in model.modules():
-        assert not has_randomness(layer) and not isinstance(layer, nn.AdaptiveAvgPool2d) and not getattr(layer, "inplace", False)
+        assert not trains_alone(layer) and not isinstance(layer, nn.AdaptiveAvgPool2d) and not getattr(layer, "inplace", False)
     x = torch.rand(2, *model.task.shape)
     expected = model.eval()(x)
     output = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))

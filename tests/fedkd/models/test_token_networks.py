@@ -78,7 +78,7 @@ def test_the_mixer_equals_a_computation_by_loops():
 @pytest.mark.parametrize("kind", [VisionTransformer, MLPMixer])
 def test_an_exported_program_takes_batches_of_any_size(kind):
     network = PooledEmbedding(kind(MNIST, **SMALL, **({"num_heads": 2} if kind is VisionTransformer else {})), 4).eval()
-    program = export_program(network, MNIST.shape).module()
+    program = export_program(network, MNIST).module()
     for number in (1, 5):
         x = torch.rand(number, *MNIST.shape)
         assert_close(program(x), network(x).logits)

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from fedkd.training.optimizers import ClippedSGD
-from fedkd.training.vectorized_layers import has_randomness
+from fedkd.training.vectorized_layers import trains_alone
 from fedkd.types import flatten
 from tests.small_runs import LOCAL_TRAININGS, small_run, small_simulation, strategy_overrides
 
@@ -113,8 +113,8 @@ def test_chunks_depend_on_batch_size_and_number_of_steps():
 
 
 def test_networks_with_dropout_have_randomness():
-    assert has_randomness(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)))
-    assert not has_randomness(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0)))
+    assert trains_alone(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)))
+    assert not trains_alone(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0)))
 
 
 def test_clients_trained_together_change_and_differ():

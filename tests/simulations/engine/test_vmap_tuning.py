@@ -59,7 +59,7 @@ def test_every_worker_has_work(timings):
 
 def test_networks_with_dropout_train_one_client_at_a_time(monkeypatch):
     simulation, _ = small_simulation("strategy=fedavg", "num_clients=12", "clients_per_round=10")
-    monkeypatch.setattr(vmap_tuning, "has_randomness", lambda model: True)
+    monkeypatch.setattr(vmap_tuning, "trains_alone", lambda model: True)
     assert choose_clients_per_vmap(simulation, 1) == (1, {})
 
 
