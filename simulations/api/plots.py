@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[Callable[..., Figure], ...]] = {
     "classes": (comparison.classes,),
     "label_distribution": (label_distribution,),
     "settings": (comparison.by_setting,),
+    "networks": (comparison.by_network,),
     "generator": (generator.label_accuracy,),
 }
 """Kinds of figures, and the functions that draw them."""
@@ -77,6 +78,7 @@ def _only(drawings: Sequence[Drawing], kind: str, x: str, groups: Sequence[Group
     if not found:
         needs = {
             "settings": f"runs of several settings, got {len(ordered_settings(groups))}",
+            "networks": "runs of clients with unlike networks (model=heterogeneous)",
             "generator": "runs with diagnostics (generator_diagnostics_every=10)",
             "convergence": f"runs with evaluated rounds and x={x} (time: a configured clock in systems)",
         }

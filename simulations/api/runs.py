@@ -223,7 +223,7 @@ class Runs(Sequence[Run]):
         names = names_of(groups)
         if not any(one.is_called(baseline) for one in groups):
             raise ConfigError(f"baseline must be one of {', '.join(names)}, got {baseline!r}{nearest(baseline, names)}")
-        known = list(summary(groups[0].runs[0]))
+        known = list(dict.fromkeys(name for one in groups for name in summary(one.runs[0])))
         if metric not in known:
             raise ConfigError(f"metric must be one of {', '.join(known)}, got {metric!r}{nearest(metric, known)}")
         scale = 100 if "accuracy" in metric or metric.startswith("best5") else 1
@@ -247,7 +247,8 @@ class Runs(Sequence[Run]):
         Args:
             kind: ``convergence`` (accuracy by round; a panel per setting where there are several), ``final`` (each seed's result),
                 ``clients`` (accuracy of the clients), ``classes`` (accuracy by class), ``label_distribution`` (who holds what, of the
-                lowest seed), ``settings`` (accuracy by setting), or ``generator`` (diagnostics of the server's generator).
+                lowest seed), ``settings`` (accuracy by setting), ``networks`` (accuracy by the clients' networks), or ``generator``
+                (diagnostics of the server's generator).
             metric: ``global_test_accuracy``, ``local_test_accuracy`` or another one of the report; None for both. For ``convergence``,
                 ``final`` and ``settings``.
             x: for ``convergence``: ``round``, ``bytes`` or ``time`` (simulated seconds).

@@ -24,7 +24,11 @@ FOLDER = FilePath()
 @click.option("--baseline", metavar="STRATEGY", help="The strategy (or row of the table) that others are compared with. Default: fedavg.")
 @click.option("--target", type=float, metavar="ACCURACY", help="Add the rounds, bytes and time to this accuracy, in 0..1.")
 @click.option("--until", type=int, metavar="ROUND", help="Report the runs as they were after this round.")
-@click.option("--metric", metavar="NAME", help=f"The metric that is compared and drawn: {METRIC_NAMES}. Default: global and local.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help=f"The metric that is compared and drawn: {METRIC_NAMES}, or any accuracy of metrics.csv. Default: global and local.",
+)
 @click.option("--interval", metavar="t|bootstrap", help="95 % interval over seeds: Student's t (default) or BCa bootstrap.")
 @click.option("--spread", metavar="interval|std", help="After the sign ± and in bands: the interval (default) or the standard deviation.")
 @click.option("--decimals", type=int, metavar="N", help="Digits after the point of accuracies in percent.")

@@ -6,15 +6,20 @@ from dataclasses import replace
 from fedkd.errors import ConfigError
 from simulations.reports.groups import Group
 from simulations.reports.options import ReportOptions, find_name, names_from, unknown_name
+from simulations.run_folder.metric_names import is_accuracy
 
 
 def arrange(groups: Sequence[Group], options: ReportOptions) -> list[Group]:
     """The groups that ``options`` choose, in their order and under their names.
 
     Raises:
-        ConfigError: an option names a strategy or a setting that no group has, no group is left, or two lines would have one name.
+        ConfigError: an option names a strategy, a setting or a metric that no group has, no group is left, or two lines would have one
+            name.
     """
     groups = choose(groups, options)
+    known = [name for one in groups for run in one.runs for name in map(str, run.metrics) if is_accuracy(name)]
+    if known and options.metric is not None and options.metrics[0].column not in known:
+        raise unknown_name(options.metric, list(dict.fromkeys(known)), "metric")
     settings = list(dict.fromkeys(one.setting for one in sorted(groups, key=lambda one: one.place)))
     if options.settings:
         settings = names_from(options.settings, settings, "settings")

@@ -28,6 +28,7 @@ from simulations.reports.section import Note, ReportSection, excluded_runs
 from simulations.reports.statistics import INTERVALS
 from simulations.reports.summary import results
 from simulations.reports.tables import clients, federated
+from simulations.reports.tables.predictions import client_tests
 from simulations.reports.tables.table import RANGE_AT_TWO, NumberFormat, Table
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import DIVERGED, RUN_FILES, SETTING, find_run_folders, is_distillation, read_diverged, read_run
@@ -164,6 +165,7 @@ def federated_section(groups: Sequence[Group], output: Path, options: ReportOpti
         attempts.missing += unreadable
     runs = list({run.folder: run for one in groups for run in one.runs}.values())
     facts = {"Federated runs": f"{len(runs)} in {len(groups)} rows", **describe_federated(runs), "Baseline": _printed(groups, baseline)}
+    facts |= {"A client is tested with": how} if (how := client_tests(rows)) else {}
     facts |= {} if options.target is None else {"Target": f"{round(100 * options.target, 6):g} %"}
     facts |= {} if options.until is None else {"Until round": str(options.until)}
     written = {name: table for name, table in numbers.items() if table is not None}

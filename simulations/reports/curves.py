@@ -40,6 +40,8 @@ def curve(one: Group, column: str, along: str, kind: str = "t", smoothing: int =
         Columns ``x``, ``mean``, ``low``, ``high``, ``min``, ``max`` and ``n``, one row per point. Empty where the accuracy or the clock is
         missing.
     """
+    if any(column not in run.metrics for run in one.runs):
+        return EMPTY
     accuracies = [run.metrics[column].to_numpy(float) for run in one.runs]
     spent = [progress(run.metrics)[along] for run in one.runs]
     spent = [x[~np.isnan(y)] for x, y in zip(spent, accuracies, strict=True)]

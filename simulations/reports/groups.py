@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from simulations.run_folder.metric_names import ACCURACIES, STRATEGY_NAMES
-from simulations.run_folder.reader import NEUTRAL_OPTIONS, SETTING, STRATEGY, FederatedRun, natural_order, option, printed_name, variant
+from simulations.run_folder.reader import LABEL, NEUTRAL_OPTIONS, SETTING, STRATEGY, FederatedRun, natural_order, option, variant
 
 Item = TypeVar("Item")
 
@@ -128,7 +128,7 @@ def group(runs: Sequence[FederatedRun], diverged: Sequence[FederatedRun] = ()) -
         for kind in kinds:
             mine = tuple(run for run in same if not kind or kind in run.kinds)
             if mine:
-                labelled.append(_group(mine, lost, printed[mine[0].strategy], setting, [*rest, *([kind] if kind else [])], kind))
+                labelled.append(_group(mine, lost, printed[_name(mine[0])], setting, [*rest, *([kind] if kind else [])], kind))
     ordered = sorted(labelled, key=lambda one: (natural_order(one.setting), one.tuned, *line_order(one.line)))
     settings = list(dict.fromkeys(one.setting for one in ordered))
     tuned = {one.line: one.tuned for one in ordered}
@@ -137,15 +137,17 @@ def group(runs: Sequence[FederatedRun], diverged: Sequence[FederatedRun] = ()) -
     return [replace(one, slug=slugs[one.setting], place=(settings.index(one.setting), lines.index(one.line))) for one in ordered]
 
 
-def _printed_names(runs: Sequence[FederatedRun]) -> dict[str, str]:
-    """The printed name of each strategy, by option. A name that two options have says which option."""
-    found: dict[str, str] = {}
-    for run in runs:
-        found.setdefault(run.strategy, printed_name(run.config, "strategy", STRATEGY_NAMES))
-    number = Counter(found.values())
+def _name(run: FederatedRun) -> tuple[str, str]:
+    """The option of the strategy, and its printed name."""
+    return run.strategy, str(run.values[LABEL])
+
+
+def _printed_names(runs: Sequence[FederatedRun]) -> dict[tuple[str, str], str]:
+    """The printed name of each strategy, by :func:`_name`. A name that two options have says which option."""
+    found = dict.fromkeys(map(_name, runs))
+    number = Counter(name for _, name in found)
     return {
-        option_name: name if number[name] == 1 or STRATEGY_NAMES.get(option_name) == name else f"{name} ({option_name})"
-        for option_name, name in found.items()
+        (chosen, name): name if number[name] == 1 or STRATEGY_NAMES.get(chosen) == name else f"{name} ({chosen})" for chosen, name in found
     }
 
 
@@ -187,7 +189,7 @@ def _terms(runs: Sequence[FederatedRun]) -> list[dict[str, str]]:
     for key in sorted(keys, key=lambda key: (not SETTING.match(key), key)):
         head = key.partition(".")[0]
         column = [variant(run.config, head) if key.endswith(".") else run.values.get(key) for run in runs]
-        if key == "strategy." or len(set(column)) == 1:
+        if key in ("strategy.", LABEL) or len(set(column)) == 1:
             continue
         kin = [(run.strategy if STRATEGY.match(key) else "", None if key.endswith(".") else option(run.config, head)) for run in runs]
         held: dict[Hashable, set[Hashable]] = {}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from simulations.run_folder.metric_names import COMPARED, HEADLINES
+from simulations.run_folder.metric_names import COMPARED, HEADLINES, accuracy_labels, is_accuracy
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Metric:
     axis: str
 
 
+FINAL, LAST = "_final", "_last10"
+"""Ends of names of metrics: the last evaluated round, and the mean of the last ten."""
+
 AXIS_LABELS = {
     "global_test_accuracy": "global test",
     "local_test_accuracy": "local test",
@@ -30,10 +33,25 @@ AXIS_LABELS = {
 """Axis labels by column of ``metrics.csv``."""
 
 
+def column_of(name: str) -> str:
+    """The column of ``metrics.csv`` that a metric is taken from; ``best5_rounds`` is taken from local test accuracy."""
+    return "local_test_accuracy" if name == "best5_rounds" else name.removesuffix(FINAL).removesuffix(LAST)
+
+
+def is_class_accuracy(column: str) -> bool:
+    """A column holds the accuracy of one class."""
+    return column.startswith("global_test_accuracy_class_")
+
+
+def accuracy_heading(name: str) -> str:
+    """The heading of any accuracy: ``local acc., shared model, last 10``."""
+    test, prediction = accuracy_labels(column_of(name))
+    return ", ".join(part for part in (f"{test} acc.", prediction, "final" if name.endswith(FINAL) else "last 10") if part)
+
+
 def _metric(name: str, heading: str) -> Metric:
-    """A metric by its name; ``best5_rounds`` is taken from local test accuracy."""
-    column = "local_test_accuracy" if name == "best5_rounds" else name.removesuffix("_final").removesuffix("_last10")
-    return Metric(name, heading, column, AXIS_LABELS[column])
+    """A metric by its name."""
+    return Metric(name, heading, column_of(name), AXIS_LABELS[column_of(name)])
 
 
 METRICS = {name: _metric(name, heading) for name, heading in {**HEADLINES, "best5_rounds": "best 5 rounds"}.items()}
@@ -53,6 +71,22 @@ CURVES = {metric.column: metric.axis for metric in DEFAULT_METRICS}
 """Axis labels by column, of the curves that a report draws by default."""
 
 
+def metric_of(name: str) -> Metric | None:
+    """The metric of that name or alias, or of any other accuracy in ``metrics.csv``: ``local_test_accuracy_shared``, or with ``_final``.
+
+    None where the name is no accuracy.
+    """
+    name = ALIASES.get(name, name)
+    if name in METRICS:
+        return METRICS[name]
+    if not is_accuracy(column_of(name)):
+        return None
+    full = name if name.endswith((FINAL, LAST)) else f"{name}{LAST}"
+    test, prediction = accuracy_labels(column_of(full))
+    return Metric(full, accuracy_heading(full), column_of(full), ", ".join(part for part in (f"{test} test", prediction) if part))
+
+
 def chosen_metrics(name: str | None) -> tuple[Metric, ...]:
-    """The metric of that name or alias; the default metrics for None."""
-    return DEFAULT_METRICS if name is None else (METRICS[ALIASES.get(name, name)],)
+    """The metric of that name; the default metrics for None, and for a name that :func:`metric_of` does not know."""
+    found = None if name is None else metric_of(name)
+    return DEFAULT_METRICS if found is None else (found,)

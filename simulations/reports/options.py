@@ -13,7 +13,7 @@ import yaml
 
 from fedkd.errors import ConfigError, is_plain_name, one_line, require
 from simulations.overrides import nearest, options
-from simulations.reports.metrics import ALIASES, METRICS, Metric, chosen_metrics
+from simulations.reports.metrics import ALIASES, METRICS, Metric, chosen_metrics, metric_of
 from simulations.reports.statistics import INTERVALS
 from simulations.reports.tables.mathematics import has_formula, is_readable, tidy
 
@@ -51,7 +51,8 @@ class ReportOptions:
         baseline: the strategy that all others are compared with. None: ``fedavg``, where there is one.
         target: an accuracy in (0, 1]. The report adds the rounds, bytes and simulated seconds until it is reached.
         until: every run is reported as if it had ended after this round.
-        metric: of :data:`simulations.reports.metrics.METRICS`, for comparisons and figures. None: global and local test accuracy.
+        metric: of :data:`simulations.reports.metrics.METRICS`, or an accuracy in ``metrics.csv`` such as ``local_test_accuracy_shared``,
+            for comparisons and figures. None: global and local test accuracy.
         interval: ``t`` or ``bootstrap``, the kind of 95 % interval over seeds.
         spread: ``interval``, or ``std`` for the standard deviation over seeds in tables and bands. Differences keep their interval.
         decimals: digits after the point of accuracies in percent, 0 to 6.
@@ -94,7 +95,7 @@ class ReportOptions:
         """Check all values."""
         for name, known in CHOICES.items():
             _require_one_of(name, getattr(self, name), known)
-        if self.metric is not None:
+        if self.metric is not None and (not isinstance(self.metric, str) or metric_of(self.metric) is None):
             _require_one_of("metric", self.metric, (*ALIASES, *METRICS))
         require(self.baseline is None or isinstance(self.baseline, str), "baseline", "must be the name of a strategy", self.baseline)
         target = self.target

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from simulations.reports.groups import Group
+from simulations.reports.metrics import FINAL, LAST, column_of, is_class_accuracy
 from simulations.reports.statistics import interval, is_range
-from simulations.run_folder.metric_names import ACCURACIES, COSTS
+from simulations.run_folder.metric_names import ACCURACIES, COSTS, is_accuracy
 from simulations.run_folder.reader import STRATEGY, FederatedRun
 
 LAST_ROUNDS = 10
@@ -39,10 +40,9 @@ def summarize(metrics: pd.DataFrame, target: float | None = None) -> dict[str, f
     """
     accuracies = {column: metrics[column].to_numpy(float) for column in ACCURACIES}
     evaluated = ~np.isnan(list(accuracies.values())).all(axis=0)
-    accuracies = {column: values[~np.isnan(values)] for column, values in accuracies.items()}
-    found = {"best5_rounds": mean_of(np.sort(accuracies["local_test_accuracy"])[-5:])}
-    for column, values in accuracies.items():
-        found |= {f"{column}_final": values[-1] if len(values) else np.nan, f"{column}_last10": mean_of(values[-LAST_ROUNDS:])}
+    found = {"best5_rounds": mean_of(np.sort(evaluations(metrics, "local_test_accuracy"))[-5:])}
+    further = [name for name in map(str, metrics) if is_accuracy(name) and name not in ACCURACIES and not is_class_accuracy(name)]
+    found |= {f"{column}{end}": headline(metrics, f"{column}{end}") for column in (*ACCURACIES, *further) for end in (FINAL, LAST)}
     for cost in COSTS:
         values = metrics[cost].to_numpy(float)
         if cost.endswith("_bytes"):
@@ -52,6 +52,17 @@ def summarize(metrics: pd.DataFrame, target: float | None = None) -> dict[str, f
             seconds = seconds[~np.isnan(seconds)]
             found[f"{cost}_median"] = float(np.median(seconds)) if len(seconds) else np.nan
     return found | spent(metrics, target)
+
+
+def evaluations(metrics: pd.DataFrame, column: str) -> np.ndarray:  # [rounds]
+    """The values of a column in the rounds that have one; none without the column."""
+    return metrics[column].dropna().to_numpy(float) if column in metrics else np.empty(0)
+
+
+def headline(metrics: pd.DataFrame, name: str) -> float:
+    """An accuracy of the last evaluated round (``*_final``), or the mean of the last ten (``*_last10``); NaN without one."""
+    values = evaluations(metrics, column_of(name))
+    return mean_of(values[-1:] if name.endswith(FINAL) else values[-LAST_ROUNDS:])
 
 
 def mean_of(values: np.ndarray) -> float:  # [n]
@@ -72,8 +83,9 @@ def without_clock(found: Mapping[str, float]) -> dict[str, float]:
 
 
 def by_seed(one: Group, name: str, target: float | None = None) -> list[float]:
-    """A metric of :func:`summarize` for each run of a group."""
-    return [summary(run, target)[name] for run in one.runs]
+    """A metric of :func:`summarize` or another :func:`headline` for each run of a group; NaN for a run without it."""
+    found = [(run, summary(run, target)) for run in one.runs]
+    return [mine[name] if name in mine else headline(run.metrics, name) for run, mine in found]
 
 
 def results(groups: Sequence[Group], target: float | None = None, kind: str = "t") -> pd.DataFrame:
@@ -94,7 +106,7 @@ def results(groups: Sequence[Group], target: float | None = None, kind: str = "t
             continue
         _, evaluated, _ = one.runs[0].shape
         row["last_evaluated_round"] = evaluated[-1]
-        names = list(summary(one.runs[0], target))
+        names = [name for name in summary(one.runs[0], target) if all(name in summary(run, target) for run in one.runs)]
         values = np.array([[summary(run, target)[name] for name in names] for run in one.runs], float)
         if target is not None:
             row |= {"target": target, "num_reached": int(np.isfinite(values[:, names.index("rounds_to_target")]).sum())}

@@ -1,5 +1,7 @@
 """Names of all metrics: columns of the files in a run folder, and the labels and units that reports print for them."""
 
+import re
+
 COLUMNS = (
     "round", "global_test_accuracy", "global_test_loss", "local_test_accuracy", "local_test_accuracy_bottom10",
     "local_test_accuracy_std", "uplink_bytes", "downlink_bytes", "local_training_seconds", "server_seconds", "evaluation_seconds",
@@ -52,6 +54,41 @@ DISTILLED_COLUMNS = ("round", "distiller", "initial_accuracy", "student_accuracy
 
 ACCURACIES = ("global_test_accuracy", "local_test_accuracy", "local_test_accuracy_bottom10")
 """Columns that hold headline accuracies, in 0..1."""
+
+SERVER_STAGES = ("global_test_accuracy_before_distillation", "ensemble_test_accuracy")
+"""Columns of accuracies that strategies with server-side distillation have."""
+
+PREDICTIONS = {
+    "shared": "shared model",
+    "head": "own head",
+    "prototypes": "nearest prototype",
+    "bottom10": "bottom 10 %",
+    "before_distillation": "before server-side distillation",
+    "mean": "mean of models",
+}
+"""Labels of accuracies by what follows ``_test_accuracy_`` in the name of a column. Others are printed as they are called."""
+
+TESTS = {"global": "global", "local": "local", "ensemble": "ensemble", "new_client": "new clients"}
+"""Labels of tests by what precedes ``_test_accuracy`` in the name of a column."""
+
+_ACCURACY = re.compile(rf"({'|'.join(TESTS)})_test_accuracy(?:_(?!std$)(\w+))?")
+
+
+def is_accuracy(column: str) -> bool:
+    """A column of ``metrics.csv`` holds an accuracy in 0..1."""
+    return _ACCURACY.fullmatch(column) is not None
+
+
+def accuracy_labels(column: str) -> tuple[str, str]:
+    """The test and the prediction of an accuracy, as reports call them: ``local`` and ``shared model``, or an empty text.
+
+    Raises:
+        ValueError: the column is no accuracy.
+    """
+    if (found := _ACCURACY.fullmatch(column)) is None:
+        raise ValueError(f"the column must be an accuracy, got {column!r}")
+    return TESTS[found[1]], PREDICTIONS.get(found[2] or "", (found[2] or "").replace("_", " "))
+
 
 COSTS = ("uplink_bytes", "downlink_bytes", "local_training_seconds", "server_seconds", "evaluation_seconds")
 """Columns that hold costs of a round, in bytes and seconds."""

@@ -21,7 +21,7 @@ from fedkd.errors import RunFolderError, is_plain_name
 from fedkd.files import CLIENT_STATES, SCHEMA_VERSION, verify
 from simulations.run_folder.csv_rows import clients_file, unescaped
 from simulations.run_folder.divergence import read_divergence
-from simulations.run_folder.metric_names import ACCURACIES, COSTS
+from simulations.run_folder.metric_names import ACCURACIES, COSTS, STRATEGY_NAMES
 from simulations.run_folder.stored_config import configuration
 
 Values = dict[str, Hashable]
@@ -53,6 +53,9 @@ EVALUATION = re.compile(r"evaluation(\.|$)")
 
 NEUTRAL_OPTIONS = {"aggregator": "mean", "server_optimizer": "none", "drift": "none"}
 """Parts with the option that leaves a run as it is. Such a part counts as absent, as in runs of earlier versions."""
+
+LABEL = "strategy._label_"
+"""The key of the strategy's printed name among the values of a run: runs under two names are two rows."""
 
 STRATEGY = re.compile(r"(strategy|server_optimizer|aggregator|generator|loss|distiller|public_data)(\.|$)")
 """Keys in which a strategy may differ from its baseline."""
@@ -148,10 +151,14 @@ class FederatedRun(FinishedRun):
 
     @cached_property
     def values(self) -> Values:
-        """All keys that can change a result, without the seed. A key that is null counts as absent, and so does a neutral part."""
+        """All keys that can change a result, without the seed, and the printed name of the strategy.
+
+        A key that is null counts as absent, and so does a neutral part.
+        """
         neutral = {part for part in NEUTRAL_OPTIONS if variant(self.config, part) is None}
         values = {key: value for key, value in flatten_config(self.config) if value is not None and not NO_EFFECT.match(key)}
-        return {key: value for key, value in values.items() if key.partition(".")[0] not in neutral}
+        named = {LABEL: printed_name(self.config, "strategy", STRATEGY_NAMES)}
+        return {key: value for key, value in values.items() if key.partition(".")[0] not in neutral} | named
 
     @cached_property
     def identity(self) -> frozenset[tuple[str, Hashable]]:

@@ -30,6 +30,9 @@ HEADER = (
 )  # fmt: skip
 """The titles of the columns."""
 
+NOTE = "kB are those of a first round with untrained networks. FedKD's factors of low rank get smaller as the network trains."
+"""A sentence below the table."""
+
 
 def strategy_names() -> list[str]:
     """The options of ``conf/strategy``."""
@@ -138,9 +141,9 @@ def table_row(name: str) -> tuple[str, ...]:
 
 
 def table() -> str:
-    """All strategies, in Markdown."""
+    """All strategies, in Markdown, and :data:`NOTE`."""
     rows = [HEADER, tuple("---:" if title.endswith("kB") else "---" for title in HEADER), *map(table_row, strategy_names())]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", NOTE])
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def by_setting(
     axis_labels: Mapping[str, str],
     path_stem: Path | str | None,
     style: FigureStyle,
+    joined: bool = True,
 ) -> Figure:
     """Accuracy against the setting: a mean and its interval for each strategy, those of one strategy joined.
 
@@ -120,6 +121,7 @@ def by_setting(
         axis_labels: by metric, a panel each.
         path_stem: the files without suffix; None writes nothing.
         style: of the figure.
+        joined: the means of one strategy are joined by a line.
 
     Raises:
         ConfigError: there is no result.
@@ -139,7 +141,7 @@ def by_setting(
             for place, label in enumerate(lines):
                 shift = (place - (len(lines) - 1) / 2) * min(0.08, 0.6 / len(lines))
                 points = [(i + shift, one) for i, one in enumerate(found[label][metric]) if one and np.isfinite(one.mean)]
-                _points(axes, points, style, label)
+                _points(axes, points, style, label, joined)
             shown_ends = [(one.low, one.high) for panel in found.values() for one in panel[metric] if one and np.isfinite(one.low)]
             limits(axes, np.clip(shown_ends, 0, 100).tolist() if style.band != "none" else (), whole=True)
             axes.set_ylabel(f"Accuracy (%),\n{axis_labels[metric]}")
@@ -150,15 +152,26 @@ def by_setting(
             for text in panels[-1].get_xticklabels():
                 text.set(ha="right", rotation_mode="anchor")
         figure.align_ylabels()
-        legend(figure, seeds, style)
+        legend(figure, seeds, style, joined=joined)
     return figure
 
 
-def _points(axes: Axes, points: Sequence[tuple[float, Spread]], style: FigureStyle, label: str) -> None:
-    """The means of one strategy, joined, with their intervals."""
+def by_network(
+    lines: Mapping[str, Mapping[str, Sequence[Spread | None]]],
+    names: Sequence[str],
+    axis_labels: Mapping[str, str],
+    path_stem: Path | str | None,
+    style: FigureStyle,
+) -> Figure:
+    """Accuracy by network: the figure of :func:`by_setting` with networks for settings, whose means are not joined."""
+    return by_setting(lines, names, axis_labels, path_stem, style, joined=False)
+
+
+def _points(axes: Axes, points: Sequence[tuple[float, Spread]], style: FigureStyle, label: str, joined: bool) -> None:
+    """The means of one strategy with their intervals."""
     if not points:
         return
-    look = style.line(label)
+    look = style.line(label) if joined else style.mark(label)
     axes.plot([x for x, _ in points], [one.mean for _, one in points], **look, zorder=3)
     for x, one in points:
         if np.isfinite(one.low) and style.band != "none":

@@ -71,7 +71,14 @@ def spread_text(numbers: Iterable[int], style: FigureStyle) -> str:
     return f"Mean {names[style.kind]} over seeds{''.join(f', {text}' for text in others)}{smooth}"
 
 
-def legend(figure: Figure, seeds: Mapping[str, int], style: FigureStyle, title: str | None = None, width: float | None = None) -> None:
+def legend(
+    figure: Figure,
+    seeds: Mapping[str, int],
+    style: FigureStyle,
+    title: str | None = None,
+    width: float | None = None,
+    joined: bool = True,
+) -> None:
     """The labels below the panels, with the number of seeds: once where it is the same for all, else by each label.
 
     Args:
@@ -80,10 +87,12 @@ def legend(figure: Figure, seeds: Mapping[str, int], style: FigureStyle, title: 
         style: of the figure; has a look for each label.
         title: above the labels; None for the meaning of bands.
         width: of the figure in inches; None for that of the style.
+        joined: the markers of a label are joined by its line.
     """
     title = spread_text(seeds.values(), style) if title is None else title
     texts = [wrapped(text, style, width, HANDLE) for text in legend_texts(seeds)]
-    handles = [Line2D([], [], **style.line(label), label=text) for label, text in zip(seeds, texts, strict=True)]
+    looks = [style.line(label) if joined else style.mark(label) for label in seeds]
+    handles = [Line2D([], [], **look, label=text) for look, text in zip(looks, texts, strict=True)]
     below(figure, handles, style, legend_shape(texts, style, width)[1], wrapped(title, style, width))
 
 

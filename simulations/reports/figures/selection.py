@@ -18,10 +18,11 @@ from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.legend import seeds_text
 from simulations.reports.figures.style import FigureStyle, assign_slots
 from simulations.reports.groups import Group, divergence, gather
+from simulations.reports.metrics import AXIS_LABELS
 from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth
 from simulations.reports.summary import by_seed, has_clock, last_rounds
-from simulations.reports.tables.clients import PHASES, class_accuracies, final_accuracies, label_counts
+from simulations.reports.tables.clients import PHASES, architectures, class_accuracies, final_accuracies, label_counts
 from simulations.reports.tables.mathematics import has_formula
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import SETTING
@@ -83,6 +84,8 @@ def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style
         for suffix, part in parts(scored, baseline, MAX_LINES):
             if options.panels == "none" or not several:
                 add(f"convergence{name}{suffix}", curves, part, same, here, output, f"{name}{suffix}", options, look)
+            if mine := [one for one in part if one in same]:
+                add(f"networks{name}{suffix}", networks, mine, here, output / f"networks{name}{suffix}", options, look)
         for suffix, part in parts(scored, baseline, MAX_ROWS):
             mine = [one for one in part if one in same]
             for kind, function in ROW_FIGURES.items() if mine else ():
@@ -196,6 +199,22 @@ def classes_figure(groups: Sequence[Group], here: str, stem: Path, options: Repo
     means, named = {line: np.mean(seeds, axis=0) for line, seeds in classes.items()}, {"seeds": seeds_text(map(len, classes.values()))}
     title = f"Global test accuracy by class, last {last_rounds(groups)}{here}"
     return [Drawing(title, stem, comparison.classes, (means,), style, named)]
+
+
+def networks(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """Local test accuracy by the clients' networks; none where every run has one network."""
+    seeds = {one.line: [architectures(run.clients) for run in one.runs] for one in groups}
+    seeds = {line: runs for line, runs in seeds.items() if any(len(run) > 1 for run in runs)}
+    names = sorted({name for runs in seeds.values() for run in runs for name in run})
+    if not seeds:
+        return []
+    column = "local_test_accuracy"
+    lines = {
+        line: {column: [comparison.spread_of([100 * run.get(name, np.nan) for run in runs], options.kind) for name in names]}
+        for line, runs in seeds.items()
+    }
+    title = f"Local test accuracy by network, last {last_rounds(groups)}{here}"
+    return [Drawing(title, stem, comparison.by_network, (lines, names, {column: AXIS_LABELS[column]}), style)]
 
 
 def phases_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:

@@ -11,6 +11,7 @@ from simulations.reports.groups import Group, gather
 from simulations.reports.statistics import bottom_tenth, jain_index
 from simulations.reports.summary import LAST_ROUNDS, blocks, by_seed
 from simulations.reports.tables.federated import last_rounds_legend, sample_legend
+from simulations.reports.tables.predictions import predictions
 from simulations.reports.tables.table import Cell, Column, NumberFormat, Table, counts, ranked, texts
 from simulations.run_folder.reader import SETTING, FederatedRun, natural_order
 
@@ -210,6 +211,7 @@ def _counts(run: FederatedRun) -> np.ndarray | None:
 
 
 TABLES: dict[str, Callable[[Sequence[Group], NumberFormat], Table | None]] = {
-    "server": server_side, "clients": clients, "networks": by_architecture, "classes": classes, "skew": skew, "phases": phases,
+    "predictions": predictions, "server": server_side, "clients": clients, "networks": by_architecture, "classes": classes,
+    "skew": skew, "phases": phases,
 }  # fmt: skip
 """The functions that make the tables, by the name of the table."""

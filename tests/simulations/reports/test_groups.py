@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from simulations.report import main
 from simulations.reports.builder import collect
 from simulations.reports.groups import file_slugs, group
+from simulations.reports.summary import baselines
 from simulations.run_folder.metric_names import DISTILLER_NAMES, STRATEGY_NAMES
 from simulations.run_folder.reader import find_run_folders, read_run
 from simulations.run_folder.stored_config import read_yaml
@@ -53,6 +54,19 @@ def test_a_strategy_is_called_by_the_label_of_its_yaml_file_and_a_label_of_two_s
     write_run(tmp_path / "c", "fedmax2", choices={"strategy_label": "FedMAX (ours)"})
     write_run(tmp_path / "d", "mine", choices={"strategy_label": "FedAvg"})
     assert sorted(labels(tmp_path)) == ["FedAvg", "FedAvg (mine)", "FedMAX (ours) (fedmax)", "FedMAX (ours) (fedmax2)"]
+
+
+def test_runs_of_one_option_under_two_names_are_two_rows(tmp_path):
+    for name, label, seed in (("a", "First", 0), ("b", "First", 1), ("c", "Second", 0), ("d", "Second", 1)):
+        write_run(tmp_path / name, "fedmax", seed, choices={"strategy_label": label})
+    groups, notes = collect(find_run_folders([tmp_path]))
+    assert [(one.label, one.seeds) for one in groups] == [("First", (0, 1)), ("Second", (0, 1))] and not notes
+    write_run(tmp_path / "base")
+    groups, _ = collect(find_run_folders([tmp_path]))
+    assert [base.label for one in groups for base in baselines(one, groups, "fedavg")] == [], "other seeds"
+    write_run(tmp_path / "base1", seed=1)
+    groups, _ = collect(find_run_folders([tmp_path]))
+    assert [base.label for one in groups for base in baselines(one, groups, "fedavg")] == ["FedAvg"] * 2
 
 
 def test_options_name_parts_that_differ_and_a_key_that_stands_twice_is_shown_once(tmp_path):

@@ -10,6 +10,7 @@ from fedkd.server_distillation import ServerDistillation
 from fedkd.strategy import Strategy
 from fedkd.two_networks import TwoNetworks
 from fedkd.types import State, Update, flatten
+from simulations.reports.tables.predictions import client_test
 from simulations.setup import strategy_table
 from tests.small_runs import STRATEGIES, small_run, small_simulation, strategy_overrides
 
@@ -88,6 +89,20 @@ def test_broadcast_and_update_parts(name):
         return {part: (strategy.decompress(tensors) if part == "model" else tensors).keys() for part, tensors in state.items()}
 
     assert keys(down) == keys(broadcast) and keys(up) == keys(update.state)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_a_client_is_tested_with_follows_from_the_strategy(name):
+    """A strategy that tests another prediction, trains before the test, or broadcasts no model is said to do so."""
+    strategy = strategy_table.shipped_strategy(name)
+    kind = type(strategy)
+    text = client_test({"strategy": {"_target_": f"{kind.__module__}.{kind.__name__}", **vars(strategy)}})
+    fine_tuned = kind.personalization is not Strategy.personalization and strategy.finetune_steps > 0
+    assert ("fine-tuned" in text) == fine_tuned
+    own = kind.predict_client is not Strategy.predict_client or "model" not in strategy.broadcast_parts
+    own = own or strategy.shared_layers != "all" or strategy.batchnorm == "private"
+    assert ("its own" in text or "private" in text) == own
+    assert (text == "the global model") == (not own and strategy.clients_evaluate)
 
 
 def test_bytes_of_fedavg():
