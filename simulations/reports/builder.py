@@ -27,7 +27,7 @@ from simulations.reports.run_description import code_notes, describe_federated
 from simulations.reports.section import Note, ReportSection, excluded_runs
 from simulations.reports.statistics import INTERVALS
 from simulations.reports.summary import results
-from simulations.reports.tables import clients, federated
+from simulations.reports.tables import clients, drift, federated
 from simulations.reports.tables.predictions import client_tests
 from simulations.reports.tables.table import RANGE_AT_TWO, NumberFormat, Table
 from simulations.run_folder.metric_names import STRATEGY_NAMES
@@ -202,6 +202,8 @@ def tables(groups: Sequence[Group], options: ReportOptions, attempts: Attempts) 
     make = attempts.make
     found = [
         make("table headlines", federated.headlines, rows, form),
+        make("table tasks", drift.tasks_table, groups, form),
+        make("table drift", drift.drift_table, groups, form),
         make("table times", federated.cost_to_target, groups, options.target, form),
         make("table differences", federated.differences, groups, baseline, form),
         make("table comparisons", federated.comparisons, groups, baseline, metrics, form),

@@ -12,7 +12,7 @@ from fedkd.errors import RunFolderError
 from simulations.reports.arrangement import ordered_lines, ordered_settings
 from simulations.reports.attempts import Attempts
 from simulations.reports.curves import EMPTY, X_AXES, axes_of, curve
-from simulations.reports.figures import comparison, convergence
+from simulations.reports.figures import comparison, convergence, drift
 from simulations.reports.figures.drawing import MAX_LINES, MAX_ROWS, Drawing, parts
 from simulations.reports.figures.label_distribution import label_distribution
 from simulations.reports.figures.legend import seeds_text
@@ -23,6 +23,7 @@ from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth
 from simulations.reports.summary import by_seed, has_clock, last_rounds
 from simulations.reports.tables.clients import PHASES, architectures, class_accuracies, final_accuracies, label_counts
+from simulations.reports.tables.drift import first_rounds, task_matrix
 from simulations.reports.tables.mathematics import has_formula
 from simulations.run_folder.metric_names import STRATEGY_NAMES
 from simulations.run_folder.reader import SETTING
@@ -86,6 +87,7 @@ def planned(groups: Sequence[Group], output: Path, options: ReportOptions, style
                 add(f"convergence{name}{suffix}", curves, part, same, here, output, f"{name}{suffix}", options, look)
             if mine := [one for one in part if one in same]:
                 add(f"networks{name}{suffix}", networks, mine, here, output / f"networks{name}{suffix}", options, look)
+                add(f"drift{name}{suffix}", drift_figure, mine, scored, here, output / f"drift{name}{suffix}", options, look)
         for suffix, part in parts(scored, baseline, MAX_ROWS):
             mine = [one for one in part if one in same]
             for kind, function in ROW_FIGURES.items() if mine else ():
@@ -151,6 +153,41 @@ def panels(part: Sequence[Group], output: Path, suffix: str, options: ReportOpti
             smooth = replace(style, smoothing=options.smoothing)
             found.append(Drawing(f"{CAPTIONS[along]}, by setting", stem, convergence.panels, (settings,), smooth, named))
     return found
+
+
+def drift_figure(
+    mine: Sequence[Group], every: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle
+) -> list[Drawing]:
+    """Accuracy over time and by task of one setting whose data drift; none without drift.
+
+    Args:
+        mine: groups of the setting.
+        every: groups of all settings, among which the same lines without drift are found.
+        here: the setting in a caption.
+        stem: the files without suffix.
+        options: of the report.
+        style: of the figure.
+    """
+    mine = [one for one in mine if all(len(first_rounds(run)) > 1 for run in one.runs)]
+    if not mine:
+        return []
+    incremental = all(task_matrix(run).size for one in mine for run in one.runs)
+    column = "seen_classes_accuracy" if incremental else "prequential_accuracy"
+    lines = {one.line: curve(one, column, "rounds", options.kind, options.smoothing) for one in mine}
+    bounds, matrices = {}, {}
+    for one in mine if incremental else ():
+        matrices[one.line] = 100 * np.mean([task_matrix(run) for run in one.runs], axis=0)
+        joint = [other for other in every if other.line == one.line and without_drift(other) == without_drift(one) and other is not one]
+        if joint:
+            bounds[one.line] = 100 * float(np.mean(by_seed(joint[0], "global_test_accuracy_final")))
+    label = "test data of all tasks so far" if incremental else "clients' data of the next round"
+    given = (lines, first_rounds(mine[0].runs[0])[1:], label, bounds, matrices)
+    return [Drawing(f"Accuracy over time{here}", stem, drift.over_time, given, replace(style, smoothing=options.smoothing))]
+
+
+def without_drift(one: Group) -> frozenset[tuple[str, Any]]:
+    """The configuration of a group without its drift and its evaluation."""
+    return frozenset((key, value) for key, value in one.first.values.items() if not key.startswith(("drift.", "evaluation.")))
 
 
 def _ending(along: str) -> str:

@@ -167,7 +167,7 @@ def cost_to_target(groups: Sequence[Group], target: float | None, form: NumberFo
     columns = [texts("strategy", [one.row for one in groups]), counts("n", [len(one.runs) for one in groups])]
     if clock:
         totals = [by_seed(one, "simulated_seconds_total") for one in groups]
-        columns.append(Column("simulated s", tuple(_resource(values, form) for values in totals)))
+        columns.append(Column("simulated s", tuple(resource(values, form) for values in totals)))
     judged_alike = [(one.block, _has_global_model(one)) for one in groups]
     names = [name for name in RESOURCES if name != "time" or clock] if target is not None else []
     for name in names:
@@ -198,10 +198,10 @@ def _until_target(one: Group, name: str, target: float | None, form: NumberForma
     if number < n:
         bound = float(np.mean(spent))
         return Cell(f"> {digits(bound)} ({number} of {n})", NONE, bound, NONE, n)
-    return _resource(reached, form)
+    return resource(reached, form)
 
 
-def _resource(values: Sequence[float] | np.ndarray, form: NumberFormat) -> Cell:
+def resource(values: Sequence[float] | np.ndarray, form: NumberFormat) -> Cell:
     """``812.4 ± 10.13``; no interval for one seed, and a dash where there is nothing."""
     mean, low, high = (float(value) for value in interval(np.asarray(values, float), form.kind))
     if np.isnan(mean) or np.isnan(low):
