@@ -136,6 +136,74 @@ class SuddenDrift(ViewDrift):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradualDrift(ViewDrift):
+    """The probability of view 1 grows linearly. Each client draws its view in each round of the change, and holds all of it.
+
+    Args:
+        round: the first round in which a client can have view 1, >= 2; null: the first one of the second half.
+        duration: rounds of the change, >= 1. In the i-th of them the probability of view 1 is i / (duration + 1).
+    """
+
+    round: int | None
+    duration: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.duration >= 1, "duration", "must be >= 1 rounds", self.duration)
+
+    def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
+        """See :meth:`ViewDrift.views`."""
+        place = server_round - change_round(self.round, rounds) + 1
+        if not 1 <= place <= self.duration:
+            return (int(place > 0),) * num_clients
+        drawn = (seed / "round" / server_round).numpy().random(num_clients)
+        return tuple((drawn < place / (self.duration + 1)).astype(int).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurringDrift(ViewDrift):
+    """The views take turns: all clients have view 0 for ``period`` rounds, then view 1 for as many, and so on.
+
+    Args:
+        period: rounds of a turn, >= 1.
+    """
+
+    period: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.period >= 1, "period", "must be >= 1 rounds", self.period)
+
+    def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
+        """See :meth:`ViewDrift.views`."""
+        require(self.period < rounds, "period", f"must be less than rounds ({rounds}), so that the data change", self.period)
+        return ((server_round - 1) // self.period % 2,) * num_clients
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaggeredDrift(ViewDrift):
+    """The clients change to view 1 one after the other, in an order that is drawn once, at equal distances.
+
+    Args:
+        round: the round in which the first client changes, >= 2; null: the first one of the second half.
+        duration: rounds in which all clients change, >= 1.
+    """
+
+    round: int | None
+    duration: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.duration >= 1, "duration", "must be >= 1 rounds", self.duration)
+
+    def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
+        """See :meth:`ViewDrift.views`."""
+        place = server_round - change_round(self.round, rounds)
+        order = (seed / "staggered").numpy().permutation(num_clients)
+        return tuple((place >= order * self.duration // num_clients).astype(int).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassIncremental(Drift):
     """Classes arrive as tasks. In each task the partition divides the examples of its classes among all clients, drawn anew.
 

@@ -1,7 +1,7 @@
 """``fedkd heterogeneity``: which labels clients hold under each partition, and how they see images under each shift. Trains nothing.
 
 The data, the seed and the number of clients are those of the overrides. A partition and a shift that they choose make one more panel and
-strip. Writes heterogeneity.pdf and heterogeneity.png.
+strip, and a drift makes a panel for each of up to five phases. Writes heterogeneity.pdf and heterogeneity.png.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, Task
 from simulations.config import compose
 from simulations.reports.figures.heterogeneity import SHOWN, Panel, Strip, page
-from simulations.setup.clients import divide_among_clients, read_data
+from simulations.setup.clients import divide_among_clients, make_client_data, read_data
 
 SPLITS = {
     "iid": ["partition=iid"],
@@ -38,6 +38,9 @@ SPLITS = {
     "subsample 0.1": ["partition=subsample", "partition.base.alpha=0.1"],
     "by_group": ["partition=by_group"],
 }
+
+MAX_PHASES = 5
+"""Phases of a drift that the page shows."""
 
 SHIFTS = ("rotation", "domains", "noise", "blur", "color", "label_noise")
 
@@ -99,6 +102,21 @@ def wrong_labels(of: Scene, setting: Sequence[str]) -> Panel:
     return Panel("iid, wrong labels", f"{100 * table.sum() / sum(map(len, index)):.0f} % of all", table)
 
 
+def phases(of: Scene, setting: Sequence[str]) -> list[Panel]:
+    """What clients hold in the phases of a drift: in all of them, or in some from the first to the last."""
+    config = compose([*of.overrides, *setting])
+    check_run(config)
+    views = make_client_data(config, of.task, of.train, of.test, of.seed).views
+    assert views is not None
+    panels = []
+    for number in sorted(set(np.linspace(0, len(views.phases) - 1, min(MAX_PHASES, len(views.phases))).round().astype(int).tolist())):
+        held = np.stack([one.y.bincount(minlength=of.task.num_classes).numpy() for one in views.examples(number)[0]])
+        phase = views.phases[number]
+        title = f"task {number + 1}, round {phase.first_round}" if phase.task else f"from round {phase.first_round}"
+        panels.append(Panel(title, f"d {label_distance(held):.2f}   c {effective_classes(held):.1f}", held))
+    return panels
+
+
 def strip(of: Scene, title: str, setting: Sequence[str]) -> Strip:
     """One shift: the first image of a class as every client sees it, or, where labels are wrong, each client's first image of it."""
     label = 4 % of.task.num_classes
@@ -144,11 +162,12 @@ def compare(overrides: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: naming the key that is wrong, or the split that these data do not allow.
     """
-    own = {part: [word for word in overrides if word.lstrip("+~").startswith(part)] for part in ("partition", "shift")}
-    of = scene([word for word in overrides if word not in (*own["partition"], *own["shift"])])
+    own = {part: [word for word in overrides if word.lstrip("+~").startswith(part)] for part in ("partition", "shift", "drift")}
+    of = scene([word for word in overrides if word not in (*own["partition"], *own["shift"], *own["drift"])])
     shown = {title: setting for title, setting in SPLITS.items() if title != "by_group" or of.train.groups is not None}
     panels = [panel(of, title, setting) for title, setting in shown.items()]
     panels += [panel(of, "partition as given", own["partition"])] if own["partition"] else []
+    panels += phases(of, [*own["partition"], *own["shift"], *own["drift"]]) if own["drift"] else []
     panels.append(wrong_labels(of, ["shift=label_noise"]))
     strips = [strip(of, name, [f"shift={name}"]) for name in SHIFTS]
     strips += [strip(of, "shift as given", own["shift"])] if own["shift"] else []

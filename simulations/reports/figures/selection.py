@@ -180,7 +180,7 @@ def drift_figure(
         joint = [other for other in every if other.line == one.line and without_drift(other) == without_drift(one) and other is not one]
         if joint:
             bounds[one.line] = 100 * float(np.mean(by_seed(joint[0], "global_test_accuracy_final")))
-    label = "test data of all tasks so far" if incremental else "clients' data of the next round"
+    label = "all tasks so far" if incremental else "next round's local data"
     given = (lines, first_rounds(mine[0].runs[0])[1:], label, bounds, matrices)
     return [Drawing(f"Accuracy over time{here}", stem, drift.over_time, given, replace(style, smoothing=options.smoothing))]
 

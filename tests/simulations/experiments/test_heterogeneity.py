@@ -5,7 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from simulations.config import compose
-from simulations.experiments.heterogeneity import SHIFTS, SPLITS, compare, panel, scene, strip, wrong_labels
+from simulations.experiments.heterogeneity import SHIFTS, SPLITS, compare, panel, phases, scene, strip, wrong_labels
 from tests.small_runs import ROOT, small_simulation
 
 TEN = ["num_clients=10"]
@@ -39,6 +39,16 @@ def test_a_panel_shows_the_split_that_a_run_would_have(digits):
     simulation, _ = small_simulation(*TEN, "clients_per_round=10", *SPLITS["dirichlet 0.1"])
     held = [np.bincount(simulation.train.y[index], minlength=10) for index in simulation.partition.train]
     assert np.array_equal(shown.counts, held) and shown.note.startswith("d 0.")
+
+
+def test_a_drift_has_a_panel_for_its_phases_as_a_run_has_them(digits):
+    words = ["drift=class_incremental", "drift.num_tasks=7", "rounds=14", "partition.alpha=1.0"]
+    shown = phases(digits, words)
+    simulation, _ = small_simulation(*TEN, "clients_per_round=10", *words)
+    assert [one.title for one in shown] == [f"task {task}, round {2 * task - 1}" for task in (1, 3, 4, 5, 7)]
+    for one, server_round in zip(shown, (1, 5, 7, 9, 13)):
+        held = [np.bincount(own.y, minlength=10) for own in simulation.at(server_round).client_data.train]
+        assert np.array_equal(one.counts, held)
 
 
 def test_strips_show_one_image_and_labels_that_are_framed_are_wrong(digits):

@@ -131,3 +131,23 @@ def test_what_does_not_fit_is_refused_in_one_line(words, parts, tmp_path):
         prepare_run(compose([*base, *words]))
     assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value), error.value
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_renamed_classes_and_a_shift_that_begins():
+    words = ("rounds=4", "drift.partition=constant", "shift=rotation", "drift.shift=begin", "drift.swapped_client_fraction=0.5")
+    simulation, _ = small_simulation("drift=sudden", *words)
+    later, names = simulation.at(3), {}
+    assert all(map(np.array_equal, simulation.partition.train, later.partition.train))
+    for part in ("train", "local_test"):
+        pairs = list(zip(getattr(simulation.client_data, part), getattr(later.client_data, part)))
+        renamed = [not np.array_equal(before.y, after.y) for before, after in pairs]
+        assert sum(renamed) == 3 and all(
+            (before.images(before.y[:1] * 0) != after.images(after.y[:1] * 0)).any() for before, after in pairs
+        )
+        for before, after in (pair for pair, changed in zip(pairs, renamed) if changed):
+            for old, new in zip(before.y.tolist(), after.y.tolist()):
+                assert old != names.setdefault(old, new) == new, "one permutation for all, without fixed points"
+    plain, _ = small_simulation("rounds=4")
+    first = zip(simulation.client_data.train, plain.client_data.train)
+    assert all(np.array_equal(one.images(one.y[:1] * 0), other.images(other.y[:1] * 0)) for one, other in first), "no shift before"
+    assert later.global_test is simulation.global_test and later.task == simulation.task
