@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -79,7 +80,21 @@ class ImageFolder(ResizedSource):
 
     Images in sub-folders of a class belong to the class. Without ``root/test``, the images in ``root/val`` are the test set. Hidden files,
     files with other suffixes, and images outside the folders of classes are not used; they are counted in a warning.
+
+    Args:
+        groups: ``subfolder``: the group of an image is its folder below that of its class, such as a writer in
+            ``train/<class>/<writer>/1.png``. Groups are numbered in alphabetical order of both parts. null: no groups.
     """
+
+    groups: Literal["subfolder"] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.groups in (None, "subfolder"), "groups", "must be subfolder, or null for none", self.groups)
+
+    def recipe(self) -> dict[str, object]:
+        """Those of the base, and ``groups``."""
+        return {**super().recipe(), **({} if self.groups is None else {"groups": self.groups})}
 
     @property
     def name(self) -> str:
@@ -102,14 +117,15 @@ class ImageFolder(ResizedSource):
         """Decode both parts, see :meth:`fedkd.data.base.DataSource.decode`."""
         layout = self.layout()
         class_names = tuple(layout.parts["train"])
+        groups, group_names = self._groups(layout)
         unreadable: list[tuple[str, str]] = []
-        for part, name in (("train", "train"), ("test", layout.test_part)):
+        for part, name, group in zip(("train", "test"), ("train", layout.test_part), groups):
             by_class = layout.parts[name]
             examples = partial(self._examples_of, by_class, class_names)
             num_examples = sum(map(len, by_class.values()))
             location = str(self.folder / name)
-            unreadable += fill_arrays(allocate, part, num_examples, examples, len(class_names), location, self.skip_unreadable)
-        return Decoded(class_names, tuple(unreadable))
+            unreadable += fill_arrays(allocate, part, num_examples, examples, len(class_names), location, self.skip_unreadable, group)
+        return Decoded(class_names, tuple(unreadable), group_names)
 
     def layout(self) -> Layout:
         """The files of both parts, and what is passed over.
@@ -135,6 +151,24 @@ class ImageFolder(ResizedSource):
         layout.parts = {part: layout.parts[part] for part in ("train", layout.test_part)}
         self._count_outside(layout)
         return layout
+
+    def _groups(self, layout: Layout) -> tuple[Sequence[np.ndarray | None], tuple[str, ...]]:
+        """The group of each image of both parts, and the names of the groups; None where there are no groups.
+
+        Raises:
+            ConfigError: an image lies in the folder of its class itself.
+        """
+        if self.groups is None:
+            return [None, None], ()
+        found: list[list[str]] = []
+        for part in ("train", layout.test_part):
+            places = [path.relative_to(self.folder / part) for paths in layout.parts[part].values() for path in paths]
+            flat = [str(place) for place in places if len(place.parts) < 3]
+            rule = f"must be null where images lie in no folder below that of their class ({len(flat)} in {part}/, such as {flat[:1]})"
+            require(not flat, "groups", rule, self.groups)
+            found.append([place.parts[1] for place in places])
+        names, numbers = np.unique(np.concatenate(found), return_inverse=True)
+        return np.split(numbers.astype(np.int64), [len(found[0])]), tuple(map(str, names))
 
     def _by_class(self, part: str, layout: Layout) -> dict[str, list[Path]]:
         """The image files of each class of a part, classes in alphabetical order."""

@@ -61,7 +61,7 @@ class Parquet(ResizedSource):
 
     def recipe(self) -> dict[str, object]:
         """``size``, ``channels``, and the columns."""
-        groups = {} if self.group_column is None else {"groups": self.group_column}
+        groups = {} if self.group_column is None else {"groups": self.group_column, "group_names": True}
         return {**super().recipe(), "columns": [self.image_column, self.label_column, self.names_key], "labels": "as found", **groups}
 
     def files(self) -> list[Path]:
@@ -85,13 +85,13 @@ class Parquet(ResizedSource):
         labels = {paths[0]: self._labels(paths, columns[1]) for paths in (train, test)}
         classes = find_classes(labels[train[0]], names, str(train[0]))
         indices = [classes.indices(labels[paths[0]], str(paths[0])) for paths in (train, test)]  # all checks come before the long decoding
-        groups = self._groups(train, test)
+        groups, group_names = self._groups(train, test)
         unreadable: list[tuple[str, str]] = []
         for part, paths, y, group in zip(("train", "test"), (train, test), indices, groups):
             examples = partial(self._examples_of, paths, columns[0], y)
             number, location = len(classes.values), str(paths[0])
             unreadable += fill_arrays(allocate, part, len(y), examples, number, location, self.skip_unreadable, group)
-        return Decoded(classes.names, tuple(unreadable))
+        return Decoded(classes.names, tuple(unreadable), group_names)
 
     # ------------------------------------------------------------------------------------------------------------------ files
     def _parts(self) -> tuple[list[Path], list[Path], list[Path]]:
@@ -186,13 +186,13 @@ class Parquet(ResizedSource):
             labels += read_labels(table.column(column), str(path), parameter)
         return labels
 
-    def _groups(self, train: Sequence[Path], test: Sequence[Path]) -> Sequence[np.ndarray | None]:
-        """The group of each row of both parts, numbered in ascending order; None where there are no groups."""
+    def _groups(self, train: Sequence[Path], test: Sequence[Path]) -> tuple[Sequence[np.ndarray | None], tuple[str, ...]]:
+        """The group of each row of both parts, numbered in ascending order, and the names; None where there are no groups."""
         if self.group_column is None:
-            return [None, None]
+            return [None, None], ()
         read = [np.array(self._labels(paths, self.group_column, "group_column")) for paths in (train, test)]
-        numbers = np.unique(np.concatenate(read), return_inverse=True)[1]
-        return np.split(numbers.astype(np.int64), [len(read[0])])
+        names, numbers = np.unique(np.concatenate(read), return_inverse=True)
+        return np.split(numbers.astype(np.int64), [len(read[0])]), tuple(map(str, names))
 
     def _examples_of(self, paths: Sequence[Path], column: str, labels: np.ndarray) -> Iterator[tuple[str, Load]]:
         """The location of every example, and a function that reads it."""

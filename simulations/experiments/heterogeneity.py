@@ -1,7 +1,8 @@
 """``fedkd heterogeneity``: which labels clients hold under each partition, and how they see images under each shift. Trains nothing.
 
 The data, the seed and the number of clients are those of the overrides. A partition and a shift that they choose make one more panel and
-strip, and a drift makes a panel for each of up to five phases. Writes heterogeneity.pdf and heterogeneity.png.
+strip, and a drift makes a panel for each of up to five phases. Data with groups, such as domains, show images of each group. Writes
+heterogeneity.pdf and heterogeneity.png.
 """
 
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ MAX_PHASES = 5
 """Phases of a drift that the page shows."""
 
 SHIFTS = ("rotation", "domains", "noise", "blur", "color", "label_noise")
+
+
+MAX_GROUPS = 12
+"""Groups of which images are shown."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,21 @@ def strip(of: Scene, title: str, setting: Sequence[str]) -> Strip:
     return Strip(title, [_shown(image, full) for image in images], ["original", *map(str, given)], wrong)
 
 
+def group_strips(of: Scene) -> list[Strip]:
+    """Images of each domain, writer or other group, of the classes in turn; of the first groups where there are many."""
+    if of.train.groups is None:
+        return []
+    groups, labels, full = of.train.groups.numpy(), of.train.y.numpy(), full_scale(of.train)
+    strips = []
+    for group in np.unique(groups)[:MAX_GROUPS].tolist():
+        by_class = [np.flatnonzero((groups == group) & (labels == label)) for label in range(of.task.num_classes)]
+        turns = [index[turn] for turn in range(max(map(len, by_class))) for index in by_class if turn < len(index)][: SHOWN + 1]
+        shown = [stored_image(of.train, place) for place in turns]
+        title = of.train.group_names[group] if of.train.group_names else f"group {group}"
+        strips.append(Strip(title, [_shown(image, full) for image in shown], [str(labels[place]) for place in turns]))
+    return strips
+
+
 def stored_image(examples: Examples, place: int) -> torch.Tensor:  # [C, H, W]
     """The image of one example as it is stored."""
     return examples.x[place if examples.rows is None else int(examples.rows[place])]
@@ -171,6 +191,7 @@ def compare(overrides: Sequence[str]) -> list[Path]:
     panels.append(wrong_labels(of, ["shift=label_noise"]))
     strips = [strip(of, name, [f"shift={name}"]) for name in SHIFTS]
     strips += [strip(of, "shift as given", own["shift"])] if own["shift"] else []
+    strips += group_strips(of)
     folder = Path(of.config.output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return page(panels, strips, folder / "heterogeneity")

@@ -16,7 +16,7 @@ from fedkd.partition.common import label_counts, write_partition
 from fedkd.strategy import Strategy
 from fedkd.types import LeftOut, Task
 from simulations.federation.drift_records import write_phases
-from simulations.run_folder.data_record import data_warnings, write_data_record, write_task
+from simulations.run_folder.data_record import data_warnings, write_data_record, write_groups, write_task
 from simulations.run_folder.folder import RunFolder
 from simulations.setup.simulation import Simulation
 
@@ -47,6 +47,7 @@ def write_data_files(simulation: Simulation, path: Path) -> None:
     write_partition(simulation.partition, path, train_labels, test_labels, len(simulation.task.counted_names))
     write_phases(simulation, path.parent / "phases.npz")
     write_data_record(path.parent, *data_of(simulation), simulation.train.scale)
+    write_groups(path.parent, simulation.partition, simulation.train, simulation.client_data.local_test_pool)
 
 
 def warnings_of(simulation: Simulation) -> list[str]:

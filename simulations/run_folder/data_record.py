@@ -1,4 +1,4 @@
-"""What a run says about its data: ``classes.csv``, ``left_out.csv``, ``task.json``, and warnings."""
+"""What a run says about its data: ``classes.csv``, ``groups.csv``, ``left_out.csv``, ``task.json``, and warnings."""
 
 import json
 from collections.abc import Sequence
@@ -10,11 +10,14 @@ import numpy as np
 
 from fedkd.errors import RunFolderError
 from fedkd.files import write_atomically
-from fedkd.types import LeftOut, Task
+from fedkd.types import Examples, LeftOut, Partition, Task
 from simulations.run_folder.csv_rows import table
 
 CLASS_COLUMNS = ("class", "name", "num_train_examples", "num_test_examples", "num_clients")
 """Columns of ``classes.csv``."""
+
+GROUP_COLUMNS = ("client_id", "group", "name", "num_train_examples", "num_test_examples")
+"""Columns of ``groups.csv``."""
 
 MAX_LISTED = 10
 """Classes or clients that a warning lists."""
@@ -42,6 +45,28 @@ def write_data_record(
     if left_out:
         items = [item._asdict() for item in left_out]
         write_atomically(folder / "left_out.csv", table(LeftOut._fields, items, titled=True).encode())
+
+
+def write_groups(folder: Path, partition: Partition, train: Examples, test: Examples) -> None:
+    """Write ``groups.csv``: how many examples of each group each client has. Nothing is written where the training examples have no groups.
+
+    Args:
+        folder: the run folder.
+        partition: indices of each client's examples in ``train``, and of its local test set in ``test``.
+        train: the training set.
+        test: the examples that local test sets are taken from.
+    """
+    if train.groups is None:
+        return
+    of_train = train.groups.cpu().numpy()
+    of_test = np.full(len(test), -1) if test.groups is None else test.groups.cpu().numpy()
+    rows = []
+    for client, (own, tested) in enumerate(zip(partition.train, partition.test)):
+        counts = [dict(zip(*np.unique(of[index], return_counts=True))) for of, index in ((of_train, own), (of_test, tested))]
+        for group in sorted({*counts[0], *counts[1]} - {-1}):
+            name = train.group_names[group] if train.group_names else str(group)
+            rows.append(dict(zip(GROUP_COLUMNS, (client, group, name, counts[0].get(group, 0), counts[1].get(group, 0)))))
+    write_atomically(folder / "groups.csv", table(GROUP_COLUMNS, rows, titled=True).encode())
 
 
 def write_task(folder: Path, task: Task, scale: float) -> None:

@@ -41,7 +41,8 @@ RUN_FILES = ("config.yaml", "metrics.csv", "checkpoint.json")
 
 NO_EFFECT = re.compile(
     r"(seed|name|output|choices|engine|progress\w*|checkpoint\w*|on_client_failure|retries|timeout|tuned_params|searchpath|distill\w*"
-    r"|allow_targets|generator_diagnostics_every|objective|tracker|force|accept_code|paths)(\.|$)|data\.(root|cache|download|skip_unreadable)$"
+    r"|allow_targets|generator_diagnostics_every|objective|tracker|force|accept_code|paths)(\.|$)"
+    r"|data\.([\w.]+\.)?(root|cache|download|skip_unreadable)$"
 )
 """Keys that do not change a result, and the seed, which does not separate groups of runs."""
 

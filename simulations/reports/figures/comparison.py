@@ -271,14 +271,17 @@ def clients(
     return figure
 
 
-def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str | None, seeds: str, style: FigureStyle) -> Figure:
-    """Global test accuracy by class: a shade for each strategy and class, with the number where there is room.
+def classes(
+    lines: Mapping[str, np.ndarray], path_stem: Path | str | None, seeds: str, style: FigureStyle, names: Sequence[str] = ()
+) -> Figure:
+    """Accuracy by class or group: a shade for each strategy and class, with the number where there is room.
 
     Args:
         lines: by label, accuracy by class [C] in 0..1.
         path_stem: the files without suffix; None writes nothing.
         seeds: the number of seeds in words.
         style: of the figure.
+        names: of the groups [C]; empty: numbers of classes.
     """
     values = 100 * np.array(list(lines.values()))
     with canvas((0.62 + 0.24 * len(lines)) * style.text, path_stem, style) as figure:
@@ -288,9 +291,20 @@ def classes(lines: Mapping[str, np.ndarray], path_stem: Path | str | None, seeds
         if values.shape[1] <= 12:
             for (row, place), value in np.ndenumerate(values):
                 color = "white" if value > low + 0.55 * (high - low) else "black"
-                axes.text(place, row, f"{value:.0f}", ha="center", va="center", fontsize=style.font_size - 1, color=color)
-        name_horizontal_axis(figure, f"Class (accuracy in %, mean over seeds, {seeds})", style)
-        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
+                axes.text(
+                    place,
+                    row,
+                    f"{value:.1f}" if names else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=style.font_size - 1,
+                    color=color,
+                )
+        name_horizontal_axis(figure, f"{'Group' if names else 'Class'} (accuracy in %, mean over seeds, {seeds})", style)
+        if names:
+            axes.set_xticks(range(len(names)), names)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
         axes.spines[:].set_visible(False)
         row_labels(axes, list(lines), style)
         if values.shape[1] > 12:

@@ -22,11 +22,19 @@ from simulations.reports.metrics import AXIS_LABELS
 from simulations.reports.options import ReportOptions
 from simulations.reports.statistics import bottom_tenth
 from simulations.reports.summary import by_seed, has_clock, last_rounds
-from simulations.reports.tables.clients import PHASES, architectures, class_accuracies, final_accuracies, label_counts
+from simulations.reports.tables.clients import (
+    MAX_CLASSES,
+    PHASES,
+    architectures,
+    class_accuracies,
+    final_accuracies,
+    group_accuracies,
+    label_counts,
+)
 from simulations.reports.tables.drift import first_rounds, task_matrix
 from simulations.reports.tables.mathematics import has_formula
 from simulations.run_folder.metric_names import STRATEGY_NAMES
-from simulations.run_folder.reader import SETTING
+from simulations.run_folder.reader import SETTING, natural_order
 
 CAPTIONS = {"rounds": "Accuracy by round", "bytes": "Accuracy by traffic", "time": "Accuracy by simulated time"}
 """Captions of the curves, by horizontal axis."""
@@ -254,6 +262,18 @@ def networks(groups: Sequence[Group], here: str, stem: Path, options: ReportOpti
     return [Drawing(title, stem, comparison.by_network, (lines, names, {column: AXIS_LABELS[column]}), style)]
 
 
+def groups_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
+    """The accuracy of each domain or other group; none where clients are not of one group each, or where there are many groups."""
+    found = {one.line: [group_accuracies(run) for run in one.runs] for one in groups}
+    found = {line: seeds for line, seeds in found.items() if all(seeds)}
+    names = sorted({name for seeds in found.values() for seed in seeds for name in seed}, key=natural_order)
+    if not 1 < len(names) <= MAX_CLASSES:
+        return []
+    means = {line: np.array([np.mean([seed.get(name, np.nan) for seed in seeds]) for name in names]) for line, seeds in found.items()}
+    named = {"seeds": seeds_text(map(len, found.values())), "names": names}
+    return [Drawing(f"Local test accuracy by group, last {last_rounds(groups)}{here}", stem, comparison.classes, (means,), style, named)]
+
+
 def phases_figure(groups: Sequence[Group], here: str, stem: Path, options: ReportOptions, style: FigureStyle) -> list[Drawing]:
     """Seconds per round by phase."""
     seconds = {one.line: {title: float(np.mean(by_seed(one, f"{name}_median"))) for name, title in PHASES.items()} for one in groups}
@@ -262,7 +282,8 @@ def phases_figure(groups: Sequence[Group], here: str, stem: Path, options: Repor
 
 
 ROW_FIGURES: dict[str, Callable[..., list[Drawing]]] = {
-    "spread": by_seed_figure, "to_target": target_figure, "clients": clients_figure, "classes": classes_figure, "phases": phases_figure,
+    "spread": by_seed_figure, "to_target": target_figure, "clients": clients_figure, "groups": groups_figure,
+    "classes": classes_figure, "phases": phases_figure,
 }  # fmt: skip
 """The functions that plan a figure with a row per strategy on one setting, by the name of its files."""
 

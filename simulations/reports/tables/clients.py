@@ -1,7 +1,9 @@
 """Tables per client, per architecture, per class, per phase of a round, and of server-side distillation."""
 
+import csv
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from simulations.reports.summary import LAST_ROUNDS, blocks, by_seed
 from simulations.reports.tables.federated import last_rounds_legend, sample_legend
 from simulations.reports.tables.predictions import predictions
 from simulations.reports.tables.table import Cell, Column, NumberFormat, Table, counts, ranked, texts
+from simulations.run_folder.csv_rows import unescaped
 from simulations.run_folder.reader import SETTING, FederatedRun, natural_order
 
 CLIENT_LEGEND = """Local test accuracy, final round; every tested client with test examples counts once.
@@ -22,6 +25,9 @@ Jain's index: 1 if all clients are equal, 1/K if one of K clients has everything
 CLASS_LEGEND = """In %. {last} Each cell: {cell}."""
 
 NETWORK_LEGEND = """Local test accuracy in %, over all test examples of the clients with that architecture. {last} Each cell: {cell}."""
+
+GROUP_LEGEND = """Local test accuracy in %, over all test examples of the clients of a group; mean: over groups, each counts once. {last}
+Each cell: {cell}."""
 
 SERVER_LEGEND = """Global test accuracy in %. {last} Each cell: {cell}."""
 
@@ -145,8 +151,61 @@ def architectures(rows: pd.DataFrame) -> dict[str, float]:
         return {}
     if rows["architecture"].nunique() == 1:
         return {str(rows["architecture"].iloc[0]): float(np.average(rows["local_test_accuracy"], weights=rows["num_test_examples"]))}
+    return _pooled(rows, rows["architecture"])
+
+
+def by_group(groups: Sequence[Group], form: NumberFormat) -> Table | None:
+    """Local test accuracy by domain, writer or other group; None where no run has clients of one group each."""
+    found = [one for one in groups if all(group_accuracies(run) for run in one.runs)]
+    if not found:
+        return None
+    names = sorted({name for one in found for run in one.runs for name in group_accuracies(run)}, key=natural_order)
+    figures: dict[str, Callable[[dict[str, float]], float]] = {"mean": lambda x: float(np.mean(list(x.values())))}
+    if len(names) <= MAX_CLASSES:
+        figures |= {name: partial(_accuracy_in, name) for name in names}
+    else:
+        figures |= {"lowest": lambda x: min(x.values()), "lowest tenth": lambda x: bottom_tenth(np.array(list(x.values())))}
+        figures |= {"median": lambda x: float(np.median(list(x.values()))), "highest": lambda x: max(x.values())}
+    columns = _first_columns(found)
+    for title, statistic in figures.items():
+        cells = [form.percent([statistic(group_accuracies(run)) for run in one.runs]) for one in found]
+        columns.append(Column(title, ranked(cells, blocks(found), form.form)))
+    legend = GROUP_LEGEND.format(cell=form.legend, last=last_rounds_legend(found)) + sample_legend(found)
+    return Table("groups", "Local test accuracy by group", tuple(columns), legend, blocks(found))
+
+
+@cache
+def group_accuracies(run: FederatedRun) -> dict[str, float]:
+    """Local test accuracy by group over the last ten evaluated rounds; empty where clients are not of one group each."""
+    rows, names = run.clients, read_test_groups(run.folder)
+    if not names or rows.empty or not set(rows["client_id"]) <= set(names) or "num_test_examples" not in rows:
+        return {}
+    return _pooled(rows, rows["client_id"].map(names))
+
+
+def read_test_groups(folder: Path) -> dict[int, str]:
+    """The group of the local test set of each client, by ``groups.csv``: its domain, writer or speaker.
+
+    Empty if the data have no groups, the file cannot be read, or a client is tested on examples of several groups.
+    """
+    try:
+        with open(folder / "groups.csv", newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["num_test_examples"]) > 0]
+        groups = {int(row["client_id"]): unescaped(row["name"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {}
+    return groups if len(groups) == len(rows) else {}
+
+
+def _accuracy_in(name: str, accuracies: dict[str, float]) -> float:
+    """The accuracy of one group; NaN where a run has no such group."""
+    return accuracies.get(name, np.nan)
+
+
+def _pooled(rows: pd.DataFrame, keys: pd.Series) -> dict[str, float]:
+    """Accuracy by key over the test examples of rows of ``clients.csv``."""
     correct = rows["local_test_accuracy"] * rows["num_test_examples"]
-    sums = pd.DataFrame({"correct": correct, "n": rows["num_test_examples"]}).groupby(rows["architecture"]).sum()
+    sums = pd.DataFrame({"correct": correct, "n": rows["num_test_examples"]}).groupby(keys).sum()
     return {str(name): float(value) for name, value in (sums["correct"] / sums["n"]).items()}
 
 
@@ -211,7 +270,7 @@ def _counts(run: FederatedRun) -> np.ndarray | None:
 
 
 TABLES: dict[str, Callable[[Sequence[Group], NumberFormat], Table | None]] = {
-    "predictions": predictions, "server": server_side, "clients": clients, "networks": by_architecture, "classes": classes,
-    "skew": skew, "phases": phases,
+    "predictions": predictions, "server": server_side, "clients": clients, "groups": by_group, "networks": by_architecture,
+    "classes": classes, "skew": skew, "phases": phases,
 }  # fmt: skip
 """The functions that make the tables, by the name of the table."""

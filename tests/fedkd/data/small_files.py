@@ -54,4 +54,4 @@ def write_folder(root: Path, classes=("cat", "dog"), num=3, size=(12, 10)):
 
 
 def folder_source(tmp_path, **extra):
-    return ImageFolder(**{**folders(tmp_path, **COLOR), "size": None, "channels": 3, "skip_unreadable": False, **extra})
+    return ImageFolder(**{**folders(tmp_path, **COLOR), "size": None, "channels": 3, "groups": None, "skip_unreadable": False, **extra})

@@ -13,6 +13,8 @@ from fedkd.partition.by_group import ByGroup
 from fedkd.seed import Seed
 from fedkd.types import Examples, Task
 from simulations.config import compose
+from simulations.reports.tables.clients import read_test_groups
+from simulations.run_folder.data_record import write_groups
 from simulations.setup.clients import read_data
 
 PARAMETERS = {"size": [8, 8], "channels": 1, "num_train": None, "num_test": None, "match_classes": "name", "held_out": None}
@@ -96,4 +98,7 @@ def test_a_configuration_adds_domains_and_a_client_has_one(tmp_path):
     parts = ByGroup(column=None, groups_per_client=None).divide_examples(train.attributes, test.attributes, 4, np.random.default_rng(0))
     assert [train.groups[index].unique().tolist() for index in parts.train] == [[0], [1], [0], [1]]
     assert sorted(np.concatenate(parts.test).tolist()) == list(range(len(test))), "each test image is at one client"
+    write_groups(tmp_path, parts, train, test)
+    assert read_test_groups(tmp_path) == {0: "x", 1: "y", 2: "x", 3: "y"}
+    assert (tmp_path / "groups.csv").read_text().splitlines()[2] == "1,1,y,15,178"
     assert replace(train, group_names=()).subset([0]).groups.tolist() == [0]

@@ -23,6 +23,20 @@ def left_out(train) -> dict[str, tuple[str, int]]:
 
 
 # --------------------------------------------------------------------------------------------------------- classes and layouts
+def test_sub_folders_are_groups(tmp_path):
+    """Numbered over both parts; an image that cannot be read leaves no gap."""
+    for place in ("train/cat/bo/1.png", "train/cat/cy/1.png", "train/dog/bo/x/1.png", "test/cat/ann/1.png", "test/dog/bo/1.png"):
+        gray(tmp_path / "data" / place)
+    (tmp_path / "data/train/cat/bo/0.png").write_bytes(b"no image")
+    _, train, test = folder_source(tmp_path, groups="subfolder", skip_unreadable=True)()
+    assert train.group_names == test.group_names == ("ann", "bo", "cy")
+    assert train.groups.tolist() == [1, 2, 1] and train.y.tolist() == [0, 0, 1] and test.groups.tolist() == [0, 1]
+    assert folder_source(tmp_path, skip_unreadable=True)()[1].groups is None
+    gray(tmp_path / "data/test/dog/2.png")
+    with pytest.raises(ValueError, match=r"^groups must be null where images lie in no folder .*1 in test/, such as \['dog/2.png'\]"):
+        folder_source(tmp_path, groups="subfolder", skip_unreadable=True)()
+
+
 def test_each_folder_is_a_class(tmp_path):
     write_folder(tmp_path / "data")
     task, train, test = folder_source(tmp_path)()

@@ -68,6 +68,7 @@ def test_a_column_gives_groups(tmp_path, writers):
         pq.write_table(written.append_column("writer", names), folder / f"{part}.parquet")
     _, train, test = parquet_source(tmp_path, group_column="writer", skip_unreadable=True)()
     order = [sorted(writers).index(name) for name in writers]
+    assert train.group_names == tuple(map(str, sorted(writers)))
     assert train.groups.tolist() == [order[row % 2] for row in range(30) if row != 7]
     assert test.groups.tolist() == [order[row % 3] for row in range(20)]
     assert parquet_source(tmp_path, skip_unreadable=True)()[1].groups is None

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from simulations.config import compose
-from simulations.experiments.heterogeneity import SHIFTS, SPLITS, compare, panel, phases, scene, strip, wrong_labels
+from simulations.experiments.heterogeneity import SHIFTS, SPLITS, compare, group_strips, panel, phases, scene, strip, wrong_labels
 from tests.small_runs import ROOT, small_simulation
 
 TEN = ["num_clients=10"]
@@ -32,6 +32,15 @@ def test_the_page_is_drawn_again_to_the_same_bytes(page, tmp_path):
 def test_what_is_given_makes_a_panel_and_a_strip_more(page, tmp_path):
     extended = compare([*TEN, "partition=iid", "shift.noise=0.3", "shift.rotation=20", f"output={tmp_path}"])
     assert imread(extended[1]).shape[0] > imread(page[1]).shape[0]
+
+
+def test_images_of_each_domain_have_its_classes_in_turn(tmp_path):
+    words = ["data=domains", "+data@data.domains.a=digits", "+data@data.domains.b=digits", "data.num_train=40", f"data.cache={tmp_path}"]
+    of = scene([*TEN, *words, "data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"])
+    strips = group_strips(of)
+    assert [strip.title for strip in strips] == ["a", "b"] and list(strips[0].texts[:4]) == list("0123")
+    first = 40 + int(np.flatnonzero(of.train.y.numpy()[40:] == int(strips[1].texts[2]))[0])
+    assert np.array_equal(strips[1].images[2][..., 0], of.train.x[first, 0].numpy() / np.float32(255))
 
 
 def test_a_panel_shows_the_split_that_a_run_would_have(digits):

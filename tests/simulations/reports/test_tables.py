@@ -145,6 +145,25 @@ def test_architectures_count_all_test_examples_of_their_clients(tmp_path):
         check(tmp_path, "networks", "Local test accuracy by architecture:", name, [wanted[name]])
 
 
+def test_groups_count_all_test_examples_of_their_clients_and_clients_of_several_groups_give_no_table(tmp_path):
+    paths = [write_whole_run(tmp_path / str(seed), "fedavg", seed) for seed in range(2)]
+    names = ["usps", "mnist", "svhn"]
+    groups = pd.DataFrame({"client_id": range(12), "group": [0, 1, 2] * 4, "name": names * 4, "num_test_examples": 9})
+    wanted: dict[str, list[float]] = {name: [] for name in names}
+    for path in paths:
+        groups.to_csv(path / "groups.csv", index=False)
+        rows = pd.read_csv(path / "clients.csv").query("round > 2").dropna(subset="local_test_accuracy")
+        for number, name in enumerate(names):
+            mine = rows[rows["client_id"] % 3 == number]
+            wanted[name].append(100 * np.average(mine["local_test_accuracy"], weights=mine["num_test_examples"]))
+    wanted["mean"] = list(np.mean(list(wanted.values()), axis=0))
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    for name, values in wanted.items():
+        check(tmp_path, "groups", "Local test accuracy by group:", name, [values])
+    groups.assign(client_id=groups["client_id"].clip(upper=10)).to_csv(paths[0] / "groups.csv", index=False)
+    assert main([str(tmp_path), "--no-figures"]) == 0 and not (tmp_path / "report/groups.csv").exists()
+
+
 def test_server_side_distillation_before_and_after(tmp_path, capsys):
     for seed in range(2):
         path = write_run(tmp_path / str(seed), "feddf", seed, [0.5, 0.6 + seed / 10]) / "metrics.csv"
