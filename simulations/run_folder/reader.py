@@ -307,7 +307,8 @@ def read_run(folder: Path, until: int | None = None) -> FederatedRun:
     if until is not None:
         config, metrics, rounds = config | {"rounds": until}, metrics[:until], until
     _check(metrics, rounds)
-    _check_clients(clients, metrics, sampled=(config.get("evaluation") or {}).get("clients") is not None)
+    sampled = (config.get("evaluation") or {}).get("clients") is not None
+    _check_clients(clients, metrics, sampled, drifts=variant(config, "drift") is not None)
     return FederatedRun(folder, config, metrics, clients)
 
 
@@ -339,10 +340,10 @@ def tested(path: Path, until: int | None = None) -> pd.DataFrame:
     return rows[scored & np.isin(rounds, np.unique(rounds[scored])[-10:])]
 
 
-def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame, sampled: bool) -> None:
+def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame, sampled: bool, drifts: bool) -> None:
     """Raise ``RunFolderError`` unless the clients have accuracies for the rounds that ``metrics.csv`` marks as evaluated.
 
-    With ``sampled`` each round has other clients, but as many of them.
+    With ``sampled`` each round has other clients, but as many of them. With ``drifts`` a client may have no test examples for a time.
     """
     if clients.empty:
         return
@@ -351,7 +352,7 @@ def _check_clients(clients: pd.DataFrame, metrics: pd.DataFrame, sampled: bool) 
     if not pd.api.types.is_numeric_dtype(got) or not got.between(0, 1).all() or clients["round"].max() != last:
         raise RunFolderError(f"corrupt: clients.csv must hold accuracies in 0..1 up to the last evaluated round, {last}")
     each = [set(rows) for _, rows in clients.groupby("round")["client_id"]]
-    may_differ = "num_failures" in metrics and metrics["num_failures"].any()  # a client whose evaluation failed has no accuracy
+    may_differ = drifts or ("num_failures" in metrics and metrics["num_failures"].any())  # a client whose evaluation failed has no accuracy
     unlike = any(len(one) != len(each[0]) if sampled else one != each[0] for one in each)
     if clients.duplicated(["round", "client_id"]).any() or (not may_differ and unlike):
         same = "as many" if sampled else "the same"

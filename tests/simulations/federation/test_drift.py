@@ -1,6 +1,7 @@
 """Runs with drift: phases of data, resumed and on every engine to the same bits, and what is refused."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from simulations.config import compose
 from simulations.engine.flower_engine import FlowerGrid
 from simulations.federation.runner import prepare_run, run_federation
 from simulations.flower_app import client_app
+from simulations.run_folder.reader import read_run
 from simulations.setup.simulation import build_simulation
 from tests.processes import TINY, differing, metrics
 from tests.simulations.engine.fake_nodes import FakeNodes
@@ -19,6 +21,15 @@ from tests.small_runs import InterruptedGrid, small_simulation
 
 TASKS = ("engine=local", *TINY, "rounds=9", "drift=class_incremental", "drift.num_tasks=3")
 SUDDEN = ("engine=local", *TINY, "strategy=fedgen", "rounds=4", "drift=sudden", "shift=rotation", "evaluation.local_test=own_classes")
+
+
+def one_class_file(folder: Path) -> Path:
+    """A file with a partition among four clients, of which the last has class 0 alone."""
+    path, y = folder / "clients.npz", Digits()()[1].y.numpy()
+    shards = [np.flatnonzero((y > 0) & (np.arange(len(y)) % 3 == k)) for k in range(3)] + [np.flatnonzero(y == 0)]
+    tests = [np.arange(90 * k, 90 * k + 90) for k in range(3)] + [np.flatnonzero(Digits()()[2].y.numpy() == 0)[:9]]
+    np.savez(path, **{f"{part}_{k:02d}": own for part, by in (("train", shards), ("test", tests)) for k, own in enumerate(by)})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +54,20 @@ def test_each_task_has_its_classes_and_all_examples_arrive_once(incremental):
         assert of_phase.task.present.tolist() == seen.tolist() and of_phase.own_federation.server.task == of_phase.task
         tested = [of_phase.client(client, int(server_round), testing=True).data.y.tolist() for client in range(6)]
         assert set(sum(tested, [])) == set(seen), "local test sets have the classes of earlier tasks"
+
+
+def test_a_client_without_examples_in_a_phase_does_not_take_part(tmp_path):
+    words = ("engine=local", "rounds=4", "num_clients=4", "clients_per_round=3", "partition=from_file", "strategy=fedavg", "local_steps=2")
+    words += (f"partition.path={one_class_file(tmp_path)}", "drift=class_incremental", "drift.num_tasks=2", "drift.order_seed=3")
+    config = compose([*words, "clients_per_vmap=1", "progress=false", f"output={tmp_path / 'runs'}"])
+    with pytest.raises(KeyboardInterrupt):
+        run_federation(config, lambda *given: InterruptedGrid(*given, interrupted_round=4))
+    folder = run_federation(config)
+    read_run(folder)
+    with open(folder / "clients.csv", newline="") as file:
+        trained = [int(row["round"]) for row in csv.DictReader(file) if row["client_id"] == "3" and int(row["num_train_examples"])]
+    first = next(phase.first_round for phase in build_simulation((folder / "config.yaml").read_text()).phases if 0 in phase.task)
+    assert first == 3 and trained == [3, 4], "class 0 arrives with the second task"
 
 
 def test_accuracy_by_task_is_that_of_the_classes(incremental):
@@ -117,12 +142,7 @@ def test_a_configuration_without_the_key_has_the_same_hash():
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(words, parts, tmp_path):
-    path = tmp_path / "clients.npz"  # the last client has one class
-    task, train, _ = Digits()()
-    shards = [np.flatnonzero((train.y.numpy() > 0) & (np.arange(len(train)) % 3 == k)) for k in range(3)] + [np.flatnonzero(train.y == 0)]
-    np.savez(
-        path, **{f"{part}_{k:02d}": shard[: 9 if part == "test" else None] for part in ("train", "test") for k, shard in enumerate(shards)}
-    )
+    path = one_class_file(tmp_path)
     small = ["rounds=3", "num_clients=4", "clients_per_round=2", "partition=iid", "strategy=fedavg", f"output={tmp_path / 'runs'}"]
     chosen = {word.partition("=")[0].strip("~") for word in words}
     base = [word for word in small if word.partition("=")[0] not in chosen]
