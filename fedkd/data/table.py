@@ -93,7 +93,7 @@ class Table:
         require(len(names) > 0, "root", f"must have a column of numbers beside {listed(known)} in {parts.files[0]}", "none")
         train, test = (self._values(rows, names, file) for rows, file in zip(parts.rows, parts.files))
         gaps = np.isnan(train), np.isnan(test)
-        lacking = [name for name, has_gap in zip(names, np.concatenate(gaps).any(axis=0).tolist()) if has_gap]
+        lacking = [names[place] for place in np.flatnonzero(np.concatenate(gaps).any(axis=0))]
         rule = "must be mean (of the training rows) for columns with missing values, or leave them out by data.left_out_columns"
         require(
             not lacking or self.missing == "mean",
