@@ -31,7 +31,7 @@ DISTILLATION_KEYS_WITHOUT_EFFECT = (
 NEUTRAL_PARTS = {"aggregator": "Mean", "server_optimizer": "NoServerOptimizer", "drift": "NoDrift"}
 """Parts of a federated run with the class that leaves everything as it is."""
 
-NEUTRAL_KEYS = (("model", "embedding_size"), ("data", "group_column"), ("data", "groups"))
+NEUTRAL_KEYS = (("model", "embedding_size"), ("data", "group_column"), ("data", "groups"), ("shift", "label_noise_matrix"))
 """Keys of a part, of later versions, that leave everything as it is where they are null."""
 
 PATH_KEYS = ("root", "path", "cache", "download", "trace", "skip_unreadable")

@@ -145,7 +145,10 @@ class Shift:
         color_jitter: brightness and contrast are multiplied by factors from ``1 - color_jitter..1 + color_jitter``, and hues are shifted
             by at most half of it, 0..1.
         label_noise: fraction of a client's training labels that are replaced, 0..1.
-        label_noise_kind: ``symmetric``: a label is replaced by any other class with equal probability; ``pair``: by the next class.
+        label_noise_kind: ``symmetric``: a label is replaced by any other class with equal probability; ``pair``: by the next class;
+            ``matrix``: by a class that is drawn from the row of its class in ``label_noise_matrix``, which may be the same class.
+        label_noise_matrix: the transition matrix of ``matrix`` [C, C]: row c holds the probabilities of the labels that replace class c.
+            With ``label_noise=1`` and ``per_client=same`` the labels of all noisy clients follow it. null for the other kinds.
         noisy_client_fraction: fraction of the clients that have label noise, 0..1.
         per_client: ``random``: each client draws its levels of noise, blur, and label noise uniformly from 0 to the parameter's value;
             ``same``: all clients have the parameter's value.
@@ -160,7 +163,8 @@ class Shift:
     blur: float
     color_jitter: float
     label_noise: float
-    label_noise_kind: Literal["symmetric", "pair"]
+    label_noise_kind: Literal["symmetric", "pair", "matrix"]
+    label_noise_matrix: Sequence[Sequence[float]] | None
     noisy_client_fraction: float
     per_client: Literal["random", "same"]
 
@@ -174,9 +178,15 @@ class Shift:
         angles = self.domains
         valid = angles is None or (len(angles) > 0 and all(isfinite(angle) for angle in angles))
         require(valid, "domains", "must hold one or more angles in degrees, or be null", angles)
-        choices = {"label_noise_kind": ("symmetric", "pair"), "per_client": ("random", "same")}
+        choices = {"label_noise_kind": ("symmetric", "pair", "matrix"), "per_client": ("random", "same")}
         for name, known in choices.items():
             require(getattr(self, name) in known, name, f"must be one of {', '.join(known)}", getattr(self, name))
+        rows = self.label_noise_matrix
+        given = "must be given with label_noise_kind=matrix, and be null with the other kinds"
+        require((rows is not None) == (self.label_noise_kind == "matrix"), "label_noise_matrix", given, rows)
+        for row in rows or ():
+            valid = len(row) == len(rows or ()) and min(row) >= 0 and abs(sum(row) - 1) < 1e-6
+            require(valid, "label_noise_matrix", "must hold a row per class, of as many probabilities, whose sum is 1", list(row))
 
     @property
     def changes_images(self) -> bool:
@@ -217,6 +227,8 @@ class Shift:
             test_shards = apply_views(test_shards, views, full, seed / "noise", "test")
         if self.changes_labels:
             require(num_classes > 1, "label_noise", "must be 0 where there is only one class", self.label_noise)
+            rows = len(self.label_noise_matrix or ())
+            require(rows in (0, num_classes), "label_noise_matrix", f"must have a row for each of {num_classes} classes", f"{rows} rows")
             streams = [seed / "label_noise" / client / "labels" for client in range(len(train_shards))]
             train_shards = [
                 replace(shard, y=self._with_wrong_labels(shard.y, view.label_noise, num_classes, stream))
@@ -256,12 +268,16 @@ class Shift:
         return maximum if self.per_client == "same" else _uniform(0.0, maximum, stream)
 
     def _with_wrong_labels(self, y: Tensor, fraction: float, num_classes: int, stream: Seed) -> Tensor:  # [n] -> [n]
-        """``y`` with a fraction of the labels replaced by wrong ones. The number of wrong labels is rounded at random."""
+        """``y`` with a fraction of the labels replaced by other ones. The number of wrong labels is rounded at random."""
         rng = stream.numpy()
         number = int(fraction * len(y) + rng.random())
         index = torch.from_numpy(rng.permutation(len(y))[:number])
-        offsets = rng.integers(1, num_classes, number) if self.label_noise_kind == "symmetric" else np.ones(number, np.int64)
         labels = y.cpu().clone()
+        if self.label_noise_matrix is not None:
+            cumulative = np.cumsum(self.label_noise_matrix, axis=1)[labels[index].numpy()]
+            labels[index] = torch.from_numpy((rng.random((number, 1)) * cumulative[:, -1:] >= cumulative).sum(1))
+            return labels.to(y.device)
+        offsets = rng.integers(1, num_classes, number) if self.label_noise_kind == "symmetric" else np.ones(number, np.int64)
         labels[index] = (labels[index] + torch.from_numpy(offsets)) % num_classes
         return labels.to(y.device)
 

@@ -50,6 +50,20 @@ def divide(
     return cast(LabelPartition, partition)(train.y, test.y, num_clients, rng)
 
 
+def divide_by_base(
+    base: LabelPartition | AttributePartition, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator
+) -> Partition:
+    """Divide examples by the partition ``base`` of another one, see :func:`divide`.
+
+    Raises:
+        ConfigError: the examples cannot be divided in this way; the message begins with ``base``.
+    """
+    try:
+        return divide(base, train, test, num_clients, rng)
+    except ValueError as error:
+        raise ConfigError(f"base.{error}") from error
+
+
 # ------------------------------------------------------------------------------------------------------------------ checks
 def check_arguments(train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, min_size: int = 1) -> None:
     """Check the arguments of a partition.

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedkd.errors import ConfigError, require
-from fedkd.partition.common import AttributePartition, LabelPartition, check_arguments, check_count, divide
+from fedkd.errors import require
+from fedkd.partition.common import AttributePartition, LabelPartition, check_arguments, check_count, divide_by_base
 from fedkd.types import ExampleAttributes, Partition
 
 
@@ -61,10 +61,7 @@ class Subsample:
             ConfigError: ``base`` raises one, or gives a client fewer than ``min_size`` examples.
         """
         check_arguments(train.y, test.y, num_clients, self.min_size)
-        try:
-            whole = divide(self.base, train, test, num_clients, rng)
-        except ValueError as error:
-            raise ConfigError(f"base.{error}") from error
+        whole = divide_by_base(self.base, train, test, num_clients, rng)
         fewest = min(map(len, whole.train))
         rule = f"must be at most the size of the smallest client of base, {fewest}"
         require(self.min_size <= fewest, "min_size", rule, self.min_size)

@@ -37,6 +37,8 @@ SPLITS = {
     "shards 2": ["partition=shards", "partition.per_client=2"],
     "quantity_skew 0.5": ["partition=quantity_skew", "partition.alpha=0.5"],
     "subsample 0.1": ["partition=subsample", "partition.base.alpha=0.1"],
+    "long_tail 100": ["partition=long_tail"],
+    "missing_labels 0.5": ["partition=missing_labels", "partition.base.alpha=1.0", "partition.by=classes"],
     "by_group": ["partition=by_group"],
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy import ndimage
@@ -224,6 +225,21 @@ def test_the_number_of_wrong_labels_is_the_configured_fraction(kind, share):
             assert set(step.tolist()) == ({1} if kind == "pair" else set(range(1, 10)))
             assert kind == "pair" or torch.bincount(step)[1:].min() > 0.5 * len(index) / 9
         assert now.y.dtype == torch.int64 and now.y.max() < 10
+
+
+def test_a_matrix_gives_noise_by_class():
+    matrix = np.eye(10)
+    matrix[3], matrix[7] = np.eye(10)[8], [0.5, 0.5, *[0.0] * 8]
+    noise = {"label_noise": 1.0, "label_noise_kind": "matrix", "per_client": "same"}
+    train, _ = apply(shift(**noise, label_noise_matrix=matrix.tolist()))
+    now, before = torch.cat([one.y for one in train]), torch.cat([TRAIN.y[index] for index in PARTITION.train])
+    others = (before != 3) & (before != 7)
+    assert torch.equal(now[others], before[others]) and set(now[before == 3].tolist()) == {8}
+    assert set(now[before == 7].tolist()) == {0, 1} and abs((now[before == 7] == 0).double().mean() - 0.5) < 0.2
+    wrong = {"be given with": None, "hold .* whose sum is 1": [[0.5, 0.6], [0, 1]], "have .* of 10 classes": np.eye(2).tolist()}
+    for message, given in wrong.items():
+        with pytest.raises((ValueError, InstantiationException), match=f"label_noise_matrix must {message}"):
+            apply(shift(**noise, label_noise_matrix=given))
 
 
 def test_the_number_of_wrong_labels_is_rounded_at_random():

@@ -6,6 +6,8 @@ import pytest
 from fedkd.partition import common
 from fedkd.partition.classes_per_client import ClassesPerClient
 from fedkd.partition.iid import IID
+from fedkd.partition.long_tail import LongTail
+from fedkd.partition.missing_labels import MissingLabels
 from tests.fedkd.partition.small_partitions import DIGITS, LIKE_MNIST, MNIST_SIZES, dirichlet, quantity_skew, split, subsample
 
 # ---------------------------------------------------------------------------------------------------------- quantity skew
@@ -37,6 +39,34 @@ def test_quantity_skew_refuses_values_out_of_range():
     ):
         with pytest.raises(ValueError, match=rule):
             quantity_skew(**changes)
+
+
+# -------------------------------------------------------------------------------------------- long tail and missing labels
+
+
+def test_a_long_tail_has_exponential_class_sizes_and_keeps_all_at_factor_1():
+    sizes = np.bincount(np.concatenate([LIKE_MNIST[0][own] for own in split(LongTail(base=IID(), factor=100.0), LIKE_MNIST, 7).train]))
+    assert np.array_equal(sizes, [min(n, int(6742 * 100 ** (-c / 9) + 1e-9)) for c, n in enumerate(MNIST_SIZES[0])])
+    assert all(map(np.array_equal, split(LongTail(base=dirichlet(), factor=1.0)).train, split(dirichlet()).train))
+    with pytest.raises(ValueError, match="^factor must be >= 1"):
+        LongTail(base=IID(), factor=0.5)
+    with pytest.raises(ValueError, match="^base.min_size must be at most"):
+        split(LongTail(base=dirichlet(min_size=900), factor=100.0))
+
+
+@pytest.mark.parametrize("by", ["examples", "classes"])
+def test_missing_labels_leave_a_share_of_examples_or_classes_and_the_local_test_sets(by):
+    whole, labels = split(dirichlet(alpha=1.0), LIKE_MNIST), LIKE_MNIST[0]
+    for share in (0.0, 0.5, 1.0):
+        some = split(MissingLabels(base=dirichlet(alpha=1.0), share=share, by=by), LIKE_MNIST)
+        assert all(map(np.array_equal, some.test, whole.test))
+        for own, before in zip(some.train, whole.train):
+            assert set(own) <= set(before) and (np.diff(own) > 0).all()
+            now, then = (own, before) if by == "examples" else (np.unique(labels[own]), np.unique(labels[before]))
+            assert len(now) == 1 if share == 1 else abs(len(now) - (1 - share) * len(then)) < 1
+            assert by == "examples" or len(own) == np.isin(labels[before], now).sum(), "a class is labeled or not"
+    with pytest.raises(ValueError, match="^by must be one of examples, classes, got 'x'"):
+        MissingLabels(base=IID(), share=0.5, by="x")
 
 
 # -------------------------------------------------------------------------------------------------------------- subsample
