@@ -244,9 +244,9 @@ def test_the_table_on_fashion_mnist_follows_from_its_rows():
     tests = {
         (method, column): found
         for (method, column), value in values.items()
-        if np.isfinite((found := paired(value - values["FedAvg", column])).t_test) and (value != values["FedAvg", column]).any()
+        if np.isfinite((found := paired(gain := value - values["FedAvg", column].reindex(value.index))).t_test) and gain.any()
     }
-    assert header.count("p, Holm") == 3 and len(tests) == 60
+    assert header.count("p, Holm") == 3 and len(tests) == 63
     corrected = dict(zip(tests, holm([one.t_test for one in tests.values()]), strict=True))
     for method, cells in shown.items():
         for place, column in zip((2, 5, 8), columns):
