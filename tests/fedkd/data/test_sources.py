@@ -28,7 +28,7 @@ def test_a_yaml_holds_exactly_the_parameters_of_its_source(path):
     assert all(p.default is p.empty for p in parameters.values()), "defaults are in yaml only"
 
 
-@pytest.mark.parametrize("path", [p for p in YAMLS if "cache" in OmegaConf.load(p)], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in YAMLS if {"root", "cache"} <= OmegaConf.load(p).keys()], ids=lambda path: path.stem)
 def test_a_missing_file_is_named_with_a_remedy(path, tmp_path):
     source = instantiate(OmegaConf.load(path), root=str(tmp_path / "nowhere"), cache=str(tmp_path))
     with pytest.raises(ValueError, match=r"root must hold the files of .*nowhere.* is missing; .*data\.root"):
