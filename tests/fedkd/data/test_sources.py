@@ -14,7 +14,8 @@ from fedkd.data.digits import Digits, read_digits
 from tests.fedkd.data.small_files import mnist_source, write_mnist
 
 ROOT = Path(__file__).parents[3]
-YAMLS = [path for path in sorted((ROOT / "conf" / "data").glob("*.yaml")) if path.stem != "rotated_mnist"]  # see test_rotated_domains
+YAMLS = [path for path in sorted((ROOT / "conf" / "data").glob("*.yaml")) if "defaults" not in OmegaConf.load(path)]
+"""Options that hold no other data set. The others are composed by Hydra."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------- conf/

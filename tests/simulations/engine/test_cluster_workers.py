@@ -69,6 +69,7 @@ def error_line(ended: Ended) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_nodes_with_other_code_and_without_code_are_refused_unless_the_code_is_sent(small, tmp_path):
     """Then they give the bits of a local run together."""
     there = other_code(tmp_path / "other", "strategies/fedgen.py", "self.coefficient_decay ** (server_round - 1)", "1.5")

@@ -227,6 +227,7 @@ def test_end_of_a_server_of_ray(repeat, monkeypatch):
     until(lambda: not Path(session.folder).exists(), 20, "the end of the watcher")
 
 
+@pytest.mark.slow
 def test_server_failure_during_evaluation(tmp_path):
     """The evaluating client would sleep for ten minutes."""
     plan_failure(tmp_path, "evaluating-3", "sleep", 1)
