@@ -105,11 +105,11 @@ class Mean(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """The outputs of a GRU."""
+    """The outputs of an LSTM."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gru = nn.GRU(8, 8, batch_first=True)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gru(x)[0]
+        return self.lstm(x)[0]

@@ -113,7 +113,7 @@ def task_rows(simulation: Simulation, done: Round) -> list[dict[str, int]]:
     There are no rows where classes do not arrive as tasks, or in a round without a test of the global model.
     """
     current = simulation.at(done.number).phase
-    totals = torch.bincount(simulation.global_test.y.cpu(), minlength=simulation.task.num_classes).tolist()
+    totals = torch.bincount(simulation.global_test.labels.cpu(), minlength=simulation.task.num_classes).tolist()
     rows = []
     for number, phase in enumerate(simulation.phases[: current + 1]):
         names = {label: f"{CLASS_ACCURACY}{label:02d}" for label in phase.task if totals[label]}

@@ -12,7 +12,7 @@ from fedkd.models.cnn import FedGenCNN
 from fedkd.models.generators import FeatureMLP
 from fedkd.models.mlp import MLP
 from fedkd.models.resnet import ResNet
-from fedkd.types import Task
+from fedkd.types import Target, Task
 from tests.small_runs import ROOT
 
 MNIST, LETTERS, CELEBA = Task("mnist", (1, 28, 28), 10), Task("letters", (1, 28, 28), 26), Task("celeba", (3, 84, 84), 2)
@@ -29,7 +29,10 @@ def configured(kind: str, name: str, *args):
 
 
 def fitting(name: str) -> Task:
-    """A task with small images that the network accepts."""
+    """A task with small images, or texts, that the network accepts."""
+    if name in ("fasttext", "text_cnn", "char_lstm"):
+        target: Target = "next_token" if name == "char_lstm" else "label"
+        return Task("texts", (6,), 5, input="tokens", target=target, vocabulary=("<pad>", "<unknown>", "a", "b", "c"))
     return CELEBA if "celeba" in name else MNIST
 
 
@@ -86,8 +89,9 @@ def test_the_option_feature_mlp_has_the_size_for_mnist():
 def test_a_classifier_s_output_is_consistent(path):
     task = fitting(path.stem)
     model = configured("model", path.stem, task).eval()
-    output = model(torch.rand(3, *task.shape))
-    assert output.logits.shape == (3, task.num_classes) and output.embedding.shape == (3, model.embedding_size)
+    output = model(task.inputs(3) if task.input == "tokens" else torch.rand(3, *task.shape))
+    assert output.logits.shape == (3, *task.positions, task.num_classes)
+    assert output.embedding.shape == (3, *task.positions, model.embedding_size)
     assert torch.equal(model.head(output.embedding), output.logits)
     assert len(output.stages) == len(model.stages) and all(len(stage) == 3 for stage in output.stages)
     assert model.task == task

@@ -101,11 +101,13 @@ def test_clients_with_tokens_train_together_as_alone(name, target):
     assert not torch.equal(weight[1:], alone.simulation.initial["stages.0.weight"][1:])
 
 
-def test_recurrent_networks_train_one_client_at_a_time():
+def test_recurrent_networks_train_one_client_at_a_time(monkeypatch):
+    """Also after the steps from which a graph is recorded."""
+    monkeypatch.setattr("fedkd.training.step_program.REPLAY_AFTER", 2)
     assert trains_alone(TokenNetwork(of_kind("tokens", "next_token")[0], recurrent=True))
-    ran = small_run("strategy=fedavg", *overrides_of("tokens", "next_token", "+model.recurrent=true"), "rounds=1", "clients_per_vmap=3")
+    ran = small_run("strategy=fedavg", *overrides_of("tokens", "next_token", "+model.recurrent=true"), "precision=float32", "rounds=2")
     assert ran.simulation.split_into_chunks(range(3), 3, 1) == [[0], [1], [2]]
-    assert not torch.equal(ran.state["model"]["embed.gru.weight_hh_l0"], ran.simulation.initial["embed.gru.weight_hh_l0"])
+    assert not torch.equal(ran.state["model"]["embed.lstm.weight_hh_l0"], ran.simulation.initial["embed.lstm.weight_hh_l0"])
 
 
 @pytest.mark.parametrize("name", TRAININGS)
