@@ -14,8 +14,8 @@ from fedkd.errors import require
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition
 
-CHUNK_SIZE = 4096
-"""Images that are transformed at once, as floats."""
+CHUNK_SIZE, CHUNK_VALUES = 4096, 2**24
+"""Images that are transformed at once, as floats, at most; and their values, where 16 images have fewer."""
 
 
 # ----------------------------------------------------------------------------------------------- the images of one client
@@ -63,10 +63,15 @@ def apply_views(shards: Sequence[Examples], views: Sequence[ClientView], full: f
     with single_thread():
         for client, (shard, view, rows) in enumerate(zip(shards, views, rows_by_client)):
             generator = (seed / client / name).torch()
-            for chunk in torch.arange(len(shard)).split(CHUNK_SIZE):
+            for chunk in torch.arange(len(shard)).split(chunk_size(shape.numel())):
                 storage[rows[chunk]] = apply_view(view, shard.gather(shard.storage_rows(chunk.to(device))).cpu(), full, generator)
     storage = storage.to(device)
     return [replace(shard, x=storage, rows=rows.to(device)) for shard, rows in zip(shards, rows_by_client)]
+
+
+def chunk_size(num_values: int) -> int:
+    """The number of images of so many values that are transformed at once: a multiple of 16, of which random noise does not depend."""
+    return min(CHUNK_SIZE, max(16, CHUNK_VALUES // max(num_values, 1) // 16 * 16))
 
 
 def apply_view(view: ClientView, stored: Tensor, full: float, generator: torch.Generator) -> Tensor:  # [N, C, H, W] -> the same shape

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from scipy import ndimage
 from torch.testing import assert_close
 
-from fedkd.data.client_shift import ClientView, Shift, apply_view, full_scale
+from fedkd.data import client_shift
+from fedkd.data.client_shift import ClientView, Shift, apply_view, chunk_size, full_scale
 from fedkd.data.digits import Digits
 from fedkd.seed import Seed
 from fedkd.types import Examples, Partition, flatten
@@ -225,6 +226,17 @@ def test_the_number_of_wrong_labels_is_the_configured_fraction(kind, share):
             assert set(step.tolist()) == ({1} if kind == "pair" else set(range(1, 10)))
             assert kind == "pair" or torch.bincount(step)[1:].min() > 0.5 * len(index) / 9
         assert now.y.dtype == torch.int64 and now.y.max() < 10
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (3, 7, 9)])
+def test_the_noise_of_large_images_does_not_depend_on_the_size_of_chunks(shape, monkeypatch):
+    x = torch.randint(0, 16, (83, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    examples = Examples(x, torch.zeros(83, dtype=torch.int64), 16.0, (0.0,) * shape[0], (1.0,) * shape[0])
+    partition = Partition([np.arange(83)], [np.arange(0)])
+    whole = stored(shift(noise=0.2)(examples, examples, partition, 10, Seed(0))[0][0])
+    monkeypatch.setattr(client_shift, "CHUNK_VALUES", 40 * int(np.prod(shape)))
+    assert chunk_size(int(np.prod(shape))) == 32
+    assert torch.equal(stored(shift(noise=0.2)(examples, examples, partition, 10, Seed(0))[0][0]), whole)
 
 
 def test_a_matrix_gives_noise_by_class():

@@ -1,10 +1,12 @@
 """Several data sets as one task: shapes, scales, classes, groups, caps, a domain that is held out, and clients with one domain each."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fedkd.data.digits import Digits
 from fedkd.data.domains import Domains
@@ -16,6 +18,7 @@ from simulations.config import compose
 from simulations.reports.tables.clients import read_test_groups
 from simulations.run_folder.data_record import write_groups
 from simulations.setup.clients import read_data
+from simulations.setup.simulation import build_simulation
 
 PARAMETERS = {"size": [8, 8], "channels": 1, "num_train": None, "num_test": None, "match_classes": "name", "held_out": None}
 
@@ -102,3 +105,28 @@ def test_a_configuration_adds_domains_and_a_client_has_one(tmp_path):
     assert read_test_groups(tmp_path) == {0: "x", 1: "y", 2: "x", 3: "y"}
     assert (tmp_path / "groups.csv").read_text().splitlines()[2] == "1,1,y,15,178"
     assert replace(train, group_names=()).subset([0]).groups.tolist() == [0]
+
+
+def mapped_file(tensor: torch.Tensor) -> str:
+    """The name of the file that the memory of a tensor is mapped to; empty for memory of the process's own."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *rest = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= tensor.data_ptr() < last:
+            return Path(rest[4]).name if len(rest) > 4 else ""
+    return ""
+
+
+@pytest.mark.parametrize("more", [[], ["partition=missing_labels", "public_data=held_out"], ["evaluation.split=validation"]], ids=str)
+def test_images_of_clients_stay_in_the_files_of_the_cache(tmp_path, more):
+    """So that data may be larger than memory."""
+    own = ["+data@data.domains.x=digits", "+data@data.domains.y=digits", f"data.cache={tmp_path}"]
+    setting = ["partition=by_group", "num_clients=2", "clients_per_round=2", "validation_fraction=0.1", *more]
+    config = compose(["data=domains", *own, "shift.label_noise=0.5", *setting])
+    simulation = build_simulation(OmegaConf.to_yaml(config, resolve=True))
+    data = simulation.client_data
+    tested = "train_x.npy" if "evaluation.split=validation" in more else "test_x.npy"
+    assert {mapped_file(one.x) for one in [simulation.train, *data.train]} == {"train_x.npy"}
+    assert {mapped_file(one.x) for one in [data.global_test, *data.local_test]} == {tested}
+    assert data.public_data is None or mapped_file(data.public_data.x) == "train_x.npy"
+    assert mapped_file(simulation.train.x.clone()) != "train_x.npy"
