@@ -86,12 +86,20 @@ class ViewDrift(Drift):
     def phases(self, rounds: int, num_clients: int, classes: Sequence[int], seed: Seed) -> list[DriftPhase]:
         """See :meth:`Drift.phases`. A phase ends where a client changes its view."""
         phases: list[DriftPhase] = []
-        for server_round in range(1, rounds + 1):
+        changes = self.changes(rounds)
+        key = "period" if isinstance(self, RecurringDrift) else "duration"
+        rule = f"must give at most {MAX_CHANGES} rounds in which data change"
+        require(len(changes) <= MAX_CHANGES, key, rule, getattr(self, key, None))
+        for server_round in (1, *changes):
             views = self.views(server_round, rounds, num_clients, seed)
             if not phases or views != phases[-1].views:
                 phases.append(DriftPhase(server_round, views))
         require(len(phases) > 1, "partition", f"must change the data of a client within rounds ({rounds})", "no change")
         return phases
+
+    @abstractmethod
+    def changes(self, rounds: int) -> range:
+        """The rounds from 2 on in which a client may change its view."""
 
     @abstractmethod
     def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
@@ -107,6 +115,10 @@ class ViewDrift(Drift):
         """The clients whose classes are renamed in view 1."""
         number = int(self.swapped_client_fraction * num_clients + 0.5)
         return frozenset(seed.numpy().permutation(num_clients)[:number].tolist())
+
+
+MAX_CHANGES = 10_000
+"""Rounds of a run in which data may change."""
 
 
 def change_round(value: int | None, rounds: int) -> int:
@@ -130,6 +142,11 @@ class SuddenDrift(ViewDrift):
 
     round: int | None
 
+    def changes(self, rounds: int) -> range:
+        """See :meth:`ViewDrift.changes`."""
+        begin = change_round(self.round, rounds)
+        return range(begin, begin + 1)
+
     def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
         """See :meth:`ViewDrift.views`."""
         return (int(server_round >= change_round(self.round, rounds)),) * num_clients
@@ -150,6 +167,11 @@ class GradualDrift(ViewDrift):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.duration >= 1, "duration", "must be >= 1 rounds", self.duration)
+
+    def changes(self, rounds: int) -> range:
+        """See :meth:`ViewDrift.changes`."""
+        begin = change_round(self.round, rounds)
+        return range(begin, min(begin + self.duration + 1, rounds + 1))
 
     def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
         """See :meth:`ViewDrift.views`."""
@@ -174,9 +196,13 @@ class RecurringDrift(ViewDrift):
         super().__post_init__()
         require(self.period >= 1, "period", "must be >= 1 rounds", self.period)
 
+    def changes(self, rounds: int) -> range:
+        """See :meth:`ViewDrift.changes`."""
+        require(self.period < rounds, "period", f"must be less than rounds ({rounds}), so that the data change", self.period)
+        return range(1 + self.period, rounds + 1, self.period)
+
     def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
         """See :meth:`ViewDrift.views`."""
-        require(self.period < rounds, "period", f"must be less than rounds ({rounds}), so that the data change", self.period)
         return ((server_round - 1) // self.period % 2,) * num_clients
 
 
@@ -195,6 +221,11 @@ class StaggeredDrift(ViewDrift):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.duration >= 1, "duration", "must be >= 1 rounds", self.duration)
+
+    def changes(self, rounds: int) -> range:
+        """See :meth:`ViewDrift.changes`."""
+        begin = change_round(self.round, rounds)
+        return range(begin, min(begin + self.duration, rounds + 1))
 
     def views(self, server_round: int, rounds: int, num_clients: int, seed: Seed) -> tuple[int, ...]:
         """See :meth:`ViewDrift.views`."""

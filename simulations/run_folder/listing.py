@@ -101,7 +101,7 @@ def describe_run(folder: Path, config: Mapping[str, Any], now: float) -> Row:
 
 
 def setting(config: Mapping[str, Any]) -> str:
-    """The partition with its first parameter, and the shift where there is one: ``dirichlet alpha=0.1, rotation``.
+    """The partition with its first parameter, and shift and drift where there are any: ``dirichlet alpha=0.1, rotation``.
 
     ``validation`` marks a trial of ``fedkd tune``, whose accuracies are of held-out training examples. ``500 clients tested`` marks a run
     whose local accuracies are those of a sample.
@@ -118,8 +118,7 @@ def setting(config: Mapping[str, Any]) -> str:
         words.append(str(name))
     else:
         words.append(f"{name} {key}={value}")
-    if choices.get("shift") not in (None, "none"):
-        words.append(choices["shift"])
+    words += [choices[part] for part in ("shift", "drift") if choices.get(part) not in (None, "none")]
     evaluation = config.get("evaluation") or {}
     if evaluation.get("split") == "validation":
         words.append("validation")

@@ -80,8 +80,8 @@ def _curves(axes: Axes, lines: Mapping[str, pd.DataFrame], borders: Sequence[int
     if bounds:
         lowest = min(bounds.values())
         axes.annotate(
-            "joint training, final", (0.01, lowest), xycoords=("axes fraction", "data"), xytext=(0, -2), textcoords="offset points",
-            va="top", ha="left", fontsize=style.font_size - 1, color=NEUTRAL,
+            "joint training, final", (0.99, lowest), xycoords=("axes fraction", "data"), xytext=(0, -2), textcoords="offset points",
+            va="top", ha="right", fontsize=style.font_size - 1, color=NEUTRAL,
         )  # fmt: skip
 
 

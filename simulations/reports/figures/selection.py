@@ -185,7 +185,7 @@ def drift_figure(
     bounds, matrices = {}, {}
     for one in mine if incremental else ():
         matrices[one.line] = 100 * np.mean([task_matrix(run) for run in one.runs], axis=0)
-        joint = [other for other in every if other.line == one.line and without_drift(other) == without_drift(one) and other is not one]
+        joint = [other for other in every if other is not one and without_drift(other) == without_drift(one)]
         if joint:
             bounds[one.line] = 100 * float(np.mean(by_seed(joint[0], "global_test_accuracy_final")))
     label = "all tasks so far" if incremental else "next round's local data"

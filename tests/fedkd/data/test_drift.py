@@ -55,6 +55,8 @@ def test_tasks_divide_the_classes_and_their_order_has_its_own_seed():
         (lambda: views(StaggeredDrift(round=13, duration=1, **WHAT)), "round"),
         (lambda: SuddenDrift(round=2, **{**WHAT, "swapped_client_fraction": 1.5}), "swapped_client_fraction"),
         (lambda: SuddenDrift(round=2, **{**WHAT, "shift": "later"}), "shift"),
+        (lambda: views(RecurringDrift(period=1, **WHAT), 2**31), "period"),
+        (lambda: views(GradualDrift(round=2, duration=2**31, **WHAT), 2**31), "duration"),
         (lambda: ClassIncremental(num_tasks=1, order_seed=None), "num_tasks"),
     ],
 )

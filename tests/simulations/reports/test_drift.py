@@ -6,9 +6,11 @@ import pytest
 
 from simulations.reports.figures.drift import over_time
 from simulations.reports.groups import group
+from simulations.reports.statistics import interval
 from simulations.reports.tables.drift import drift_measures, drift_table, task_matrix, task_measures, tasks_table
 from simulations.reports.tables.table import NumberFormat
 from simulations.run_folder.reader import FederatedRun
+from tests.small_runs import ROOT
 
 CORRECT = {1: [90], 2: [80], 3: [60, 70], 4: [40, 90], 5: [50, 30, 99], 6: [10, 60, 95]}
 """Correct answers of 100 on each task, by round. Each of three tasks has two rounds."""
@@ -65,3 +67,30 @@ def test_the_figure_has_a_border_before_each_phase_and_the_matrix(incremental):
     assert [line.get_xdata()[0] for line in top.lines if line.get_linestyle() == ":"] == [2.5, 4.5]
     assert [line.get_ydata()[0] for line in top.lines if line.get_label() == "_bound"] == [85.0] and top.get_ylim()[1] > 85
     assert [text.get_text() for text in heat_map.texts] == ["80", "40", "90", "10", "60", "95"]
+
+
+def test_the_kept_tables_follow_from_their_rows():
+    """Means and half-widths of the section on drift, from one row per run."""
+    page = (ROOT / "simulations" / "results" / "README.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Drift and classes that arrive as tasks")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| ")]
+    kept = {name: pd.read_csv(ROOT / "simulations" / "results" / name / "seeds.csv") for name in ("class_incremental", "label_drift")}
+    checked = 0
+    for line in lines:
+        if line[0] in ("FedAvg", "FedGen"):
+            runs = kept["class_incremental"][kept["class_incremental"]["strategy"] == line[0]]
+            tasks, joint = (runs[runs["setting"] == name] for name in ("five tasks", "joint"))
+            values = [*(tasks[name] for name in ("final", "aia", "new", "forgetting")), joint["global_final"]]
+            shown = line[2:]
+        elif line[1] in ("FedAvg", "FedGen"):
+            runs = kept["label_drift"][(kept["label_drift"]["setting"] == line[0]) & (kept["label_drift"]["strategy"] == line[1])]
+            values, shown = [runs[name] for name in ("prequential", "before", "dip", "global_final")], [*line[3:6], line[7]]
+            recovered = np.isfinite(runs["recovery"]).sum()
+            assert line[6].endswith(f"({recovered} of {len(runs)})") or recovered == len(runs)
+        else:
+            continue
+        for of, cell in zip(values, shown, strict=True):
+            mean, _, high = (float(one) for one in interval(100 * of))
+            assert [float(number) for number in cell.split(" ± ")] == pytest.approx([mean, high - mean], abs=0.0051), line
+            checked += 1
+    assert checked == 2 * 5 + 4 * 4
