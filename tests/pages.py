@@ -220,6 +220,13 @@ def components(page: Path) -> str:
     return strategy_table.table()
 
 
+def tasks(page: Path) -> str:
+    """What every strategy can be trained on."""
+    from simulations.setup import strategy_table
+
+    return strategy_table.task_table()
+
+
 def costs(page: Path) -> str:
     """Time and memory of a training step of each method, in ascending order of time."""
     lines = (ROOT / "simulations" / "results" / "distill.txt").read_text(encoding="utf-8").splitlines()
@@ -244,6 +251,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "differences": differences,
     "protocol": protocol,
     "components": components,
+    "tasks": tasks,
     "costs": costs,
     "options": options,
 }

@@ -18,7 +18,7 @@ from fedkd.models.cnn import FedGenCNN
 from fedkd.seed import Seed
 from fedkd.strategy import Strategy
 from fedkd.training.functional_model import snapshot
-from fedkd.types import Examples, State, Task, Tensors
+from fedkd.types import INPUTS, TARGETS, Examples, State, Task, Tensors
 from simulations.config import CONF, compose
 
 TASK = Task("mnist", (1, 28, 28), 10)
@@ -144,6 +144,18 @@ def table() -> str:
     """All strategies, in Markdown, and :data:`NOTE`."""
     rows = [HEADER, tuple("---:" if title.endswith("kB") else "---" for title in HEADER), *map(table_row, strategy_names())]
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", NOTE])
+
+
+def task_table() -> str:
+    """The kinds of inputs and targets on which every strategy trains, in Markdown."""
+    kinds = ("images", "tokens", "tables", "series"), ("one class", "several classes", "next tokens")
+    header = ("strategy", *kinds[0], *kinds[1])
+    rows = [header, ("---",) * len(header)]
+    for name in strategy_names():
+        strategy = strategy_class(name)
+        taken = [*(input in strategy.inputs for input in INPUTS), *(target in strategy.targets for target in TARGETS)]
+        rows.append((f"`{name}`", *("yes" if one else "no" for one in taken)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 if __name__ == "__main__":
