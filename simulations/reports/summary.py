@@ -10,7 +10,7 @@ import pandas as pd
 from simulations.reports.groups import Group
 from simulations.reports.metrics import FINAL, LAST, column_of, is_class_accuracy
 from simulations.reports.statistics import interval, is_range
-from simulations.run_folder.metric_names import ACCURACIES, COSTS, is_accuracy
+from simulations.run_folder.metric_names import ACCURACIES, COSTS, FURTHER_HEADLINES, is_accuracy
 from simulations.run_folder.reader import STRATEGY, FederatedRun
 
 LAST_ROUNDS = 10
@@ -42,6 +42,7 @@ def summarize(metrics: pd.DataFrame, target: float | None = None) -> dict[str, f
     evaluated = ~np.isnan(list(accuracies.values())).all(axis=0)
     found = {"best5_rounds": mean_of(np.sort(evaluations(metrics, "local_test_accuracy"))[-5:])}
     further = [name for name in map(str, metrics) if is_accuracy(name) and name not in ACCURACIES and not is_class_accuracy(name)]
+    found |= {name: headline(metrics, name) for name in FURTHER_HEADLINES if column_of(name) in metrics}
     found |= {f"{column}{end}": headline(metrics, f"{column}{end}") for column in (*ACCURACIES, *further) for end in (FINAL, LAST)}
     for cost in COSTS:
         values = metrics[cost].to_numpy(float)

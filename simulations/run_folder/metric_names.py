@@ -102,6 +102,12 @@ HEADLINES = {
 }
 """Headline metrics of a run and their labels in tables."""
 
+FURTHER_HEADLINES = {
+    "global_test_macro_f1_final": "global macro-F1, final",
+    "global_test_macro_f1_last10": "global macro-F1, last 10",
+}
+"""Headline metrics that some tasks have, in 0..1 as accuracies are, and their labels in tables."""
+
 COMPARED = ("global_test_accuracy_last10", "local_test_accuracy_last10")
 """The headlines that are tested against a baseline, and set side by side by setting."""
 

@@ -8,7 +8,7 @@ from simulations.reports.arrangement import ordered_lines, ordered_settings
 from simulations.reports.groups import Group, divergence
 from simulations.reports.metrics import Metric
 from simulations.reports.statistics import INTERVALS, MIN_PAIRS, TOO_NARROW, Paired, holm, interval, paired, smallest_p
-from simulations.reports.summary import LAST_ROUNDS, RESOURCES, baselines, blocks, by_seed, has_clock, last_rounds, mean_of
+from simulations.reports.summary import LAST_ROUNDS, RESOURCES, baselines, blocks, by_seed, has_clock, last_rounds, mean_of, summary
 from simulations.reports.tables.table import (
     DASH,
     DIVERGED,
@@ -25,7 +25,7 @@ from simulations.reports.tables.table import (
     ranked,
     texts,
 )
-from simulations.run_folder.metric_names import HEADLINES
+from simulations.run_folder.metric_names import FURTHER_HEADLINES, HEADLINES
 
 RESULTS_LEGEND = """Accuracy in %: {cell}.
 Global: the global model on the global test set. Local: on the local test sets of the tested clients.
@@ -75,6 +75,9 @@ def headlines(groups: Sequence[Group], form: NumberFormat) -> Table:
     columns = [texts("strategy", [one.row for one in groups]), counts("n", [len(one.runs) for one in groups])]
     for name, title in HEADLINES.items():
         columns.append(Column(heading(title, groups), ranked(percents(groups, name, form), blocks(groups), form.form)))
+    for name, title in FURTHER_HEADLINES.items():
+        if any(name in summary(run) for one in groups for run in one.runs):
+            columns.append(Column(heading(title, groups), ranked(percents(groups, name, form), blocks(groups), form.form)))
     columns.append(Column("best 5 rounds", tuple(percents(groups, "best5_rounds", form))))
     for way in ("uplink", "downlink"):
         columns.append(numbers(f"{way} MB", [mean_of(np.array(by_seed(one, f"{way}_bytes_total"))) / 1e6 for one in groups], ".4g"))

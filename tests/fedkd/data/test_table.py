@@ -9,6 +9,8 @@ from fedkd.data.table import ShippedTable, Table
 from fedkd.errors import ConfigError
 from simulations.config import compose
 from simulations.federation.runner import run_federation
+from simulations.reports.builder import report_folders
+from simulations.reports.options import ReportOptions
 
 KEYS = {"label_column": "label", "group_column": None, "left_out_columns": (), "missing": "refuse", "test_fraction": 0.25, "split_seed": 0}
 
@@ -79,4 +81,6 @@ def test_a_shipped_table_is_that_of_scikit_learn_and_trains(tmp_path):
         compose(["data=breast_cancer", "model=mlp", "strategy=fedavg", "partition.alpha=1.0", f"output={tmp_path}", *small])
     )
     last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+    report = report_folders([folder], ReportOptions(figures=False), output=tmp_path / "report", quiet=True)
+    assert pd.read_csv(report / "headlines.csv")["global macro-F1, final"].notna().all()
     assert last["global_test_accuracy"] > 0.9 and 0.85 < last["global_test_macro_f1"] <= 1
