@@ -73,7 +73,7 @@ def wrap(network: nn.Module, task: Task) -> Classifier:
         logits = evaluate(network, x)
     except Exception as error:
         text = f"got {name}, which raises {type(error).__name__}: {first_line(error)}"
-        raise ConfigError(f"_target_ must make a network that reads {task.input} of shape {list(task.shape)}, {text}") from error
+        raise ConfigError(f"_target_ must make a network that reads inputs ({task.input}) of shape {list(task.shape)}, {text}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -70,7 +70,9 @@ def check_output(client: Client) -> None:
         got = {name: list(getattr(output, name).shape) for name in ("logits", "embedding") if hasattr(output, name)}
         if got != (expected := {"logits": [number, *positions, classes], "embedding": [number, *positions, size]}):
             kind = f"{got or type(output).__name__} from {client.architecture}"
-            raise ConfigError(f"model must return an Output with the shapes {expected} for {number} examples, got {kind}")
+            raise ConfigError(
+                f"model must return an Output with the shapes {expected} for {number} example{'s' if number > 1 else ''}, got {kind}"
+            )
 
 
 def check_step(simulation: Simulation, client: Client) -> None:

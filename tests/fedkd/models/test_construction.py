@@ -44,7 +44,7 @@ def test_lazy_layers_get_their_shapes():
         (own_networks.Pair, "must make a network that returns one tensor of logits; subclass .*, which returns a tuple"),
         (own_networks.Softmax, "must make a network that ends with a linear layer, whose input is the embedding; subclass .*'Softmax'"),
         (lambda task: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), r"must make a network with logits of shape \(2, 3\)"),
-        (lambda task: nn.Sequential(nn.Flatten(), nn.Linear(15, 3)), r"must make a network that reads images .*RuntimeError"),
+        (lambda task: nn.Sequential(nn.Flatten(), nn.Linear(15, 3)), r"must make a network that reads inputs .image. .*RuntimeError"),
         (lambda task: nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()), "must make a network that ends with a linear layer"),
         (lambda task: "a network", "must make a torch.nn.Module"),
     ],

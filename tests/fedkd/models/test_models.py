@@ -28,9 +28,12 @@ def configured(kind: str, name: str, *args):
     return instantiate(OmegaConf.load(ROOT / "conf" / kind / f"{name}.yaml"), _convert_="all")(*args)
 
 
+TEXT_NETWORKS = ("fasttext", "text_cnn", "char_lstm")
+
+
 def fitting(name: str) -> Task:
     """A task with small images, or texts, that the network accepts."""
-    if name in ("fasttext", "text_cnn", "char_lstm"):
+    if name in TEXT_NETWORKS:
         target: Target = "next_token" if name == "char_lstm" else "label"
         return Task("texts", (6,), 5, input="tokens", target=target, vocabulary=("<pad>", "<unknown>", "a", "b", "c"))
     return CELEBA if "celeba" in name else MNIST

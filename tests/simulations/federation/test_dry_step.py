@@ -35,8 +35,8 @@ class GradientPenalty(Strategy):
 
 REFUSED = {
     "all_frozen": "model must have a parameter that is trained, got model, whose parameters are all frozen",
-    "wrong_size": "model must return an Output with the shapes .* for 2 images, got .*11",
-    "squeezing": "model must return an Output with the shapes .* for 1 images|model must be a network that strategy fedavg can eval",
+    "wrong_size": "model must return an Output with the shapes .* for 2 examples, got .*11",
+    "squeezing": "model must return an Output with the shapes .* for 1 example,|model must be a network that strategy fedavg can eval",
     "raising": "model must be a network that strategy fedavg can train, got model, which raises KeyError on 2 examples: .an own error",
 }
 
@@ -110,23 +110,25 @@ def test_a_network_without_program_is_named_and_trains(capsys):
 
 @pytest.mark.parametrize("name", ["recurrent", "weight_normalized", "lazy", "tied", "Plain"])
 def test_networks_of_users_train(name, tmp_path, capsys):
-    """With clients_per_vmap=auto a recurrent network trains one client at a time, and a line says why."""
+    """A recurrent network trains one client at a time with every ``clients_per_vmap``, and needs no trial that fails."""
     config = compose(
-        [*SMALL, "rounds=1", "clients_per_vmap=auto", "strategy=fedgen", *network(name), f"output={tmp_path}", "progress=false"]
+        [
+            *SMALL,
+            "rounds=1",
+            f"clients_per_vmap={3 if name == 'recurrent' else 'auto'}",
+            "strategy=fedgen",
+            *network(name),
+            f"output={tmp_path}",
+            "progress=false",
+        ]
     )
     folder = run_federation(config)
-    line = "clients per vmap: 1, as torch.vmap cannot batch model with strategy fedgen (RuntimeError: "
-    assert (line in capsys.readouterr().err) == (name == "recurrent")
+    assert "torch.vmap cannot batch" not in capsys.readouterr().err
     assert (Path(folder) / "checkpoint.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [("strategy=fedavg", *network("recurrent")), ("strategy=fedavg", f"strategy._target_={__name__}.GradientPenalty")],
-    ids=["network", "loss"],
-)
-def test_a_number_of_clients_that_cannot_be_batched_is_refused(overrides, tmp_path):
-    base = [*SMALL, "rounds=1", *overrides, f"output={tmp_path}", "progress=false"]
+def test_a_number_of_clients_that_cannot_be_batched_is_refused(tmp_path):
+    base = [*SMALL, "rounds=1", "strategy=fedavg", f"strategy._target_={__name__}.GradientPenalty", f"output={tmp_path}", "progress=false"]
     with pytest.raises(ConfigError, match="^clients_per_vmap must be 1 or auto, as torch.vmap cannot batch .*, got 3$"):
         run_federation(compose([*base, "clients_per_vmap=3"]))
     run_federation(compose([*base, "clients_per_vmap=1"]))
