@@ -101,6 +101,22 @@ class ServerDistillation(Strategy):
         """The last batch of a round, with labels of its own, where the strategy keeps it as the part ``made``; None otherwise."""
         return Generated(state["made"]["images"], state["made"]["y"], are_embeddings=False) if "made" in state else None
 
+    def require_statistics_of_data(self, student_statistics: str, student: str) -> None:
+        """Check that a student which keeps the ``average`` of the clients' BatchNorm statistics starts from their average.
+
+        Args:
+            student_statistics: ``images`` or ``average``.
+            student: the model with which the student starts, ``average`` or another one.
+
+        Raises:
+            ConfigError: it starts from another model.
+        """
+        require(
+            student_statistics == "images" or student == "average",
+            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
+            student_statistics,
+        )  # fmt: skip
+
     def require_image_generator(self, generator: Callable[..., Any]) -> None:
         """Check that a generator makes images.
 

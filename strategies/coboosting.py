@@ -118,11 +118,7 @@ class CoBoosting(ServerDistillation):
         ):  # fmt: skip
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 < self.mu_decay <= 1, "mu_decay", "must be in (0, 1] (1 keeps the step)", self.mu_decay)
-        require(
-            self.student_statistics == "images" or self.student == "average",
-            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
-            self.student_statistics,
-        )  # fmt: skip
+        self.require_statistics_of_data(self.student_statistics, self.student)
         self.require_image_generator(self.generator)
         self.synthesis = Synthesis(
             self.generator, clip_gradients(self.generator_optimizer, self.max_gradient_norm), self.generator_steps, self.batch_size,

@@ -104,11 +104,7 @@ class Dense(ServerDistillation):
         require(
             self.student_steps is None or self.student_steps > 0, "student_steps", "must be > 0, or null for a pass", self.student_steps
         )
-        require(
-            self.student_statistics == "images" or self.student == "average",
-            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
-            self.student_statistics,
-        )  # fmt: skip
+        self.require_statistics_of_data(self.student_statistics, self.student)
         self.require_image_generator(self.generator)
         self.synthesis = Synthesis(
             self.generator, self.generator_optimizer, self.generator_steps, self.batch_size, self.bn, self.oh, self.adv, keep=self.keep

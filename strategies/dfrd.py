@@ -87,6 +87,8 @@ class DFRD(GeneratorDistillation):
           batches so far and one more per class, and clients without counts enter with 1.
         - From the paper: clients with sub-networks of the model are not implemented.
         - BatchNorm statistics must be averaged, because the teachers need them. The public code's networks have none.
+        - From the public code: the student keeps the average of the clients' BatchNorm statistics as shipped, because the public networks
+          keep no running statistics. ``student_statistics=images``, which ``student=last`` needs, takes those of the generated images.
     """
 
     server_summary: ClassVar[str] = "mean of models, then distillation of the ensemble on images of a generator and of its average"
@@ -117,11 +119,7 @@ class DFRD(GeneratorDistillation):
         for name, least in (("generator_steps", 0), ("student_steps", 0), ("batch_size", 1), ("temperature", 0)):
             require(getattr(self, name) > least, name, f"must be > {least}", getattr(self, name))
         require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1) (0 forgets earlier rounds)", self.ema_decay)
-        require(
-            self.student_statistics == "images" or self.student == "average",
-            "student_statistics", "must be images, because only a student that starts from the average has statistics of data",
-            self.student_statistics,
-        )  # fmt: skip
+        self.require_statistics_of_data(self.student_statistics, self.student)
         kind = getattr(self.generator, "func", self.generator)
         require(getattr(kind, "embeds_labels", False), "generator", "must embed labels (image_dcgan)", getattr(kind, "__name__", kind))
 

@@ -177,8 +177,10 @@ def plain_round(simulation, server, state, updates):
 
 
 def test_server_equals_plain_loop_over_three_rounds():
-    """The average of the generator trains the model from the second round on."""
-    simulation, server, state, updates = trained_clients("dfrd", "precision=float64", "local_steps=15", "optimizer.lr=0.1")
+    """The average of the generator trains the model from the second round on. The loop takes the statistics of its images."""
+    simulation, server, state, updates = trained_clients(
+        "dfrd", "strategy.student_statistics=images", "precision=float64", "local_steps=15", "optimizer.lr=0.1"
+    )
     sums = None
     for number in (1, 2, 3):
         at = replace(server, seed=simulation.seed / "round" / number / "server")
@@ -209,7 +211,14 @@ def test_weight_of_the_average():
 
 
 def test_clients_keep_their_models_where_the_server_starts_from_its_own():
-    ran = small_run("strategy=dfrd", *strategy_overrides("dfrd"), "strategy.student=last", "rounds=2", "clients_per_round=6")
+    ran = small_run(
+        "strategy=dfrd",
+        *strategy_overrides("dfrd"),
+        "strategy.student=last",
+        "strategy.student_statistics=images",
+        "rounds=2",
+        "clients_per_round=6",
+    )
     strategy, states = ran.simulation.strategy, ran.client_states
     broadcast = {"model": ran.state["model"]}
     starts = [strategy.initial_weights(ran.simulation.client(k, 3), broadcast, states[k]) for k in range(2)]
