@@ -94,13 +94,10 @@ class Table:
         train, test = (self._values(rows, names, file) for rows, file in zip(parts.rows, parts.files))
         gaps = np.isnan(train), np.isnan(test)
         lacking = [names[place] for place in np.flatnonzero(np.concatenate(gaps).any(axis=0))]
-        rule = "must be mean (of the training rows) for columns with missing values, or leave them out by data.left_out_columns"
-        require(
-            not lacking or self.missing == "mean",
-            "missing",
-            rule,
-            f"refuse, with {int(sum(gap.sum() for gap in gaps))} in {listed(lacking)}",
-        )
+        rule = f"must be mean where values are missing (the mean of the training rows), or set data.left_out_columns=[{','.join(lacking)}]"
+        number = int(sum(gap.sum() for gap in gaps))
+        got = f"{self.missing}, with {number} missing value{'s' if number > 1 else ''} in {listed(lacking)}"
+        require(not lacking or self.missing == "mean", "missing", rule, got)
         empty = [name for name, none in zip(names, gaps[0].all(axis=0).tolist()) if none]
         require(not empty, "left_out_columns", "must hold the columns that no training row has a value of", listed(empty))
         mean = np.nanmean(train, axis=0)
@@ -114,14 +111,25 @@ class Table:
         require(not absent, "root", f"must have the columns of the training rows in {file}", f"none of {listed(absent)}")
         kinds = {name: rows[name].type for name in names}
         numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-        words = [f"{name} ({kind})" for name, kind in kinds.items() if not any(is_kind(kind) for is_kind in numbers)]
-        rule = f"must hold the columns of {file} that are no numbers, or be the labels or groups"
-        require(not words, "left_out_columns", rule, f"{listed(list(self.left_out_columns)) or 'none'}, without {listed(words)}")
+        words = [name for name, kind in kinds.items() if not any(is_kind(kind) for is_kind in numbers)]
+        rule = f"must hold numbers in {file} beside labels and groups (correct them, or set data.left_out_columns=[{','.join(words)}])"
+        require(not words, "root", rule, "; ".join(f"{first_word(rows[name])!r} in column {name}" for name in words))
         columns = [rows[name].cast(pa.float64()).to_numpy() for name in names]
         values = np.stack(columns, axis=1).astype(np.float64)
         if np.isinf(values).any():
             raise ConfigError(f"root must hold finite numbers in {file}, got infinity")
         return values
+
+
+def first_word(column: pa.ChunkedArray) -> object:
+    """The first value of a column that is no number."""
+    for value in column.to_pylist():
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            if value is not None:
+                return value
+    return column[0].as_py()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,9 +53,18 @@ def test_a_test_file_is_the_test_set(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "keys", "message"),
     [
-        ({}, {}, r"left_out_columns must hold the columns of .* that are no numbers.*'none, without ward \(string\)'"),
+        ({}, {}, r"root must hold numbers in .*data.left_out_columns=\[ward\]\), got .* in column ward"),
+        (
+            {"age": [1.0] * 39 + ["high"]},
+            {"left_out_columns": ["ward"]},
+            r"root must hold numbers .*columns=\[age\]\), got .*'high' in column age",
+        ),
         ({"age": [None] * 40}, {"left_out_columns": ["ward"], "missing": "mean"}, "left_out_columns must hold .* got 'age'"),
-        ({"age": [1.0] * 39 + [None]}, {"left_out_columns": ["ward"]}, "missing must be mean .* got 'refuse, with 1 in age'"),
+        (
+            {"age": [1.0] * 39 + [None]},
+            {"left_out_columns": ["ward"]},
+            "missing must be mean .*data.left_out_columns=.age., got 'refuse, with 1 missing value in age'",
+        ),
         ({}, {"label_column": "diagnosis"}, "label_column must be one of the columns of .*: age, ward, constant, label, got 'diagnosis'"),
         ({"label": [None] + ["a"] * 39}, {"left_out_columns": ["ward"]}, "label_column must hold a label in every row"),
         ({}, {"left_out_columns": ["word"]}, "left_out_columns must be columns of .* got 'word'"),
