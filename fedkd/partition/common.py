@@ -1,7 +1,9 @@
 """How partitions are called, and steps that they share: checks, sizes, shards, local test sets, label counts, and writing a file."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -62,6 +64,35 @@ def divide_by_base(
         return divide(base, train, test, num_clients, rng)
     except ValueError as error:
         raise ConfigError(f"base.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedPartition(ABC):
+    """A partition that changes another one.
+
+    Args:
+        base: the other partition.
+    """
+
+    base: LabelPartition | AttributePartition
+
+    def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
+        """Divide examples of which only labels are known, see :meth:`divide_examples`."""
+        return self.divide_examples(ExampleAttributes(train_labels), ExampleAttributes(test_labels), num_clients, rng)
+
+    @abstractmethod
+    def divide_examples(self, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator) -> Partition:
+        """Divide the examples.
+
+        Args:
+            train: the training examples.
+            test: the test examples.
+            num_clients: number of clients, K.
+            rng: draws what the partition and ``base`` draw.
+
+        Raises:
+            ConfigError: ``base`` raises one, or the examples cannot be divided in this way.
+        """
 
 
 # ------------------------------------------------------------------------------------------------------------------ checks

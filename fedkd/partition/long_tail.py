@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import AttributePartition, LabelPartition, check_arguments, divide_by_base, indices_by_class
+from fedkd.partition.common import DerivedPartition, check_arguments, divide_by_base, indices_by_class
 from fedkd.types import ExampleAttributes, Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongTail:
+class LongTail(DerivedPartition):
     """Class c of C keeps ``n_max factor^(-c / (C - 1))`` training examples, rounded down; the partition ``base`` divides these.
 
     n_max is the size of the largest class. The first class stays whole, and the last one has n_max / factor examples, at least one. A class
@@ -28,15 +28,10 @@ class LongTail:
         ConfigError: a value is out of range.
     """
 
-    base: LabelPartition | AttributePartition
     factor: float
 
     def __post_init__(self) -> None:
         require(1 <= self.factor < np.inf, "factor", "must be >= 1 (1 keeps all examples) and finite", self.factor)
-
-    def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Divide examples of which only labels are known, see :meth:`divide_examples`."""
-        return self.divide_examples(ExampleAttributes(train_labels), ExampleAttributes(test_labels), num_clients, rng)
 
     def divide_examples(self, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator) -> Partition:
         """Divide the examples.

@@ -6,12 +6,12 @@ from typing import Literal
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import AttributePartition, LabelPartition, check_arguments, divide_by_base
+from fedkd.partition.common import DerivedPartition, check_arguments, divide_by_base
 from fedkd.types import ExampleAttributes, Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class MissingLabels:
+class MissingLabels(DerivedPartition):
     """Each client lacks the labels of a part of its training examples under the partition ``base``. It does not train on these examples.
 
     The examples without labels are not used in any other way: they count neither as training examples nor in the weights of clients. A
@@ -27,17 +27,12 @@ class MissingLabels:
         ConfigError: a value is out of range.
     """
 
-    base: LabelPartition | AttributePartition
     share: float
     by: Literal["examples", "classes"]
 
     def __post_init__(self) -> None:
         require(0 <= self.share <= 1, "share", "must be in 0..1 (0: no label is missing)", self.share)
         require(self.by in ("examples", "classes"), "by", "must be one of examples, classes", self.by)
-
-    def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Divide examples of which only labels are known, see :meth:`divide_examples`."""
-        return self.divide_examples(ExampleAttributes(train_labels), ExampleAttributes(test_labels), num_clients, rng)
 
     def divide_examples(self, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator) -> Partition:
         """Divide the examples.

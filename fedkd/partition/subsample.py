@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 
 from fedkd.errors import require
-from fedkd.partition.common import AttributePartition, LabelPartition, check_arguments, check_count, divide_by_base
+from fedkd.partition.common import DerivedPartition, check_arguments, check_count, divide_by_base
 from fedkd.types import ExampleAttributes, Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subsample:
+class Subsample(DerivedPartition):
     """Each client keeps a random fraction of its examples under the partition ``base``; the others are not used.
 
     Label skew and quantity skew can so be combined. The fractions are proportional to exp(sigma * normal), or ~ Dirichlet(alpha, ...,
@@ -31,7 +31,6 @@ class Subsample:
         ConfigError: a value is out of range.
     """
 
-    base: LabelPartition | AttributePartition
     distribution: Literal["lognormal", "dirichlet"]
     sigma: float
     alpha: float
@@ -43,10 +42,6 @@ class Subsample:
         require(0 <= self.sigma < np.inf, "sigma", "must be >= 0 (0 keeps all examples) and finite", self.sigma)
         require(0 < self.alpha < np.inf, "alpha", "must be > 0 (small: very different sizes) and finite", self.alpha)
         check_count("min_size", self.min_size)
-
-    def __call__(self, train_labels: np.ndarray, test_labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Divide examples of which only labels are known, see :meth:`divide_examples`."""
-        return self.divide_examples(ExampleAttributes(train_labels), ExampleAttributes(test_labels), num_clients, rng)
 
     def divide_examples(self, train: ExampleAttributes, test: ExampleAttributes, num_clients: int, rng: np.random.Generator) -> Partition:
         """Divide the examples.
