@@ -7,7 +7,7 @@ without drift. Consecutive rounds in which no client changes its view are a phas
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -70,6 +70,9 @@ class ViewDrift(Drift):
             test set is not.
     """
 
+    length_key: ClassVar[str] = "duration"
+    """The parameter on which the number of rounds in which data change depends."""
+
     partition: Literal["redraw", "constant"]
     shift: Literal["constant", "redraw", "begin"]
     swapped_client_fraction: float
@@ -87,9 +90,8 @@ class ViewDrift(Drift):
         """See :meth:`Drift.phases`. A phase ends where a client changes its view."""
         phases: list[DriftPhase] = []
         changes = self.changes(rounds)
-        key = "period" if isinstance(self, RecurringDrift) else "duration"
         rule = f"must give at most {MAX_CHANGES} rounds in which data change"
-        require(len(changes) <= MAX_CHANGES, key, rule, getattr(self, key, None))
+        require(len(changes) <= MAX_CHANGES, self.length_key, rule, getattr(self, self.length_key, None))
         for server_round in (1, *changes):
             views = self.views(server_round, rounds, num_clients, seed)
             if not phases or views != phases[-1].views:
@@ -153,12 +155,12 @@ class SuddenDrift(ViewDrift):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualDrift(ViewDrift):
-    """The probability of view 1 grows linearly. Each client draws its view in each round of the change, and holds all of it.
+class LongDrift(ViewDrift):
+    """A change that takes several rounds.
 
     Args:
-        round: the first round in which a client can have view 1, >= 2; null: the first one of the second half.
-        duration: rounds of the change, >= 1. In the i-th of them the probability of view 1 is i / (duration + 1).
+        round: the first round of the change, >= 2; null: the first one of the second half.
+        duration: rounds of the change, >= 1.
     """
 
     round: int | None
@@ -167,6 +169,16 @@ class GradualDrift(ViewDrift):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.duration >= 1, "duration", "must be >= 1 rounds", self.duration)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualDrift(LongDrift):
+    """The probability of view 1 grows linearly. Each client draws its view in each round of the change, and holds all of it.
+
+    Args:
+        round: the first round in which a client can have view 1, >= 2; null: the first one of the second half.
+        duration: rounds of the change, >= 1. In the i-th of them the probability of view 1 is i / (duration + 1).
+    """
 
     def changes(self, rounds: int) -> range:
         """See :meth:`ViewDrift.changes`."""
@@ -190,6 +202,7 @@ class RecurringDrift(ViewDrift):
         period: rounds of a turn, >= 1.
     """
 
+    length_key: ClassVar[str] = "period"
     period: int
 
     def __post_init__(self) -> None:
@@ -207,20 +220,13 @@ class RecurringDrift(ViewDrift):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaggeredDrift(ViewDrift):
+class StaggeredDrift(LongDrift):
     """The clients change to view 1 one after the other, in an order that is drawn once, at equal distances.
 
     Args:
         round: the round in which the first client changes, >= 2; null: the first one of the second half.
         duration: rounds in which all clients change, >= 1.
     """
-
-    round: int | None
-    duration: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.duration >= 1, "duration", "must be >= 1 rounds", self.duration)
 
     def changes(self, rounds: int) -> range:
         """See :meth:`ViewDrift.changes`."""

@@ -218,7 +218,24 @@ class Trec(TextSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentencePolarity(TextSource):
+class DividedTexts(TextSource):
+    """Texts whose test set is drawn.
+
+    Args:
+        test_fraction: fraction of the texts of each class that are test texts, rounded down.
+        split_seed: seed of this split, which is the same for all runs.
+    """
+
+    test_fraction: float
+    split_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_split(self.test_fraction, self.split_seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePolarity(DividedTexts):
     """Sentences of film reviews: 5,331 positive and 5,331 negative ones, in ``rt-polarity.pos`` and ``rt-polarity.neg``.
 
     There is no official split: a fraction of each class, drawn by ``split_seed``, are the test sentences.
@@ -230,13 +247,6 @@ class SentencePolarity(TextSource):
         test_fraction: fraction of the sentences of each class that are test sentences, rounded down.
         split_seed: seed of this split, which is the same for all runs.
     """
-
-    test_fraction: float
-    split_seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_split(self.test_fraction, self.split_seed)
 
     @property
     def name(self) -> str:
@@ -262,7 +272,7 @@ class SentencePolarity(TextSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRows(TextSource):
+class TextRows(DividedTexts):
     """Files of rows with a column of texts and a column of labels: CSV, TSV, JSON lines or Parquet.
 
     ``root`` is a folder with ``train.csv`` and perhaps ``test.csv``, or one file.
@@ -278,12 +288,6 @@ class TextRows(TextSource):
     text_column: str
     label_column: str
     group_column: str | None
-    test_fraction: float
-    split_seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_split(self.test_fraction, self.split_seed)
 
     @property
     def name(self) -> str:

@@ -78,6 +78,26 @@ class PlainCNN(ImageClassifier):
         super().__init__(task, stages, embed, nn.Linear(embedding_size, task.num_classes), embedding_size)
 
 
+def pooled_convolutions(task: Task, widths: Sequence[int], name: str) -> tuple[list[nn.Sequential], int]:
+    """5x5 convolutions without padding, each with ReLU and 2x2 max pooling, and the number of values of the last map.
+
+    Args:
+        task: images.
+        widths: channels of each convolution; two of them need 16x16 pixels.
+        name: the option of ``model``, for the message.
+
+    Raises:
+        ConfigError: the images are too small.
+    """
+    stages, size, channels = [], torch.tensor(task.shape[1:]), task.shape[0]
+    for width in widths:
+        size = (size - 4) // 2
+        require(bool((size > 0).all()), "model", f"must be another network for images {task.shape}, which need 16x16 pixels", name)
+        stages.append(nn.Sequential(nn.Conv2d(channels, width, 5), nn.ReLU(), nn.MaxPool2d(2)))
+        channels = width
+    return stages, channels * int(size.prod())
+
+
 class MoonCNN(ImageClassifier):
     """Two 5x5 convolutions with ReLU and 2x2 max pooling, two linear layers with ReLU, a projection of two layers, and the head.
 
@@ -98,15 +118,8 @@ class MoonCNN(ImageClassifier):
 
     def __init__(self, task: Task, *, projection: int | None) -> None:
         require(projection is None or projection > 0, "projection", "must be > 0, or null for none", projection)
-        stages, size, channels = [], torch.tensor(task.shape[1:]), task.shape[0]
-        for width in (6, 16):
-            size = (size - 4) // 2
-            require(
-                bool((size > 0).all()), "model", f"must be another network for images {task.shape}, which need 16x16 pixels", "moon_cnn"
-            )
-            stages.append(nn.Sequential(nn.Conv2d(channels, width, 5), nn.ReLU(), nn.MaxPool2d(2)))
-            channels = width
-        embed = [nn.Flatten(), nn.Linear(16 * int(size.prod()), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+        stages, features = pooled_convolutions(task, (6, 16), "moon_cnn")
+        embed = [nn.Flatten(), nn.Linear(features, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
         if projection is not None:
             embed += [nn.Linear(84, 84), nn.ReLU(), nn.Linear(84, projection)]
         embedding_size = projection or 84
@@ -132,13 +145,6 @@ class FedAvgCNN(ImageClassifier):
     """
 
     def __init__(self, task: Task) -> None:
-        stages, size, channels = [], torch.tensor(task.shape[1:]), task.shape[0]
-        for width in (32, 64):
-            size = (size - 4) // 2
-            require(
-                bool((size > 0).all()), "model", f"must be another network for images {task.shape}, which need 16x16 pixels", "fedavg_cnn"
-            )
-            stages.append(nn.Sequential(nn.Conv2d(channels, width, 5), nn.ReLU(), nn.MaxPool2d(2)))
-            channels = width
-        embed = nn.Sequential(nn.Flatten(), nn.Linear(channels * int(size.prod()), 512), nn.ReLU())
+        stages, features = pooled_convolutions(task, (32, 64), "fedavg_cnn")
+        embed = nn.Sequential(nn.Flatten(), nn.Linear(features, 512), nn.ReLU())
         super().__init__(task, stages, embed, nn.Linear(512, task.num_classes), 512)
